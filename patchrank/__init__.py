@@ -1,0 +1,18 @@
+"""patchrank: CLIP's image tower made faster by ranking its patches and dropping the least important ones.
+
+Importing it registers the timm models `patchrank_clip_*` and nothing else; heavier parts load when they are used.
+"""
+
+from __future__ import annotations
+
+from patchrank.models import pruned_vit as pruned_vit
+
+__version__ = "0.1.0"
+__all__ = ["create_clip"]
+
+
+def create_clip(name: str, **kwargs):
+    """Image tower, text tower, tokenizer and transform in one; see `patchrank.models.clip.create_clip`."""
+    from patchrank.models.clip import create_clip
+
+    return create_clip(name, **kwargs)

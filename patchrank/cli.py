@@ -1,0 +1,63 @@
+"""What the commands share: flags, and the way in which they end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+
+from patchrank.errors import UserError
+from patchrank.models.clip import Clip, create_clip
+
+
+def add_model_flags(parser: argparse.ArgumentParser, split: str, batch_size: int, out: str) -> None:
+    """The flags of every stage, with the names that the trial's settings have."""
+    parser.add_argument("--model", default="patchrank_clip_digits", help="a timm entrypoint of ours")
+    parser.add_argument("--checkpoint", help="safetensors file of a pair; default: the weights that ship")
+    parser.add_argument("--data", default="digits", help="task")
+    parser.add_argument("--split", default=split)
+    parser.add_argument("--limit", type=int, help="only the first so many images")
+    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default=out, help=f"where results go (default: {out})")
+
+
+def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep-rate", type=float, default=0.6, help="share of patch tokens left at the end")
+    parser.add_argument("--locations", type=int, nargs="+", default=[4, 6, 8, 10], help="layers, from 1")
+    parser.add_argument("--reducer", default="predictor")
+    parser.add_argument("--leftovers", default="drop")
+    parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
+
+
+def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:
+    """The pair that `--model`, `--checkpoint` and `--device` name, seeded."""
+    check_device(args.device)
+    torch.manual_seed(args.seed)
+    return create_clip(args.model, checkpoint=args.checkpoint, device=args.device, **pruning)
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that torch does not know or this machine does not have."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} is not one that torch knows; near: cpu, cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} is asked for, but torch finds no GPU here; near: cpu")
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Runs a command: 0 done, 1 as it says, 2 bad input in one line, 130 interrupted."""
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)

@@ -1,0 +1,215 @@
+"""What a sweep file may say: strict schemas, and YAML read without its traps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from patchrank.errors import UserError, near
+
+
+class Strict(BaseModel):
+    """A mapping whose keys are all known; values keep their types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelConfig(Strict):
+    name: str = "patchrank_clip_digits"
+    checkpoint: str | None = None
+
+
+class DataConfig(Strict):
+    tasks: list[str] = Field(["digits"], min_length=1, max_length=1)
+    root: str | None = None
+    n_train: int | None = Field(256, ge=1)
+    n_val: int | None = Field(128, ge=1)
+    n_test: int | None = Field(None, ge=1)
+
+
+class GoldenConfig(Strict):
+    metric: Literal["label", "confidence", "preservation"] = "preservation"
+    window: int = Field(2, ge=1)
+    stride: int = Field(1, ge=1)
+    remove_at: int | Literal["first"] = 4
+    rounds: Literal[1] = 1
+
+
+class PredictorConfig(Strict):
+    name: str = "mix_mlp"
+    dim: int = Field(64, ge=1)
+    head: Literal["linear", "mean"] = "linear"
+    loss: str = "bce"
+    epochs: int = Field(50, ge=1)
+    lr: float = Field(0.001, gt=0)
+
+
+class PruningConfig(Strict):
+    reducer: str = "predictor"
+    leftovers: str = "drop"
+    keep_rate: float = Field(0.6, gt=0, le=1)
+    drop_counts: list[int] | None = None
+    locations: list[int] = Field([4, 6, 8, 10], min_length=1)
+
+
+class TrialConfig(Strict):
+    """Everything that one trial depends on."""
+
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    golden: GoldenConfig = GoldenConfig()
+    predictor: PredictorConfig = PredictorConfig()
+    pruning: PruningConfig = PruningConfig()
+    prompt: None = None
+
+
+class SearchConfig(Strict):
+    method: Literal["grid", "random", "optuna"] = "grid"
+    samples: int = Field(20, ge=1)  # per grid cell; a pure grid needs none
+    seed: int = 0
+
+
+class Objective(Strict):
+    metric: str
+    mode: Literal["min", "max"]
+
+
+class Resources(Strict):
+    """What one trial takes from the cluster."""
+
+    cpu: float = Field(1, gt=0)
+    gpu: float = Field(0, ge=0)
+
+
+class ReportConfig(Strict):
+    table: str
+    paper: str | None = None
+
+
+class Rule(Strict):
+    """How one swept setting varies: exactly one of grid, choice, uniform, int."""
+
+    grid: list[Any] | None = Field(None, min_length=1)
+    choice: list[Any] | None = Field(None, min_length=1)
+    uniform: list[float] | None = Field(None, min_length=2, max_length=2)
+    int_: list[int] | None = Field(None, alias="int", min_length=2, max_length=2)
+    step: float | None = Field(None, gt=0)
+    log: bool = False
+    when: dict[str, list[Any]] | None = None
+
+    @property
+    def kind(self) -> str:
+        return self._kinds()[0]
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Rule:
+        if len(self._kinds()) != 1:
+            raise ValueError(
+                f"exactly one of grid, choice, uniform, int must be there, but {self._kinds() or 'none'} is"
+            )
+        return self
+
+    def _kinds(self) -> list[str]:
+        return [kind for kind in ("grid", "choice", "uniform", "int_") if getattr(self, kind) is not None]
+
+
+class SweepConfig(Strict):
+    """A sweep file; see `sweeps/locations.yaml`."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    root: str
+    shards: str
+    spaces: list[str] = Field(min_length=1)
+    search: SearchConfig = SearchConfig()
+    trial: TrialConfig = TrialConfig()
+    objectives: list[Objective] = Field([Objective(metric="val_accuracy", mode="max")], min_length=1)
+    resources: Resources = Resources()
+    report: ReportConfig
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-3` is a number, `on` and `no` are words, and a key may stand only once."""
+
+    yaml_implicit_resolvers = {
+        first: [
+            (tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+        ]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key, (key_node, _) in zip(keys, node.value):
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text as plain values. Raises `UserError` with file, line and reason."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}{line}: not readable as YAML ({reason})") from error
+
+
+def read_yaml(path: str | Path) -> Any:
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not a text file in UTF-8") from error
+    return parse_yaml(text, str(path))
+
+
+def validate(schema: type[BaseModel], value: Any, where: str) -> Any:
+    """A model from plain values. Raises `UserError`: one line with file, key, value, rule and the near alternative."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must hold a mapping of keys to values, but holds {type(value).__name__}")
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(schema, error)}") from error
+
+
+def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"key {path!r} does not exist; {near(str(problem['loc'][-1]), known_keys(schema, problem['loc'][:-1]))}"
+    if problem["type"] == "missing":
+        return f"key {path!r} is missing"
+    message = problem["msg"].removeprefix("Input ")
+    return f"{path} is {problem['input']!r}, but {message}"
+
+
+def known_keys(schema: type[BaseModel], path: tuple) -> list[str]:
+    """The keys that may stand at a place inside a schema."""
+    for part in path:
+        annotation = schema.model_fields[part].annotation if part in schema.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        schema = annotation
+    return [field.alias or name for name, field in schema.model_fields.items()]

@@ -1,0 +1,168 @@
+"""Golden-rank shards: tars of images with their scores, a manifest, and nothing half-written.
+
+WebDataset reads a truncated tar without a word, so each shard has its size and sha256 beside it, and every reader
+checks them before it trusts a byte. The only file that imports webdataset, and only when shards are read or written.
+
+    <root>/<key>/shard-000000.tar    images (original bytes), labels, ids, scores and window damages
+    <root>/<key>/shard-000000.json   samples, bytes and sha256 of that tar
+    <root>/<key>/manifest.json       written last: what was scored, with what, and the list of shards
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from patchrank.data.tasks import decode_image
+from patchrank.errors import UserError
+from patchrank.files import content_id, join, read_bytes, read_json, write_atomic, write_json
+
+SHARD_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a shard: scores (metrics, N) are importance g, windows (metrics, W) raw damage."""
+
+    id: str
+    content: bytes
+    extension: str
+    label: int | None
+    scores: np.ndarray
+    windows: np.ndarray
+
+    def image(self):
+        return decode_image(self.content)
+
+
+class ShardFolder:
+    """One set of shards, complete or in the making; `header` is what determines its contents, and so its name."""
+
+    def __init__(self, root: str, header: dict):
+        self.header = header
+        self.key = content_id(header)[:16]
+        self.path = join(root, self.key)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples in each shard."""
+        count, size = self.header["data"]["count"], self.header["shard_size"]
+        return [min(size, count - start) for start in range(0, count, size)]
+
+    def complete(self) -> bool:
+        """Whether every shard is there and sound."""
+        return read_json(join(self.path, "manifest.json")) is not None and not self.faults()
+
+    def faults(self) -> dict[int, str]:
+        """What is wrong with each shard that is not as it should be: `{1: "truncated: 512 of 3072 bytes"}`."""
+        found = {index: self._fault(index) for index in range(len(self.sizes))}
+        return {index: fault for index, fault in found.items() if fault}
+
+    def _fault(self, index: int) -> str | None:
+        record = read_json(join(self.path, f"{_stem(index)}.json"))
+        if record is None or record.get("samples") != self.sizes[index]:
+            return "not made yet"
+        return check_shard(self.path, record)[1]
+
+    def write(self, index: int, samples: Iterable[Sample]) -> None:
+        """Writes shard number `index` and its record, each whole or not at all."""
+        content, count = _tar(samples, index * self.header["shard_size"])
+        name = f"{_stem(index)}.tar"
+        record = {"file": name, "samples": count, "bytes": len(content), "sha256": _sha256(content)}
+        write_atomic(join(self.path, name), content)
+        write_json(join(self.path, f"{_stem(index)}.json"), record)
+
+    def finish(self, **how: int) -> dict:
+        """Compiles the manifest from the records of all shards; `how` (batch, threads) is noted, not keyed."""
+        records = [read_json(join(self.path, f"{_stem(index)}.json")) for index in range(len(self.sizes))]
+        manifest = {**self.header, "key": self.key, **how, "shards": records, "complete": True}
+        write_json(join(self.path, "manifest.json"), manifest)
+        return manifest
+
+
+def read_manifest(path: str) -> dict:
+    """The manifest of a folder of shards. Raises `UserError` where there is none or scoring did not finish."""
+    manifest = read_json(join(path, "manifest.json"))
+    if manifest is None:
+        raise UserError(f"shards {path}: no manifest.json, so scoring has not finished; run the golden stage again")
+    if manifest.get("schema") != 1:
+        raise UserError(f"shards {path}: schema is {manifest.get('schema')}, but this version reads 1")
+    return manifest
+
+
+def stream(path: str) -> Iterator[Sample]:
+    """All samples of a folder in order, one verified shard in memory at a time.
+
+    Raises:
+        UserError: a shard is missing, truncated or changed; it is named.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    manifest = read_manifest(path)
+    members = group_by_keys(tar_file_expander(_verified(path, manifest["shards"])))
+    for member in members:
+        yield _sample(member)
+
+
+def check_shard(path: str, record: dict) -> tuple[bytes, str | None]:
+    """The bytes of a shard, and what is wrong with them (None where nothing is)."""
+    try:
+        content = read_bytes(join(path, record["file"]))
+    except FileNotFoundError:
+        return b"", "missing"
+    if len(content) != record["bytes"]:
+        return b"", f"truncated: {len(content)} of {record['bytes']} bytes"
+    if _sha256(content) != record["sha256"]:
+        return b"", "changed: its sha256 is not the recorded one"
+    return content, None
+
+
+def _verified(path: str, records: Sequence[dict]) -> Iterator[dict]:
+    for record in records:
+        content, fault = check_shard(path, record)
+        if fault:
+            raise UserError(f"shard {join(path, record['file'])} is {fault}; the golden stage makes that one again")
+        yield {"url": record["file"], "stream": io.BytesIO(content)}
+
+
+def _sample(member: dict) -> Sample:
+    extension = next(key for key in ("png", "jpg") if key in member)
+    return Sample(
+        json.loads(member["json"])["id"],
+        member[extension],
+        extension,
+        int(member["cls"]) if "cls" in member else None,
+        _array(member["scores.npy"]),
+        _array(member["windows.npy"]),
+    )
+
+
+def _array(content: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _tar(samples: Iterable[Sample], first: int) -> tuple[bytes, int]:
+    """The bytes of a tar, equal for equal samples, and how many it holds."""
+    from webdataset.writer import TarWriter
+
+    buffer, count = io.BytesIO(), 0
+    with TarWriter(buffer, encoder=True, mtime=0) as tar:
+        for count, sample in enumerate(samples, 1):
+            member = {"__key__": f"{first + count - 1:08d}", sample.extension: sample.content}
+            member |= {} if sample.label is None else {"cls": sample.label}
+            member |= {"json": {"id": sample.id}, "scores.npy": sample.scores, "windows.npy": sample.windows}
+            tar.write(member)
+    return buffer.getvalue(), count
+
+
+def _stem(index: int) -> str:
+    return f"shard-{index:06d}"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,159 @@
+"""Evaluates pruned inference: accuracy, agreement, cosine, matching rate and MACs as one row.
+
+python -m patchrank.evaluate --data digits --split val --keep-rate 0.6
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from patchrank.cli import add_model_flags, add_pruning_flags, create_clip_from, run_command
+from patchrank.data.tasks import ImageSplit, load_split
+from patchrank.errors import UserError
+from patchrank.fit import matching, prior_of, read_ranked
+from patchrank.layers.macs import text_macs
+from patchrank.layers.reducers import Random, TokenState
+from patchrank.layers.reducers.random import sample_keys
+from patchrank.metrics import percent
+from patchrank.models.clip import TEXT_CFGS, Clip
+
+VERSION = 1  # of the evaluation: bump it when the same tower would get other figures
+CONTROLS = ("random", "reversed")
+BATCH_SIZE = 64
+
+
+@dataclass
+class Evaluation:
+    """Per image, in the order of the split: what each variant (unpruned, pruned, controls) answered.
+
+    answers: variant -> class indices (n,); cosine: variant -> cosine to the unpruned embedding (n,).
+    labels (n,); kept (n, K), places of the surviving tokens.
+    """
+
+    labels: np.ndarray
+    answers: dict[str, np.ndarray]
+    cosine: dict[str, np.ndarray]
+    kept: np.ndarray
+
+    def right(self, variant: str = "pruned") -> np.ndarray:
+        return self.answers[variant] == self.labels
+
+    def row(self) -> dict[str, float]:
+        """Percentages: accuracy of every variant, agreement with the unpruned answers; and the mean cosine."""
+        same = self.answers["pruned"] == self.answers["unpruned"]
+        row = {"accuracy": percent(self.right()), "accuracy_unpruned": percent(self.right("unpruned"))}
+        row |= {f"accuracy_{name}": percent(self.right(name)) for name in self.answers if name in CONTROLS}
+        return row | {"agreement": percent(same), "cosine": float(self.cosine["pruned"].mean())}
+
+
+@torch.inference_mode()
+def evaluate(
+    clip: Clip,
+    split: ImageSplit,
+    controls: Sequence[str] = (),
+    scores: np.ndarray | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Evaluation:
+    """Zero-shot classification of a split with the pruning that `clip.visual` has, beside the same tower unpruned.
+
+    Args:
+        controls: also rank at `random` (by `seed` and each image's pixels), or `reversed` (the reducer's, negated).
+        scores: (n, N), high = keep, to rank by instead of the reducer's own: oracles.
+    """
+    head, device = clip.zero_shot_head(split.classes, split.templates), clip.logit_scale.device
+    parts: list[dict[str, Tensor]] = []
+    bar = tqdm(total=len(split), desc=f"evaluate {split.task}/{split.split}", unit="image", disable=quiet)
+    for images, places in split.batches(clip.transform(), batch_size):
+        given = None if scores is None else torch.from_numpy(scores[places.start : places.stop]).to(device)
+        parts.append(_one_batch(clip.visual, images.to(device), controls, given, seed))
+        bar.update(len(images))
+    bar.close()
+    joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    kept = joined.pop("kept").cpu().numpy()
+    return Evaluation(
+        labels=np.asarray(split.labels),
+        answers={name: (z @ head.T).argmax(-1).cpu().numpy() for name, z in joined.items()},
+        cosine={name: (z * joined["unpruned"]).sum(-1).cpu().numpy() for name, z in joined.items()},
+        kept=kept,
+    )
+
+
+def _one_batch(
+    tower: nn.Module, images: Tensor, controls: Sequence[str], scores: Tensor | None, seed: int
+) -> dict[str, Tensor]:
+    pruned = tower.forward_pruned(images, scores)
+    out = {"unpruned": tower.forward_suffix(tower.embed(images), 1), "pruned": pruned.embedding}
+    if "random" in controls:
+        out["random"] = tower.forward_pruned(images, random_scores(images, tower.num_patches, seed)).embedding
+    if "reversed" in controls and pruned.scores is not None:
+        out["reversed"] = tower.forward_pruned(images, -pruned.scores).embedding
+    return {name: F.normalize(z, dim=-1) for name, z in out.items()} | {"kept": pruned.kept}
+
+
+def random_scores(images: Tensor, num_tokens: int, seed: int) -> Tensor:
+    """Scores (B, N) of the `random` reducer, without a tower."""
+    index = torch.arange(num_tokens, device=images.device).expand(len(images), -1)
+    state = TokenState(tokens=images, index=index, cls=images, sample_key=sample_keys(images))
+    return Random(seed).score(state)
+
+
+def macs_row(clip: Clip) -> dict[str, float]:
+    """GMACs of one image with the pruning in force and without, of its ranking, and of one caption."""
+    macs, plain = clip.visual.macs(), clip.visual.macs_unpruned()
+    cfg = {
+        key: value
+        for key, value in TEXT_CFGS[clip.name.split(".")[0]].items()
+        if key in ("width", "layers", "output_dim")
+    }
+    return {
+        "gmacs": macs.image / 1e9,
+        "gmacs_unpruned": plain.image / 1e9,
+        "gmacs_predictor": macs.predictor / 1e9,
+        "gmacs_text": text_macs(**cfg) / 1e9,
+    }
+
+
+def shard_matching(clip: Clip, path: str) -> dict[str, float]:
+    """Matching rate of the predictor in use on a folder of golden-rank shards, beside chance."""
+    if clip.visual.pruning.reducer != "predictor" or clip.visual.pruner is None:
+        raise UserError("a matching rate needs pruning by reducer 'predictor'")
+    location, metric = clip.visual.pruning.locations[0], "preservation"
+    data = read_ranked(clip, path, metric, location)
+    found = matching(clip.visual.pruner.reducer.predictor, prior_of(data), data)
+    return {key: value for key, value in found.items() if key != "matching_prior"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m patchrank.evaluate", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_model_flags(parser, split="val", batch_size=BATCH_SIZE, out="-")
+    add_pruning_flags(parser)
+    parser.add_argument("--controls", nargs="*", default=[], choices=CONTROLS)
+    parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
+    args = parser.parse_args(argv)
+    settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
+    clip = create_clip_from(args, predictor_path=args.predictor, **settings)
+    split = load_split(args.data, args.split, args.limit)
+    row = evaluate(clip, split, args.controls, args.batch_size, args.seed).row() | macs_row(clip)
+    if args.shards:
+        row |= shard_matching(clip, args.shards)
+    print(
+        json.dumps(
+            {"model": args.model, "data": args.data, "split": args.split, **settings, **row, "n_images": len(split)}
+        )
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

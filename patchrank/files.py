@@ -1,0 +1,105 @@
+"""Reading and writing: paths or fsspec URLs, whole files at a time, never half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import fsspec
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from torch import nn
+
+from patchrank.errors import UserError
+
+
+def resolve(path: str | Path, base: str | Path = ".") -> str:
+    """An absolute path, or the URL as it is: relative paths would break inside Ray's workers."""
+    path = str(path)
+    return path if "://" in path else str((Path(base).resolve() / Path(path).expanduser()).resolve())
+
+
+def join(root: str | Path, *parts: str) -> str:
+    """`root/part/part`, for paths and URLs alike."""
+    return "/".join([str(root).rstrip("/"), *parts])
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The whole of a file. Raises `FileNotFoundError` where there is none."""
+    filesystem, name = fsspec.core.url_to_fs(str(path))
+    return filesystem.cat_file(name)
+
+
+def read_json(path: str | Path) -> dict | None:
+    """What a JSON file says; None where there is no such file or it is damaged (it will be made again)."""
+    try:
+        return json.loads(read_bytes(path))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def exists(path: str | Path) -> bool:
+    filesystem, name = fsspec.core.url_to_fs(str(path))
+    return filesystem.exists(name)
+
+
+def remove(path: str | Path) -> None:
+    """Removes a file if it is there."""
+    filesystem, name = fsspec.core.url_to_fs(str(path))
+    if filesystem.exists(name):
+        filesystem.rm_file(name)
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Writes a whole file or nothing: beside its place and then renamed; on object stores in one put.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    filesystem, name = fsspec.core.url_to_fs(str(path))
+    try:
+        filesystem.makedirs(filesystem._parent(name), exist_ok=True)
+        if isinstance(filesystem, LocalFileSystem):
+            _replace(name, content)
+        else:
+            filesystem.pipe_file(name, content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _replace(name: str, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(name), prefix=".writing-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, name)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_json(path: str | Path, value: object) -> None:
+    write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def content_id(value: object) -> str:
+    """sha256 of a JSON value's canonical form; the name of whatever that value determines."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def weights_sha256(model: nn.Module, without: str = "pruner.") -> str:
+    """sha256 over names, types, shapes and bytes of a model's tensors, leaving out those of its pruning block."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        if not key.startswith(without):
+            value = value.detach().cpu().contiguous()
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.view(torch.uint8).numpy().tobytes() if value.ndim else value.numpy().tobytes())
+    return digest.hexdigest()

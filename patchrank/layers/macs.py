@@ -1,0 +1,56 @@
+"""The one counter of arithmetic: multiply-accumulates (MACs) from shapes alone; FLOPs are twice as many.
+
+Counted: convolutions, linear layers and the two products of attention. Not counted, as is usual: norms, softmax,
+activations, gathers. Tested against torch's `FlopCounterMode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Macs:
+    """MACs of one image (and, for `text`, of one caption)."""
+
+    vision: int
+    predictor: int = 0
+    text: int = 0
+    matching: int = 0  # similarity search of merging reducers
+
+    @property
+    def image(self) -> int:
+        """All that one image costs once class embeddings are cached."""
+        return self.vision + self.predictor + self.matching
+
+
+def block_macs(num_tokens: int, dim: int, hidden: int, cls_only: bool = False) -> int:
+    """One transformer block; with `cls_only`, keys and values of all tokens but everything else for one."""
+    rows = 1 if cls_only else num_tokens
+    projections = 2 * num_tokens * dim * dim + 2 * rows * dim * dim  # k, v; q, out
+    attention = 2 * rows * num_tokens * dim
+    return projections + attention + 2 * rows * dim * hidden
+
+
+def vision_macs(
+    model: nn.Module, locations: Sequence[int] = (), drop_counts: Sequence[int] = (), cls_only_last: bool = False
+) -> int:
+    """An image tower of timm's ViT shape that loses `drop_counts` patch tokens just before layers `locations`."""
+    dim, depth = model.embed_dim, len(model.blocks)
+    hidden = model.blocks[0].mlp.fc1.out_features
+    patches = model.patch_embed.num_patches
+    drops = dict(zip(locations, drop_counts))
+    total = patches * model.patch_embed.proj.weight[0].numel() * dim
+    alive = patches + model.num_prefix_tokens
+    for layer in range(1, depth + 1):
+        alive -= drops.get(layer, 0)
+        total += block_macs(alive, dim, hidden, cls_only=cls_only_last and layer == depth)
+    return total + dim * model.num_classes
+
+
+def text_macs(width: int, layers: int, output_dim: int, context_length: int = 77, mlp_ratio: float = 4.0) -> int:
+    """CLIP's text tower for one caption."""
+    return layers * block_macs(context_length, width, int(width * mlp_ratio)) + width * output_dim

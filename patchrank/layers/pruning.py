@@ -1,0 +1,113 @@
+"""What pruning is made of: pure functions on tensors, no modules and no state.
+
+Shapes: B images, N patch tokens of the full grid, K tokens still alive, D width, W windows, r window side.
+Scores are "high = keep"; damage is "high = removal hurts" (the complement of the paper's s, eq. 1 to 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patchrank.errors import UserError
+
+
+def num_kept(num_tokens: int, keep_rate: float) -> int:
+    """Tokens left of `num_tokens` at a keep rate in (0, 1]; halves round up, one token always stays."""
+    if not 0 < keep_rate <= 1:
+        raise UserError(f"keep_rate must lie in (0, 1], but is {keep_rate}")
+    return max(1, int(keep_rate * num_tokens + 0.5))
+
+
+def check_locations(locations: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Layer numbers, counted from 1, just before which tokens leave (section 3.2, "Token Removal")."""
+    locations = tuple(locations)
+    if not locations or any(type(layer) is not int or not 1 <= layer <= depth for layer in locations):
+        raise UserError(f"locations must be layer numbers from 1 to the tower's depth {depth}, but are {locations}")
+    if any(a >= b for a, b in zip(locations, locations[1:])):
+        raise UserError(f"locations must increase, but are {locations}; near: {tuple(sorted(set(locations)))}")
+    return locations
+
+
+def drop_schedule(
+    num_tokens: int, keep_rate: float, locations: Sequence[int], drop_counts: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """How many tokens leave at each location: as equal as integers allow, earlier locations first.
+
+    `drop_counts` wins over `keep_rate` where it is given (tables 4 and 5 drop 20 at each of four).
+    """
+    if drop_counts is None:
+        share, extra = divmod(num_tokens - num_kept(num_tokens, keep_rate), len(locations))
+        return tuple(share + (i < extra) for i in range(len(locations)))
+    counts = tuple(drop_counts)
+    if len(counts) != len(locations) or any(type(n) is not int or n < 0 for n in counts):
+        raise UserError(f"drop_counts must be one count >= 0 for each of {len(locations)} locations, but is {counts}")
+    if sum(counts) >= num_tokens:
+        raise UserError(f"drop_counts must leave a token, but {counts} removes {sum(counts)} of {num_tokens}")
+    return counts
+
+
+def rank(scores: Tensor) -> Tensor:
+    """Token indices from the highest score to the lowest, (B, K); among ties the lower index comes first."""
+    return scores.argsort(dim=-1, descending=True, stable=True)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Picks rows `index` (B, K) of `x` (B, N) or (B, N, D)."""
+    return x.gather(1, index if x.ndim == 2 else index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def scatter_to_grid(tokens: Tensor, index: Tensor, num_tokens: int) -> Tensor:
+    """Puts tokens (B, K, D) back at their places (B, K) in the full grid (B, N, D); zeros where dropped."""
+    grid = tokens.new_zeros(tokens.shape[0], num_tokens, tokens.shape[-1])
+    return grid.scatter(1, index.unsqueeze(-1).expand_as(tokens), tokens)
+
+
+def windows(grid_size: tuple[int, int], window: int, stride: int = 1) -> Tensor:
+    """Token indices of every window x window square of the grid, row by row: (W, window * window) (section 3.1).
+
+    Raises:
+        UserError: the window is larger than the grid, or the stride leaves tokens that no window covers.
+    """
+    height, width = grid_size
+    if not 1 <= window <= min(grid_size):
+        raise UserError(f"window must lie in 1..{min(grid_size)} on a {height} x {width} grid, but is {window}")
+    if stride < 1:
+        raise UserError(f"stride must be at least 1, but is {stride}")
+    squares = torch.arange(height * width).view(height, width).unfold(0, window, stride).unfold(1, window, stride)
+    squares = squares.reshape(-1, window * window)
+    uncovered = height * width - squares.unique().numel()
+    if uncovered:
+        raise UserError(
+            f"window {window} at stride {stride} leaves {uncovered} tokens of the {height} x {width} grid uncovered; "
+            f"stride 1 covers all"
+        )
+    return squares
+
+
+def outside(squares: Tensor, num_tokens: int) -> Tensor:
+    """The tokens that remain when a window is removed: (W, num_tokens - window * window), ascending."""
+    gone = torch.zeros(len(squares), num_tokens, dtype=torch.bool).scatter_(1, squares, True)
+    return (~gone).nonzero()[:, 1].view(len(squares), -1)
+
+
+def window_mean(damage: Tensor, squares: Tensor, num_tokens: int) -> Tensor:
+    """Spreads damage per window (..., W) over tokens (..., N): the mean over the windows that cover a token.
+
+    Eq. 4 divides by |T_i| instead, which would starve border tokens, since fewer windows cover them.
+    """
+    member = damage.new_zeros(len(squares), num_tokens).scatter_(1, squares.to(damage.device), 1.0)
+    return damage @ member / member.sum(0)
+
+
+def importance(damage: Tensor) -> Tensor:
+    """g = -z(s) = z(damage), z-scored over the tokens of an image (section 3.2); zeros where all are alike.
+
+    The floor is relative to the scores' own size, so that rounding noise on a constant map is not blown up.
+    """
+    centred = damage - damage.mean(-1, keepdim=True)
+    sigma = centred.square().mean(-1, keepdim=True).sqrt()
+    floor = 1e-9 * damage.abs().amax(-1, keepdim=True)
+    return torch.where(sigma > floor, centred / sigma.clamp(min=torch.finfo(damage.dtype).tiny), 0.0)

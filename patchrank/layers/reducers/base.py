@@ -1,0 +1,98 @@
+"""The contract between a tower and whatever reduces its patch tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from patchrank.errors import UserError, near
+from patchrank.layers.pruning import rank, take
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """Patch tokens on their way through the tower; class, register and prompt tokens are not among them.
+
+    tokens: (B, K, D), those still alive.
+    index:  (B, K), the place in the full grid that each of them came from.
+    cls:    (B, D), the class token as it enters this layer.
+    sizes:  (B, K), how many patches each token stands for, or None while each stands for itself.
+    scores: (B, N), the ranking that persists, over the full grid; from when it is set, tokens stand in its order.
+    sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
+    """
+
+    tokens: Tensor
+    index: Tensor
+    cls: Tensor
+    sizes: Tensor | None = None
+    scores: Tensor | None = None
+    sample_key: Tensor | None = None
+
+    def ranked_by(self, scores: Tensor) -> TokenState:
+        """All N tokens of the full grid in descending order of `scores` (B, N), the ranking that persists."""
+        order = rank(scores)
+        return replace(self, scores=scores)._pick(lambda x: take(x, order))
+
+    def first(self, k: int) -> TokenState:
+        """The first k tokens: a slice, no gather."""
+        return self._pick(lambda x: x[:, :k])
+
+    def _pick(self, pick: Callable[[Tensor], Tensor]) -> TokenState:
+        sizes = None if self.sizes is None else pick(self.sizes)
+        return replace(self, tokens=pick(self.tokens), index=pick(self.index), sizes=sizes)
+
+    def source(self, num_tokens: int) -> Tensor:
+        """The source map (B, num_tokens): which token each patch of the input lives in, -1 where it was dropped."""
+        slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
+        empty = torch.full((len(self.index), num_tokens), -1, device=self.index.device)
+        return empty.scatter(1, self.index, slots)
+
+
+class Reducer(nn.Module):
+    """Base of all reducers, and the whole of those whose ranking never changes.
+
+    site:  `before` a layer, or `mid` block (between attention and MLP).
+    needs: what the tower must hand over beside the tokens: `cls_row`, `keys`, `sample_key`, `scores`.
+    """
+
+    site = "before"
+    needs: tuple[str, ...] = ()
+
+    def score(self, state: TokenState) -> Tensor:
+        """Scores (B, K) of the tokens of `state`, high = keep."""
+        raise UserError(
+            f"reducer {type(self).__name__.lower()!r} has no scores of its own: hand them to forward_pruned"
+        )
+
+    def reduce(self, state: TokenState, k: int) -> TokenState:
+        """Keeps the k best tokens: scored and sorted once, at the first location; afterwards a slice."""
+        if state.scores is None:
+            state = state.ranked_by(self.score(state))
+        return state.first(k)
+
+    def num_macs(self) -> int:
+        """MACs of scoring one image."""
+        return 0
+
+
+REDUCERS: dict[str, type[Reducer]] = {}
+
+
+def register_reducer(name: str) -> Callable[[type[Reducer]], type[Reducer]]:
+    """Makes a reducer class available to `create_reducer`, and so to YAML, under `name`."""
+
+    def register(cls: type[Reducer]) -> type[Reducer]:
+        REDUCERS[name] = cls
+        return cls
+
+    return register
+
+
+def create_reducer(name: str, **kwargs) -> Reducer:
+    """Builds a registered reducer."""
+    if name not in REDUCERS:
+        raise UserError(f"reducer {name!r} is not registered; {near(name, REDUCERS)}")
+    return REDUCERS[name](**kwargs)

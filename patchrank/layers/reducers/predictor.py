@@ -1,0 +1,20 @@
+"""The paper's own: a trained predictor of the golden ranking decides (section 3.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from patchrank.layers.reducers.base import Reducer, TokenState, register_reducer
+
+
+@register_reducer("predictor")
+class Predictor(Reducer):
+    def __init__(self, predictor: nn.Module):
+        super().__init__()
+        self.predictor = predictor
+
+    def score(self, state: TokenState) -> Tensor:
+        return self.predictor(state.cls, state.tokens)
+
+    def num_macs(self) -> int:
+        return self.predictor.num_macs()

@@ -1,0 +1,42 @@
+"""The control: tokens leave at random, seeded by each sample's pixels, so that batching does not matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchrank.layers.reducers.base import Reducer, TokenState, register_reducer
+
+# SplitMix64's constants as signed 64-bit integers; products wrap around, as they should.
+_GAMMA, _MIX1, _MIX2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+
+
+@register_reducer("random")
+class Random(Reducer):
+    needs = ("sample_key",)
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        self.seed = seed
+
+    def score(self, state: TokenState) -> Tensor:
+        bits = _mix(state.sample_key[:, None] + _mix(state.index * _GAMMA + self.seed))
+        return (bits >> 40).to(torch.float32)  # 24 bits: exact in float32
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right of signed integers."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def sample_keys(images: Tensor) -> Tensor:
+    """One int64 per image (B, ...), from the exact bits of its pixels; sums of integers do not depend on order."""
+    bits = images.float().contiguous().view(torch.int32).flatten(1).to(torch.int64)
+    places = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _GAMMA | 1
+    return (bits * places).sum(1)

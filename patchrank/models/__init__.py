@@ -1,0 +1,1 @@
+"""The timm plugin and the image-text pair."""

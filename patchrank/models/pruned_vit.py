@@ -1,0 +1,414 @@
+"""CLIP's image towers with token pruning, as timm models.
+
+Paper: `Patch Ranking: Token Pruning as Ranking Prediction for Efficient CLIP`, WACV 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from timm.layers import LayerNorm
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_args
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
+from torch import Tensor, nn
+
+from patchrank.errors import UserError, near
+from patchrank.files import weights_sha256
+from patchrank.layers.last_block import forward_cls, is_plain
+from patchrank.layers.macs import Macs, vision_macs
+from patchrank.layers.predictors import create_predictor, load_predictor
+from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
+from patchrank.layers.pruning_block import PruningBlock
+from patchrank.layers.reducers import REDUCERS, Reducer, TokenState, create_reducer
+from patchrank.layers.reducers.random import sample_keys
+
+__all__ = ["PrunedVisionTransformer"]
+
+WEIGHTS = Path(__file__).parent / "weights"
+LEFTOVERS = ("drop",)
+
+
+class PrunedOutput(NamedTuple):
+    """embedding (B, E); kept (B, K), places in the full grid; scores (B, N) or None where nothing was ranked."""
+
+    embedding: Tensor
+    kept: Tensor
+    scores: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Pruning settings; the keyword arguments of every entrypoint and of `set_pruning`.
+
+    keep_rate: share of patch tokens left after the last location; 1 is the plain tower, bit for bit.
+    locations: layers, counted from 1, just before which tokens leave.
+    drop_counts: how many leave at each location; wins over `keep_rate`.
+    reducer: who decides, by registered name.
+    leftovers: what becomes of the others: `drop`.
+    cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
+    predictor_path: safetensors file of a fitted predictor.
+    predictor_init: "random" says that an untrained predictor is meant (speed benchmarks).
+    """
+
+    keep_rate: float = 1.0
+    locations: Sequence[int] = (4, 6, 8, 10)
+    drop_counts: Sequence[int] | None = None
+    reducer: str = "predictor"
+    leftovers: str = "drop"
+    cls_only_last: bool | str = "auto"
+    predictor_path: str | Path | None = None
+    predictor_init: str | None = None
+
+
+class PrunedVisionTransformer(VisionTransformer):
+    """timm's vision transformer, from which patch tokens leave on the way.
+
+    Modifications: tokens leave before chosen layers (`Pruning` has the settings), the last block computes the class
+    token alone, and features come back on the full grid with zeros where tokens were dropped.
+    """
+
+    def __init__(
+        self,
+        *args,
+        keep_rate: float = 1.0,
+        locations: Sequence[int] = (4, 6, 8, 10),
+        drop_counts: Sequence[int] | None = None,
+        reducer: str = "predictor",
+        leftovers: str = "drop",
+        cls_only_last: bool | str = "auto",
+        predictor_path: str | Path | None = None,
+        predictor_init: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.pruning = Pruning()
+        self.pruner: PruningBlock | None = None
+        self._prune(
+            Pruning(
+                keep_rate, locations, drop_counts, reducer, leftovers, cls_only_last, predictor_path, predictor_init
+            )
+        )
+
+    @property
+    def num_patches(self) -> int:
+        return self.patch_embed.num_patches
+
+    @property
+    def drop_counts(self) -> tuple[int, ...]:
+        """How many tokens leave at each location, () where nothing does."""
+        return tuple(self.pruner.drops.values()) if self.pruner is not None else ()
+
+    @property
+    def cls_only(self) -> bool:
+        """Whether `forward` runs the last block for the class token alone."""
+        wanted = self.pruning.cls_only_last
+        possible = self.global_pool == "token" and is_plain(self.blocks[-1])
+        return possible and (self.pruner is not None if wanted == "auto" else wanted)
+
+    def set_pruning(self, predictor: nn.Module | None = None, **changes) -> None:
+        """Changes pruning settings of a live model; what is not named stays. Nothing changes if anything is wrong.
+
+        Args:
+            predictor: a fitted predictor to rank by, instead of a file.
+            **changes: fields of `Pruning`.
+
+        Raises:
+            UserError: an unknown or impossible setting, or a predictor that was fitted to another tower.
+        """
+        unknown = set(changes) - set(asdict(self.pruning))
+        if unknown:
+            name = sorted(unknown)[0]
+            raise UserError(f"pruning setting {name!r} does not exist; {near(name, asdict(self.pruning))}")
+        self._prune(replace(self.pruning, **changes), predictor)
+        self.check_predictor()
+        if hasattr(self, "_model_args"):
+            update_model_args(self, **changes)
+
+    def check_predictor(self) -> None:
+        """Refuses a predictor file that was fitted to other weights than this tower's."""
+        fitted_to = getattr(self.pruner and self.pruner.reducer, "fitted_to", None)
+        if fitted_to and fitted_to["sha256"] != (own := weights_sha256(self)):
+            raise UserError(
+                f"predictor {self.pruning.predictor_path} was fitted to {fitted_to['name']} with weights "
+                f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
+            )
+
+    def _prune(self, pruning: Pruning, predictor: nn.Module | None = None) -> None:
+        pruning = replace(pruning, locations=tuple(pruning.locations))
+        if pruning.leftovers not in LEFTOVERS:
+            raise UserError(f"leftovers {pruning.leftovers!r} does not exist; {near(pruning.leftovers, LEFTOVERS)}")
+        if pruning.cls_only_last not in ("auto", True, False):
+            raise UserError(f"cls_only_last must be 'auto', true or false, but is {pruning.cls_only_last!r}")
+        locations = check_locations(pruning.locations, len(self.blocks))
+        drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
+        pruner = None
+        if any(drops):
+            self._check_prunable()
+            reducer = self._create_reducer(pruning, predictor)
+            pruner = PruningBlock(reducer, locations, drops, self.num_prefix_tokens)
+            pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
+        self.pruning, self.pruner = pruning, pruner
+
+    def _check_prunable(self) -> None:
+        if self.global_pool not in ("token", ""):
+            raise UserError(f"pruning needs pooling by the class token, but global_pool is {self.global_pool!r}")
+        if self.dynamic_img_size:
+            raise UserError("pruning needs a fixed image size, but dynamic_img_size is on")
+
+    def _create_reducer(self, pruning: Pruning, predictor: nn.Module | None) -> Reducer:
+        if pruning.reducer != "predictor":
+            return create_reducer(pruning.reducer)
+        about = {}
+        if predictor is None and pruning.predictor_path is not None:
+            predictor, about = load_predictor(pruning.predictor_path)
+            self._check_fits(pruning, about)
+        elif predictor is None and self._goes_on_with(pruning):
+            return self.pruner.reducer
+        elif predictor is None and pruning.predictor_init == "random":
+            predictor = create_predictor("mix_mlp", self.embed_dim, self.patch_embed.grid_size)
+        elif predictor is None:
+            raise UserError(
+                "pruning by reducer 'predictor' has no weights to rank by: give predictor_path, choose another of "
+                f"{', '.join(sorted(REDUCERS))}, or say predictor_init='random' if that is meant"
+            )
+        reducer = create_reducer("predictor", predictor=predictor)
+        reducer.fitted_to = about.get("model")
+        return reducer
+
+    def _goes_on_with(self, pruning: Pruning) -> bool:
+        """Whether the predictor in use, which came as a module, serves the new settings as well."""
+        same_place = pruning.locations[0] == self.pruning.locations[0]
+        return self.pruner is not None and self.pruning.reducer == "predictor" and same_place
+
+    def _check_fits(self, pruning: Pruning, about: dict) -> None:
+        pairs = (
+            ("grid", list(about["grid"]), list(self.patch_embed.grid_size)),
+            ("embed_dim", about["embed_dim"], self.embed_dim),
+            ("location", about["location"], pruning.locations[0]),
+        )
+        for what, theirs, ours in pairs:
+            if theirs != ours:
+                raise UserError(
+                    f"predictor {pruning.predictor_path} was fitted for {what} {theirs}, but this tower has {ours}"
+                )
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if self.pruner is not None and global_pool not in (None, "token", ""):
+            raise UserError(f"pruning needs pooling by the class token, but global_pool {global_pool!r} is asked for")
+        super().reset_classifier(num_classes, global_pool)
+
+    def set_input_size(self, *args, **kwargs) -> None:
+        if self.pruner is not None:
+            raise UserError("set_input_size would undo the grid that pruning relies on: set_pruning(keep_rate=1) first")
+        super().set_input_size(*args, **kwargs)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to the tokens (B, P + N, D) that enter layer 1."""
+        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
+
+    def forward_prefix(self, images: Tensor, layer: int) -> Tensor:
+        """The full token sequence (B, P + N, D) as it enters `layer` (1 to depth), nothing dropped."""
+        x = self.embed(images)
+        for block in self.blocks[: layer - 1]:
+            x = self._block(block, x)
+        return x
+
+    def forward_suffix(self, x: Tensor, layer: int) -> Tensor:
+        """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning."""
+        for block in self.blocks[layer - 1 : -1]:
+            x = self._block(block, x)
+        last = self.blocks[-1]
+        x = forward_cls(last, x) if is_plain(last) else last(x)
+        return self.forward_head(self.norm(x))
+
+    def rank_patches(self, images: Tensor) -> Tensor:
+        """Scores (B, N) of the reducer in use for every patch, high = keep, without running the rest of the tower."""
+        x = self.forward_prefix(images, next(iter(self.pruner.drops)))
+        return self.pruner.reducer.score(self._begin(images, x))
+
+    def forward_pruned(self, images: Tensor, scores: Tensor | None = None) -> PrunedOutput:
+        """Embeddings, and which patches they rest on.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            scores: (B, N), high = keep, to rank by instead of the reducer's own (oracles, controls).
+        """
+        x, state = self._encode(images, scores, self.cls_only)
+        return PrunedOutput(self.forward_head(self.norm(x)), state.index, state.scores)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if self._is_plain_call(attn_mask, is_causal) and not self.cls_only:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        return self.forward_pruned(x).embedding
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Normed tokens on the full grid (B, P + N, D), zeros where dropped."""
+        if self._is_plain_call(attn_mask, is_causal):
+            return super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
+        x, state = self._encode(x)
+        return self._full_grid(self.norm(x), state)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ):
+        """timm's, with every map on the full grid and zeros where tokens had left; `stop_early` saves nothing here."""
+        if self._is_plain_call(attn_mask, is_causal):
+            return super().forward_intermediates(
+                x, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only, output_dict,
+                attn_mask, is_causal,
+            )  # fmt: skip
+        wanted, _ = feature_take_indices(len(self.blocks), indices)
+        taken: list[Tensor] = []
+
+        def visit(layer: int, y: Tensor, state: TokenState) -> None:
+            if layer - 1 in wanted:
+                taken.append(self._full_grid(self.norm(y) if norm else y, state))
+
+        last, state = self._encode(x, visit=visit)
+        prefix = [y[:, : self.num_prefix_tokens] for y in taken]
+        maps = [y[:, self.num_prefix_tokens :] for y in taken]
+        if str(output_fmt) == "NCHW" or getattr(output_fmt, "value", None) == "NCHW":
+            maps = [y.transpose(1, 2).unflatten(2, self.patch_embed.grid_size).contiguous() for y in maps]
+        final = None if intermediates_only else self._full_grid(self.norm(last), state)
+        if output_dict:
+            out = {"image_intermediates": maps}
+            out |= {"image_intermediates_prefix": prefix} if return_prefix_tokens else {}
+            return out if final is None else out | {"image_features": final}
+        maps = list(zip(maps, prefix)) if return_prefix_tokens else maps
+        return maps if final is None else (final, maps)
+
+    def macs(self) -> Macs:
+        """What one image costs with the settings in force."""
+        drops = self.pruner.drops if self.pruner is not None else {}
+        reducer = self.pruner.reducer.num_macs() if self.pruner is not None else 0
+        return Macs(vision_macs(self, tuple(drops), tuple(drops.values()), self.cls_only), predictor=reducer)
+
+    def macs_unpruned(self) -> Macs:
+        """What one image costs the plain tower."""
+        return Macs(vision_macs(self))
+
+    def _is_plain_call(self, attn_mask: Tensor | None, is_causal: bool) -> bool:
+        if self.pruner is not None and (attn_mask is not None or is_causal):
+            raise UserError("attention masks do not go together with pruning: tokens leave, and the mask would not fit")
+        return self.pruner is None
+
+    def _block(self, block: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
+
+    def _begin(self, images: Tensor, x: Tensor) -> TokenState:
+        patches, needs = x[:, self.num_prefix_tokens :], getattr(self.pruner and self.pruner.reducer, "needs", ())
+        index = torch.arange(patches.shape[1], device=x.device).expand(x.shape[0], -1)
+        key = sample_keys(images) if "sample_key" in needs else None
+        return TokenState(tokens=patches, index=index, cls=x[:, 0], sample_key=key)
+
+    def _encode(
+        self,
+        images: Tensor,
+        scores: Tensor | None = None,
+        cls_only: bool = False,
+        visit: Callable[[int, Tensor, TokenState], None] | None = None,
+    ) -> tuple[Tensor, TokenState]:
+        """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
+        x = self.embed(images)
+        state = self._begin(images, x)
+        for layer, block in enumerate(self.blocks, 1):
+            if self.pruner is not None:
+                x, state = self.pruner(x, state, layer, scores)
+            last = cls_only and layer == len(self.blocks)
+            x = forward_cls(block, x) if last else self._block(block, x)
+            if visit is not None:
+                visit(layer, x, state)
+        return x, state
+
+    def _full_grid(self, x: Tensor, state: TokenState) -> Tensor:
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        return torch.cat([prefix, scatter_to_grid(patches, state.index, self.num_patches)], dim=1)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: PrunedVisionTransformer) -> dict[str, Tensor]:
+    """Our own pairs (`visual.*` beside `text.*`) and whatever timm's filter knows; the pruning block keeps its own."""
+    if any(key.startswith("text.") for key in state_dict):
+        state_dict = {k.removeprefix("visual."): v for k, v in state_dict.items() if k.startswith("visual.")}
+    else:
+        state_dict = vit_checkpoint_filter_fn(state_dict, model)
+    own = {key: value for key, value in model.state_dict().items() if key.startswith("pruner.")}
+    return own | state_dict
+
+
+def _cfg(**kwargs) -> dict:
+    return {
+        "url": "",
+        "num_classes": 512,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 1.0,  # timm's own CLIP entries say 0.9, which is not what OpenAI and open_clip evaluate with
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": (0.48145466, 0.4578275, 0.40821073),
+        "std": (0.26862954, 0.26130258, 0.27577711),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "patchrank_clip_digits.embedded": _cfg(
+            file=str(WEIGHTS / "patchrank_clip_digits.safetensors"), num_classes=64, input_size=(3, 64, 64)
+        ),
+        "patchrank_clip_b16.openai": _cfg(),
+    }
+)
+
+
+def _create_patchrank_clip(variant: str, pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    out_indices = kwargs.pop("out_indices", 3)
+    model = build_model_with_cfg(
+        PrunedVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
+        **kwargs,
+    )
+    if pretrained:
+        getattr(model, "model", model).check_predictor()
+    return model
+
+
+@register_model
+def patchrank_clip_digits(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    """The embedded default: 64 x 64 images, 8 x 8 = 64 tokens, 12 layers of width 64; weights ship."""
+    if pretrained:
+        kwargs.setdefault("predictor_path", str(WEIGHTS / "patchrank_clip_digits.predictor.safetensors"))
+    norm_layer = partial(LayerNorm, eps=1e-5)
+    args = dict(img_size=64, patch_size=8, embed_dim=64, depth=12, num_heads=4, pre_norm=True, norm_layer=norm_layer)
+    return _create_patchrank_clip("patchrank_clip_digits", pretrained, **dict(args, num_classes=64, **kwargs))
+
+
+@register_model
+def patchrank_clip_b16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    """CLIP ViT-B/16 as OpenAI trained it (quick GELU, 512-d embeddings): 14 x 14 = 196 tokens."""
+    norm_layer = partial(LayerNorm, eps=1e-5)
+    args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_layer=norm_layer)
+    args |= dict(act_layer="quick_gelu", num_classes=512)
+    return _create_patchrank_clip("patchrank_clip_b16", pretrained, **dict(args, **kwargs))
