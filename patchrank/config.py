@@ -133,34 +133,30 @@ class SweepConfig(Strict):
     report: ReportConfig
 
 
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_NUMBER = r"[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan)"
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people mean it: `1e-3` is a number, `on` and `no` are words, and a key may stand only once."""
 
     yaml_implicit_resolvers = {
-        first: [
-            (tag, pattern) for tag, pattern in rules if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-        ]
+        first: [(tag, pattern) for tag, pattern in rules if tag not in (_BOOL, _FLOAT)]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        for n, (key_node, _) in enumerate(node.value):
+            if keys[n] in keys[:n]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {keys[n]!r} stands twice", key_node.start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$"
-    ),
-    list("-+0123456789."),
-)
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_FLOAT, re.compile(rf"^[-+]?(?:{_NUMBER})$"), list("-+0123456789."))
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -46,6 +46,14 @@ def exists(path: str | Path) -> bool:
     return filesystem.exists(name)
 
 
+def list_names(folder: str | Path) -> list[str]:
+    """Names of the files in a folder, sorted; none where there is no folder."""
+    filesystem, name = fsspec.core.url_to_fs(str(folder))
+    if not filesystem.isdir(name):
+        return []
+    return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(name, detail=False))
+
+
 def remove(path: str | Path) -> None:
     """Removes a file if it is there."""
     filesystem, name = fsspec.core.url_to_fs(str(path))

@@ -165,7 +165,7 @@ def _rank(trial: TrialConfig, inputs: Inputs, shards: str, paths: list[str], qui
         return {}
     metric, location = trial.golden.metric, trial.pruning.locations[0]
     train, val = (fit.read_ranked(inputs.clip, path, metric, location, quiet) for path in paths)
-    predictor = _fitted(trial, inputs.clip, train, shards, content_id(paths[0].rsplit("/", 1)[-1]), quiet)
+    predictor = _fitted(trial, inputs.clip, train, shards, paths[0].rsplit("/", 1)[-1], quiet)
     visual.set_pruning(predictor=predictor, **settings)
     return fit.matching(predictor, fit.prior_of(train), val)
 

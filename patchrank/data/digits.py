@@ -99,7 +99,7 @@ def _strips(split: str) -> list[np.ndarray]:
 
 @lru_cache(maxsize=len(SPLITS))
 def split_digits(split: str) -> np.ndarray:
-    """Indices (into scikit-learn's order) of the digits of one split, stratified by class, shuffled once and for all."""
+    """Indices (into scikit-learn's order) of the digits of one split, stratified by class, shuffled for good."""
     rng = np.random.default_rng(2025)
     low, high = SPLITS[split][0]
     parts = []

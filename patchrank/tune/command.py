@@ -1,0 +1,35 @@
+"""`python -m patchrank.tune SWEEP [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+DESCRIPTION = """Runs a sweep: plans, makes golden shards, runs what is missing with Ray Tune, writes the report.
+
+  python -m patchrank.tune sweeps/locations.yaml
+  python -m patchrank.tune sweeps/locations.yaml trial.pruning.keep_rate=0.5
+  python -m patchrank.tune sweeps/locations.yaml --quick
+
+Running again does only what is missing. Exit status: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m patchrank.tune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", help="sweep file, or the name of one that ships (locations)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, values read as YAML")
+    parser.add_argument("--quick", action="store_true", help="a smoke run on few images, in a folder of its own")
+    parser.add_argument("--fresh", action="store_true", help="ignore the records of earlier runs")
+    parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
+    parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="Ray cluster (default: this machine)")
+    args = parser.parse_args(argv)
+    print(f"reading {args.sweep} ...", file=sys.stderr, flush=True)  # the imports below take seconds
+
+    from patchrank.cli import run_command
+    from patchrank.tune.driver import run_sweep
+
+    options = {"quick": args.quick, "fresh": args.fresh, "plan_only": args.plan, "address": args.address}
+    run_command(lambda: run_sweep(args.sweep, args.overrides, **options).exit_code)

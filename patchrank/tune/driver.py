@@ -1,0 +1,118 @@
+"""The sweep from plan to report.
+
+Running is resuming: records say what is done, a fresh Tuner runs what is not, and if nothing is missing Ray is not
+even started. `Tuner.restore` is not used: it loses what finished since its last snapshot.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from patchrank.files import join, write_atomic
+from patchrank.report import write_report
+from patchrank.tune.cluster import check_machine, ray_cluster
+from patchrank.tune.plan import Plan, make_plan
+from patchrank.tune.progress import print_plan, say
+from patchrank.tune.spec import load_sweep
+from patchrank.tune.staging import Job, stage, staging_jobs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """rows: finished trials in plan order; exit_code: 0 all done, 1 some failed, 130 interrupted."""
+
+    rows: list[dict]
+    exit_code: int
+
+
+def run_sweep(
+    spec: str,
+    overrides: Sequence[str] = (),
+    quick: bool = False,
+    fresh: bool = False,
+    plan_only: bool = False,
+    address: str | None = None,
+) -> Outcome:
+    """Runs what is missing of a sweep and writes `results.jsonl` and the report.
+
+    Raises:
+        UserError: bad input, before anything has started or been written.
+    """
+    plan = make_plan(load_sweep(spec, overrides, quick))
+    check_machine(plan.sweep.config.resources, address)
+    write_atomic(join(plan.sweep.config.root, ".writable"), "")  # better now than after the first trial
+    if fresh:
+        plan.forget()
+    missing = plan.missing()
+    jobs = staging_jobs(plan) if missing else []
+    print_plan(plan, jobs, missing)
+    if plan_only:
+        return Outcome(plan.rows(), 0)
+    failed = _run(plan, jobs, missing, address) if missing else 0
+    return _conclude(plan, failed)
+
+
+def _conclude(plan: Plan, failed: int) -> Outcome:
+    """Rebuilds results and report from the records that belong to the plan, and says how it went."""
+    rows, root = plan.rows(), plan.sweep.config.root
+    write_atomic(join(root, "results.jsonl"), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    if rows:
+        report = write_report(rows, root, plan.sweep.config.report, list(plan.sweep.axes), quick=plan.sweep.quick)
+        say(f"\n{report.table}\n\nreport: {report.path}")
+    unfinished = plan.missing()
+    for record in plan.failures():
+        say(f"failed: {record['id'][:12]} {record['error']}")
+    if failed or (unfinished and plan.failures()):
+        say(f"{unfinished} trials are not done; running again tries them again")
+        return Outcome(rows, 1)
+    if unfinished:
+        say(f"interrupted with {unfinished} trials to go; running again goes on from here")
+    return Outcome(rows, 130 if unfinished else 0)
+
+
+def _run(plan: Plan, jobs: list[Job], missing: int, address: str | None) -> int:
+    """Stages shards and runs what is missing; returns how many trials failed."""
+    with ray_cluster(plan.sweep.config.resources, address) as slots:
+        stage(plan, jobs, slots)
+        return _tune(plan, missing, slots)
+
+
+def _tune(plan: Plan, missing: int, slots: int) -> int:
+    from ray import tune
+
+    from patchrank.tune.progress import Progress
+    from patchrank.tune.search import CellSearch
+    from patchrank.tune.worker import run_one
+
+    config = plan.sweep.config
+    how = {"base": config.trial.model_dump(), "root": config.root, "shards": config.shards, "sweep": config.name}
+    trainable = tune.with_parameters(run_one, **how, **config.resources.model_dump())
+    progress = Progress(missing)
+    storage, run = _storage(config.root), time.strftime("run-%Y%m%d-%H%M%S")
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, config.resources.model_dump()),
+        tune_config=tune.TuneConfig(
+            search_alg=CellSearch(plan), num_samples=missing, max_concurrent_trials=slots, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(name=run, verbose=0, callbacks=[progress], **storage),
+    )
+    tuner.fit()
+    progress.bar.close()
+    if "storage_filesystem" not in storage:
+        shutil.rmtree(join(storage["storage_path"], run), ignore_errors=True)
+    return len(progress.errors)
+
+
+def _storage(root: str) -> dict:
+    """Where Ray keeps its own notes: beside the records, which are what counts."""
+    if "://" not in root:
+        return {"storage_path": join(root, "ray")}
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem, path = fsspec.core.url_to_fs(root)
+    return {"storage_path": join(path, "ray"), "storage_filesystem": PyFileSystem(FSSpecHandler(filesystem))}

@@ -1,0 +1,170 @@
+"""The plan: which trials there are to be, and which of them are done."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from patchrank.config import Rule, TrialConfig, validate
+from patchrank.errors import UserError
+from patchrank.files import join, list_names, read_json, remove
+from patchrank.trial import Inputs, check_trial, load_inputs, trial_id
+from patchrank.tune.spec import Sweep
+
+
+@dataclass
+class Cell:
+    """One point of the grid: a trial, or a search over the sampled axes around it."""
+
+    values: dict[str, object]
+    samples: int
+
+
+@dataclass
+class Plan:
+    """All cells of a sweep, its sampled axes, and the records that there are already."""
+
+    sweep: Sweep
+    cells: list[Cell]
+    sampled: dict[str, Rule]
+    records: dict[str, dict] = field(default_factory=dict)
+    _inputs: dict[str, Inputs] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_inputs": {}}  # Ray pickles its searcher, and towers need not travel with it
+
+    @property
+    def size(self) -> int:
+        return sum(cell.samples for cell in self.cells)
+
+    def missing(self) -> int:
+        """How many trials have no record."""
+        return sum(max(0, cell.samples - len(list(self.records_of(cell)))) for cell in self.cells)
+
+    def rows(self) -> list[dict]:
+        """Finished records in plan order."""
+        return [record for cell in self.cells for record, _ in self.records_of(cell)]
+
+    def failures(self) -> list[dict]:
+        """Records of trials that failed in the last run and have not succeeded since."""
+        folder = join(self.sweep.config.root, "trials")
+        failed = (read_json(join(folder, name)) for name in list_names(folder) if name.endswith(".error.json"))
+        return [record for record in failed if record and self._belongs(record)]
+
+    def forget(self) -> None:
+        """Removes the records of this plan; shards and predictors stay."""
+        for row in self.rows():
+            remove(join(self.sweep.config.root, "trials", f"{row['id']}.json"))
+        self.records.clear()
+
+    def staged(self) -> list[TrialConfig]:
+        """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
+        choices = {key: rule.choice for key, rule in self.sampled.items() if rule.kind == "choice"}
+        parts = ("model.", "data.", "golden.", "pruning.locations", "pruning.reducer")
+        scoring = {key: values for key, values in choices.items() if key.startswith(parts)}
+        drawn = [dict(zip(scoring, values)) for values in itertools.product(*scoring.values())]
+        return [self.trial(cell.values | values) for cell in self.cells for values in drawn]
+
+    def trial(self, values: dict[str, object]) -> TrialConfig:
+        """The sweep's trial with some settings replaced, checked."""
+        return configure(self.sweep.config.trial, values)
+
+    def identify(self, trial: TrialConfig) -> str:
+        return trial_id(trial, self.inputs(trial).fingerprint())
+
+    def inputs(self, trial: TrialConfig) -> Inputs:
+        """Model and data of a trial, loaded once for all trials that share them."""
+        key = json.dumps([trial.model.model_dump(), trial.data.model_dump()])
+        if key not in self._inputs:
+            self._inputs[key] = load_inputs(trial)
+        return self._inputs[key]
+
+    def record(self, identity: str) -> dict | None:
+        """The finished record of a trial, if there is one."""
+        if identity not in self.records:
+            found = read_json(join(self.sweep.config.root, "trials", f"{identity}.json"))
+            if found is None or found.get("status") != "ok" or found.get("id") != identity:
+                return None
+            self.records[identity] = found
+        return self.records[identity]
+
+    def records_of(self, cell: Cell) -> Iterator[tuple[dict, dict[str, object]]]:
+        """Finished records of a cell, each with the values that its sampled axes took."""
+        if not self.sampled:
+            record = self.record(self.identify(self.trial(cell.values)))
+            if record:
+                yield record, {}
+            return
+        for record in self._all_records():
+            drawn = {key: value_at(record["config"], key) for key in self.sampled}
+            drawn = {key: value for key, value in drawn.items() if allows(self.sampled[key], value, drawn)}
+            if self._names(record, cell.values | drawn):
+                yield record, drawn
+
+    def _belongs(self, record: dict) -> bool:
+        drawn = {key: value_at(record["config"], key) for key in self.sampled}
+        return any(self._names(record, cell.values | drawn) for cell in self.cells)
+
+    def _names(self, record: dict, values: dict[str, object]) -> bool:
+        """Whether the sweep's trial with these values is the one that the record is of."""
+        try:
+            return self.identify(self.trial(values)) == record["id"]
+        except UserError:
+            return False
+
+    def _all_records(self) -> list[dict]:
+        folder = join(self.sweep.config.root, "trials")
+        names = [name.removesuffix(".json") for name in list_names(folder) if name.endswith(".json")]
+        return [record for name in names if "." not in name and (record := self.record(name))]
+
+
+def value_at(config: dict, path: str) -> object:
+    """The value at a dotted path of a plain configuration."""
+    for part in path.split("."):
+        config = config[part]
+    return config
+
+
+def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
+    """Whether a rule may have drawn a value, beside the values of other axes."""
+    if any(others.get(key) not in allowed for key, allowed in (rule.when or {}).items()):
+        return False
+    if rule.kind == "choice":
+        return value in rule.choice
+    low, high = rule.uniform if rule.kind == "uniform" else rule.int_
+    return isinstance(value, int | float) and low <= value <= high
+
+
+def configure(base: TrialConfig, values: dict[str, object]) -> TrialConfig:
+    """`base` with settings replaced by path. Raises `UserError` where a value does not fit its setting."""
+    raw = base.model_dump()
+    for path, value in values.items():
+        *parts, last = path.split(".")
+        place = raw
+        for part in parts:
+            place = place[part]
+        place[last] = value
+    trial = validate(TrialConfig, raw, ", ".join(f"{path}={value}" for path, value in values.items()) or "trial")
+    check_trial(trial)
+    return trial
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Expands grid axes into cells and checks every one of them.
+
+    Raises:
+        UserError: a cell that cannot run, or sampled axes under `method: grid`.
+    """
+    search = sweep.config.search
+    grid = {key: rule.grid for key, rule in sweep.axes.items() if rule.kind == "grid"}
+    sampled = {key: rule for key, rule in sweep.axes.items() if rule.kind != "grid"}
+    if sampled and search.method == "grid":
+        raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; near: random, optuna")
+    samples = search.samples if sampled else 1
+    cells = [Cell(dict(zip(grid, values)), samples) for values in itertools.product(*grid.values())]
+    plan = Plan(sweep, cells, sampled)
+    for cell in cells:
+        plan.trial(cell.values)
+    return plan

@@ -1,0 +1,96 @@
+"""From a sweep file and overrides to a checked sweep and its search space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import patchrank
+from patchrank.config import Rule, SweepConfig, TrialConfig, known_keys, parse_yaml, read_yaml, validate
+from patchrank.errors import UserError, near
+from patchrank.files import resolve
+
+QUICK = {"data": {"n_train": 64, "n_val": 32, "n_test": 96}, "predictor": {"epochs": 10}}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep ready to be planned: its settings with paths resolved, swept axes, and what to tell the user."""
+
+    config: SweepConfig
+    axes: dict[str, Rule]
+    notes: list[str]
+    quick: bool
+
+
+def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) -> Sweep:
+    """Reads a sweep file, its search spaces and overrides.
+
+    Raises:
+        UserError: an unreadable file, an unknown or wrong key, an axis that is no setting of a trial.
+    """
+    path = find_sweep(spec)
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold a mapping of keys to values")
+    changed = [_override(raw, text) for text in overrides]
+    where = f"{path}" + (" with overrides" if overrides else "")
+    if quick and isinstance(raw.get("trial"), dict):
+        for part, values in QUICK.items():
+            raw["trial"].setdefault(part, {}).update(values)
+    config = validate(SweepConfig, raw, where)
+    axes = _read_axes([path.parent / space for space in config.spaces])
+    pinned = [key for key in changed if key.removeprefix("trial.") in axes]
+    axes = {key: rule for key, rule in axes.items() if f"trial.{key}" not in pinned}
+    suffix = "-quick" if quick else ""
+    settings = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
+    notes = [f"{key} is pinned by an override and no longer swept" for key in pinned]
+    return Sweep(config.model_copy(update=settings), axes, notes, quick)
+
+
+def find_sweep(spec: str) -> Path:
+    """A file, or a sweep that ships by name (`locations`, `sweeps/locations.yaml`)."""
+    if Path(spec).is_file():
+        return Path(spec)
+    package = Path(patchrank.__file__).parent
+    shipped = {file.stem: file for room in (package, package.parent) for file in room.glob("sweeps/*.yaml")}
+    if Path(spec).exists() or Path(spec).stem not in shipped or Path(spec).suffix not in ("", ".yaml"):
+        raise UserError(f"sweep {spec}: no such file; {near(spec, [f'sweeps/{name}.yaml' for name in shipped])}")
+    return shipped[Path(spec).stem]
+
+
+def _override(raw: dict, text: str) -> str:
+    """Sets `a.b.c=value` in the raw file; returns the key."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"override {text!r}: must read key=value, as in trial.pruning.keep_rate=0.5")
+    *path, last = key.split(".")
+    place = raw
+    for part in path:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place
+    if not isinstance(place, dict):
+        raise UserError(f"override {text!r}: {'.'.join(path)} holds no keys")
+    place[last] = parse_yaml(value, f"override {text!r}")
+    return key
+
+
+def _read_axes(files: Sequence[Path]) -> dict[str, Rule]:
+    axes: dict[str, Rule] = {}
+    for file in files:
+        raw = read_yaml(file)
+        if not isinstance(raw, dict):
+            raise UserError(f"{file}: must hold settings of a trial with a rule each")
+        for key, rule in raw.items():
+            _check_axis(str(key), file)
+            axes[str(key)] = validate(Rule, rule, f"{file}: {key}")
+    return axes
+
+
+def _check_axis(key: str, file: Path) -> None:
+    *path, last = key.split(".")
+    known = known_keys(TrialConfig, tuple(path))
+    if last not in known:
+        parts = known_keys(TrialConfig, ())
+        everything = [f"{part}.{leaf}" for part in parts for leaf in known_keys(TrialConfig, (part,))]
+        raise UserError(f"{file}: {key!r} is no setting of a trial; {near(key, everything)}")
