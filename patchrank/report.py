@@ -18,7 +18,7 @@ from patchrank.files import join, read_bytes, write_atomic
 
 CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
 MATCHING = ("matching_rate", "matching_prior", "matching_chance")
-DIMMED = 0.22  # brightness of a dropped patch in pictures
+DROPPED, VEIL = 128, 0.85  # grey level that covers dropped patches in pictures, and how much of it
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ the unpruned answer and embedding. Controls drop the same number of tokens, at r
 
 ![Accuracy by {config.table}]({pictures[0]})
 
-Which tokens survive, on the first test images; dropped patches are dimmed:
+Which tokens survive, on the first test images; dropped patches are veiled in grey:
 
 ![Surviving tokens]({pictures[1]})
 
@@ -192,7 +192,7 @@ def draw_tokens(arrays: Sequence[dict[str, np.ndarray]], names: Sequence[str]) -
     from matplotlib.figure import Figure
 
     pictures, grid = arrays[0]["pictures"], arrays[0]["grid"]
-    strips = [pictures] + [dim_dropped(pictures, trial["pictures_kept"], grid) for trial in arrays]
+    strips = [pictures] + [veil_dropped(pictures, trial["pictures_kept"], grid) for trial in arrays]
     count = len(pictures)
     figure = Figure(figsize=(1.1 * count + 1.3, 1.1 * len(strips)), layout="constrained")
     axes = figure.subplots(len(strips), count, squeeze=False)
@@ -204,13 +204,13 @@ def draw_tokens(arrays: Sequence[dict[str, np.ndarray]], names: Sequence[str]) -
     return _png(figure)
 
 
-def dim_dropped(pictures: np.ndarray, kept: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Images (n, S, S, 3) with every patch darkened that is not among the kept places (n, K)."""
-    mask = np.full((len(pictures), grid.prod()), DIMMED)
-    np.put_along_axis(mask, kept, 1.0, axis=1)
+def veil_dropped(pictures: np.ndarray, kept: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Images (n, S, S, 3) with every patch veiled in grey that is not among the kept places (n, K)."""
+    veil = np.full((len(pictures), grid.prod()), VEIL)
+    np.put_along_axis(veil, kept, 0.0, axis=1)
     scale = pictures.shape[1] // grid[0], pictures.shape[2] // grid[1]
-    mask = mask.reshape(-1, *grid).repeat(scale[0], axis=1).repeat(scale[1], axis=2)
-    return (pictures * mask[..., None]).astype(np.uint8)
+    veil = veil.reshape(-1, *grid).repeat(scale[0], axis=1).repeat(scale[1], axis=2)[..., None]
+    return (pictures * (1 - veil) + DROPPED * veil).astype(np.uint8)
 
 
 def _png(figure) -> bytes:

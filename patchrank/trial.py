@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import timm
@@ -57,7 +58,7 @@ def load_inputs(trial: TrialConfig, device: str = "cpu") -> Inputs:
 
 
 def check_trial(trial: TrialConfig) -> None:
-    """Checks a configuration against registries, depth and grid, in milliseconds and before anything starts.
+    """Checks a configuration against registries, depth and grid, before anything starts.
 
     Raises:
         UserError: names the setting, the rule it broke and the near alternative.
@@ -68,7 +69,7 @@ def check_trial(trial: TrialConfig) -> None:
     if trial.data.root is not None:
         raise UserError(f"data.root is {trial.data.root!r}, but the embedded tasks need none: leave it null")
     load_split(trial.data.tasks[0], "test", 1)
-    tower = timm.create_model(name)
+    tower = _empty_tower(name)
     pruning.check_locations((remove_at(trial),), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, trial.golden.window, trial.golden.stride)
     create_predictor(trial.predictor.name, tower.embed_dim, tower.patch_embed.grid_size, **_shape(trial))
@@ -77,6 +78,13 @@ def check_trial(trial: TrialConfig) -> None:
             f"predictor.loss {trial.predictor.loss!r} does not exist; {near(trial.predictor.loss, fit.LOSSES)}"
         )
     tower.set_pruning(**trial.pruning.model_dump(), predictor_init="random")
+
+
+@lru_cache(maxsize=4)
+def _empty_tower(name: str) -> torch.nn.Module:
+    """A tower without weights, to check settings against."""
+    with torch.random.fork_rng(devices=[]):
+        return timm.create_model(name)
 
 
 def remove_at(trial: TrialConfig) -> int:

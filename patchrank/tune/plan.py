@@ -30,6 +30,7 @@ class Plan:
     cells: list[Cell]
     sampled: dict[str, Rule]
     records: dict[str, dict] = field(default_factory=dict)
+    fingerprints: dict[str, dict] = field(default_factory=dict)
     _inputs: dict[str, Inputs] = field(default_factory=dict)
 
     def __getstate__(self) -> dict:
@@ -72,11 +73,15 @@ class Plan:
         return configure(self.sweep.config.trial, values)
 
     def identify(self, trial: TrialConfig) -> str:
-        return trial_id(trial, self.inputs(trial).fingerprint())
+        """The id that this trial's record has, or would have."""
+        key = _inputs_key(trial)
+        if key not in self.fingerprints:
+            self.fingerprints[key] = self.inputs(trial).fingerprint()
+        return trial_id(trial, self.fingerprints[key])
 
     def inputs(self, trial: TrialConfig) -> Inputs:
         """Model and data of a trial, loaded once for all trials that share them."""
-        key = json.dumps([trial.model.model_dump(), trial.data.model_dump()])
+        key = _inputs_key(trial)
         if key not in self._inputs:
             self._inputs[key] = load_inputs(trial)
         return self._inputs[key]
@@ -118,6 +123,10 @@ class Plan:
         folder = join(self.sweep.config.root, "trials")
         names = [name.removesuffix(".json") for name in list_names(folder) if name.endswith(".json")]
         return [record for name in names if "." not in name and (record := self.record(name))]
+
+
+def _inputs_key(trial: TrialConfig) -> str:
+    return json.dumps([trial.model.model_dump(), trial.data.model_dump()])
 
 
 def value_at(config: dict, path: str) -> object:

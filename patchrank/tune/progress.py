@@ -16,6 +16,8 @@ class Progress(Callback):
 
     def __init__(self, total: int):
         self.bar = tqdm(total=total, desc="trials", unit="trial", file=sys.stderr)
+        self.every = 1.0 if sys.stderr.isatty() else 15.0  # seconds between refreshes; logs should stay readable
+        self.shown = 0.0
         self.started: dict[str, float] = {}
         self.errors: list[str] = []
 
@@ -41,6 +43,9 @@ class Progress(Callback):
         self.bar.update()
 
     def _show(self, trials) -> None:
+        if time.time() - self.shown < self.every:
+            return
+        self.shown = time.time()
         running = sum(trial.status == "RUNNING" for trial in trials)
         self.bar.set_postfix_str(f"{running} running", refresh=True)
 

@@ -48,7 +48,8 @@ def stage(plan: Plan, jobs: list[Job], slots: int) -> None:
         for chunk in _chunks(sorted(job.faults), max(1, math.ceil(total / (4 * slots)))):
             args = job.trial.model_dump(), plan.sweep.config.shards, job.folder.key, chunk
             waiting.append(remote.remote(*args, resources.cpu, resources.gpu))
-    with tqdm(total=total, desc="golden shards", unit="shard", disable=not total, file=sys.stderr) as bar:
+    every = 1.0 if sys.stderr.isatty() else 15.0
+    with tqdm(total=total, desc="golden shards", unit="shard", disable=not total, mininterval=every) as bar:
         while waiting:
             done, waiting = ray.wait(waiting, timeout=1.0)
             bar.update(sum(ray.get(done)))
