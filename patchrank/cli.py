@@ -12,14 +12,21 @@ from patchrank.errors import UserError
 from patchrank.models.clip import Clip, create_clip
 
 
+def positive(text: str) -> int:
+    """A flag's value that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, but is {text!r}")
+    return int(text)
+
+
 def add_model_flags(parser: argparse.ArgumentParser, split: str, batch_size: int, out: str) -> None:
     """The flags of every stage, with the names that the trial's settings have."""
     parser.add_argument("--model", default="patchrank_clip_digits", help="a timm entrypoint of ours")
     parser.add_argument("--checkpoint", help="safetensors file of a pair; default: the weights that ship")
     parser.add_argument("--data", default="digits", help="task")
     parser.add_argument("--split", default=split)
-    parser.add_argument("--limit", type=int, help="only the first so many images")
-    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--limit", type=positive, help="only the first so many images")
+    parser.add_argument("--batch-size", type=positive, default=batch_size)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=out, help=f"where results go (default: {out})")

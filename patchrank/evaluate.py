@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
     clip = create_clip_from(args, predictor_path=args.predictor, **settings)
     split = load_split(args.data, args.split, args.limit)
-    row = evaluate(clip, split, args.controls, args.batch_size, args.seed).row() | macs_row(clip)
+    row = evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row() | macs_row(clip)
     if args.shards:
         row |= shard_matching(clip, args.shards)
     print(
