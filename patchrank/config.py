@@ -75,7 +75,7 @@ class SearchConfig(Strict):
 
 
 class Objective(Strict):
-    metric: str
+    metric: Literal["val_accuracy", "gmacs", "matching_rate"]  # never a test figure: test is read for the report alone
     mode: Literal["min", "max"]
 
 
@@ -87,7 +87,7 @@ class Resources(Strict):
 
 
 class ReportConfig(Strict):
-    table: str
+    table: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     paper: str | None = None
 
 

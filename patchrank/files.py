@@ -70,13 +70,20 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     content = content.encode() if isinstance(content, str) else content
     filesystem, name = fsspec.core.url_to_fs(str(path))
     try:
-        filesystem.makedirs(filesystem._parent(name), exist_ok=True)
+        filesystem.makedirs(filesystem._parent(name) or ".", exist_ok=True)
         if isinstance(filesystem, LocalFileSystem):
             _replace(name, content)
         else:
             filesystem.pipe_file(name, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raises `UserError` if nothing can be written into a folder."""
+    probe = join(folder, ".writable")
+    write_atomic(probe, b"")
+    remove(probe)
 
 
 def _replace(name: str, content: bytes) -> None:
@@ -102,8 +109,8 @@ def content_id(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def weights_sha256(model: nn.Module, without: str = "pruner.") -> str:
-    """sha256 over names, types, shapes and bytes of a model's tensors, leaving out those of its pruning block."""
+def weights_sha256(model: nn.Module, without: tuple[str, ...]) -> str:
+    """sha256 over names, types, shapes and bytes of a model's tensors, but for names that start with `without`."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         if not key.startswith(without):

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from patchrank.cli import add_model_flags, create_clip_from, run_command
 from patchrank.data.shards import read_manifest, stream
 from patchrank.errors import UserError, near
-from patchrank.files import weights_sha256
 from patchrank.golden import METRICS
 from patchrank.layers.predictors import create_predictor, save_predictor
 from patchrank.layers.pruning import check_locations
@@ -157,7 +156,7 @@ def describe(clip: Clip, name: str, location: int, metric: str, **kwargs) -> dic
         "embed_dim": visual.embed_dim,
         "location": location,
         "metric": metric,
-        "model": {"name": clip.name, "sha256": weights_sha256(visual)},
+        "model": {"name": clip.name, "sha256": visual.blocks_sha256()},
     }
 
 

@@ -95,7 +95,7 @@ class Clip(nn.Module):
 
     def sha256(self) -> str:
         """Fingerprint of both towers, without any predictor."""
-        return weights_sha256(self, without="visual.pruner.")
+        return weights_sha256(self, without=("visual.pruner.",))
 
 
 def create_clip(

@@ -132,10 +132,14 @@ class PrunedVisionTransformer(VisionTransformer):
         if hasattr(self, "_model_args"):
             update_model_args(self, **changes)
 
+    def blocks_sha256(self) -> str:
+        """Fingerprint of all that patch tokens pass through: the tower without its head and its pruning block."""
+        return weights_sha256(self, without=("pruner.", "head."))
+
     def check_predictor(self) -> None:
         """Refuses a predictor file that was fitted to other weights than this tower's."""
         fitted_to = getattr(self.pruner and self.pruner.reducer, "fitted_to", None)
-        if fitted_to and fitted_to["sha256"] != (own := weights_sha256(self)):
+        if fitted_to and fitted_to["sha256"] != (own := self.blocks_sha256()):
             raise UserError(
                 f"predictor {self.pruning.predictor_path} was fitted to {fitted_to['name']} with weights "
                 f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
@@ -402,7 +406,8 @@ def patchrank_clip_digits(pretrained: bool = False, **kwargs) -> PrunedVisionTra
         kwargs.setdefault("predictor_path", str(WEIGHTS / "patchrank_clip_digits.predictor.safetensors"))
     norm_layer = partial(LayerNorm, eps=1e-5)
     args = dict(img_size=64, patch_size=8, embed_dim=64, depth=12, num_heads=4, pre_norm=True, norm_layer=norm_layer)
-    return _create_patchrank_clip("patchrank_clip_digits", pretrained, **dict(args, num_classes=64, **kwargs))
+    args |= dict(num_classes=64)
+    return _create_patchrank_clip("patchrank_clip_digits", pretrained, **dict(args, **kwargs))
 
 
 @register_model

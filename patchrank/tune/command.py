@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="ignore the records of earlier runs")
     parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
     parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="Ray cluster (default: this machine)")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     print(f"reading {args.sweep} ...", file=sys.stderr, flush=True)  # the imports below take seconds
 
     from patchrank.cli import run_command

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from patchrank.files import join, write_atomic
-from patchrank.report import write_report
+from patchrank.files import check_writable, join, write_atomic
+from patchrank.report import paper_rows, write_report
 from patchrank.tune.cluster import check_machine, ray_cluster
 from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.progress import print_plan, say
@@ -42,9 +42,10 @@ def run_sweep(
     Raises:
         UserError: bad input, before anything has started or been written.
     """
-    plan = make_plan(load_sweep(spec, overrides, quick))
-    check_machine(plan.sweep.config.resources, address)
-    write_atomic(join(plan.sweep.config.root, ".writable"), "")  # better now than after the first trial
+    sweep = load_sweep(spec, overrides, quick)
+    check_machine(sweep.config.resources, address)
+    paper_rows(sweep.config.report.paper)
+    plan = make_plan(sweep)
     if fresh:
         plan.forget()
     missing = plan.missing()
@@ -52,6 +53,9 @@ def run_sweep(
     print_plan(plan, jobs, missing)
     if plan_only:
         return Outcome(plan.rows(), 0)
+    if missing:
+        check_writable(plan.sweep.config.root)  # better now than after the first trial
+        check_writable(plan.sweep.config.shards)
     failed = _run(plan, jobs, missing, address) if missing else 0
     return _conclude(plan, failed)
 

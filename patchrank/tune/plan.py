@@ -155,8 +155,12 @@ def configure(base: TrialConfig, values: dict[str, object]) -> TrialConfig:
         for part in parts:
             place = place[part]
         place[last] = value
-    trial = validate(TrialConfig, raw, ", ".join(f"{path}={value}" for path, value in values.items()) or "trial")
-    check_trial(trial)
+    where = ", ".join(f"{path}={value}" for path, value in values.items()) or "trial"
+    trial = validate(TrialConfig, raw, where)
+    try:
+        check_trial(trial)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     return trial
 
 

@@ -40,6 +40,9 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
         for part, values in QUICK.items():
             raw["trial"].setdefault(part, {}).update(values)
     config = validate(SweepConfig, raw, where)
+    if config.trial.model.checkpoint is not None:  # workers may run elsewhere
+        raw["trial"]["model"]["checkpoint"] = resolve(config.trial.model.checkpoint)
+        config = validate(SweepConfig, raw, where)
     axes = _read_axes([path.parent / space for space in config.spaces])
     pinned = [key for key in changed if key.removeprefix("trial.") in axes]
     axes = {key: rule for key, rule in axes.items() if f"trial.{key}" not in pinned}

@@ -1,0 +1,36 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WDS_SECURE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+import timm
+import torch
+
+import patchrank
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """The embedded pair with the weights that ship; tests that prune it undo it."""
+    return patchrank.create_clip("patchrank_clip_digits")
+
+
+@pytest.fixture(autouse=True)
+def unpruned(request):
+    yield
+    if "clip" in request.fixturenames:
+        request.getfixturevalue("clip").visual.set_pruning(keep_rate=1.0, drop_counts=None, locations=(4, 6, 8, 10))
+
+
+@pytest.fixture
+def tower():
+    """A random tower of the embedded shape, in evaluation mode."""
+    torch.manual_seed(0)
+    return timm.create_model("patchrank_clip_digits").eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+import patchrank
+from patchrank.data import digits
+from patchrank.data.tasks import load_split
+from patchrank.errors import UserError
+from patchrank.evaluate import evaluate
+from patchrank.models.clip import TEXT_CFGS, create_text_tower
+from patchrank.models.pruned_vit import WEIGHTS
+
+
+def test_zero_shot_accuracy_of_the_shipped_pair(clip):
+    """At least 90 % on every test digit, and an unseen template costs at most 2 points."""
+    from dataclasses import replace
+
+    split = load_split("digits", "test")
+    seen = evaluate(clip, split, quiet=True).row()["accuracy"]
+    unseen = evaluate(clip, replace(split, templates=(digits.UNSEEN_TEMPLATE,)), quiet=True).row()["accuracy"]
+    assert seen >= 90
+    assert unseen >= seen - 2
+
+
+def test_shipped_weights_are_small_and_half_precision():
+    from safetensors.torch import load_file
+
+    path = WEIGHTS / "patchrank_clip_digits.safetensors"
+    assert path.stat().st_size <= 10e6
+    assert {t.dtype for t in load_file(path).values()} == {torch.float16}
+
+
+def test_the_unseen_template_is_unseen():
+    from patchrank.data.captions import NOUNS, OPENERS, TAILS
+
+    assert digits.UNSEEN_TEMPLATE not in {o + n + t for o in OPENERS for n in NOUNS for t in TAILS}
+
+
+@torch.no_grad()
+def test_head_averages_templates_and_is_cached(clip):
+    head = clip.zero_shot_head(("zero", "one"), ("a {}.", "the {}"))
+    z = clip.encode_text(["a one.", "the one"]).mean(0)
+    torch.testing.assert_close(head[1], z / z.norm())
+    assert clip.zero_shot_head(("zero", "one"), ("a {}.", "the {}")) is head
+
+
+@torch.no_grad()
+def test_our_text_tower_reads_clips_own_weights():
+    """The same random weights in open_clip's CLIP and in ours give the same embeddings."""
+    import open_clip
+
+    vision = open_clip.CLIPVisionCfg(layers=1, width=32, head_width=16, patch_size=16, image_size=32)
+    text = open_clip.CLIPTextCfg(context_length=77, vocab_size=49408, width=64, heads=4, layers=3)
+    theirs = open_clip.CLIP(64, vision, text).eval()
+    ours = create_text_tower(**TEXT_CFGS["patchrank_clip_digits"]).eval()
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith(("visual", "logit"))})
+    tokens = open_clip.tokenize(["a photo of the number three.", "seven"])
+    torch.testing.assert_close(ours(tokens), theirs.encode_text(tokens))
+
+
+@torch.no_grad()
+def test_quick_gelu_image_tower_reads_open_clips_weights():
+    """Random open_clip weights through our checkpoint filter, at toy depth: the same embeddings."""
+    import open_clip
+    import timm
+
+    from patchrank.models.pruned_vit import checkpoint_filter_fn
+
+    vision = open_clip.CLIPVisionCfg(layers=2, width=64, head_width=16, patch_size=16, image_size=64)
+    theirs = open_clip.CLIP(32, vision, open_clip.CLIPTextCfg(layers=1, width=16, heads=1), quick_gelu=True).eval()
+    shape = {"img_size": 64, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 32, "locations": (1, 2)}
+    ours = timm.create_model("patchrank_clip_b16", **shape).eval()
+    ours.load_state_dict(checkpoint_filter_fn(theirs.state_dict(), ours))
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs.encode_image(images), atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_had_is_said(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'patchrank_clip_digits'"):
+        patchrank.create_clip("patchrank_clip_digit")
+    with pytest.raises(UserError, match="no weights in the package"):
+        patchrank.create_clip("patchrank_clip_b16")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        patchrank.create_clip("patchrank_clip_digits", checkpoint=broken)

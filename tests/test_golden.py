@@ -1,0 +1,93 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from patchrank.errors import UserError
+from patchrank.golden import score_images
+from patchrank.layers import pruning
+
+HEAD = F.normalize(torch.randn(10, 64, generator=torch.Generator().manual_seed(3)), dim=-1)
+LABELS = torch.tensor([1, 5, 0, 9])
+
+
+@torch.no_grad()
+def naive(tower, images, window, stride, remove_at, scale=100.0):
+    """One image and one window at a time, the metrics written as the paper has them."""
+    squares = pruning.windows((8, 8), window, stride)
+    out = torch.zeros(len(images), 3, len(squares), dtype=torch.float64)
+    for b, image in enumerate(images):
+        z = F.normalize(tower(image[None]).double(), dim=-1)
+        for w, square in enumerate(squares):
+            x = tower.embed(image[None])
+            for layer, block in enumerate(tower.blocks, 1):
+                if layer == remove_at:
+                    x = torch.cat([x[:, :1], x[:, 1:][:, [t for t in range(64) if t not in square.tolist()]]], dim=1)
+                x = block(x)
+            piece = F.normalize(tower.forward_head(tower.norm(x)).double(), dim=-1)
+            p = (scale * piece @ HEAD.double().T).softmax(-1)[0]
+            out[b, :, w] = torch.stack([1 - p[LABELS[b]], 1 - p.max(), 1 - (z * piece).sum()])
+    return out
+
+
+@pytest.mark.parametrize("window, stride, remove_at", [(2, 1, 4), (2, 2, 1), (3, 1, 12)])
+def test_windows_equal_a_naive_loop(tower, images, window, stride, remove_at):
+    golden = score_images(tower, images[:2], HEAD, LABELS[:2], 100.0, window, stride, remove_at, batch_size=37)
+    expected = naive(tower, images[:2], window, stride, remove_at)
+    torch.testing.assert_close(golden.windows, expected, atol=1e-5, rtol=1e-5)
+    per_token = pruning.window_mean(expected, pruning.windows((8, 8), window, stride), 64)
+    for m in range(3):
+        ours, theirs = golden.scores[:, m], pruning.importance(per_token)[:, m]
+        assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.999
+        assert (pruning.rank(ours)[:, :8] == pruning.rank(theirs)[:, :8]).float().mean() > 0.9
+
+
+@torch.no_grad()
+def test_an_oracle_by_g_prunes_exactly_the_most_redundant_tokens(tower, images):
+    golden = score_images(tower, images, HEAD, LABELS)
+    redundancy = 1 - pruning.window_mean(golden.windows[:, 2], pruning.windows((8, 8), 2), 64)
+    tower.set_pruning(drop_counts=(10,), locations=(4,), reducer="golden")
+    kept = tower.forward_pruned(images, golden.scores[:, 2]).kept
+    dropped = [sorted(set(range(64)) - set(row.tolist())) for row in kept]
+    assert dropped == redundancy.topk(10).indices.sort().values.tolist()
+
+
+def test_damage_keeps_its_digits_where_probabilities_saturate(clip):
+    images = torch.zeros(1, 3, 64, 64)
+    head = torch.stack([F.normalize(clip.visual(images)[0], dim=-1), torch.eye(64)[0]])
+    head[1] -= (head[1] @ head[0]) * head[0]
+    golden = score_images(clip.visual, images, F.normalize(head, dim=-1), torch.tensor([0]))
+    assert 0 < golden.windows[0, 0].max() < 1e-20  # 1 - p would be 0 in float64 already at 1e-16
+    assert golden.scores[0, 0].std() > 0.9
+
+
+def test_batching_does_not_matter(tower, images):
+    one = score_images(tower, images, HEAD, LABELS, batch_size=1000)
+    many = score_images(tower, images, HEAD, LABELS, batch_size=11)
+    torch.testing.assert_close(one.windows, many.windows, atol=1e-6, rtol=1e-5)
+
+
+def test_without_labels_there_is_no_label_row(tower, images):
+    assert score_images(tower, images, HEAD).scores.shape == (4, 2, 64)
+
+
+@pytest.mark.parametrize("settings", [{"window": 9}, {"remove_at": 13}, {"window": 3, "stride": 3}])
+def test_impossible_windows_are_refused(tower, images, settings):
+    with pytest.raises(UserError):
+        score_images(tower, images, HEAD, **settings)
+
+
+def test_signs_pruning_by_g_beats_random_beats_reversed(clip):
+    from patchrank.data.tasks import load_split
+    from patchrank.evaluate import evaluate, random_scores
+
+    split = load_split("digits", "val", 96)
+    transform = clip.transform()
+    images = torch.stack([transform(split.image(i)) for i in range(96)])
+    head = clip.zero_shot_head(split.classes, split.templates)
+    g = score_images(clip.visual, images, head, torch.tensor(split.labels)).scores
+    clip.visual.set_pruning(keep_rate=0.5, locations=(4,), reducer="golden")
+    right = {
+        name: evaluate(clip, split, scores=s.float().numpy(), quiet=True).right().sum()
+        for name, s in {"g": g[:, 2], "random": random_scores(images, 64, 0), "reversed": -g[:, 2]}.items()
+    }
+    assert right["g"] > right["random"] > right["reversed"]

@@ -1,0 +1,210 @@
+"""The driver, for real: Ray starts, is killed, and loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from patchrank.errors import UserError
+from patchrank.trial import trial_id
+from patchrank.tune.driver import run_sweep
+from patchrank.tune.plan import make_plan
+from patchrank.tune.search import CellSearch
+from patchrank.tune.spec import load_sweep
+
+COMMAND = [sys.executable, "-m", "patchrank.tune", "sweeps/locations.yaml", "--quick"]
+METRICS = {f"accuracy{which}" for which in ("", "_unpruned", "_random", "_reversed")}
+METRICS |= {"val_accuracy", "agreement", "cosine", "n_images", "tasks"}
+METRICS |= {"matching_rate", "matching_prior", "matching_chance", "gmacs", "gmacs_unpruned", "gmacs_predictor"}
+
+
+def run(folder: Path, *arguments: str, code: int = 0) -> str:
+    """Runs the command in a folder and returns its stderr; `code` is the exit status it must have."""
+    done = subprocess.run([*COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=400)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def trials(folder: Path) -> dict[str, int]:
+    """Records by name, with the time at which they were written."""
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("runs/locations-quick/trials/*.json")}
+
+
+@pytest.fixture(scope="module")
+def killed_and_finished(tmp_path_factory):
+    """A sweep whose driver is killed with -9 after its first record, then run again; what it left each time."""
+    folder = tmp_path_factory.mktemp("sweep")
+    process = subprocess.Popen(COMMAND, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.time() + 300
+    while not trials(folder) and time.time() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(5)  # Ray's own processes notice and end; one of them may still finish its trial
+    after_kill = trials(folder)
+    said = run(folder)
+    return folder, after_kill, said
+
+
+def test_a_killed_driver_loses_and_repeats_nothing(killed_and_finished):
+    folder, after_kill, said = killed_and_finished
+    assert 1 <= len(after_kill) < 4
+    now = trials(folder)
+    assert len(now) == 4
+    assert {name: now[name] for name in after_kill} == after_kill
+    assert f"4 trials, {len(after_kill)} done, {4 - len(after_kill)} to run" in said
+
+
+def test_rows_are_in_plan_order_and_in_the_agreed_schema(killed_and_finished):
+    folder, _, _ = killed_and_finished
+    rows = [json.loads(line) for line in (folder / "runs/locations-quick/results.jsonl").read_text().splitlines()]
+    assert [row["config"]["pruning"]["locations"] for row in rows] == [
+        [2, 3, 4, 5],
+        [4, 5, 6, 7],
+        [1, 3, 5, 7],
+        [4, 6, 8, 10],
+    ]
+    for row in rows:
+        assert row.keys() == {"schema", "id", "sweep", "status", "config", "metrics", "shards", "env", "seconds"}
+        assert METRICS <= row["metrics"].keys() and row["metrics"]["n_images"] == 96
+        assert row["status"] == "ok" and row["env"]["threads"] == 1
+        assert (folder / f"runs/locations-quick/trials/{row['id']}.npz").exists()
+    assert len({tuple(row["shards"]) for row in rows}) == 1  # shards are shared
+
+
+def test_a_second_run_starts_no_ray_and_changes_no_row(killed_and_finished):
+    folder, _, _ = killed_and_finished
+    results = (folder / "runs/locations-quick/results.jsonl").read_text()
+    before, started = trials(folder), time.time()
+    said = run(folder)
+    assert time.time() - started < 60
+    assert trials(folder) == before and (folder / "runs/locations-quick/results.jsonl").read_text() == results
+    assert "4 trials, 4 done, 0 to run" in said and "report: " in said and "| 4, 6, 8, 10 |" in said
+    assert "golden shards" not in said.split("0 to run")[1].split("report:")[0].replace("golden shards of", "")
+
+
+def test_the_report_has_table_plot_picture_and_labels(killed_and_finished):
+    folder, _, _ = killed_and_finished
+    report = (folder / "runs/locations-quick/report.md").read_text()
+    assert "smoke run" in report and "CLIP ViT-B/16" in report and "16 shots" in report and "CC BY 2.0" in report
+    assert report.count("at random (control)") == report.count("reversed (control)") == 4
+    for name in ("locations-accuracy.png", "locations-tokens.png"):
+        assert name in report
+        assert (folder / "runs/locations-quick" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_ray_leaves_nothing_of_its_own_behind(killed_and_finished):
+    folder, _, _ = killed_and_finished
+    said = killed_and_finished[2]
+    for noise in ("WARNING", "RAY_", "ray.tune", "INFO"):
+        assert noise not in said
+
+
+def test_a_failed_trial_is_recorded_tried_again_and_tells_in_the_exit_status(killed_and_finished, monkeypatch):
+    folder, _, _ = killed_and_finished
+    row = json.loads((folder / "runs/locations-quick/results.jsonl").read_text().splitlines()[1])
+    record = folder / f"runs/locations-quick/trials/{row['id']}.json"
+    content = record.read_text()
+    predictors = list((folder / "runs/shards/predictors").iterdir())
+    for file in [record, *predictors]:
+        file.unlink()
+    (folder / "runs/shards/predictors").rmdir()
+    (folder / "runs/shards/predictors").write_text("in the way")  # the trial cannot write its predictor
+    said = run(folder, code=1)
+    assert "failed: " in said and "UserError: cannot write" in said
+    assert json.loads(record.with_suffix(".error.json").read_text())["status"] == "error"
+    (folder / "runs/shards/predictors").unlink()
+    run(folder)
+    again = json.loads(record.read_text())
+    assert again["metrics"] == json.loads(content)["metrics"]  # the same seed gives the same figures
+    assert not record.with_suffix(".error.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["resources.gpu=64"], "resources.gpu is 64, but this machine has"),
+        (["resources.cpu=4096"], "resources.cpu is 4096, but this machine has"),
+        (["report.paper=table77"], "did you mean 'table7'"),
+        (["trial.model.checkpoint=/nowhere.safetensors"], "checkpoint /nowhere.safetensors: cannot be read"),
+        (["root=/proc/nowhere"], "cannot write /proc/nowhere"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        run_sweep("locations", arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_end_with_one_line_and_status_2(tmp_path):
+    said = run(tmp_path, "trial.pruning.keep_rate=2", code=2)
+    assert said.splitlines()[-1].startswith("error: ") and len(said.splitlines()) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def sampled(tmp_path, monkeypatch):
+    """A plan with a grid of two cells and three sampled axes, over records in a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    source = find_text("sweeps/locations.yaml").replace("../search_spaces/locations.yaml", "space.yaml")
+    (tmp_path / "sweep.yaml").write_text(source.replace("{method: grid}", "{method: optuna, samples: 6}"))
+    (tmp_path / "space.yaml").write_text(
+        """
+golden.metric: {grid: [label, preservation]}
+pruning.locations: {choice: [[4], [1, 3, 5, 7]]}
+pruning.keep_rate: {uniform: [0.3, 0.9], step: 0.1}
+predictor.dim: {int: [16, 64], log: true, when: {pruning.locations: [[4]]}}
+"""
+    )
+    return make_plan(load_sweep(str(tmp_path / "sweep.yaml")))
+
+
+def find_text(name: str) -> str:
+    return (Path(__file__).parent.parent / name).read_text()
+
+
+def finish(plan, values: dict, folder: Path) -> str:
+    """Writes the record that a trial would write, with a made-up figure."""
+    trial = plan.trial(values)
+    identity = trial_id(trial, plan.inputs(trial).fingerprint())
+    metrics = {"val_accuracy": 100 * trial.pruning.keep_rate}
+    record = {"id": identity, "status": "ok", "config": trial.model_dump(), "metrics": metrics}
+    (folder / "runs/locations/trials").mkdir(parents=True, exist_ok=True)
+    (folder / f"runs/locations/trials/{identity}.json").write_text(json.dumps(record))
+    return identity
+
+
+def test_optuna_searches_every_cell_without_repeating_and_resumes_from_records(sampled, tmp_path):
+    search, seen = CellSearch(sampled), []
+    for n in range(7):
+        values = search.suggest(f"t{n}")["values"]
+        assert ("predictor.dim" in values) == (values["pruning.locations"] == [4])
+        seen.append(finish(sampled, values, tmp_path))
+        search.on_trial_complete(f"t{n}", {"val_accuracy": 100 * values["pruning.keep_rate"]})
+    assert len(set(seen)) == 7
+    again = make_plan(sampled.sweep)
+    assert again.missing() == 12 - 7
+    resumed = CellSearch(again)
+    assert sorted(len(ids) for ids in resumed.ids) == [3, 4]
+    assert [len(study.trials) for study in resumed.studies] == [len(ids) for ids in resumed.ids]
+    for n in range(5):
+        seen.append(finish(again, resumed.suggest(f"r{n}")["values"], tmp_path))
+        resumed.on_trial_complete(f"r{n}", {"val_accuracy": float("nan")})  # told as a failure, not left running
+    assert len(set(seen)) == 12 and resumed.suggest("end") == CellSearch.FINISHED
+    assert make_plan(sampled.sweep).missing() == 0
+
+
+def test_an_exhausted_cell_ends(sampled, tmp_path):
+    (tmp_path / "space.yaml").write_text("pruning.keep_rate: {choice: [0.4, 0.5]}")
+    search = CellSearch(make_plan(load_sweep(str(tmp_path / "sweep.yaml"))))
+    found = [search.suggest(f"t{n}") for n in range(3)]
+    assert found[2] == CellSearch.FINISHED
+    assert sorted(config["values"]["pruning.keep_rate"] for config in found[:2]) == [0.4, 0.5]
