@@ -1,6 +1,6 @@
 """Pre-trains the embedded CLIP pair contrastively on digit scenes; how the shipped weights were made.
 
-    python -m patchrank.pretrain --out runs/pretrain --steps 16000 --compile
+    python -m patchrank.pretrain --out runs/pretrain
 
 Resumable: running again continues from the last checkpoint, and batch t depends on the seed and t alone. A curriculum
 (large digits on black first, then smaller ones on photographs) is what makes so small a tower learn at all.
@@ -25,6 +25,7 @@ from patchrank.data.captions import draw_template
 from patchrank.data.digits import CLASSES, TEMPLATES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle
 from patchrank.models.clip import Clip, create_clip
 
+STEPS = 11_430
 BATCH_SIZE = 64
 CURRICULUM_STEPS = 2500
 WARMUP_STEPS = 300
@@ -105,14 +106,14 @@ def create_optimizer(clip: Clip, lr: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
-def train(out: Path, steps: int, lr: float = 1e-3, seed: int = 0, compiled: bool = False, every: int = 500) -> Clip:
+def train(out: Path, steps: int, lr: float = 1e-3, seed: int = 0, every: int = 500) -> Clip:
     """Trains (or goes on training) the pair in `out`, and returns it. Writes `last.safetensors` and `log.jsonl`."""
     torch.manual_seed(seed)
     clip = create_clip("patchrank_clip_digits", pretrained=False).train()
     clip_init_(clip.visual)
     optimizer = create_optimizer(clip, lr)
     start = load_checkpoint(out / "last.safetensors", clip, optimizer)
-    loss_fn = torch.compile(ContrastiveLoss(clip)) if compiled else ContrastiveLoss(clip)
+    loss_fn = ContrastiveLoss(clip)
     batches = CurriculumBatches(steps, seed)
     loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=4)
     bar = tqdm(loader, initial=start, total=steps, desc="pretrain", mininterval=5)
@@ -182,12 +183,11 @@ def export_weights(clip: Clip, path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchrank.pretrain", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of checkpoint, log and weights")
-    parser.add_argument("--steps", type=int, default=16000)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="torch.compile: 2.5 times faster, needs a C++ compiler")
     args = parser.parse_args(argv)
-    clip = train(args.out, args.steps, args.lr, args.seed, args.compile)
+    clip = train(args.out, args.steps, args.lr, args.seed)
     export_weights(clip, args.out / "patchrank_clip_digits.safetensors")
     for split in ("val", "test"):
         seen, unseen = (accuracy(clip, split, 6, t) for t in (TEMPLATES, (UNSEEN_TEMPLATE,)))
