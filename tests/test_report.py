@@ -25,9 +25,9 @@ def test_the_table_has_the_papers_average_beside_ours_and_controls_below():
 
 
 def test_papers_table_7_was_copied_right():
-    """Its averages are the means of its rows, up to the paper's own slip of 0.13 in the third."""
+    """Its averages are the means of its rows, up to the paper's own slips of 0.13 and 0.17 in the last two."""
     for line in paper_rows("table7")["rows"]:
-        assert np.mean(line["values"][:-1]) == pytest.approx(line["values"][-1], abs=0.14)
+        assert np.mean(line["values"][:-1]) == pytest.approx(line["values"][-1], abs=0.18)
 
 
 def test_unknown_paper_table_is_refused():
