@@ -194,9 +194,23 @@ def test_a_predictor_file_fits_or_is_refused(tower, tmp_path):
         write_predictor(path, tower, **changes)
         with pytest.raises(UserError, match=message):
             tower.set_pruning(keep_rate=0.4, predictor_path=path)
+        assert tower.drop_counts == (8, 8, 8, 8)  # nothing changed
     path.write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="cannot be read"):
         tower.set_pruning(keep_rate=0.5, predictor_path=path)
+
+
+@torch.no_grad()
+def test_a_predictor_that_came_as_a_module_stays(tower, images):
+    torch.manual_seed(1)
+    mine = create_predictor("mix_mlp", 64, (8, 8))
+    tower.set_pruning(keep_rate=0.5, predictor=mine)
+    tower.set_pruning(keep_rate=0.25)
+    assert tower.pruner.reducer.predictor is mine
+    with pytest.raises(UserError, match="no weights to rank by"):
+        tower.set_pruning(locations=(5, 6))
+    state = tower.state_dict()
+    assert any(key.startswith("pruner.reducer.predictor.") for key in state)
 
 
 def test_source_map():

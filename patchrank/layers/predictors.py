@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from patchrank.errors import UserError, near
-from patchrank.files import write_atomic
+from patchrank.files import read_bytes, write_atomic
 
 PREDICTORS: dict[str, type[nn.Module]] = {}
 
@@ -52,10 +52,9 @@ def load_predictor(path: str | Path) -> tuple[nn.Module, dict]:
         UserError: the file is missing, is no safetensors file, or holds something other than a predictor.
     """
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("patchrank", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        content = read_bytes(path)
+        tensors, about = load(content), _metadata(content)
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"predictor file {path}: cannot be read ({error})") from error
     if about.get("kind") != "predictor" or about.get("schema") != 1:
         raise UserError(f"predictor file {path}: its metadata names no predictor of schema 1, but {about or 'nothing'}")
@@ -66,6 +65,12 @@ def load_predictor(path: str | Path) -> tuple[nn.Module, dict]:
         reason = str(error).splitlines()[0]
         raise UserError(f"predictor file {path}: weights and metadata do not fit together ({reason})") from error
     return predictor.eval(), about
+
+
+def _metadata(content: bytes) -> dict:
+    """What the header of a safetensors file says under our key: 8 bytes of length, then JSON."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header.get("__metadata__", {}).get("patchrank", "{}"))
 
 
 class _Mix(nn.Sequential):

@@ -6,7 +6,7 @@ Paper: `Patch Ranking: Token Pruning as Ranking Prediction for Efficient CLIP`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,16 +24,15 @@ from patchrank.errors import UserError, near
 from patchrank.files import weights_sha256
 from patchrank.layers.last_block import forward_cls, is_plain
 from patchrank.layers.macs import Macs, vision_macs
-from patchrank.layers.predictors import create_predictor, load_predictor
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock
-from patchrank.layers.reducers import REDUCERS, Reducer, TokenState, create_reducer
+from patchrank.layers.reducers import TokenState
 from patchrank.layers.reducers.random import sample_keys
+from patchrank.models.settings import Pruning, create_ranker
 
 __all__ = ["PrunedVisionTransformer"]
 
 WEIGHTS = Path(__file__).parent / "weights"
-LEFTOVERS = ("drop",)
 
 
 class PrunedOutput(NamedTuple):
@@ -42,30 +41,6 @@ class PrunedOutput(NamedTuple):
     embedding: Tensor
     kept: Tensor
     scores: Tensor | None
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """Pruning settings; the keyword arguments of every entrypoint and of `set_pruning`.
-
-    keep_rate: share of patch tokens left after the last location; 1 is the plain tower, bit for bit.
-    locations: layers, counted from 1, just before which tokens leave.
-    drop_counts: how many leave at each location; wins over `keep_rate`.
-    reducer: who decides, by registered name.
-    leftovers: what becomes of the others: `drop`.
-    cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
-    predictor_path: safetensors file of a fitted predictor.
-    predictor_init: "random" says that an untrained predictor is meant (speed benchmarks).
-    """
-
-    keep_rate: float = 1.0
-    locations: Sequence[int] = (4, 6, 8, 10)
-    drop_counts: Sequence[int] | None = None
-    reducer: str = "predictor"
-    leftovers: str = "drop"
-    cls_only_last: bool | str = "auto"
-    predictor_path: str | Path | None = None
-    predictor_init: str | None = None
 
 
 class PrunedVisionTransformer(VisionTransformer):
@@ -127,8 +102,15 @@ class PrunedVisionTransformer(VisionTransformer):
         if unknown:
             name = sorted(unknown)[0]
             raise UserError(f"pruning setting {name!r} does not exist; {near(name, asdict(self.pruning))}")
+        before = self.pruning, self.pruner
+        if predictor is None and "predictor_path" not in changes and self._goes_on(changes):
+            predictor = self.pruner.reducer.predictor
         self._prune(replace(self.pruning, **changes), predictor)
-        self.check_predictor()
+        try:
+            self.check_predictor()
+        except UserError:
+            self.pruning, self.pruner = before
+            raise
         if hasattr(self, "_model_args"):
             update_model_args(self, **changes)
 
@@ -147,16 +129,13 @@ class PrunedVisionTransformer(VisionTransformer):
 
     def _prune(self, pruning: Pruning, predictor: nn.Module | None = None) -> None:
         pruning = replace(pruning, locations=tuple(pruning.locations))
-        if pruning.leftovers not in LEFTOVERS:
-            raise UserError(f"leftovers {pruning.leftovers!r} does not exist; {near(pruning.leftovers, LEFTOVERS)}")
-        if pruning.cls_only_last not in ("auto", True, False):
-            raise UserError(f"cls_only_last must be 'auto', true or false, but is {pruning.cls_only_last!r}")
+        pruning.check()
         locations = check_locations(pruning.locations, len(self.blocks))
         drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
         pruner = None
         if any(drops):
             self._check_prunable()
-            reducer = self._create_reducer(pruning, predictor)
+            reducer = create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
             pruner = PruningBlock(reducer, locations, drops, self.num_prefix_tokens)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner = pruning, pruner
@@ -167,42 +146,11 @@ class PrunedVisionTransformer(VisionTransformer):
         if self.dynamic_img_size:
             raise UserError("pruning needs a fixed image size, but dynamic_img_size is on")
 
-    def _create_reducer(self, pruning: Pruning, predictor: nn.Module | None) -> Reducer:
-        if pruning.reducer != "predictor":
-            return create_reducer(pruning.reducer)
-        about = {}
-        if predictor is None and pruning.predictor_path is not None:
-            predictor, about = load_predictor(pruning.predictor_path)
-            self._check_fits(pruning, about)
-        elif predictor is None and self._goes_on_with(pruning):
-            return self.pruner.reducer
-        elif predictor is None and pruning.predictor_init == "random":
-            predictor = create_predictor("mix_mlp", self.embed_dim, self.patch_embed.grid_size)
-        elif predictor is None:
-            raise UserError(
-                "pruning by reducer 'predictor' has no weights to rank by: give predictor_path, choose another of "
-                f"{', '.join(sorted(REDUCERS))}, or say predictor_init='random' if that is meant"
-            )
-        reducer = create_reducer("predictor", predictor=predictor)
-        reducer.fitted_to = about.get("model")
-        return reducer
-
-    def _goes_on_with(self, pruning: Pruning) -> bool:
-        """Whether the predictor in use, which came as a module, serves the new settings as well."""
-        same_place = pruning.locations[0] == self.pruning.locations[0]
-        return self.pruner is not None and self.pruning.reducer == "predictor" and same_place
-
-    def _check_fits(self, pruning: Pruning, about: dict) -> None:
-        pairs = (
-            ("grid", list(about["grid"]), list(self.patch_embed.grid_size)),
-            ("embed_dim", about["embed_dim"], self.embed_dim),
-            ("location", about["location"], pruning.locations[0]),
-        )
-        for what, theirs, ours in pairs:
-            if theirs != ours:
-                raise UserError(
-                    f"predictor {pruning.predictor_path} was fitted for {what} {theirs}, but this tower has {ours}"
-                )
+    def _goes_on(self, changes: dict) -> bool:
+        """Whether the predictor in use serves the changed settings as well: it is tied to its first location."""
+        if self.pruner is None or self.pruning.reducer != "predictor":
+            return False
+        return tuple(changes.get("locations", self.pruning.locations))[:1] == tuple(self.pruning.locations[:1])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if self.pruner is not None and global_pool not in (None, "token", ""):

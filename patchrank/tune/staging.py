@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from patchrank.config import TrialConfig
 from patchrank.data.shards import ShardFolder
+from patchrank.errors import UserError
 from patchrank.golden import BATCH_SIZE, report_faults
 from patchrank.trial import needed_shards
 from patchrank.tune.plan import Plan
@@ -52,10 +53,20 @@ def stage(plan: Plan, jobs: list[Job], slots: int) -> None:
     with tqdm(total=total, desc="golden shards", unit="shard", disable=not total, mininterval=every) as bar:
         while waiting:
             done, waiting = ray.wait(waiting, timeout=1.0)
-            bar.update(sum(ray.get(done)))
+            bar.update(sum(_results(done)))
     for job in jobs:
         if job.faults or not job.folder.complete():
             job.folder.finish(batch=BATCH_SIZE, threads=max(1, int(resources.cpu)))
+
+
+def _results(done: list) -> list[int]:
+    """What tasks returned; bad input comes out as itself, without Ray's wrapping."""
+    import ray
+
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UserError) else error from None
 
 
 def _chunks(items: list[int], size: int) -> list[list[int]]:

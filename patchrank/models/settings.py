@@ -1,0 +1,88 @@
+"""Pruning settings of a tower, and the reducer that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from patchrank.errors import UserError, near
+from patchrank.layers.predictors import create_predictor, load_predictor
+from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
+
+LEFTOVERS = ("drop",)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Pruning settings; the keyword arguments of every entrypoint and of `set_pruning`.
+
+    keep_rate: share of patch tokens left after the last location; 1 is the plain tower, bit for bit.
+    locations: layers, counted from 1, just before which tokens leave.
+    drop_counts: how many leave at each location; wins over `keep_rate`.
+    reducer: who decides, by registered name.
+    leftovers: what becomes of the others: `drop`.
+    cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
+    predictor_path: safetensors file of a fitted predictor.
+    predictor_init: "random" says that an untrained predictor is meant (speed benchmarks).
+    """
+
+    keep_rate: float = 1.0
+    locations: Sequence[int] = (4, 6, 8, 10)
+    drop_counts: Sequence[int] | None = None
+    reducer: str = "predictor"
+    leftovers: str = "drop"
+    cls_only_last: bool | str = "auto"
+    predictor_path: str | Path | None = None
+    predictor_init: str | None = None
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that no tower could use."""
+        if self.leftovers not in LEFTOVERS:
+            raise UserError(f"leftovers {self.leftovers!r} does not exist; {near(self.leftovers, LEFTOVERS)}")
+        if self.cls_only_last not in ("auto", True, False):
+            raise UserError(f"cls_only_last must be 'auto', true or false, but is {self.cls_only_last!r}")
+        if self.predictor_init not in (None, "random"):
+            raise UserError(f"predictor_init must be 'random' or left out, but is {self.predictor_init!r}")
+
+
+def create_ranker(
+    settings: Pruning, embed_dim: int, grid_size: tuple[int, int], predictor: nn.Module | None = None
+) -> Reducer:
+    """The reducer that some settings ask for; `predictor` takes the place of a file.
+
+    Raises:
+        UserError: an unknown reducer, a predictor file that does not fit, or a predictor without weights.
+    """
+    if settings.reducer != "predictor":
+        return create_reducer(settings.reducer)
+    fitted_to = None
+    if predictor is None and settings.predictor_path is not None:
+        predictor, about = load_predictor(settings.predictor_path)
+        _check_fits(settings, about, embed_dim, grid_size)
+        fitted_to = about["model"]
+    elif predictor is None and settings.predictor_init == "random":
+        predictor = create_predictor("mix_mlp", embed_dim, grid_size)
+    elif predictor is None:
+        raise UserError(
+            "pruning by reducer 'predictor' has no weights to rank by: give predictor_path, choose another of "
+            f"{', '.join(sorted(REDUCERS))}, or say predictor_init='random' if that is meant"
+        )
+    reducer = create_reducer("predictor", predictor=predictor)
+    reducer.fitted_to = fitted_to
+    return reducer
+
+
+def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple[int, int]) -> None:
+    pairs = (
+        ("grid", list(about["grid"]), list(grid_size)),
+        ("embed_dim", about["embed_dim"], embed_dim),
+        ("location", about["location"], settings.locations[0]),
+    )
+    for what, theirs, ours in pairs:
+        if theirs != ours:
+            raise UserError(
+                f"predictor {settings.predictor_path} was fitted for {what} {theirs}, but this tower has {ours}"
+            )
