@@ -19,17 +19,32 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_model_flags(parser: argparse.ArgumentParser, split: str, batch_size: int, out: str) -> None:
+def positive_float(text: str) -> float:
+    """A flag's value that is a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, but is {text!r}")
+    return value
+
+
+def add_model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
     """The flags of every stage, with the names that the trial's settings have."""
     parser.add_argument("--model", default="patchrank_clip_digits", help="a timm entrypoint of ours")
     parser.add_argument("--checkpoint", help="safetensors file of a pair; default: the weights that ship")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default=out, help=f"where results go (default: {out or 'stdout alone'})")
+
+
+def add_data_flags(parser: argparse.ArgumentParser, split: str, batch_size: int) -> None:
     parser.add_argument("--data", default="digits", help="task")
+    parser.add_argument("--data-root", help="folder of the task's images; embedded tasks need none")
     parser.add_argument("--split", default=split)
     parser.add_argument("--limit", type=positive, help="only the first so many images")
     parser.add_argument("--batch-size", type=positive, default=batch_size)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=out, help=f"where results go (default: {out})")
 
 
 def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,11 +65,10 @@ def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:
 def check_device(device: str) -> None:
     """Refuses a device that torch does not know or this machine does not have."""
     try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise UserError(f"device {device!r} is not one that torch knows; near: cpu, cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} is asked for, but torch finds no GPU here; near: cpu")
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used here ({reason}); near: cpu") from error
 
 
 def run_command(main: Callable[[], int | None]) -> None:

@@ -109,9 +109,17 @@ class Rule(Strict):
     @model_validator(mode="after")
     def _exactly_one(self) -> Rule:
         if len(self._kinds()) != 1:
-            raise ValueError(
-                f"exactly one of grid, choice, uniform, int must be there, but {self._kinds() or 'none'} is"
-            )
+            found = ", ".join(self._kinds()) or "none"
+            raise ValueError(f"exactly one of grid, choice, uniform, int must be there, but {found} is")
+        return self
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Rule:
+        low, high = self.uniform or self.int_ or (1, 2)
+        if low >= high or (self.log and (low <= 0 or self.step)):
+            raise ValueError("bounds must rise, a log scale needs them above 0, and log and step exclude each other")
+        if self.grid is not None and (self.when or any(value in self.grid[:n] for n, value in enumerate(self.grid))):
+            raise ValueError("a grid must not repeat a value and knows no 'when'")
         return self
 
     def _kinds(self) -> list[str]:

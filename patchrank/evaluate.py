@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patchrank.cli import add_model_flags, add_pruning_flags, create_clip_from, run_command
+from patchrank.cli import add_data_flags, add_model_flags, add_pruning_flags, create_clip_from, run_command
 from patchrank.data.tasks import ImageSplit, load_split
 from patchrank.errors import UserError
+from patchrank.files import write_atomic
 from patchrank.fit import matching, prior_of, read_ranked
 from patchrank.layers.macs import text_macs
 from patchrank.layers.reducers import Random, TokenState
@@ -128,31 +129,31 @@ def shard_matching(clip: Clip, path: str) -> dict[str, float]:
     """Matching rate of the predictor in use on a folder of golden-rank shards, beside chance."""
     if clip.visual.pruning.reducer != "predictor" or clip.visual.pruner is None:
         raise UserError("a matching rate needs pruning by reducer 'predictor'")
-    location, metric = clip.visual.pruning.locations[0], "preservation"
-    data = read_ranked(clip, path, metric, location)
-    found = matching(clip.visual.pruner.reducer.predictor, prior_of(data), data)
+    reducer, location = clip.visual.pruner.reducer, clip.visual.pruning.locations[0]
+    data = read_ranked(clip, path, reducer.about["metric"], location)
+    found = matching(reducer.predictor, prior_of(data), data)
     return {key: value for key, value in found.items() if key != "matching_prior"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchrank.evaluate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_flags(parser, split="val", batch_size=BATCH_SIZE, out="-")
+    add_model_flags(parser, out=None)
+    add_data_flags(parser, split="val", batch_size=BATCH_SIZE)
     add_pruning_flags(parser)
     parser.add_argument("--controls", nargs="*", default=[], choices=CONTROLS)
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
     args = parser.parse_args(argv)
     settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
-    clip = create_clip_from(args, predictor_path=args.predictor, **settings)
-    split = load_split(args.data, args.split, args.limit)
-    row = evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row() | macs_row(clip)
-    if args.shards:
-        row |= shard_matching(clip, args.shards)
-    print(
-        json.dumps(
-            {"model": args.model, "data": args.data, "split": args.split, **settings, **row, "n_images": len(split)}
-        )
-    )
+    clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings)
+    split = load_split(args.data, args.split, args.limit, args.data_root)
+    found = shard_matching(clip, args.shards) if args.shards else {}
+    measured = evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
+    about = {"model": args.model, "data": args.data, "split": args.split, "n_images": len(split)}
+    line = json.dumps(about | settings | measured | macs_row(clip) | found)
+    if args.out:
+        write_atomic(args.out, line + "\n")
+    print(line)
 
 
 if __name__ == "__main__":

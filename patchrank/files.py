@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -27,9 +28,17 @@ def join(root: str | Path, *parts: str) -> str:
     return "/".join([str(root).rstrip("/"), *parts])
 
 
+def filesystem_of(path: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
+    """fsspec's file system of a path or URL, and the name in it. Raises `UserError` for a protocol it lacks."""
+    try:
+        return fsspec.core.url_to_fs(str(path))
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{path}: fsspec cannot open this kind of URL ({error})") from error
+
+
 def read_bytes(path: str | Path) -> bytes:
     """The whole of a file. Raises `FileNotFoundError` where there is none."""
-    filesystem, name = fsspec.core.url_to_fs(str(path))
+    filesystem, name = filesystem_of(path)
     return filesystem.cat_file(name)
 
 
@@ -37,18 +46,19 @@ def read_json(path: str | Path) -> dict | None:
     """What a JSON file says; None where there is no such file or it is damaged (it will be made again)."""
     try:
         return json.loads(read_bytes(path))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 
 
 def exists(path: str | Path) -> bool:
-    filesystem, name = fsspec.core.url_to_fs(str(path))
+    filesystem, name = filesystem_of(path)
     return filesystem.exists(name)
 
 
 def list_names(folder: str | Path) -> list[str]:
     """Names of the files in a folder, sorted; none where there is no folder."""
-    filesystem, name = fsspec.core.url_to_fs(str(folder))
+    filesystem, name = filesystem_of(folder)
+    filesystem.invalidate_cache(name)  # object stores remember listings, and workers have written since
     if not filesystem.isdir(name):
         return []
     return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(name, detail=False))
@@ -56,8 +66,8 @@ def list_names(folder: str | Path) -> list[str]:
 
 def remove(path: str | Path) -> None:
     """Removes a file if it is there."""
-    filesystem, name = fsspec.core.url_to_fs(str(path))
-    if filesystem.exists(name):
+    filesystem, name = filesystem_of(path)
+    with suppress(FileNotFoundError):
         filesystem.rm_file(name)
 
 
@@ -68,7 +78,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         UserError: the place cannot be written to.
     """
     content = content.encode() if isinstance(content, str) else content
-    filesystem, name = fsspec.core.url_to_fs(str(path))
+    filesystem, name = filesystem_of(path)
     try:
         filesystem.makedirs(filesystem._parent(name) or ".", exist_ok=True)
         if isinstance(filesystem, LocalFileSystem):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patchrank.cli import add_model_flags, create_clip_from, run_command
+from patchrank.cli import add_model_flags, create_clip_from, positive, positive_float, run_command
 from patchrank.data.shards import read_manifest, stream
 from patchrank.errors import UserError, near
 from patchrank.golden import METRICS
@@ -163,17 +163,17 @@ def describe(clip: Clip, name: str, location: int, metric: str, **kwargs) -> dic
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchrank.fit", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_flags(parser, split="adapt", batch_size=BATCH_SIZE, out="runs/predictor.safetensors")
+    add_model_flags(parser, out="runs/predictor.safetensors")
     parser.add_argument("--shards", required=True, help="folder of golden-rank shards to fit to")
     parser.add_argument("--val-shards", required=True, help="folder of shards to measure matching on")
     parser.add_argument("--location", type=int, default=4, help="layer, from 1, whose input the predictor reads")
     parser.add_argument("--metric", default="preservation", choices=METRICS)
     parser.add_argument("--predictor-name", default="mix_mlp")
-    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--dim", type=positive, default=64)
     parser.add_argument("--head", default="linear")
     parser.add_argument("--loss", default="bce")
-    parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--epochs", type=positive, default=50)
+    parser.add_argument("--lr", type=positive_float, default=1e-3)
     args = parser.parse_args(argv)
     clip, started = create_clip_from(args), time.time()
     train = read_ranked(clip, args.shards, args.metric, args.location)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patchrank.cli import add_model_flags, create_clip_from, run_command
+from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, run_command
 from patchrank.data.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.data.tasks import ImageSplit, load_split
 from patchrank.errors import UserError
@@ -187,12 +187,13 @@ def report_faults(folder: ShardFolder, faults: dict[int, str]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchrank.golden", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_flags(parser, split="adapt", batch_size=BATCH_SIZE, out="runs/shards")
+    add_model_flags(parser, out="runs/shards")
+    add_data_flags(parser, split="adapt", batch_size=BATCH_SIZE)
     parser.add_argument("--window", type=int, default=2, help="side of the removed square, in tokens")
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--remove-at", type=int, default=4, help="layer, from 1, before which the window leaves")
     args = parser.parse_args(argv)
-    clip, split = create_clip_from(args), load_split(args.data, args.split, args.limit)
+    clip, split = create_clip_from(args), load_split(args.data, args.split, args.limit, args.data_root)
     folder = shard_folder(clip, split, resolve(args.out), args.window, args.stride, args.remove_at)
     print(make_shards(clip, split, folder, args.batch_size))
 

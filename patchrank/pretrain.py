@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from patchrank.cli import positive, positive_float, run_command
 from patchrank.data.captions import draw_template
 from patchrank.data.digits import CLASSES, TEMPLATES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle
 from patchrank.models.clip import Clip, create_clip
@@ -183,8 +184,8 @@ def export_weights(clip: Clip, path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchrank.pretrain", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of checkpoint, log and weights")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--steps", type=positive, default=STEPS)
+    parser.add_argument("--lr", type=positive_float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     clip = train(args.out, args.steps, args.lr, args.seed)
@@ -195,4 +196,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +26,13 @@ class Report:
     table: str
 
 
-def write_report(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], quick: bool) -> Report:
+def write_report(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], command: str) -> Report:
     """Writes `report.md`, `<table>-accuracy.png` and `<table>-tokens.png` into `root`.
 
     Args:
         rows: result rows in plan order, at least one.
         axes: dotted paths of the swept settings; rows are named by their values.
+        command: what was asked of `python -m patchrank.tune`.
     """
     names = [_name(row, axes) for row in rows]
     table = results_table(rows, names, paper_rows(config.paper), axes)
@@ -42,7 +42,7 @@ def write_report(rows: Sequence[dict], root: str, config: ReportConfig, axes: Se
     }
     for name, content in pictures.items():
         write_atomic(join(root, name), content)
-    text = _markdown(rows, config, table, list(pictures), quick)
+    text = _markdown(rows, config, table, list(pictures), command)
     write_atomic(join(root, "report.md"), text)
     return Report(join(root, "report.md"), table)
 
@@ -126,23 +126,21 @@ def _arrays(root: str, row: dict) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def _markdown(rows: Sequence[dict], config: ReportConfig, table: str, pictures: list[str], quick: bool) -> str:
+def _markdown(rows: Sequence[dict], config: ReportConfig, table: str, pictures: list[str], command: str) -> str:
     first = rows[0]
-    task, m, trial = first["config"]["data"]["tasks"][0], first["metrics"], first["config"]
-    env, kept = first["env"], 100 * trial["pruning"]["keep_rate"]
-    command = f"python -m patchrank.tune sweeps/{config.table}.yaml" + (" --quick" if quick else "")
-    smoke = "**This is a smoke run on few images (`--quick`): its figures mean nothing.**\n\n" if quick else ""
-    paper = paper_rows(config.paper)
+    task, m, trial, env = first["config"]["data"]["tasks"][0], first["metrics"], first["config"], first["env"]
+    smoke = "--quick" in command
+    warning = "**This is a smoke run on few images (`--quick`): its figures mean nothing.**\n\n" if smoke else ""
+    days = sorted({row["date"] for row in rows})
     return f"""# {config.table}
 
-{smoke}Made by `{command}` on {datetime.date.today():%Y-%m-%d} (patchrank {env["patchrank"]}, torch {env["torch"]}, \
-{env["device"]}, {env["threads"]} threads a trial).
+{warning}Made by `python -m patchrank.tune {command}`; trials run on {" to ".join({days[0]: 0, days[-1]: 0})} \
+(patchrank {env["patchrank"]}, torch {env["torch"]}, {env["device"]}, {env["threads"]} threads a trial).
 
 Ours: zero-shot accuracy in percent of `{trial["model"]["name"]}` on {m["n_images"]} test images of `{task}`, \
-{kept:g} % of patch tokens kept at the end, leftovers {trial["pruning"]["leftovers"]}ped, \
-seed {trial["seed"]}. The predictor was fitted on {trial["data"]["n_train"]} other images; matching rates are measured \
-on {trial["data"]["n_val"]} validation images, beside the position prior and chance. Agreement and cosine compare with \
-the unpruned answer and embedding. Controls drop the same number of tokens, at random or the most important first.
+{_kept(rows)}, leftovers {trial["pruning"]["leftovers"]}ped, seed {trial["seed"]}. {_fitted_on(rows)}Agreement and \
+cosine compare with the unpruned answer and embedding. Controls drop as many tokens, at random or the most important \
+first.
 
 {table}
 
@@ -152,8 +150,28 @@ Which tokens survive, on the first test images; dropped patches are veiled in gr
 
 ![Surviving tokens]({pictures[1]})
 
-{_paper_section(paper)}{CREDIT}
+{_paper_section(paper_rows(config.paper))}{CREDIT}
 """
+
+
+def _kept(rows: Sequence[dict]) -> str:
+    """How many patch tokens are left after the last location."""
+    shares = sorted({(row["metrics"]["n_kept"], row["metrics"]["n_tokens"]) for row in rows})
+    return (
+        " or ".join(f"{kept} of {total} patch tokens ({100 * kept / total:.0f} %)" for kept, total in shares) + " kept"
+    )
+
+
+def _fitted_on(rows: Sequence[dict]) -> str:
+    reducers = {row["config"]["pruning"]["reducer"] for row in rows}
+    text = ""
+    if "predictor" in reducers:
+        m = next(row["metrics"] for row in rows if row["config"]["pruning"]["reducer"] == "predictor")
+        text += f"Predictors were fitted on {m['n_train']} other images; matching rates are measured on {m['n_val']} "
+        text += "validation images, beside the position prior and chance. "
+    if "golden" in reducers:
+        text += "Rows by `golden` are oracles: they were scored on the very test images, and could not be deployed. "
+    return text
 
 
 def _paper_section(paper: dict | None) -> str:

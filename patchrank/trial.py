@@ -6,6 +6,7 @@ runs it may be killed at any moment and loses nothing that was finished.
 
 from __future__ import annotations
 
+import datetime
 import io
 import time
 from dataclasses import dataclass
@@ -44,17 +45,20 @@ class Inputs:
 
     def fingerprint(self) -> dict:
         """Of weights and data: part of a trial's identity."""
-        splits = {name: getattr(self, name).ids_sha256() for name in ("train", "val", "test")}
-        return {"model": self.clip.sha256(), "data": splits}
+        data = [
+            [split.ids_sha256(), split.labels, split.classes, split.templates]
+            for split in (self.train, self.val, self.test)
+        ]
+        return {"model": self.clip.sha256(), "data": content_id(data)}
 
 
 def load_inputs(trial: TrialConfig, device: str = "cpu") -> Inputs:
     """Raises `UserError` for a model, checkpoint or task that cannot be had."""
     check_device(device)
-    task, counts = trial.data.tasks[0], trial.data
+    data = trial.data
     clip = create_clip(trial.model.name, checkpoint=trial.model.checkpoint, device=device)
-    train, val = load_split(task, "adapt", counts.n_train), load_split(task, "val", counts.n_val)
-    return Inputs(clip, train, val, load_split(task, "test", counts.n_test))
+    counts = {"adapt": data.n_train, "val": data.n_val, "test": data.n_test}
+    return Inputs(clip, *(load_split(data.tasks[0], split, count, data.root) for split, count in counts.items()))
 
 
 def check_trial(trial: TrialConfig) -> None:
@@ -66,9 +70,7 @@ def check_trial(trial: TrialConfig) -> None:
     name = trial.model.name.split(".")[0]
     if name not in TEXT_CFGS:
         raise UserError(f"model.name {name!r} does not exist; {near(name, TEXT_CFGS)}")
-    if trial.data.root is not None:
-        raise UserError(f"data.root is {trial.data.root!r}, but the embedded tasks need none: leave it null")
-    load_split(trial.data.tasks[0], "test", 1)
+    load_split(trial.data.tasks[0], "test", 1, trial.data.root)
     tower = _empty_tower(name)
     pruning.check_locations((remove_at(trial),), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, trial.golden.window, trial.golden.stride)
@@ -125,7 +127,14 @@ def run_trial(trial: TrialConfig, inputs: Inputs, root: str, shards: str, sweep:
             join(root, "trials", f"{identity}.error.json"), about | {"error": f"{type(error).__name__}: {error}"}
         )
         raise
-    record = {"schema": SCHEMA, "id": identity, "sweep": sweep, "status": "ok", **record}
+    record = {
+        "schema": SCHEMA,
+        "id": identity,
+        "sweep": sweep,
+        "status": "ok",
+        "date": f"{datetime.date.today()}",
+        **record,
+    }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomic(join(root, "trials", f"{identity}.npz"), buffer.getvalue())
@@ -148,7 +157,9 @@ def _measure(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tu
     _lap(seconds, "evaluate", clock)
     metrics |= test.row() | evaluation.macs_row(inputs.clip)
     metrics |= {"val_accuracy": val.row()["accuracy"], "val_accuracy_unpruned": val.row()["accuracy_unpruned"]}
-    metrics |= {"n_images": len(inputs.test), "tasks": {trial.data.tasks[0]: test.row()}}
+    metrics |= {"n_train": len(inputs.train), "n_val": len(inputs.val), "n_images": len(inputs.test)}
+    metrics |= {"n_kept": test.kept.shape[1], "n_tokens": inputs.clip.visual.num_patches}
+    metrics |= {"tasks": {trial.data.tasks[0]: test.row()}}
     record = {
         "config": trial.model_dump(),
         "metrics": metrics,
@@ -169,12 +180,12 @@ def _rank(trial: TrialConfig, inputs: Inputs, shards: str, paths: list[str], qui
     visual, settings = inputs.clip.visual, trial.pruning.model_dump()
     visual.set_pruning(keep_rate=1.0, drop_counts=None)
     if trial.pruning.reducer != "predictor":
-        visual.set_pruning(**settings)
+        visual.set_pruning(seed=trial.seed, **settings)
         return {}
     metric, location = trial.golden.metric, trial.pruning.locations[0]
     train, val = (fit.read_ranked(inputs.clip, path, metric, location, quiet) for path in paths)
     predictor = _fitted(trial, inputs.clip, train, shards, paths[0].rsplit("/", 1)[-1], quiet)
-    visual.set_pruning(predictor=predictor, **settings)
+    visual.set_pruning(predictor=predictor, seed=trial.seed, **settings)
     return fit.matching(predictor, fit.prior_of(train), val)
 
 

@@ -43,6 +43,14 @@ def test_head_averages_templates_and_is_cached(clip):
     assert clip.zero_shot_head(("zero", "one"), ("a {}.", "the {}")) is head
 
 
+def test_a_cached_head_may_stand_in_a_graph(clip):
+    with torch.inference_mode():
+        head = clip.zero_shot_head(("two", "three"), ("a {}.",))
+    z = torch.randn(1, 64, requires_grad=True)
+    (z @ head.T).sum().backward()
+    assert z.grad is not None
+
+
 @torch.no_grad()
 def test_our_text_tower_reads_clips_own_weights():
     """The same random weights in open_clip's CLIP and in ours give the same embeddings."""

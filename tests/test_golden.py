@@ -2,12 +2,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.golden import score_images
 from patchrank.layers import pruning
 
 HEAD = F.normalize(torch.randn(10, 64, generator=torch.Generator().manual_seed(3)), dim=-1)
 LABELS = torch.tensor([1, 5, 0, 9])
+
+
+@pytest.fixture
+def scenes(clip):
+    """Four images of the task: a trained tower has damages of 0.001 to 1, a random one of 1e-6."""
+    split, transform = load_split("digits", "val", 4), clip.transform()
+    return torch.stack([transform(split.image(i)) for i in range(4)])
 
 
 @torch.no_grad()
@@ -30,14 +38,16 @@ def naive(tower, images, window, stride, remove_at, scale=100.0):
 
 
 @pytest.mark.parametrize("window, stride, remove_at", [(2, 1, 4), (2, 2, 1), (3, 1, 12)])
-def test_windows_equal_a_naive_loop(tower, images, window, stride, remove_at):
-    golden = score_images(tower, images[:2], HEAD, LABELS[:2], 100.0, window, stride, remove_at, batch_size=37)
-    expected = naive(tower, images[:2], window, stride, remove_at)
+def test_windows_equal_a_naive_loop(clip, scenes, window, stride, remove_at):
+    tower = clip.visual
+    golden = score_images(tower, scenes[:2], HEAD, LABELS[:2], 10.0, window, stride, remove_at, batch_size=37)
+    expected = naive(tower, scenes[:2], window, stride, remove_at, scale=10.0)
+    assert (expected.amax(-1) - expected.amin(-1)).min() > 1e-3  # there is something to compare
     torch.testing.assert_close(golden.windows, expected, atol=1e-5, rtol=1e-5)
     per_token = pruning.window_mean(expected, pruning.windows((8, 8), window, stride), 64)
     for m in range(3):
         ours, theirs = golden.scores[:, m], pruning.importance(per_token)[:, m]
-        assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.999
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
         assert (pruning.rank(ours)[:, :8] == pruning.rank(theirs)[:, :8]).float().mean() > 0.9
 
 
@@ -60,10 +70,11 @@ def test_damage_keeps_its_digits_where_probabilities_saturate(clip):
     assert golden.scores[0, 0].std() > 0.9
 
 
-def test_batching_does_not_matter(tower, images):
-    one = score_images(tower, images, HEAD, LABELS, batch_size=1000)
-    many = score_images(tower, images, HEAD, LABELS, batch_size=11)
-    torch.testing.assert_close(one.windows, many.windows, atol=1e-6, rtol=1e-5)
+def test_batching_does_not_matter(clip, scenes):
+    one = score_images(clip.visual, scenes, HEAD, LABELS, batch_size=1000)
+    many = score_images(clip.visual, scenes, HEAD, LABELS, batch_size=11)
+    assert one.windows[:, 2].max() > 1e-3
+    torch.testing.assert_close(one.windows, many.windows, atol=1e-5, rtol=1e-4)
 
 
 def test_without_labels_there_is_no_label_row(tower, images):
@@ -77,7 +88,6 @@ def test_impossible_windows_are_refused(tower, images, settings):
 
 
 def test_signs_pruning_by_g_beats_random_beats_reversed(clip):
-    from patchrank.data.tasks import load_split
     from patchrank.evaluate import evaluate, random_scores
 
     split = load_split("digits", "val", 96)

@@ -150,6 +150,8 @@ def test_compiled_shapes_are_static(tower, images):
         ({"reducer": "randm", "keep_rate": 0.5}, "did you mean 'random'"),
         ({"leftovers": "drp", "keep_rate": 0.5}, "did you mean 'drop'"),
         ({"keeprate": 0.5}, "did you mean 'keep_rate'"),
+        ({"reducer": "randm"}, "did you mean 'random'"),
+        ({"drop_counts": (0, 20, 0, 0)}, "must begin above 0"),
         ({"cls_only_last": "yes"}, "cls_only_last must be"),
     ],
 )
@@ -163,6 +165,9 @@ def test_impossible_settings_are_refused_and_change_nothing(tower, images, setti
 def test_average_pooling_and_masks_do_not_go_with_pruning(tower, images):
     with pytest.raises(UserError, match="pooling by the class token"):
         timm.create_model("patchrank_clip_digits", global_pool="avg", keep_rate=0.5, reducer="random")
+    tower.set_pruning(cls_only_last=True)
+    masked = tower(images, is_causal=True)
+    assert not torch.allclose(masked, tower(images), atol=1e-4)  # the mask counts
     tower.set_pruning(keep_rate=0.5, reducer="random")
     with pytest.raises(UserError, match="attention masks"):
         tower(images, is_causal=True)
@@ -209,6 +214,10 @@ def test_a_predictor_that_came_as_a_module_stays(tower, images):
     assert tower.pruner.reducer.predictor is mine
     with pytest.raises(UserError, match="no weights to rank by"):
         tower.set_pruning(locations=(5, 6))
+    with pytest.raises(UserError, match="no weights to rank by"):
+        tower.set_pruning(keep_rate=1.0)
+        tower.set_pruning(keep_rate=0.5)  # the module is gone, and nothing else takes its place unasked
+    tower.set_pruning(keep_rate=0.5, predictor=mine)
     state = tower.state_dict()
     assert any(key.startswith("pruner.reducer.predictor.") for key in state)
 

@@ -144,22 +144,49 @@ def test_shards_of_another_model_are_refused(clip, scored):
         read_ranked(clip, scored[1].path, "preservatoin", 4, quiet=True)
 
 
+def files(folder) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("*/*") if not file.name.startswith(".")}
+
+
 def test_scoring_killed_and_resumed_equals_uninterrupted(tmp_path):
-    """kill -9 at a random moment after the first shard, then the same command again."""
+    """kill -9 at a random moment after the first of four shards, then the same command again."""
     command = [sys.executable, "-m", "patchrank.golden", "--limit", "200", "--remove-at", "10", "--out"]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
-    process = subprocess.Popen([*command, tmp_path / "killed"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not list(tmp_path.glob("killed/*/shard-000000.json")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    time.sleep(random.random() * 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    interrupted = not list(tmp_path.glob("killed/*/manifest.json"))
-    subprocess.run([*command, tmp_path / "killed"], check=True, capture_output=True)
-    whole, killed = (
-        {f.name: f.read_bytes() for f in tmp_path.glob(f"{name}/*/*") if not f.name.startswith(".")}
-        for name in ("whole", "killed")
-    )
-    assert len(whole) == 2 * 4 + 1 and killed == whole
-    assert interrupted or json.loads(killed["manifest.json"])["complete"]
+    whole = files(tmp_path / "whole")
+    assert len(whole) == 2 * 4 + 1
+    first, manifest = (next((tmp_path / "whole").glob(f"*/{n}")).stat() for n in ("shard-000000.json", "manifest.json"))
+    rest = manifest.st_mtime - first.st_mtime
+    for attempt in range(8):
+        killed = tmp_path / f"killed-{attempt}"
+        process = subprocess.Popen([*command, killed], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while not list(killed.glob("*/shard-000000.json")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(random.random() * rest * 0.6)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if not list(killed.glob("*/manifest.json")):
+            break
+    assert not list(killed.glob("*/manifest.json")), "never interrupted"
+    subprocess.run([*command, killed], check=True, capture_output=True)
+    assert files(killed) == whole
+
+
+@pytest.mark.parametrize("lost", ["manifest", "agreement"])
+def test_a_manifest_that_is_lost_or_disagrees_is_written_again(folder, tmp_path, lost):
+    path = tmp_path / folder.key / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if lost == "manifest":
+        path.unlink()
+    else:
+        manifest["shards"][0]["sha256"] = "0" * 64
+        path.write_text(json.dumps(manifest))
+    assert not folder.faults() and not folder.complete()
+    folder.finish(batch=1, threads=1)
+    assert folder.complete() and len(list(stream(folder.path))) == 10
+
+
+def test_no_manifest_while_a_shard_is_missing(folder, tmp_path):
+    (tmp_path / folder.key / "shard-000002.tar").unlink()
+    with pytest.raises(UserError, match="not all are there"):
+        folder.finish(batch=1, threads=1)

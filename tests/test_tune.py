@@ -72,7 +72,18 @@ def test_rows_are_in_plan_order_and_in_the_agreed_schema(killed_and_finished):
         [4, 6, 8, 10],
     ]
     for row in rows:
-        assert row.keys() == {"schema", "id", "sweep", "status", "config", "metrics", "shards", "env", "seconds"}
+        assert row.keys() == {
+            "schema",
+            "id",
+            "sweep",
+            "status",
+            "date",
+            "config",
+            "metrics",
+            "shards",
+            "env",
+            "seconds",
+        }
         assert METRICS <= row["metrics"].keys() and row["metrics"]["n_images"] == 96
         assert row["status"] == "ok" and row["env"]["threads"] == 1
         assert (folder / f"runs/locations-quick/trials/{row['id']}.npz").exists()
@@ -101,8 +112,8 @@ def test_the_report_has_table_plot_picture_and_labels(killed_and_finished):
 
 
 def test_ray_leaves_nothing_of_its_own_behind(killed_and_finished):
-    folder, _, _ = killed_and_finished
-    said = killed_and_finished[2]
+    folder, _, said = killed_and_finished
+    assert "ray" not in {file.name for file in (folder / "runs/locations-quick").iterdir()}
     for noise in ("WARNING", "RAY_", "ray.tune", "INFO"):
         assert noise not in said
 
@@ -135,6 +146,10 @@ def test_a_failed_trial_is_recorded_tried_again_and_tells_in_the_exit_status(kil
         (["report.paper=table77"], "did you mean 'table7'"),
         (["trial.model.checkpoint=/nowhere.safetensors"], "checkpoint /nowhere.safetensors: cannot be read"),
         (["root=/proc/nowhere"], "cannot write /proc/nowhere"),
+        (["shards=/proc/nowhere"], "cannot write /proc/nowhere"),
+        (["root=/dev/null"], "cannot write /dev/null"),
+        (["root=nosuch://bucket/x"], "fsspec cannot open this kind of URL"),
+        (["trial.model.name=patchrank_clip_digits.openai"], "did you mean 'patchrank_clip_digits.embedded'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(arguments, message, tmp_path, monkeypatch):
@@ -148,6 +163,54 @@ def test_commands_end_with_one_line_and_status_2(tmp_path):
     said = run(tmp_path, "trial.pruning.keep_rate=2", code=2)
     assert said.splitlines()[-1].startswith("error: ") and len(said.splitlines()) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fresh_runs_everything_again_but_a_plan_removes_nothing(killed_and_finished, monkeypatch):
+    folder, _, _ = killed_and_finished
+    before = trials(folder)
+    assert "4 to run" in run(folder, "--plan", "--fresh")
+    assert trials(folder) == before
+
+
+def test_a_record_without_its_arrays_is_made_again(killed_and_finished):
+    folder, _, _ = killed_and_finished
+    plan = make_plan(load_sweep("locations", [f"root={folder}/runs/locations", f"shards={folder}/runs/shards"], True))
+    assert plan.missing() == 0
+    arrays = next(folder.glob("runs/locations-quick/trials/*.npz"))
+    arrays.rename(arrays.with_suffix(".away"))
+    plan.records.clear()
+    assert plan.missing() == 1
+    arrays.with_suffix(".away").rename(arrays)
+
+
+@pytest.mark.parametrize(
+    "axis, message",
+    [
+        ("pruning.keep_rate: {uniform: [0.9, 0.3]}", "bounds must rise"),
+        ("pruning.keep_rate: {uniform: [0.5, 1.5]}", "keep_rate is 1.5"),
+        ("pruning.locations: {choice: [[4], [13]]}", "depth 12"),
+        ("pruning.keep_rate: {uniform: [0.5, 0.9], when: {predictor.nam: [mix_mlp]}}", "which is not swept"),
+        ("pruning.keep_rate: {grid: [0.5, 0.5]}", "must not repeat"),
+    ],
+)
+def test_sampled_axes_are_checked_before_anything_starts(sampled, tmp_path, axis, message):
+    (tmp_path / "space.yaml").write_text(axis)
+    with pytest.raises(UserError, match=message):
+        make_plan(load_sweep(str(tmp_path / "sweep.yaml")))
+
+
+def test_random_search_goes_on_where_it_stopped(sampled, tmp_path):
+    overrides = ["search.method=random", "search.samples=40"]
+    (tmp_path / "space.yaml").write_text("pruning.keep_rate: {uniform: [0.3, 0.9]}")
+    plan = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), overrides))
+    first = CellSearch(plan)
+    for n in range(35):
+        finish(plan, first.suggest(f"t{n}")["values"], tmp_path)
+    plan = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), overrides))
+    again = CellSearch(plan)
+    for n in range(5):
+        finish(plan, again.suggest(f"r{n}")["values"], tmp_path)
+    assert again.suggest("end") == CellSearch.FINISHED and plan.missing() == 0
 
 
 @pytest.fixture
@@ -179,6 +242,7 @@ def finish(plan, values: dict, folder: Path) -> str:
     record = {"id": identity, "status": "ok", "config": trial.model_dump(), "metrics": metrics}
     (folder / "runs/locations/trials").mkdir(parents=True, exist_ok=True)
     (folder / f"runs/locations/trials/{identity}.json").write_text(json.dumps(record))
+    (folder / f"runs/locations/trials/{identity}.npz").write_bytes(b"")
     return identity
 
 

@@ -52,9 +52,6 @@ class DigitScenes:
     Scenes go round the digits, so that the first n of them hold n different digits.
     """
 
-    classes = CLASSES
-    templates = TEMPLATES
-
     def __init__(self, split: str, scenes: int = SCENES_PER_DIGIT, style: SceneStyle = SceneStyle(), seed: int = 0):
         if split not in SPLITS:
             raise UserError(f"split {split!r} does not exist in the embedded digits; {near(split, SPLITS)}")

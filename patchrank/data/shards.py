@@ -55,8 +55,9 @@ class ShardFolder:
         return [min(size, count - start) for start in range(0, count, size)]
 
     def complete(self) -> bool:
-        """Whether every shard is there and sound."""
-        return read_json(join(self.path, "manifest.json")) is not None and not self.faults()
+        """Whether every shard is there and sound, and the manifest says of each what its own record says."""
+        manifest = read_json(join(self.path, "manifest.json"))
+        return manifest is not None and manifest.get("shards") == self._records() and not self.faults()
 
     def faults(self) -> dict[int, str]:
         """What is wrong with each shard that is not as it should be: `{1: "truncated: 512 of 3072 bytes"}`."""
@@ -79,10 +80,14 @@ class ShardFolder:
 
     def finish(self, **how: int) -> dict:
         """Compiles the manifest from the records of all shards; `how` (batch, threads) is noted, not keyed."""
-        records = [read_json(join(self.path, f"{_stem(index)}.json")) for index in range(len(self.sizes))]
-        manifest = {**self.header, "key": self.key, **how, "shards": records, "complete": True}
+        if self.faults():
+            raise UserError(f"shards {self.path}: not all are there, so no manifest can be written")
+        manifest = {**self.header, "key": self.key, **how, "shards": self._records(), "complete": True}
         write_json(join(self.path, "manifest.json"), manifest)
         return manifest
+
+    def _records(self) -> list[dict | None]:
+        return [read_json(join(self.path, f"{_stem(index)}.json")) for index in range(len(self.sizes))]
 
 
 def read_manifest(path: str) -> dict:

@@ -77,12 +77,14 @@ def _png(image: Image.Image) -> bytes:
 TASKS: dict[str, Callable[[str, int | None], ImageSplit]] = {"digits": _digits}
 
 
-def load_split(task: str, split: str, limit: int | None = None) -> ImageSplit:
+def load_split(task: str, split: str, limit: int | None = None, root: str | None = None) -> ImageSplit:
     """The first `limit` images of a split (all of them where it is None).
 
     Raises:
-        UserError: no such task or split.
+        UserError: no such task or split, or a root for a task that is embedded.
     """
     if task not in TASKS:
         raise UserError(f"data {task!r} does not exist; {near(task, TASKS)}")
+    if root is not None:
+        raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
     return TASKS[task](split, limit)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from patchrank.errors import UserError, near
 from patchrank.files import read_bytes, write_atomic
 
+ABOUT = ("name", "kwargs", "grid", "embed_dim", "location", "metric", "model")  # what a predictor's file says of it
 PREDICTORS: dict[str, type[nn.Module]] = {}
 
 
@@ -58,6 +59,9 @@ def load_predictor(path: str | Path) -> tuple[nn.Module, dict]:
         raise UserError(f"predictor file {path}: cannot be read ({error})") from error
     if about.get("kind") != "predictor" or about.get("schema") != 1:
         raise UserError(f"predictor file {path}: its metadata names no predictor of schema 1, but {about or 'nothing'}")
+    lacking = [key for key in ABOUT if key not in about]
+    if lacking:
+        raise UserError(f"predictor file {path}: its metadata lacks {', '.join(lacking)}")
     try:
         predictor = create_predictor(about["name"], about["embed_dim"], tuple(about["grid"]), **about["kwargs"])
         predictor.load_state_dict(tensors)

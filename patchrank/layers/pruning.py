@@ -44,6 +44,8 @@ def drop_schedule(
     counts = tuple(drop_counts)
     if len(counts) != len(locations) or any(type(n) is not int or n < 0 for n in counts):
         raise UserError(f"drop_counts must be one count >= 0 for each of {len(locations)} locations, but is {counts}")
+    if any(counts) and not counts[0]:
+        raise UserError(f"drop_counts must begin above 0, since tokens are ranked there, but is {counts}")
     if sum(counts) >= num_tokens:
         raise UserError(f"drop_counts must leave a token, but {counts} removes {sum(counts)} of {num_tokens}")
     return counts

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from patchrank.errors import UserError, near
-from patchrank.files import weights_sha256
+from patchrank.files import read_bytes, weights_sha256
 from patchrank.models.pruned_vit import WEIGHTS, checkpoint_filter_fn
 
 CONTEXT_LENGTH = 77
@@ -68,8 +68,9 @@ class Clip(nn.Module):
         key = (tuple(classes), tuple(templates), str(self.logit_scale.device))
         if not self.training and key in self._heads:
             return self._heads[key]
-        rows = [self.encode_text([t.format(name.replace("_", " ")) for t in templates]).mean(0) for name in classes]
-        head = F.normalize(torch.stack(rows), dim=-1)
+        with torch.inference_mode(False):  # a cached head may later stand in a graph
+            rows = [self.encode_text([t.format(name.replace("_", " ")) for t in templates]).mean(0) for name in classes]
+            head = F.normalize(torch.stack(rows), dim=-1)
         if not self.training:
             self._heads[key] = head
         return head
@@ -115,6 +116,9 @@ def create_clip(
     arch = name.split(".")[0]
     if arch not in TEXT_CFGS:
         raise UserError(f"model {name!r} does not exist; {near(name, TEXT_CFGS)}")
+    known = [model for model in timm.list_models(f"{arch}*", include_tags=True) if model.split(".")[0] == arch]
+    if "." in name and name not in known:
+        raise UserError(f"model {name!r} does not exist; {near(name, [arch, *known])}")
     shipped = WEIGHTS / f"{arch}.safetensors"
     if pretrained and checkpoint is None and not shipped.exists():
         raise UserError(f"model {name!r} has no weights in the package: give a checkpoint file")
@@ -128,7 +132,7 @@ def create_clip(
 def load_pair(clip: Clip, path: str | Path) -> None:
     """Loads both towers from a safetensors file with `visual.*`, `text.*` and `logit_scale`; fp16 is upcast."""
     try:
-        tensors = load_file(path)
+        tensors = load(read_bytes(path))
     except (OSError, SafetensorError) as error:
         raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
     visual = checkpoint_filter_fn(tensors, clip.visual)
@@ -138,6 +142,7 @@ def load_pair(clip: Clip, path: str | Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"checkpoint {path}: does not fit {clip.name} ({reason})") from error
+    clip.train(clip.training)  # empties the cache of heads
     clip.visual.check_predictor()
 
 

@@ -26,7 +26,7 @@ from patchrank.layers.last_block import forward_cls, is_plain
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock
-from patchrank.layers.reducers import TokenState
+from patchrank.layers.reducers import Reducer, TokenState, create_reducer
 from patchrank.layers.reducers.random import sample_keys
 from patchrank.models.settings import Pruning, create_ranker
 
@@ -61,6 +61,7 @@ class PrunedVisionTransformer(VisionTransformer):
         cls_only_last: bool | str = "auto",
         predictor_path: str | Path | None = None,
         predictor_init: str | None = None,
+        seed: int = 0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -68,7 +69,15 @@ class PrunedVisionTransformer(VisionTransformer):
         self.pruner: PruningBlock | None = None
         self._prune(
             Pruning(
-                keep_rate, locations, drop_counts, reducer, leftovers, cls_only_last, predictor_path, predictor_init
+                keep_rate,
+                locations,
+                drop_counts,
+                reducer,
+                leftovers,
+                cls_only_last,
+                predictor_path,
+                predictor_init,
+                seed,
             )
         )
 
@@ -102,10 +111,13 @@ class PrunedVisionTransformer(VisionTransformer):
         if unknown:
             name = sorted(unknown)[0]
             raise UserError(f"pruning setting {name!r} does not exist; {near(name, asdict(self.pruning))}")
-        before = self.pruning, self.pruner
-        if predictor is None and "predictor_path" not in changes and self._goes_on(changes):
-            predictor = self.pruner.reducer.predictor
-        self._prune(replace(self.pruning, **changes), predictor)
+        before, reducer = (self.pruning, self.pruner), None
+        if predictor is not None:  # it takes the place of the file, also in later changes
+            changes = {"predictor_path": None, **changes}
+            reducer = create_reducer("predictor", predictor=predictor)
+        elif "predictor_path" not in changes and self._goes_on(changes):
+            reducer = self.pruner.reducer
+        self._prune(replace(self.pruning, **changes), reducer)
         try:
             self.check_predictor()
         except UserError:
@@ -120,14 +132,14 @@ class PrunedVisionTransformer(VisionTransformer):
 
     def check_predictor(self) -> None:
         """Refuses a predictor file that was fitted to other weights than this tower's."""
-        fitted_to = getattr(self.pruner and self.pruner.reducer, "fitted_to", None)
+        fitted_to = getattr(self.pruner and self.pruner.reducer, "about", {}).get("model")
         if fitted_to and fitted_to["sha256"] != (own := self.blocks_sha256()):
             raise UserError(
                 f"predictor {self.pruning.predictor_path} was fitted to {fitted_to['name']} with weights "
                 f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
             )
 
-    def _prune(self, pruning: Pruning, predictor: nn.Module | None = None) -> None:
+    def _prune(self, pruning: Pruning, reducer: Reducer | None = None) -> None:
         pruning = replace(pruning, locations=tuple(pruning.locations))
         pruning.check()
         locations = check_locations(pruning.locations, len(self.blocks))
@@ -135,7 +147,7 @@ class PrunedVisionTransformer(VisionTransformer):
         pruner = None
         if any(drops):
             self._check_prunable()
-            reducer = create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
+            reducer = reducer or create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size)
             pruner = PruningBlock(reducer, locations, drops, self.num_prefix_tokens)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner = pruning, pruner
@@ -148,7 +160,7 @@ class PrunedVisionTransformer(VisionTransformer):
 
     def _goes_on(self, changes: dict) -> bool:
         """Whether the predictor in use serves the changed settings as well: it is tied to its first location."""
-        if self.pruner is None or self.pruning.reducer != "predictor":
+        if self.pruner is None or {self.pruning.reducer, changes.get("reducer", "predictor")} != {"predictor"}:
             return False
         return tuple(changes.get("locations", self.pruning.locations))[:1] == tuple(self.pruning.locations[:1])
 
@@ -178,13 +190,8 @@ class PrunedVisionTransformer(VisionTransformer):
         for block in self.blocks[layer - 1 : -1]:
             x = self._block(block, x)
         last = self.blocks[-1]
-        x = forward_cls(last, x) if is_plain(last) else last(x)
+        x = forward_cls(last, x) if self.global_pool == "token" and is_plain(last) else last(x)
         return self.forward_head(self.norm(x))
-
-    def rank_patches(self, images: Tensor) -> Tensor:
-        """Scores (B, N) of the reducer in use for every patch, high = keep, without running the rest of the tower."""
-        x = self.forward_prefix(images, next(iter(self.pruner.drops)))
-        return self.pruner.reducer.score(self._begin(images, x))
 
     def forward_pruned(self, images: Tensor, scores: Tensor | None = None) -> PrunedOutput:
         """Embeddings, and which patches they rest on.
@@ -197,7 +204,8 @@ class PrunedVisionTransformer(VisionTransformer):
         return PrunedOutput(self.forward_head(self.norm(x)), state.index, state.scores)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if self._is_plain_call(attn_mask, is_causal) and not self.cls_only:
+        masked = attn_mask is not None or is_causal
+        if self._is_plain_call(attn_mask, is_causal) and (masked or not self.cls_only):
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         return self.forward_pruned(x).embedding
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from patchrank.errors import UserError, near
 from patchrank.layers.predictors import create_predictor, load_predictor
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
@@ -27,6 +25,7 @@ class Pruning:
     cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
     predictor_path: safetensors file of a fitted predictor.
     predictor_init: "random" says that an untrained predictor is meant (speed benchmarks).
+    seed: of the reducer `random`.
     """
 
     keep_rate: float = 1.0
@@ -37,9 +36,12 @@ class Pruning:
     cls_only_last: bool | str = "auto"
     predictor_path: str | Path | None = None
     predictor_init: str | None = None
+    seed: int = 0
 
     def check(self) -> None:
         """Raises `UserError` for a value that no tower could use."""
+        if self.reducer not in REDUCERS:
+            raise UserError(f"reducer {self.reducer!r} is not registered; {near(self.reducer, REDUCERS)}")
         if self.leftovers not in LEFTOVERS:
             raise UserError(f"leftovers {self.leftovers!r} does not exist; {near(self.leftovers, LEFTOVERS)}")
         if self.cls_only_last not in ("auto", True, False):
@@ -48,30 +50,27 @@ class Pruning:
             raise UserError(f"predictor_init must be 'random' or left out, but is {self.predictor_init!r}")
 
 
-def create_ranker(
-    settings: Pruning, embed_dim: int, grid_size: tuple[int, int], predictor: nn.Module | None = None
-) -> Reducer:
-    """The reducer that some settings ask for; `predictor` takes the place of a file.
+def create_ranker(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> Reducer:
+    """The reducer that some settings ask for.
 
     Raises:
         UserError: an unknown reducer, a predictor file that does not fit, or a predictor without weights.
     """
     if settings.reducer != "predictor":
-        return create_reducer(settings.reducer)
-    fitted_to = None
-    if predictor is None and settings.predictor_path is not None:
+        return create_reducer(settings.reducer, **({"seed": settings.seed} if settings.reducer == "random" else {}))
+    about: dict = {}
+    if settings.predictor_path is not None:
         predictor, about = load_predictor(settings.predictor_path)
         _check_fits(settings, about, embed_dim, grid_size)
-        fitted_to = about["model"]
-    elif predictor is None and settings.predictor_init == "random":
+    elif settings.predictor_init == "random":
         predictor = create_predictor("mix_mlp", embed_dim, grid_size)
-    elif predictor is None:
+    else:
         raise UserError(
             "pruning by reducer 'predictor' has no weights to rank by: give predictor_path, choose another of "
             f"{', '.join(sorted(REDUCERS))}, or say predictor_init='random' if that is meant"
         )
     reducer = create_reducer("predictor", predictor=predictor)
-    reducer.fitted_to = fitted_to
+    reducer.about = about
     return reducer
 
 

@@ -52,15 +52,18 @@ def ray_cluster(resources: Resources, address: str | None) -> Iterator[int]:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="ray")
+    started = not ray.is_initialized()
+    dashboard = None if address else False
     try:
-        ray.init(address=address, include_dashboard=None if address else False, logging_level=logging.ERROR,
-                 log_to_driver=False, configure_logging=True)  # fmt: skip
-    except ConnectionError as error:
+        if started:
+            ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"Ray cluster {address!r} cannot be reached ({str(error).splitlines()[0]})") from error
     try:
         yield _slots(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
-        ray.shutdown()
+        if started:  # a notebook's own cluster is left as it was
+            ray.shutdown()
 
 
 def _slots(resources: Resources, nodes: list[dict]) -> int:

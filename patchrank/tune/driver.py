@@ -7,6 +7,7 @@ even started. `Tuner.restore` is not used: it loses what finished since its last
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -42,35 +43,34 @@ def run_sweep(
     Raises:
         UserError: bad input, before anything has started or been written.
     """
+    address = address or os.environ.get("RAY_ADDRESS") or None
     sweep = load_sweep(spec, overrides, quick)
     check_machine(sweep.config.resources, address)
     paper_rows(sweep.config.report.paper)
     plan = make_plan(sweep)
-    if fresh:
-        plan.forget()
-    missing = plan.missing()
+    missing = plan.size if fresh else plan.missing()
     jobs = staging_jobs(plan) if missing else []
     print_plan(plan, jobs, missing)
     if plan_only:
         return Outcome(plan.rows(), 0)
     if missing:
-        check_writable(plan.sweep.config.root)  # better now than after the first trial
-        check_writable(plan.sweep.config.shards)
-    failed = _run(plan, jobs, missing, address) if missing else 0
-    return _conclude(plan, failed)
+        check_writable(sweep.config.shards)  # better now than after the first trial
+        check_writable(sweep.config.root)
+    failed = _run(plan, jobs, fresh, address) if missing else []
+    return _conclude(plan, failed, " ".join([str(spec), *overrides]) + " --quick" * quick)
 
 
-def _conclude(plan: Plan, failed: int) -> Outcome:
+def _conclude(plan: Plan, failed: list[str], command: str) -> Outcome:
     """Rebuilds results and report from the records that belong to the plan, and says how it went."""
     rows, root = plan.rows(), plan.sweep.config.root
     write_atomic(join(root, "results.jsonl"), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     if rows:
-        report = write_report(rows, root, plan.sweep.config.report, list(plan.sweep.axes), quick=plan.sweep.quick)
+        report = write_report(rows, root, plan.sweep.config.report, list(plan.sweep.axes), command)
         say(f"\n{report.table}\n\nreport: {report.path}")
     unfinished = plan.missing()
-    for record in plan.failures():
-        say(f"failed: {record['id'][:12]} {record['error']}")
-    if failed or (unfinished and plan.failures()):
+    for reason in failed:
+        say(f"failed: {reason}")
+    if failed:
         say(f"{unfinished} trials are not done; running again tries them again")
         return Outcome(rows, 1)
     if unfinished:
@@ -78,17 +78,19 @@ def _conclude(plan: Plan, failed: int) -> Outcome:
     return Outcome(rows, 130 if unfinished else 0)
 
 
-def _run(plan: Plan, jobs: list[Job], missing: int, address: str | None) -> int:
-    """Stages shards and runs what is missing; returns how many trials failed."""
+def _run(plan: Plan, jobs: list[Job], fresh: bool, address: str | None) -> list[str]:
+    """Stages shards and runs what is missing; returns why trials failed, a line each."""
     with ray_cluster(plan.sweep.config.resources, address) as slots:
         stage(plan, jobs, slots)
-        return _tune(plan, missing, slots)
+        if fresh:  # only now: whatever went wrong before has cost no record
+            plan.forget()
+        return _tune(plan, plan.missing(), slots)
 
 
-def _tune(plan: Plan, missing: int, slots: int) -> int:
+def _tune(plan: Plan, missing: int, slots: int) -> list[str]:
     from ray import tune
 
-    from patchrank.tune.progress import Progress
+    from patchrank.tune.callback import Progress
     from patchrank.tune.search import CellSearch
     from patchrank.tune.worker import run_one
 
@@ -108,7 +110,7 @@ def _tune(plan: Plan, missing: int, slots: int) -> int:
     progress.bar.close()
     if "storage_filesystem" not in storage:
         shutil.rmtree(join(storage["storage_path"], run), ignore_errors=True)
-    return len(progress.errors)
+    return progress.failures
 
 
 def _storage(root: str) -> dict:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from patchrank.config import Rule, TrialConfig, validate
-from patchrank.errors import UserError
-from patchrank.files import join, list_names, read_json, remove
+from patchrank.errors import UserError, near
+from patchrank.files import exists, join, list_names, read_json, remove
 from patchrank.trial import Inputs, check_trial, load_inputs, trial_id
 from patchrank.tune.spec import Sweep
 
@@ -48,12 +48,6 @@ class Plan:
         """Finished records in plan order."""
         return [record for cell in self.cells for record, _ in self.records_of(cell)]
 
-    def failures(self) -> list[dict]:
-        """Records of trials that failed in the last run and have not succeeded since."""
-        folder = join(self.sweep.config.root, "trials")
-        failed = (read_json(join(folder, name)) for name in list_names(folder) if name.endswith(".error.json"))
-        return [record for record in failed if record and self._belongs(record)]
-
     def forget(self) -> None:
         """Removes the records of this plan; shards and predictors stay."""
         for row in self.rows():
@@ -89,8 +83,9 @@ class Plan:
     def record(self, identity: str) -> dict | None:
         """The finished record of a trial, if there is one."""
         if identity not in self.records:
-            found = read_json(join(self.sweep.config.root, "trials", f"{identity}.json"))
-            if found is None or found.get("status") != "ok" or found.get("id") != identity:
+            path = join(self.sweep.config.root, "trials", identity)
+            found = read_json(f"{path}.json")
+            if found is None or found.get("status") != "ok" or found.get("id") != identity or not exists(f"{path}.npz"):
                 return None
             self.records[identity] = found
         return self.records[identity]
@@ -104,13 +99,9 @@ class Plan:
             return
         for record in self._all_records():
             drawn = {key: value_at(record["config"], key) for key in self.sampled}
-            drawn = {key: value for key, value in drawn.items() if allows(self.sampled[key], value, drawn)}
+            drawn = {k: v for k, v in drawn.items() if allows(self.sampled[k], v, cell.values | drawn)}
             if self._names(record, cell.values | drawn):
                 yield record, drawn
-
-    def _belongs(self, record: dict) -> bool:
-        drawn = {key: value_at(record["config"], key) for key in self.sampled}
-        return any(self._names(record, cell.values | drawn) for cell in self.cells)
 
     def _names(self, record: dict, values: dict[str, object]) -> bool:
         """Whether the sweep's trial with these values is the one that the record is of."""
@@ -180,4 +171,15 @@ def make_plan(sweep: Sweep) -> Plan:
     plan = Plan(sweep, cells, sampled)
     for cell in cells:
         plan.trial(cell.values)
+    for key, rule in sampled.items():
+        _check_sampled(plan, key, rule)
     return plan
+
+
+def _check_sampled(plan: Plan, key: str, rule: Rule) -> None:
+    """Tries every choice, or both bounds, of a sampled axis; and knows the axes that its `when` names."""
+    for value in rule.choice or rule.uniform or rule.int_:
+        plan.trial(plan.cells[0].values | {key: value})
+    unknown = sorted(set(rule.when or {}) - set(plan.sampled) - set(plan.cells[0].values))
+    if unknown:
+        raise UserError(f"{key}: when names {unknown[0]!r}, which is not swept; {near(unknown[0], plan.sweep.axes)}")

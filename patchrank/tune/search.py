@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from patchrank.config import Rule
+from patchrank.files import content_id
 from patchrank.tune.plan import Plan
 
 TRIES = 50  # asks for something new before a cell counts as exhausted
@@ -27,21 +28,24 @@ class CellSearch(Searcher):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.plan = plan
         self.objectives = objectives
+        self.known = [list(plan.records_of(cell)) for cell in plan.cells]
         self.studies = [self._study(n) for n in range(len(plan.cells))]
         self.ids: list[list[str]] = [[] for _ in plan.cells]  # of every cell, finished or under way, in order
         self.live: dict[str, tuple[int, int]] = {}  # Ray's trial id -> cell, number in its study
         self._replay()
 
     def _study(self, cell: int) -> optuna.Study:
+        """A study whose draws do not begin again where earlier runs of the sweep began."""
         search = self.plan.sweep.config.search
         sampler = optuna.samplers.TPESampler if search.method == "optuna" else optuna.samplers.RandomSampler
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
-        return optuna.create_study(sampler=sampler(seed=search.seed + cell), directions=directions)
+        seed = int(content_id([search.seed, cell, len(self.known[cell])])[:8], 16)
+        return optuna.create_study(sampler=sampler(seed=seed), directions=directions)
 
     def _replay(self) -> None:
         """Tells every study what records know of its cell."""
-        for n, cell in enumerate(self.plan.cells):
-            for record, drawn in self.plan.records_of(cell):
+        for n, known in enumerate(self.known):
+            for record, drawn in known:
                 distributions = {key: distribution(self.plan.sampled[key]) for key in drawn}
                 params = {key: encode(self.plan.sampled[key], value) for key, value in drawn.items()}
                 values = self._values(record["metrics"])
@@ -67,9 +71,9 @@ class CellSearch(Searcher):
 
     def _ask(self, n: int) -> tuple[int, str | None, dict]:
         """A configuration of cell n that is not among its ids: Optuna repeats itself on discrete axes."""
-        for _ in range(TRIES):
+        for _ in range(TRIES + len(self.ids[n])):
             asked = self.studies[n].ask()
-            values = self.plan.cells[n].values | sample(asked, self.plan.sampled)
+            values = sample(asked, self.plan.sampled, self.plan.cells[n].values)
             identity = self.plan.identify(self.plan.trial(values))
             if identity not in self.ids[n]:
                 return asked.number, identity, values
@@ -103,9 +107,9 @@ class CellSearch(Searcher):
         """Nothing, for the same reason."""
 
 
-def sample(trial: optuna.Trial, rules: dict[str, Rule]) -> dict[str, object]:
-    """Draws the sampled axes; one whose `when` is not met is left at its setting."""
-    values: dict[str, object] = {}
+def sample(trial: optuna.Trial, rules: dict[str, Rule], cell: dict[str, object]) -> dict[str, object]:
+    """Draws the sampled axes around a cell; one whose `when` is not met is left at its setting."""
+    values = dict(cell)
     for key, rule in rules.items():
         if all(values.get(other) in allowed for other, allowed in (rule.when or {}).items()):
             values[key] = _draw(trial, key, rule)

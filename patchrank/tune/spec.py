@@ -34,11 +34,10 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold a mapping of keys to values")
+    if quick:
+        _shrink(validate(SweepConfig, raw, str(path)), raw)
     changed = [_override(raw, text) for text in overrides]
     where = f"{path}" + (" with overrides" if overrides else "")
-    if quick and isinstance(raw.get("trial"), dict):
-        for part, values in QUICK.items():
-            raw["trial"].setdefault(part, {}).update(values)
     config = validate(SweepConfig, raw, where)
     if config.trial.model.checkpoint is not None:  # workers may run elsewhere
         raw["trial"]["model"]["checkpoint"] = resolve(config.trial.model.checkpoint)
@@ -50,6 +49,14 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     settings = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
     notes = [f"{key} is pinned by an override and no longer swept" for key in pinned]
     return Sweep(config.model_copy(update=settings), axes, notes, quick)
+
+
+def _shrink(config: SweepConfig, raw: dict) -> None:
+    """Caps counts for a smoke run; overrides come later and win."""
+    for part, caps in QUICK.items():
+        settings = getattr(config.trial, part).model_dump()
+        smaller = {key: cap if settings[key] is None else min(cap, settings[key]) for key, cap in caps.items()}
+        raw.setdefault("trial", {}).setdefault(part, {}).update(smaller)
 
 
 def find_sweep(spec: str) -> Path:

@@ -9,9 +9,12 @@ from patchrank.layers.reducers.base import Reducer, TokenState, register_reducer
 
 @register_reducer("predictor")
 class Predictor(Reducer):
+    """Ranks by a predictor; `about` is what its file says of itself, {} where it came as a module."""
+
     def __init__(self, predictor: nn.Module):
         super().__init__()
         self.predictor = predictor
+        self.about: dict = {}
 
     def score(self, state: TokenState) -> Tensor:
         return self.predictor(state.cls, state.tokens)
