@@ -79,7 +79,7 @@ def test_unreadable_yaml_is_named_by_line(text, message):
         ("trial.pruning.leftovers=fuze", "leftovers 'fuze' does not exist; known: drop"),
         ("trial.model.name=patchrank_clip_b61", "did you mean 'patchrank_clip_b16'"),
         ("trial.data.tasks=[digit]", "did you mean 'digits'"),
-        ("trial.data.root=/data", "data.root is '/data', but the embedded tasks need none"),
+        ("trial.data.root=/data", "data.root is '/data', but task 'digits' is embedded"),
         ("objectives=[{metric: accuracy, mode: max}]", "should be 'val_accuracy'"),
         ("search.method=optun", "should be 'grid', 'random' or 'optuna'"),
         ("name=../x", "name is '../x', but"),

@@ -53,11 +53,15 @@ def test_mix_mlp_counts_its_macs(settings):
 def test_files_give_back_what_was_saved(tmp_path):
     predictor = create_predictor("mix_mlp", 8, (4, 4), dim=4)
     about = {"name": "mix_mlp", "kwargs": {"dim": 4}, "grid": [4, 4], "embed_dim": 8, "location": 4}
+    about |= {"metric": "preservation", "model": {"name": "m", "sha256": "0"}}
     save_predictor(predictor, tmp_path / "p.safetensors", about)
     back, said = load_predictor(tmp_path / "p.safetensors")
     x = torch.zeros(2, 8), torch.randn(2, 16, 8)
     assert torch.equal(back(*x), predictor.eval()(*x))
     assert said["location"] == 4 and said["kind"] == "predictor"
+    save_predictor(predictor, tmp_path / "q.safetensors", {"name": "mix_mlp"})
+    with pytest.raises(UserError, match="its metadata lacks kwargs, grid, embed_dim, location, metric, model"):
+        load_predictor(tmp_path / "q.safetensors")
 
 
 def test_unknown_names_are_answered_with_near_ones(ranked):
