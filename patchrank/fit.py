@@ -176,6 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=positive_float, default=1e-3)
     args = parser.parse_args(argv)
     clip, started = create_clip_from(args), time.time()
+    if read_manifest(args.shards)["data"]["ids_sha256"] == read_manifest(args.val_shards)["data"]["ids_sha256"]:
+        raise UserError(f"--val-shards {args.val_shards}: holds the images of --shards; take other ones to measure on")
     train = read_ranked(clip, args.shards, args.metric, args.location)
     val = read_ranked(clip, args.val_shards, args.metric, args.location)
     shape = {"dim": args.dim, "head": args.head}

@@ -5,8 +5,8 @@ Paper: `Patch Ranking: Token Pruning as Ranking Prediction for Efficient CLIP`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from patchrank.errors import UserError, near
 from patchrank.files import weights_sha256
+from patchrank.layers.intermediates import format_intermediates
 from patchrank.layers.last_block import forward_cls, is_plain
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
@@ -50,36 +51,13 @@ class PrunedVisionTransformer(VisionTransformer):
     token alone, and features come back on the full grid with zeros where tokens were dropped.
     """
 
-    def __init__(
-        self,
-        *args,
-        keep_rate: float = 1.0,
-        locations: Sequence[int] = (4, 6, 8, 10),
-        drop_counts: Sequence[int] | None = None,
-        reducer: str = "predictor",
-        leftovers: str = "drop",
-        cls_only_last: bool | str = "auto",
-        predictor_path: str | Path | None = None,
-        predictor_init: str | None = None,
-        seed: int = 0,
-        **kwargs,
-    ):
+    def __init__(self, *args, **kwargs):
+        """Takes timm's arguments and, by keyword, the fields of `Pruning`."""
+        settings = {field.name: kwargs.pop(field.name) for field in fields(Pruning) if field.name in kwargs}
         super().__init__(*args, **kwargs)
         self.pruning = Pruning()
         self.pruner: PruningBlock | None = None
-        self._prune(
-            Pruning(
-                keep_rate,
-                locations,
-                drop_counts,
-                reducer,
-                leftovers,
-                cls_only_last,
-                predictor_path,
-                predictor_init,
-                seed,
-            )
-        )
+        self._prune(replace(self.pruning, **settings))
 
     @property
     def num_patches(self) -> int:
@@ -243,17 +221,10 @@ class PrunedVisionTransformer(VisionTransformer):
                 taken.append(self._full_grid(self.norm(y) if norm else y, state))
 
         last, state = self._encode(x, visit=visit)
-        prefix = [y[:, : self.num_prefix_tokens] for y in taken]
-        maps = [y[:, self.num_prefix_tokens :] for y in taken]
-        if str(output_fmt) == "NCHW" or getattr(output_fmt, "value", None) == "NCHW":
-            maps = [y.transpose(1, 2).unflatten(2, self.patch_embed.grid_size).contiguous() for y in maps]
         final = None if intermediates_only else self._full_grid(self.norm(last), state)
-        if output_dict:
-            out = {"image_intermediates": maps}
-            out |= {"image_intermediates_prefix": prefix} if return_prefix_tokens else {}
-            return out if final is None else out | {"image_features": final}
-        maps = list(zip(maps, prefix)) if return_prefix_tokens else maps
-        return maps if final is None else (final, maps)
+        fmt = getattr(output_fmt, "value", output_fmt)  # timm hands over its own enum as well
+        grid = self.patch_embed.grid_size
+        return format_intermediates(taken, final, self.num_prefix_tokens, grid, fmt, return_prefix_tokens, output_dict)
 
     def macs(self) -> Macs:
         """What one image costs with the settings in force."""

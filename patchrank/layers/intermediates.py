@@ -1,0 +1,28 @@
+"""Token sequences of several layers in the forms that timm's `forward_intermediates` promises."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def format_intermediates(
+    sequences: list[Tensor], final: Tensor | None, num_prefix: int, grid_size: tuple[int, int], output_fmt: str,
+    with_prefix: bool, as_dict: bool,
+):  # fmt: skip
+    """Splits full-grid sequences (B, P + N, D) into maps and prefix tokens.
+
+    Args:
+        final: the last features, or None where they are not wanted.
+        output_fmt: "NCHW" for maps (B, D, H, W), "NLC" for (B, N, D).
+        with_prefix: hand out prefix tokens beside each map.
+        as_dict: a dictionary instead of tuples.
+    """
+    prefix = [y[:, :num_prefix] for y in sequences]
+    maps = [y[:, num_prefix:] for y in sequences]
+    if output_fmt == "NCHW":
+        maps = [y.transpose(1, 2).unflatten(2, grid_size).contiguous() for y in maps]
+    if as_dict:
+        out = {"image_intermediates": maps} | ({"image_intermediates_prefix": prefix} if with_prefix else {})
+        return out if final is None else out | {"image_features": final}
+    maps = list(zip(maps, prefix)) if with_prefix else maps
+    return maps if final is None else (final, maps)
