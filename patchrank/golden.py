@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, run_command
 from patchrank.data.shards import SHARD_SIZE, Sample, ShardFolder
-from patchrank.data.tasks import ImageSplit, load_split
+from patchrank.data.tasks import ImageSplit, decode_image, load_split
 from patchrank.errors import UserError
 from patchrank.files import resolve
 from patchrank.layers import pruning
@@ -149,7 +149,8 @@ def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, 
     first = index * SHARD_SIZE
     places = range(first, first + folder.sizes[index])
     transform, device = clip.transform(), clip.logit_scale.device
-    images = torch.stack([transform(split.image(i)) for i in places]).to(device)
+    contents = [split.read(i) for i in places]
+    images = torch.stack([transform(decode_image(content)) for content in contents]).to(device)
     head = clip.zero_shot_head(split.classes, split.templates)
     settings = {key: folder.header["golden"][key] for key in ("window", "stride", "remove_at")}
     labels = torch.tensor([split.labels[i] for i in places], device=device)
@@ -158,7 +159,7 @@ def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, 
     )
     scores, damage = (part.float().cpu().numpy() for part in golden)
     samples = (
-        Sample(split.ids[i], split.read(i), split.extension, split.labels[i], scores[n], damage[n])
+        Sample(split.ids[i], contents[n], split.extension, split.labels[i], scores[n], damage[n])
         for n, i in enumerate(places)
     )
     folder.write(index, samples)

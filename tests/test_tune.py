@@ -159,6 +159,19 @@ def test_bad_input_is_refused_before_anything_is_written(arguments, message, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cluster_is_asked_before_trials_wait_for_ever():
+    from patchrank.config import Resources
+    from patchrank.tune.cluster import _slots
+
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 2.0}]
+    assert _slots(Resources(cpu=1), nodes) == 6
+    assert _slots(Resources(cpu=1, gpu=0.5), nodes) == 2
+    with pytest.raises(UserError, match="resources.gpu is 2, but the cluster's largest node has 1"):
+        _slots(Resources(cpu=1, gpu=2), nodes)
+    with pytest.raises(UserError, match="no node of the cluster has both 3 cpu and 1 gpu"):
+        _slots(Resources(cpu=3, gpu=1), [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}])
+
+
 def test_commands_end_with_one_line_and_status_2(tmp_path):
     said = run(tmp_path, "trial.pruning.keep_rate=2", code=2)
     assert said.splitlines()[-1].startswith("error: ") and len(said.splitlines()) == 2
