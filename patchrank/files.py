@@ -90,10 +90,18 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises `UserError` if nothing can be written into a folder."""
+    """Raises `UserError` if nothing can be written into a folder; leaves no trace of having tried."""
     probe = join(folder, ".writable")
-    write_atomic(probe, b"")
-    remove(probe)
+    filesystem, name = filesystem_of(folder)
+    local = isinstance(filesystem, LocalFileSystem)
+    absent = [path for path in (Path(name), *Path(name).parents) if not path.exists()] if local else []
+    try:
+        write_atomic(probe, b"")
+        remove(probe)
+    finally:
+        for path in absent:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def _replace(name: str, content: bytes) -> None:

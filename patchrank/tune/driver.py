@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from patchrank.files import check_writable, join, write_atomic
@@ -110,6 +111,8 @@ def _tune(plan: Plan, missing: int, slots: int) -> list[str]:
     progress.bar.close()
     if "storage_filesystem" not in storage:
         shutil.rmtree(join(storage["storage_path"], run), ignore_errors=True)
+        with suppress(OSError):  # a killed driver's run may still lie there
+            os.rmdir(storage["storage_path"])
     return progress.failures
 
 
