@@ -99,6 +99,10 @@ def _gmacs(metrics: dict, which: str = "") -> str:
 
 
 def _paper_average(paper: dict, row: dict) -> str:
+    """The paper's figure for the same setting, if tokens are kept at the paper's rate."""
+    pruning = row["config"]["pruning"]
+    if pruning["keep_rate"] != paper["keep_rate"] or pruning["drop_counts"]:
+        return ""
     value = row["config"]
     for part in paper["axis"].split("."):
         value = value[part]

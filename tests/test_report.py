@@ -5,11 +5,12 @@ from patchrank.errors import UserError
 from patchrank.report import paper_rows, results_table, veil_dropped
 
 
-def row(locations, accuracy):
+def row(locations, accuracy, keep_rate=0.6):
     metrics = {"accuracy": accuracy, "accuracy_unpruned": 96.0, "accuracy_random": 70.0, "agreement": 98.0}
     metrics |= {"cosine": 0.99, "matching_rate": 80.0, "matching_prior": 70.0, "matching_chance": 51.5625}
     metrics |= {"gmacs": 0.034, "gmacs_unpruned": 0.0456}
-    config = {"pruning": {"locations": locations, "reducer": "predictor"}, "predictor": {"name": "mix_mlp"}}
+    pruning = {"locations": locations, "reducer": "predictor", "keep_rate": keep_rate, "drop_counts": None}
+    config = {"pruning": pruning, "predictor": {"name": "mix_mlp"}}
     return {"metrics": metrics, "config": config | {"golden": {"metric": "preservation"}}}
 
 
@@ -22,6 +23,8 @@ def test_the_table_has_the_papers_average_beside_ours_and_controls_below():
     assert lines[3][2:4] == ["**95.5**", "-0.5"] and lines[3][-1] == "78.6"
     assert lines[4][:4] == ["2, 3, 4, 5", "at random (control)", "70.0", "-26.0"]
     assert lines[5][-1] == "79.2" and lines[7][-1] == ""
+    at_half = results_table([row([2, 3, 4, 5], 95, 0.5)], ["x"], paper_rows("table7"), ["pruning.locations"])
+    assert "78.6" not in at_half  # the paper's figure is for 60 %
 
 
 def test_papers_table_7_was_copied_right():

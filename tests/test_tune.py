@@ -118,6 +118,20 @@ def test_ray_leaves_nothing_of_its_own_behind(killed_and_finished):
         assert noise not in said
 
 
+def test_an_interrupt_ends_with_130_and_keeps_what_was_finished(tmp_path):
+    (tmp_path / "log").touch()
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(COMMAND, cwd=tmp_path, stderr=log)
+        while not trials(tmp_path):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 130
+    said = (tmp_path / "log").read_text()
+    assert "running again goes on from here" in said and "Traceback" not in said
+    assert 1 <= len(trials(tmp_path)) < 4
+
+
 def test_a_failed_trial_is_recorded_tried_again_and_tells_in_the_exit_status(killed_and_finished, monkeypatch):
     folder, _, _ = killed_and_finished
     row = json.loads((folder / "runs/locations-quick/results.jsonl").read_text().splitlines()[1])
@@ -263,6 +277,7 @@ def test_optuna_searches_every_cell_without_repeating_and_resumes_from_records(s
     search, seen = CellSearch(sampled), []
     for n in range(7):
         values = search.suggest(f"t{n}")["values"]
+        assert values["pruning.keep_rate"] in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
         assert ("predictor.dim" in values) == (values["pruning.locations"] == [4])
         seen.append(finish(sampled, values, tmp_path))
         search.on_trial_complete(f"t{n}", {"val_accuracy": 100 * values["pruning.keep_rate"]})

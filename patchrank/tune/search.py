@@ -120,7 +120,8 @@ def _draw(trial: optuna.Trial, key: str, rule: Rule) -> object:
     if rule.kind == "choice":
         return json.loads(trial.suggest_categorical(key, distribution(rule).choices))
     if rule.kind == "uniform":
-        return trial.suggest_float(key, *rule.uniform, step=rule.step, log=rule.log)
+        drawn = trial.suggest_float(key, *rule.uniform, step=rule.step, log=rule.log)
+        return float(f"{drawn:.10g}")  # steps of 0.1 should read 0.6, not 0.6000000000000001
     return trial.suggest_int(key, *rule.int_, step=int(rule.step or 1), log=rule.log)
 
 
