@@ -195,7 +195,8 @@ def test_commands_end_with_one_line_and_status_2(tmp_path):
 def test_fresh_runs_everything_again_but_a_plan_removes_nothing(killed_and_finished, monkeypatch):
     folder, _, _ = killed_and_finished
     before = trials(folder)
-    assert "4 to run" in run(folder, "--plan", "--fresh")
+    said = run(folder, "--plan", "--fresh")
+    assert "0 done, 4 to run" in said and ": done" not in said
     assert trials(folder) == before
 
 

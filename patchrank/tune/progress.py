@@ -19,7 +19,7 @@ def print_plan(plan: Plan, jobs: list, missing: int) -> None:
     for note in plan.sweep.notes:
         say(f"  note: {note}")
     for cell in plan.cells:
-        done = sum(1 for _ in plan.records_of(cell))
+        done = 0 if missing == plan.size else sum(1 for _ in plan.records_of(cell))  # --fresh: records do not count
         state = "done" if done >= cell.samples else "to run" if cell.samples == 1 else f"{done} of {cell.samples} done"
         say(f"  {describe(cell.values)}: {state}")
     for job in jobs:
