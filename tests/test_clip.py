@@ -43,6 +43,12 @@ def test_head_averages_templates_and_is_cached(clip):
     assert clip.zero_shot_head(("zero", "one"), ("a {}.", "the {}")) is head
 
 
+def test_other_weights_empty_the_cache_of_heads(clip):
+    head = clip.zero_shot_head(("four",), ("a {}.",))
+    clip.load_state_dict(clip.state_dict())
+    assert clip.zero_shot_head(("four",), ("a {}.",)) is not head
+
+
 def test_a_cached_head_may_stand_in_a_graph(clip):
     with torch.inference_mode():
         head = clip.zero_shot_head(("two", "three"), ("a {}.",))

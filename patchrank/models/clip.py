@@ -46,6 +46,7 @@ class Clip(nn.Module):
         self.text = text
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._heads: dict[tuple, Tensor] = {}
+        self.register_load_state_dict_post_hook(_forget_heads)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """CLIP's own tokens, (T, 77)."""
@@ -99,6 +100,11 @@ class Clip(nn.Module):
         return weights_sha256(self, without=("visual.pruner.",))
 
 
+def _forget_heads(clip: Clip, incompatible_keys: object) -> None:
+    """Other weights, other class embeddings."""
+    clip._heads.clear()
+
+
 def create_clip(
     name: str, pretrained: bool = True, checkpoint: str | Path | None = None, device: str = "cpu", **pruning
 ) -> Clip:
@@ -142,7 +148,6 @@ def load_pair(clip: Clip, path: str | Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"checkpoint {path}: does not fit {clip.name} ({reason})") from error
-    clip.train(clip.training)  # empties the cache of heads
     clip.visual.check_predictor()
 
 
