@@ -43,6 +43,18 @@ def test_head_averages_templates_and_is_cached(clip):
     assert clip.zero_shot_head(("zero", "one"), ("a {}.", "the {}")) is head
 
 
+@pytest.mark.parametrize("device", ["mps", "meta", "nosuch", "cuda:99"])
+def test_a_device_that_cannot_be_used_is_refused_in_one_short_line(device):
+    from patchrank.cli import check_device
+
+    if device == "mps" and torch.backends.mps.is_available():
+        device = "mps:99"
+    with pytest.raises(UserError, match=f"device '{device}' cannot be used here") as caught:
+        check_device(device)
+    assert len(str(caught.value)) < 300
+    check_device("cpu")
+
+
 def test_other_weights_empty_the_cache_of_heads(clip):
     head = clip.zero_shot_head(("four",), ("a {}.",))
     clip.load_state_dict(clip.state_dict())
