@@ -38,11 +38,63 @@ def test_scenes_are_functions_of_the_seed():
 def test_digit_size_lies_between_30_and_60_percent(monkeypatch):
     sides = []
     glyph = digits._glyph
-    monkeypatch.setattr(digits, "_glyph", lambda digit, side, tilt: sides.append(side) or glyph(digit, side, tilt))
+    monkeypatch.setattr(digits, "_glyph", lambda digit, side, *rest: sides.append(side) or glyph(digit, side, *rest))
     scenes = digits.DigitScenes("val")
     for i in range(200):
         assert scenes[i].size == (64, 64)
     assert 0.3 * 64 - 0.5 <= min(sides) <= 20 and 37 <= max(sides) <= 0.6 * 64 + 0.5
+
+
+def test_in_digits_full_the_digit_fills_90_to_100_percent(monkeypatch):
+    sides, glyph = [], digits._glyph
+    monkeypatch.setattr(digits, "_glyph", lambda digit, side, *rest: sides.append(side) or glyph(digit, side, *rest))
+    scenes = digits.DigitScenes("val", task="digits_full")
+    for i in range(200):
+        assert scenes[i].size == (64, 64)
+    assert min(sides) >= 0.9 * 64 - 0.5 and max(sides) == 64
+
+
+def test_in_digits_ink_writing_is_darker_than_the_paper_around_it():
+    scenes, plain = digits.DigitScenes("val", task="digits_ink"), digits.STYLES["digits_ink"]
+    for i in range(20):
+        rng = np.random.default_rng([0, digits.VERSION, int(scenes.digits[i]), 0])
+        blank = digits.draw_scene(np.zeros((8, 8), np.uint8), [], rng, plain)
+        change = np.asarray(scenes[i]).astype(int).sum(-1) - np.asarray(blank).astype(int).sum(-1)
+        written = change != 0
+        assert 0.01 < written.mean() < 0.4 and (change[written] < 0).mean() > 0.8
+
+
+def test_frozen_pictures_of_digits_have_not_changed():
+    """Weights and records rest on them; a new drawing needs a new `VERSION`, and other weights."""
+    import hashlib
+
+    split = load_split("digits", "val", 50)
+    pixels = b"".join(np.asarray(split.image(i)).tobytes() for i in range(50))
+    assert hashlib.sha256(pixels).hexdigest()[:12] == "bff8d4d5f9b7"
+
+
+@pytest.mark.parametrize("task", digits.STYLES)
+def test_every_task_is_a_function_of_its_name_and_shares_digits_with_the_others(task):
+    one, two = load_split(task, "test"), load_split(task, "test")
+    assert one.ids[0].startswith(f"{task}/test/") and one.read(7) == two.read(7)
+    assert [name.split("/")[-1] for name in one.ids] == [name.split("/")[-1] for name in load_split("digits", "test").ids]
+    assert len(one) >= 4 * 359
+
+
+@pytest.mark.parametrize("task, low, high", [("digits", 93, 100), ("digits_full", 93, 100), ("digits_ink", 70, 90)])
+def test_the_frozen_weights_know_the_tasks(clip, task, low, high):
+    from patchrank.evaluate import evaluate
+
+    assert low <= evaluate(clip, load_split(task, "val", 360), quiet=True).row()["accuracy_unpruned"] <= high
+
+
+def test_a_loaded_split_gives_the_same_batches(clip):
+    split = load_split("digits_ink", "val", 20)
+    loaded = split.loaded(clip.transform())
+    assert loaded.tensors is not None and split.loaded(clip.transform(), limit=1000).tensors is None
+    for (a, places), (b, same) in zip(split.batches(clip.transform(), 8), loaded.batches(clip.transform(), 8)):
+        assert places == same and (a == b).all()
+    assert loaded.first(5).tensors.shape[0] == len(loaded.first(5)) == 5 and len(loaded.first(None)) == 20
 
 
 def test_a_task_has_at_least_four_scenes_of_each_test_digit():

@@ -2,7 +2,7 @@
 
 Everything is a function of a seed, so nothing is stored. The 1,797 digits are split 50/20/10/20 into pretrain, adapt,
 val and test within each class, and each split has its own vertical strip of both photographs, so that neither a digit
-nor a piece of background is shared between splits.
+nor a piece of background is shared between splits. Three tasks draw the same digits in different styles.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from patchrank.data.paper import ruled_sheet
 from patchrank.errors import UserError, near
 
 IMAGE_SIZE = 64
@@ -39,11 +40,24 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class SceneStyle:
-    """How scenes are drawn: digit side as a share of the image side, brightness of the photograph, tilt in degrees."""
+    """How scenes are drawn.
+
+    scale: digit side as a share of the image side; background: brightness of the photograph; tilt: in degrees;
+    paper: dark ink on ruled paper instead of a photograph; thinning: coverage that strokes lose, from 0 to 1.
+    """
 
     scale: tuple[float, float] = (0.3, 0.6)
     background: float = 1.0
     tilt: float = 0.0
+    paper: bool = False
+    thinning: float = 0.0
+
+
+STYLES = {
+    "digits": SceneStyle(),
+    "digits_full": SceneStyle(scale=(0.9, 1.0)),  # hardly any background is left to drop
+    "digits_ink": SceneStyle(paper=True, thinning=0.2),  # never seen in pre-training
+}
 
 
 class DigitScenes:
@@ -52,12 +66,12 @@ class DigitScenes:
     Scenes go round the digits, so that the first n of them hold n different digits.
     """
 
-    def __init__(self, split: str, scenes: int = SCENES_PER_DIGIT, style: SceneStyle = SceneStyle(), seed: int = 0):
+    def __init__(self, split: str, scenes: int = SCENES_PER_DIGIT, task: str = "digits", seed: int = 0):
         if split not in SPLITS:
             raise UserError(f"split {split!r} does not exist in the embedded digits; {near(split, SPLITS)}")
-        self.split, self.style, self.seed = split, style, seed
+        self.split, self.style, self.seed = split, STYLES[task], seed
         self.digits = split_digits(split)
-        self.ids = [f"digits/{split}/{d:04d}-{s}" for s in range(scenes) for d in self.digits]
+        self.ids = [f"{task}/{split}/{d:04d}-{s}" for s in range(scenes) for d in self.digits]
         self.labels = np.tile(_digits()[1][self.digits], scenes)
 
     def __len__(self) -> int:
@@ -108,17 +122,22 @@ def split_digits(split: str) -> np.ndarray:
 
 def draw_scene(digit: np.ndarray, strips: list[np.ndarray], rng: np.random.Generator, style: SceneStyle) -> Image.Image:
     """One digit (8 x 8, uint8 coverage) over a crop of one of the strips, at a random place, size and colour."""
-    canvas = _background(strips[rng.integers(len(strips))], rng) * style.background
-    ink = _glyph(digit, round(rng.uniform(*style.scale) * IMAGE_SIZE), rng.uniform(-1, 1) * style.tilt)
-    side = ink.shape[0]
+    if style.paper:
+        canvas, colour = ruled_sheet(rng, IMAGE_SIZE)
+    else:
+        canvas, colour = _photograph(strips, rng) * style.background, None
+    side = round(rng.uniform(*style.scale) * IMAGE_SIZE)
+    ink = _glyph(digit, side, rng.uniform(-1, 1) * style.tilt, style.thinning)
     top, left = rng.integers(0, IMAGE_SIZE - side + 1, size=2)
     patch = canvas[top : top + side, left : left + side]
-    colour = _contrasting_colour(_luminance(patch.reshape(-1, 3).mean(0)), rng)
+    if colour is None:
+        colour = _contrasting_colour(_luminance(patch.reshape(-1, 3).mean(0)), rng)
     patch += ink[..., None] * (colour - patch)
     return Image.fromarray((canvas * 255).round().clip(0, 255).astype(np.uint8))
 
 
-def _background(strip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _photograph(strips: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    strip = strips[rng.integers(len(strips))]
     side = int(rng.integers(40, IMAGE_SIZE + 1))
     top = rng.integers(0, strip.shape[0] - side + 1)
     left = rng.integers(0, strip.shape[1] - side + 1)
@@ -129,11 +148,11 @@ def _background(strip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(crop, np.float32) / 255
 
 
-def _glyph(digit: np.ndarray, side: int, tilt: float) -> np.ndarray:
+def _glyph(digit: np.ndarray, side: int, tilt: float, thinning: float) -> np.ndarray:
     image = Image.fromarray(digit).resize((side, side), Image.BICUBIC)
     if tilt:
         image = image.rotate(tilt, Image.BICUBIC)
-    return (np.asarray(image, np.float32) / 255 * 1.25).clip(0, 1)
+    return ((np.asarray(image, np.float32) / 255 - thinning) * 1.25).clip(0, 1)
 
 
 def _luminance(rgb: np.ndarray) -> float:

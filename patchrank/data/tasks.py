@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -20,7 +20,7 @@ class ImageSplit:
     """One split of one task.
 
     read(i) gives the bytes of image i as they lie on disk (rendered scenes: as PNG), `extension` says of what kind.
-    version changes when the same ids would come with other pixels.
+    version changes when the same ids would come with other pixels. tensors: all images transformed, once `loaded`.
     """
 
     task: str
@@ -32,6 +32,7 @@ class ImageSplit:
     read: Callable[[int], bytes]
     extension: str = "png"
     version: int = 1
+    tensors: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,18 +47,33 @@ class ImageSplit:
         """Transformed images (b, 3, H, W) and their positions, in order."""
         for start in range(0, len(self), batch_size):
             places = range(start, min(start + batch_size, len(self)))
-            yield torch.stack([transform(self.image(i)) for i in places]), places
+            if self.tensors is not None:
+                yield self.tensors[places.start : places.stop], places
+            else:
+                yield torch.stack([transform(self.image(i)) for i in places]), places
+
+    def first(self, count: int | None) -> ImageSplit:
+        """The split of its first `count` images; all of them where it is None."""
+        tensors = self.tensors if self.tensors is None else self.tensors[:count]
+        return replace(self, ids=self.ids[:count], labels=self.labels[:count], tensors=tensors)
+
+    def loaded(self, transform: Callable[[Image.Image], Tensor], limit: int = 1 << 29) -> ImageSplit:
+        """The same split with its images decoded and transformed in memory, if they fit into `limit` bytes."""
+        one = transform(self.image(0))
+        if self.tensors is not None or one.nbytes * len(self) > limit:
+            return self
+        return replace(self, tensors=torch.stack([transform(self.image(i)) for i in range(len(self))]))
 
 
 def decode_image(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
-def _digits(split: str, limit: int | None) -> ImageSplit:
-    scenes = digits.DigitScenes(split)
+def _digits(task: str, split: str, limit: int | None) -> ImageSplit:
+    scenes = digits.DigitScenes(split, task=task)
     count = len(scenes) if limit is None else min(limit, len(scenes))
     return ImageSplit(
-        "digits",
+        task,
         split,
         scenes.ids[:count],
         scenes.labels[:count].tolist(),
@@ -74,7 +90,7 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-TASKS: dict[str, Callable[[str, int | None], ImageSplit]] = {"digits": _digits}
+TASKS: dict[str, Callable[[str, str, int | None], ImageSplit]] = dict.fromkeys(digits.STYLES, _digits)
 
 
 def load_split(task: str, split: str, limit: int | None = None, root: str | None = None) -> ImageSplit:
@@ -87,4 +103,4 @@ def load_split(task: str, split: str, limit: int | None = None, root: str | None
         raise UserError(f"data {task!r} does not exist; {near(task, TASKS)}")
     if root is not None:
         raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
-    return TASKS[task](split, limit)
+    return TASKS[task](task, split, limit)
