@@ -3,14 +3,15 @@
     python -m patchrank.golden --data digits --split adapt --limit 256 --out runs/shards
 
 One pass over the windows gives all three metrics; blocks before the removal are run once an image. Damage is
-computed in float64 as 1 - s, in forms that do not round to 1 where the paper's s saturates.
+computed in float64 as 1 - s, in forms that do not round to 1 where the paper's s saturates. `--rounds` asks again
+once the least important tokens have left: the greedy search of the paper's abstract.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, run_command
+from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, positive, run_command
 from patchrank.data.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.data.tasks import ImageSplit, decode_image, load_split
 from patchrank.errors import UserError
@@ -49,6 +50,8 @@ def score_images(
     window: int = 2,
     stride: int = 1,
     remove_at: int = 4,
+    rounds: int = 1,
+    metrics: Sequence[str] = METRICS,
     batch_size: int = BATCH_SIZE,
 ) -> GoldenScores:
     """Golden scores of images by label (eq. 1), confidence (eq. 2) and preservation (eq. 3).
@@ -57,45 +60,101 @@ def score_images(
         tower: image tower with `forward_prefix` and `forward_suffix`, in evaluation mode.
         images: (B, 3, H, W), normalised.
         head: class embeddings (C, E), unit vectors.
-        labels: (B,) ground truth; without them there is no `label` row (M = 2).
+        labels: (B,) ground truth; without them there is no `label` row.
         window, stride: side of the removed square and its step, in tokens.
         remove_at: layer, counted from 1, before which the window's tokens leave.
+        rounds: 1 scores every token of the whole image. With R rounds the N // R least important tokens leave after
+            each of them, and the rest is scored again against the same whole image; g is then the z-scored rank.
+        metrics: rows wanted. Rounds cost one search for each, since different tokens leave.
         batch_size: sequences run at a time.
 
     Raises:
-        UserError: a window larger than the grid, tokens that no window covers, a layer outside the tower.
+        UserError: a window larger than the grid, tokens that no window covers, a layer outside the tower, more rounds
+            than tokens.
     """
     (remove_at,) = pruning.check_locations((remove_at,), len(tower.blocks))
-    squares = pruning.windows(tower.patch_embed.grid_size, window, stride)
+    squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
+    check_rounds(rounds, tower.num_patches)
+    wanted = [name for name in metrics if name != "label" or labels is not None]
     with full_precision():
         tokens = tower.forward_prefix(images, remove_at)
         whole = F.normalize(tower.forward_suffix(tokens, remove_at).double(), dim=-1)
-        pieces = F.normalize(_without_windows(tower, tokens, squares, remove_at, batch_size).double(), dim=-1)
-    damage = torch.stack(_damages(whole, pieces, head.double(), labels, float(logit_scale)), dim=1)  # (B, M, W)
-    per_token = pruning.window_mean(damage, squares, tower.num_patches)
-    return GoldenScores(pruning.importance(per_token), damage)
+
+        def damage(alive: Tensor) -> Tensor:  # (B, N) to (B, M, W)
+            pieces = _without_windows(tower, tokens, squares, alive, remove_at, batch_size)
+            pieces = F.normalize(pieces.double(), dim=-1)
+            return torch.stack(_damages(wanted, whole, pieces, head.double(), labels, float(logit_scale)), dim=1)
+
+        everything = tokens.new_ones(len(tokens), tower.num_patches, dtype=torch.bool)
+        first = damage(everything)
+        if rounds == 1:
+            return GoldenScores(pruning.importance(pruning.window_mean(first, squares, tower.num_patches)), first)
+        ranks = [
+            _greedy(lambda alive, m=m: damage(alive)[:, m], first[:, m], squares, everything, rounds)
+            for m in range(len(wanted))
+        ]
+    return GoldenScores(pruning.importance(torch.stack(ranks, dim=1)), first)
 
 
-def _without_windows(tower: nn.Module, tokens: Tensor, squares: Tensor, layer: int, batch_size: int) -> Tensor:
-    """Embeddings (B, W, E) of every image without every window."""
-    prefix = tower.num_prefix_tokens
-    rest = pruning.outside(squares, tower.num_patches) + prefix
-    keep = torch.cat([torch.arange(prefix).expand(len(rest), -1), rest], dim=1).to(tokens.device)  # (W, P + N - r * r)
-    pairs = torch.cartesian_prod(torch.arange(len(tokens)), torch.arange(len(squares))).to(tokens.device)
-    embeddings = [
-        tower.forward_suffix(pruning.take(tokens[image], keep[square]), layer)
-        for image, square in (chunk.unbind(1) for chunk in pairs.split(batch_size))
-    ]
-    return torch.cat(embeddings).unflatten(0, (len(tokens), len(squares)))
+def check_rounds(rounds: int, num_tokens: int) -> None:
+    if not 1 <= rounds <= num_tokens:
+        raise UserError(f"rounds must lie in 1..{num_tokens}, the number of tokens, but is {rounds}")
 
 
-def _damages(whole: Tensor, pieces: Tensor, head: Tensor, labels: Tensor | None, scale: float) -> list[Tensor]:
+def _greedy(
+    damage: Callable[[Tensor], Tensor], first: Tensor, squares: Tensor, alive: Tensor, rounds: int
+) -> Tensor:
+    """Ranks (B, N), high = left last: after each round the least important tokens leave, and the rest is scored again.
+
+    damage(alive) gives the damage (B, W) of windows among the tokens still there; `first` is that of the first round.
+    """
+    num_tokens, alive = alive.shape[1], alive.clone()
+    ranks = first.new_zeros(alive.shape)
+    values = torch.arange(num_tokens - 1, -1, -1, device=first.device, dtype=first.dtype).expand_as(ranks)
+    for n in range(rounds):
+        per_token = pruning.window_mean(first if n == 0 else damage(alive), squares, num_tokens)
+        order = pruning.rank(per_token.masked_fill(~alive, -torch.inf))  # the dead stand at the end
+        here = num_tokens - n * (num_tokens // rounds)
+        leaving = slice(here - num_tokens // rounds if n < rounds - 1 else 0, here)
+        ranks.scatter_(1, order[:, leaving], values[:, leaving])
+        alive.scatter_(1, order[:, leaving], False)
+    return ranks
+
+
+def _without_windows(
+    tower: nn.Module, tokens: Tensor, squares: Tensor, alive: Tensor, layer: int, batch_size: int
+) -> Tensor:
+    """Embeddings (B, W, E) of what is alive (B, N) of every image without every window; 0 where a window is empty.
+
+    Sequences of one length run together: windows that have partly left already remove fewer tokens.
+    """
+    member = torch.zeros(len(squares), tower.num_patches, dtype=torch.bool, device=squares.device)
+    member.scatter_(1, squares, True)
+    rest, touched = alive[:, None] & ~member, (alive[:, None] & member).any(-1)  # (B, W, N), (B, W)
+    lengths = torch.where(touched, rest.sum(-1), -1)
+    out = tokens.new_zeros(*lengths.shape, tower.num_classes or tower.embed_dim)
+    for length in lengths.unique().tolist():
+        if length >= 0:
+            pairs = (lengths == length).nonzero()
+            for image, square in (chunk.unbind(1) for chunk in pairs.split(batch_size)):
+                patches = rest[image, square].nonzero()[:, 1].view(len(image), length) + tower.num_prefix_tokens
+                prefix = torch.arange(tower.num_prefix_tokens, device=patches.device).expand(len(image), -1)
+                kept = pruning.take(tokens[image], torch.cat([prefix, patches], dim=1))
+                out[image, square] = tower.forward_suffix(kept, layer)
+    return out
+
+
+def _damages(
+    metrics: Sequence[str], whole: Tensor, pieces: Tensor, head: Tensor, labels: Tensor | None, scale: float
+) -> list[Tensor]:
     """Damage (B, W) by each metric, from unit embeddings of full (B, E) and pruned (B, W, E) sequences."""
     logits = scale * pieces @ head.T  # (B, W, C)
-    damages = [] if labels is None else [_improbability(logits, labels[:, None].expand(logits.shape[:2]))]
-    damages.append(_improbability(logits, logits.argmax(-1)))
-    damages.append((whole[:, None] - pieces).square().sum(-1) / 2)  # 1 - cos of unit vectors
-    return damages
+    ways = {
+        "label": lambda: _improbability(logits, labels[:, None].expand(logits.shape[:2])),
+        "confidence": lambda: _improbability(logits, logits.argmax(-1)),
+        "preservation": lambda: (whole[:, None] - pieces).square().sum(-1) / 2,  # 1 - cos of unit vectors
+    }
+    return [ways[name]() for name in metrics]
 
 
 def _improbability(logits: Tensor, classes: Tensor) -> Tensor:
@@ -116,17 +175,26 @@ def full_precision() -> Iterator[None]:
 
 
 def shard_folder(
-    clip: Clip, split: ImageSplit, root: str, window: int, stride: int, remove_at: int, rounds: int = 1
+    clip: Clip,
+    split: ImageSplit,
+    root: str,
+    window: int,
+    stride: int,
+    remove_at: int,
+    rounds: int = 1,
+    metric: str = "preservation",
 ) -> ShardFolder:
-    """The folder that holds, or will hold, these scores; its name depends on all that they depend on."""
-    if rounds != 1:
-        raise UserError(f"golden.rounds must be 1 in this version, but is {rounds}")
+    """The folder that holds, or will hold, these scores; its name depends on all that they depend on.
+
+    One round scores all metrics at once; more rounds are a search for each, and made for `metric` alone.
+    """
+    check_rounds(rounds, clip.visual.num_patches)
     pruning.check_locations((remove_at,), len(clip.visual.blocks))
     pruning.windows(clip.visual.patch_embed.grid_size, window, stride)
     header = {
         "schema": 1,
         "version": VERSION,
-        "metrics": list(METRICS),
+        "metrics": list(METRICS) if rounds == 1 else [metric],
         "grid": list(clip.visual.patch_embed.grid_size),
         "golden": {"window": window, "stride": stride, "remove_at": remove_at, "rounds": rounds},
         "model": {"name": clip.name, "sha256": clip.sha256()},
@@ -152,7 +220,7 @@ def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, 
     contents = [split.read(i) for i in places]
     images = torch.stack([transform(decode_image(content)) for content in contents]).to(device)
     head = clip.zero_shot_head(split.classes, split.templates)
-    settings = {key: folder.header["golden"][key] for key in ("window", "stride", "remove_at")}
+    settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}
     labels = torch.tensor([split.labels[i] for i in places], device=device)
     golden = score_images(
         clip.visual, images, head, labels, clip.logit_scale.exp().item(), batch_size=batch_size, **settings
@@ -193,9 +261,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--window", type=int, default=2, help="side of the removed square, in tokens")
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--remove-at", type=int, default=4, help="layer, from 1, before which the window leaves")
+    parser.add_argument("--rounds", type=positive, default=1, help="how often the rest is scored again")
+    parser.add_argument("--metric", default="preservation", choices=METRICS, help="which one, with more than 1 round")
     args = parser.parse_args(argv)
     clip, split = create_clip_from(args), load_split(args.data, args.split, args.limit, args.data_root)
-    folder = shard_folder(clip, split, resolve(args.out), args.window, args.stride, args.remove_at)
+    settings = {key: getattr(args, key) for key in ("window", "stride", "remove_at", "rounds", "metric")}
+    folder = shard_folder(clip, split, resolve(args.out), **settings)
     print(make_shards(clip, split, folder, args.batch_size))
 
 

@@ -81,7 +81,47 @@ def test_without_labels_there_is_no_label_row(tower, images):
     assert score_images(tower, images, HEAD).scores.shape == (4, 2, 64)
 
 
-@pytest.mark.parametrize("settings", [{"window": 9}, {"remove_at": 13}, {"window": 3, "stride": 3}])
+@torch.no_grad()
+def greedy(tower, image, rounds):
+    """The greedy search as the abstract has it, one window at a time: tokens from the first to leave to the last."""
+    squares, left, gone = pruning.windows((8, 8), 2), list(range(64)), []
+    x = tower.forward_prefix(image[None], 4)
+    whole = F.normalize(tower.forward_suffix(x, 4).double(), dim=-1)
+    for n in range(rounds):
+        damage = {token: [] for token in left}
+        for square in squares.tolist():
+            stay = [token for token in left if token not in square]
+            if len(stay) < len(left):
+                piece = tower.forward_suffix(x[:, [0, *(token + 1 for token in stay)]], 4)
+                for token in set(square) & set(left):
+                    damage[token].append((whole - F.normalize(piece.double(), dim=-1)).square().sum().item() / 2)
+        by_damage = sorted(left, key=lambda token: sum(damage[token]) / len(damage[token]))
+        leaving = by_damage if n == rounds - 1 else by_damage[: 64 // rounds]
+        gone += leaving
+        left = [token for token in left if token not in leaving]
+    return gone
+
+
+@pytest.mark.parametrize("rounds", [2, 5])
+def test_rounds_equal_a_naive_greedy_search(clip, scenes, rounds):
+    golden = score_images(clip.visual, scenes[:2], HEAD, rounds=rounds, metrics=("preservation",), batch_size=50)
+    assert golden.scores.shape == (2, 1, 64) and golden.windows.shape == (2, 1, 49)
+    for image, scores in zip(scenes, golden.scores[:, 0]):
+        assert scores.mean().abs() < 1e-9 and scores.std(unbiased=False) == pytest.approx(1)
+        assert len(scores.unique()) == 64
+        assert scores.argsort().tolist() == greedy(clip.visual, image, rounds)
+
+
+def test_the_first_round_leaves_what_one_round_finds_least_important(clip, scenes):
+    once = score_images(clip.visual, scenes, HEAD, LABELS).scores
+    twice = score_images(clip.visual, scenes, HEAD, LABELS, rounds=2).scores
+    assert once.shape == twice.shape == (4, 3, 64)
+    orders = [pruning.rank(scores[:, 2]) for scores in (once, twice)]
+    assert torch.equal(*(order[:, 32:].sort().values for order in orders))
+    assert not torch.equal(*orders)
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 0}, {"rounds": 65}, {"window": 9}, {"remove_at": 13}, {"window": 3, "stride": 3}])
 def test_impossible_windows_are_refused(tower, images, settings):
     with pytest.raises(UserError):
         score_images(tower, images, HEAD, **settings)

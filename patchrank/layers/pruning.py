@@ -89,12 +89,6 @@ def windows(grid_size: tuple[int, int], window: int, stride: int = 1) -> Tensor:
     return squares
 
 
-def outside(squares: Tensor, num_tokens: int) -> Tensor:
-    """The tokens that remain when a window is removed: (W, num_tokens - window * window), ascending."""
-    gone = torch.zeros(len(squares), num_tokens, dtype=torch.bool).scatter_(1, squares, True)
-    return (~gone).nonzero()[:, 1].view(len(squares), -1)
-
-
 def window_mean(damage: Tensor, squares: Tensor, num_tokens: int) -> Tensor:
     """Spreads damage per window (..., W) over tokens (..., N): the mean over the windows that cover a token.
 
