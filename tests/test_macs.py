@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchrank.evaluate import macs_row
 from patchrank.layers.macs import text_macs, vision_macs
+from patchrank.layers.reducers import REDUCERS
 
 
 def counted(function) -> int:
@@ -25,6 +26,23 @@ def test_vision_and_predictor(tower, images, settings, plain_attention):
         block.attn.fused_attn = not plain_attention
     tower.set_pruning(predictor_init="random", **settings)
     assert counted(lambda: tower(images)) == len(images) * tower.macs().image
+
+
+@pytest.mark.parametrize("reducer", sorted(set(REDUCERS) - {"golden"}))
+@pytest.mark.parametrize("locations", [(4, 6, 8, 10), (4,), (1,), (1, 2, 12)])
+def test_ranking_by_every_reducer(tower, images, reducer, locations):
+    tower.set_pruning(keep_rate=0.5, reducer=reducer, locations=locations, predictor_init="random")
+    assert counted(lambda: tower(images)) == len(images) * tower.macs().image
+
+
+def test_class_attention_costs_one_query_against_the_tokens_that_are_there(tower):
+    tower.set_pruning(drop_counts=(20, 20, 4), locations=(4, 6, 8), reducer="cls_attention")
+    assert tower.macs().predictor == (65 + 45 + 25) * 64
+    tower.set_pruning(drop_counts=(20,), locations=(1,))
+    assert tower.macs().predictor == 65 * 64 + 64 * 64 + 65 * 64 * 64  # the row, its query and its keys
+    for reducer in ("center", "random"):
+        tower.set_pruning(reducer=reducer)
+        assert tower.macs().predictor == 0
 
 
 def test_text(clip):

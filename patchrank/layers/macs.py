@@ -17,7 +17,7 @@ class Macs:
     """MACs of one image (and, for `text`, of one caption)."""
 
     vision: int
-    predictor: int = 0
+    predictor: int = 0  # ranking, by whatever reducer
     text: int = 0
     matching: int = 0  # similarity search of merging reducers
 

@@ -8,7 +8,26 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from patchrank.errors import UserError
+from patchrank.layers.cls_row import plain_block
 from patchrank.layers.reducers import Reducer, TokenState
+
+
+def check_tower(tower: nn.Module, pruner: PruningBlock) -> None:
+    """Refuses a tower from which tokens cannot leave, or not by the reducer of `pruner`.
+
+    Raises:
+        UserError: other pooling than by the class token, a changing image size, no class attention where it decides.
+    """
+    if tower.global_pool not in ("token", ""):
+        raise UserError(f"pruning needs pooling by the class token, but global_pool is {tower.global_pool!r}")
+    if tower.dynamic_img_size:
+        raise UserError("pruning needs a fixed image size, but dynamic_img_size is on")
+    rows = [max(layer, 1) for layer in range(len(tower.blocks)) if pruner.wants_row(layer)]
+    if rows and not tower.has_class_token:
+        raise UserError("ranking by class attention needs a class token, but this tower has none")
+    for layer in rows:
+        plain_block(tower.blocks, layer)
 
 
 class PruningBlock(nn.Module):
@@ -26,6 +45,18 @@ class PruningBlock(nn.Module):
         self.reducer = reducer
         self.drops = {layer: count for layer, count in zip(locations, drop_counts) if count}
         self.num_prefix = num_prefix
+
+    def wants_row(self, layer: int) -> bool:
+        """Whether class attention in `layer`, 0 for the tower's input, decides what leaves before the next one."""
+        return "cls_row" in self.reducer.needs and layer + 1 in self.drops
+
+    def num_macs(self, tower: nn.Module) -> int:
+        """MACs of all rankings of one image in `tower`."""
+        reaching, length = {}, tower.num_patches + self.num_prefix
+        for layer, count in self.drops.items():
+            reaching[layer] = length
+            length -= count
+        return self.reducer.num_macs(tower, reaching)
 
     def forward(
         self, x: Tensor, state: TokenState, layer: int, scores: Tensor | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,23 +16,22 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_args
 from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import Tensor, nn
 
 from patchrank.errors import UserError, near
 from patchrank.files import weights_sha256
+from patchrank.layers.cls_row import cls_row, forward_with_row, plain_block
 from patchrank.layers.intermediates import format_intermediates
 from patchrank.layers.last_block import forward_cls, is_plain
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
-from patchrank.layers.pruning_block import PruningBlock
-from patchrank.layers.reducers import Reducer, TokenState, create_reducer
+from patchrank.layers.pruning_block import PruningBlock, check_tower
+from patchrank.layers.reducers import Reducer, TokenState
 from patchrank.layers.reducers.random import sample_keys
-from patchrank.models.settings import Pruning, create_ranker
+from patchrank.models.pretrained import WEIGHTS, checkpoint_filter_fn, clip_cfg
+from patchrank.models.settings import Pruning, create_ranker, with_predictor
 
 __all__ = ["PrunedVisionTransformer"]
-
-WEIGHTS = Path(__file__).parent / "weights"
 
 
 class PrunedOutput(NamedTuple):
@@ -91,11 +89,10 @@ class PrunedVisionTransformer(VisionTransformer):
             raise UserError(f"pruning setting {name!r} does not exist; {near(name, asdict(self.pruning))}")
         before, reducer = (self.pruning, self.pruner), None
         if predictor is not None:  # it takes the place of the file, also in later changes
-            changes = {"predictor_path": None, **changes}
-            reducer = create_reducer("predictor", predictor=predictor)
+            changes = with_predictor(self.pruning, changes)
         elif "predictor_path" not in changes and self._goes_on(changes):
             reducer = self.pruner.reducer
-        self._prune(replace(self.pruning, **changes), reducer)
+        self._prune(replace(self.pruning, **changes), reducer, predictor)
         try:
             self.check_predictor()
         except UserError:
@@ -117,28 +114,23 @@ class PrunedVisionTransformer(VisionTransformer):
                 f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
             )
 
-    def _prune(self, pruning: Pruning, reducer: Reducer | None = None) -> None:
+    def _prune(self, pruning: Pruning, reducer: Reducer | None = None, predictor: nn.Module | None = None) -> None:
         pruning = replace(pruning, locations=tuple(pruning.locations))
         pruning.check()
         locations = check_locations(pruning.locations, len(self.blocks))
         drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
         pruner = None
         if any(drops):
-            self._check_prunable()
-            reducer = reducer or create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size)
+            reducer = reducer or create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
             pruner = PruningBlock(reducer, locations, drops, self.num_prefix_tokens)
+            check_tower(self, pruner)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner = pruning, pruner
 
-    def _check_prunable(self) -> None:
-        if self.global_pool not in ("token", ""):
-            raise UserError(f"pruning needs pooling by the class token, but global_pool is {self.global_pool!r}")
-        if self.dynamic_img_size:
-            raise UserError("pruning needs a fixed image size, but dynamic_img_size is on")
-
     def _goes_on(self, changes: dict) -> bool:
-        """Whether the predictor in use serves the changed settings as well: it is tied to its first location."""
-        if self.pruner is None or {self.pruning.reducer, changes.get("reducer", "predictor")} != {"predictor"}:
+        """Whether the weights in use serve the changed settings as well: they are tied to their first location."""
+        own = self.pruning.reducer
+        if self.pruner is None or not self.pruner.reducer.fitted or changes.get("reducer", own) != own:
             return False
         return tuple(changes.get("locations", self.pruning.locations))[:1] == tuple(self.pruning.locations[:1])
 
@@ -229,8 +221,8 @@ class PrunedVisionTransformer(VisionTransformer):
     def macs(self) -> Macs:
         """What one image costs with the settings in force."""
         drops = self.pruner.drops if self.pruner is not None else {}
-        reducer = self.pruner.reducer.num_macs() if self.pruner is not None else 0
-        return Macs(vision_macs(self, tuple(drops), tuple(drops.values()), self.cls_only), predictor=reducer)
+        ranking = self.pruner.num_macs(self) if self.pruner is not None else 0
+        return Macs(vision_macs(self, tuple(drops), tuple(drops.values()), self.cls_only), predictor=ranking)
 
     def macs_unpruned(self) -> Macs:
         """What one image costs the plain tower."""
@@ -244,11 +236,29 @@ class PrunedVisionTransformer(VisionTransformer):
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
         return checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
 
-    def _begin(self, images: Tensor, x: Tensor) -> TokenState:
+    def _wants_row(self, layer: int, scores: Tensor | None) -> bool:
+        return scores is None and self.pruner is not None and self.pruner.wants_row(layer)
+
+    def _begin(self, images: Tensor, x: Tensor, scores: Tensor | None) -> TokenState:
         patches, needs = x[:, self.num_prefix_tokens :], getattr(self.pruner and self.pruner.reducer, "needs", ())
         index = torch.arange(patches.shape[1], device=x.device).expand(x.shape[0], -1)
         key = sample_keys(images) if "sample_key" in needs else None
-        return TokenState(tokens=patches, index=index, cls=x[:, 0], sample_key=key)
+        row = None
+        if self._wants_row(0, scores):  # no layer has attended yet, so layer 1 tells what it will attend to
+            row = cls_row(plain_block(self.blocks, 1), x)[:, self.num_prefix_tokens :]
+        return TokenState(tokens=patches, index=index, cls=x[:, 0], sample_key=key, cls_row=row)
+
+    def _layer(
+        self, x: Tensor, state: TokenState, layer: int, scores: Tensor | None, cls_only: bool
+    ) -> tuple[Tensor, TokenState]:
+        """One layer, from 1, and the class token's row where that decides what leaves before the next."""
+        block = self.blocks[layer - 1]
+        if cls_only and layer == len(self.blocks):
+            return forward_cls(block, x), state
+        if not self._wants_row(layer, scores):
+            return self._block(block, x), state
+        x, row = self._block(partial(forward_with_row, plain_block(self.blocks, layer)), x)
+        return x, replace(state, cls_row=row[:, self.num_prefix_tokens :])
 
     def _encode(
         self,
@@ -259,12 +269,11 @@ class PrunedVisionTransformer(VisionTransformer):
     ) -> tuple[Tensor, TokenState]:
         """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
         x = self.embed(images)
-        state = self._begin(images, x)
-        for layer, block in enumerate(self.blocks, 1):
+        state = self._begin(images, x, scores)
+        for layer in range(1, len(self.blocks) + 1):
             if self.pruner is not None:
                 x, state = self.pruner(x, state, layer, scores)
-            last = cls_only and layer == len(self.blocks)
-            x = forward_cls(block, x) if last else self._block(block, x)
+            x, state = self._layer(x, state, layer, scores, cls_only)
             if visit is not None:
                 visit(layer, x, state)
         return x, state
@@ -274,39 +283,12 @@ class PrunedVisionTransformer(VisionTransformer):
         return torch.cat([prefix, scatter_to_grid(patches, state.index, self.num_patches)], dim=1)
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: PrunedVisionTransformer) -> dict[str, Tensor]:
-    """Our own pairs (`visual.*` beside `text.*`) and whatever timm's filter knows; the pruning block keeps its own."""
-    if any(key.startswith("text.") for key in state_dict):
-        state_dict = {k.removeprefix("visual."): v for k, v in state_dict.items() if k.startswith("visual.")}
-    else:
-        state_dict = vit_checkpoint_filter_fn(state_dict, model)
-    own = {key: value for key, value in model.state_dict().items() if key.startswith("pruner.")}
-    return own | state_dict
-
-
-def _cfg(**kwargs) -> dict:
-    return {
-        "url": "",
-        "num_classes": 512,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 1.0,  # timm's own CLIP entries say 0.9, which is not what OpenAI and open_clip evaluate with
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": (0.48145466, 0.4578275, 0.40821073),
-        "std": (0.26862954, 0.26130258, 0.27577711),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        **kwargs,
-    }
-
-
 default_cfgs = generate_default_cfgs(
     {
-        "patchrank_clip_digits.embedded": _cfg(
+        "patchrank_clip_digits.embedded": clip_cfg(
             file=str(WEIGHTS / "patchrank_clip_digits.safetensors"), num_classes=64, input_size=(3, 64, 64)
         ),
-        "patchrank_clip_b16.openai": _cfg(),
+        "patchrank_clip_b16.openai": clip_cfg(),
     }
 )
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from patchrank.errors import UserError, near
-from patchrank.layers.predictors import create_predictor, load_predictor
+from patchrank.layers.predictors import check_location, create_predictor, load_predictor
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
 
 LEFTOVERS = ("drop",)
@@ -23,7 +26,7 @@ class Pruning:
     reducer: who decides, by registered name.
     leftovers: what becomes of the others: `drop`.
     cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
-    predictor_path: safetensors file of a fitted predictor.
+    predictor_path: safetensors file of a fitted predictor or position prior.
     predictor_init: "random" says that an untrained predictor is meant (speed benchmarks).
     seed: of the reducer `random`.
     """
@@ -50,28 +53,53 @@ class Pruning:
             raise UserError(f"predictor_init must be 'random' or left out, but is {self.predictor_init!r}")
 
 
-def create_ranker(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> Reducer:
-    """The reducer that some settings ask for.
+def with_predictor(settings: Pruning, changes: dict) -> dict:
+    """The changes that handing over a predictor as a module comes to: it ranks, in place of any file.
+
+    Raises:
+        UserError: a reducer is asked for that ranks by itself.
+    """
+    own = {name for name, kind in REDUCERS.items() if not kind.fitted}
+    if changes.get("reducer") in own:
+        fitted = " or ".join(sorted(set(REDUCERS) - own))
+        raise UserError(f"reducer {changes['reducer']!r} takes no predictor; one that is handed over needs {fitted}")
+    reducer = "predictor" if settings.reducer in own else settings.reducer
+    return {"predictor_path": None, "reducer": reducer, **changes}
+
+
+def create_ranker(
+    settings: Pruning, embed_dim: int, grid_size: tuple[int, int], predictor: nn.Module | None = None
+) -> Reducer:
+    """The reducer that some settings ask for; `predictor` takes the place of a file.
 
     Raises:
         UserError: an unknown reducer, a predictor file that does not fit, or a predictor without weights.
     """
-    if settings.reducer != "predictor":
-        return create_reducer(settings.reducer, **({"seed": settings.seed} if settings.reducer == "random" else {}))
-    about: dict = {}
+    offers: dict = {"seed": settings.seed, "grid_size": grid_size, "predictor": predictor}
+    kind, about = REDUCERS[settings.reducer], {}
+    if kind.fitted and predictor is None:
+        offers["predictor"], about = _weights(settings, embed_dim, grid_size)
+    takes = inspect.signature(kind).parameters
+    reducer = create_reducer(settings.reducer, **{key: value for key, value in offers.items() if key in takes})
+    if kind.fitted:
+        reducer.about = about
+    return reducer
+
+
+def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> tuple[nn.Module, dict]:
+    """What a fitted reducer ranks by, and what its file says of it."""
+    name = settings.reducer
     if settings.predictor_path is not None:
         predictor, about = load_predictor(settings.predictor_path)
         _check_fits(settings, about, embed_dim, grid_size)
-    elif settings.predictor_init == "random":
-        predictor = create_predictor("mix_mlp", embed_dim, grid_size)
-    else:
-        raise UserError(
-            "pruning by reducer 'predictor' has no weights to rank by: give predictor_path, choose another of "
-            f"{', '.join(sorted(REDUCERS))}, or say predictor_init='random' if that is meant"
-        )
-    reducer = create_reducer("predictor", predictor=predictor)
-    reducer.about = about
-    return reducer
+        return predictor, about
+    if settings.predictor_init == "random":
+        return create_predictor(REDUCERS[name].untrained, embed_dim, grid_size), {}
+    others = ", ".join(sorted(other for other, kind in REDUCERS.items() if not kind.fitted))
+    raise UserError(
+        f"pruning by reducer {name!r} has no weights to rank by: give predictor_path, choose another of {others}, "
+        "or say predictor_init='random' if that is meant"
+    )
 
 
 def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple[int, int]) -> None:
@@ -85,3 +113,9 @@ def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple
             raise UserError(
                 f"predictor {settings.predictor_path} was fitted for {what} {theirs}, but this tower has {ours}"
             )
+    check_location(about["name"], settings.locations[0])
+    if settings.reducer == "prior" and about["name"] != "prior":
+        raise UserError(
+            f"predictor {settings.predictor_path} is a fitted {about['name']!r}, but reducer 'prior' ranks by a "
+            "'prior'; reducer 'predictor' takes any"
+        )

@@ -22,6 +22,7 @@ class TokenState:
     sizes:  (B, K), how many patches each token stands for, or None while each stands for itself.
     scores: (B, N), the ranking that persists, over the full grid; from when it is set, tokens stand in its order.
     sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
+    cls_row: (B, K), the class token's attention over `tokens` in the layer before; only for reducers that need it.
     """
 
     tokens: Tensor
@@ -30,6 +31,7 @@ class TokenState:
     sizes: Tensor | None = None
     scores: Tensor | None = None
     sample_key: Tensor | None = None
+    cls_row: Tensor | None = None
 
     def ranked_by(self, scores: Tensor) -> TokenState:
         """All N tokens of the full grid in descending order of `scores` (B, N), the ranking that persists."""
@@ -40,9 +42,17 @@ class TokenState:
         """The first k tokens: a slice, no gather."""
         return self._pick(lambda x: x[:, :k])
 
+    def best(self, scores: Tensor, k: int) -> TokenState:
+        """The k tokens of highest `scores` (B, K), a ranking for this once; they stay in the grid's order.
+
+        Their order is what lets the lower index win a tie at the next location too.
+        """
+        chosen = rank(scores)[:, :k].sort(dim=-1).values
+        return self._pick(lambda x: take(x, chosen))
+
     def _pick(self, pick: Callable[[Tensor], Tensor]) -> TokenState:
-        sizes = None if self.sizes is None else pick(self.sizes)
-        return replace(self, tokens=pick(self.tokens), index=pick(self.index), sizes=sizes)
+        aligned = {name: getattr(self, name) for name in ("tokens", "index", "sizes", "cls_row")}
+        return replace(self, **{name: pick(x) for name, x in aligned.items() if x is not None})
 
     def source(self, num_tokens: int) -> Tensor:
         """The source map (B, num_tokens): which token each patch of the input lives in, -1 where it was dropped."""
@@ -56,10 +66,12 @@ class Reducer(nn.Module):
 
     site:  `before` a layer, or `mid` block (between attention and MLP).
     needs: what the tower must hand over beside the tokens: `cls_row`, `keys`, `sample_key`, `scores`.
+    fitted: whether it ranks by weights that come from a predictor file or module.
     """
 
     site = "before"
     needs: tuple[str, ...] = ()
+    fitted = False
 
     def score(self, state: TokenState) -> Tensor:
         """Scores (B, K) of the tokens of `state`, high = keep."""
@@ -73,8 +85,12 @@ class Reducer(nn.Module):
             state = state.ranked_by(self.score(state))
         return state.first(k)
 
-    def num_macs(self) -> int:
-        """MACs of scoring one image."""
+    def num_macs(self, tower: nn.Module, reaching: dict[int, int]) -> int:
+        """MACs of scoring one image in `tower`.
+
+        Args:
+            reaching: for each location, the length of the sequence, class and prompt tokens too, before any leaves.
+        """
         return 0
 
 

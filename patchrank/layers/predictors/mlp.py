@@ -1,0 +1,40 @@
+"""A predictor that sees the class token alone."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from patchrank.errors import UserError
+from patchrank.layers.predictors.base import check_head, linear_macs, narrowing, register_predictor
+
+HIDDEN = 256
+
+
+@register_predictor("mlp")
+class Mlp(nn.Module):
+    """All scores at once from the class token: [narrow] -> Linear to 256 -> LayerNorm -> GELU -> Linear to N.
+
+    `dim` narrows the class token first. There is one head, "linear".
+    """
+
+    reads_cls = True  # so it knows nothing of the image where the class token has seen none: see check_location
+
+    def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = 64, head: str = "linear"):
+        super().__init__()
+        check_head("mlp", head)
+        if head == "mean":
+            raise UserError(
+                "head of mlp must be 'linear', but is 'mean': it gives one number per token, no channels to average"
+            )
+        hidden = (nn.Linear(dim, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU())
+        self.layers = nn.Sequential(narrowing(embed_dim, dim), *hidden, nn.Linear(HIDDEN, math.prod(grid_size)))
+
+    def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
+        """Scores (B, N), high = keep, from the class token (B, D); the patches (B, N, D) are not used."""
+        return self.layers(cls)
+
+    def num_macs(self) -> int:
+        """Multiply-accumulates of one image's scores, linear layers alone."""
+        return linear_macs(self, 1)
