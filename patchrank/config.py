@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from patchrank.errors import UserError, near
 
@@ -24,11 +24,12 @@ class ModelConfig(Strict):
 
 
 class DataConfig(Strict):
-    tasks: list[str] = Field(["digits"], min_length=1, max_length=1)
+    tasks: list[str] = Field(["digits"], min_length=1)  # results are means over them
     root: str | None = None
-    n_train: int | None = Field(256, ge=1)
+    n_train: int | None = Field(256, ge=1)  # images of each task
     n_val: int | None = Field(128, ge=1)
     n_test: int | None = Field(None, ge=1)
+    n_oracle: int | None = Field(None, ge=1)  # the first test images, which alone `golden` rankings are made for
 
 
 class GoldenConfig(Strict):
@@ -36,7 +37,7 @@ class GoldenConfig(Strict):
     window: int = Field(2, ge=1)
     stride: int = Field(1, ge=1)
     remove_at: int | Literal["first"] = 4
-    rounds: Literal[1] = 1
+    rounds: int = Field(1, ge=1)
 
 
 class PredictorConfig(Strict):
@@ -46,6 +47,8 @@ class PredictorConfig(Strict):
     loss: str = "bce"
     epochs: int = Field(50, ge=1)
     lr: float = Field(0.001, gt=0)
+    # each task its own predictor, or one for all, fitted on these tasks
+    fit_on: Literal["own"] | Annotated[list[str], Field(min_length=1)] = "own"
 
 
 class PruningConfig(Strict):
@@ -65,6 +68,7 @@ class TrialConfig(Strict):
     golden: GoldenConfig = GoldenConfig()
     predictor: PredictorConfig = PredictorConfig()
     pruning: PruningConfig = PruningConfig()
+    controls: list[Literal["random", "reversed"]] = []  # other orders in which a predictor's trial drops as much
     prompt: None = None
 
 
@@ -86,9 +90,69 @@ class Resources(Strict):
     gpu: float = Field(0, ge=0)
 
 
+# what stands beside a trial's own measures, to be compared with: `against` -> measure -> its counterpart
+BESIDE = {
+    "unpruned": {"accuracy": "unpruned", "val_accuracy": "val_unpruned"},
+    "prior": {"matching": "matching_prior"},
+}
+
+
+def leaves(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one from dotted paths to values that are no mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+class Claim(Strict):
+    """A sentence about the settings of a sweep, and what would make it true; see `patchrank/report/claims.py`."""
+
+    say: str = Field(pattern=r"^\S[^\n]*$")
+    of: dict[str, Any]  # settings: dotted path -> value, or a part of the value where it is a mapping
+    against: str | float | dict[str, Any] | None = None  # a key of BESIDE, a number, or what to change in `of`
+    measure: Literal[
+        "accuracy", "unpruned", "random", "reversed", "agreement", "cosine",
+        "matching", "matching_prior", "kendall", "ndcg", "val_accuracy", "val_unpruned", "val_agreement", "val_cosine",
+    ]  # fmt: skip
+    at_least: float | None = Field(None, allow_inf_nan=False)  # left out: above 0
+    within: float | None = Field(None, gt=0, allow_inf_nan=False)
+    each: list[str] = []  # one comparison for each value of these paths, or for each task
+
+    @field_validator("of", "against", "each")
+    @classmethod
+    def _settings_exist(cls, value: Any) -> Any:
+        sections = [key for key in known_keys(TrialConfig, ()) if key != "seed"]  # seeds are averaged over
+        known = sections + [f"{section}.{key}" for section in sections for key in known_keys(TrialConfig, (section,))]
+        if isinstance(value, list):
+            paths, known = value, ["task", *known]
+        else:
+            paths = [*value, *leaves(value)] if isinstance(value, dict) else []
+        for path in paths:
+            if path not in known:
+                raise ValueError(f"{path!r} is no setting that can be compared; {near(path, known)}")
+        return value
+
+    @model_validator(mode="after")
+    def _counterpart_exists(self) -> Claim:
+        if isinstance(self.against, str) and self.measure not in BESIDE.get(self.against, {}):
+            pairs = [f"{measure} against {other}" for other, measures in BESIDE.items() for measure in measures]
+            raise ValueError(f"{self.measure} against {self.against!r} cannot be compared; known: {', '.join(pairs)}")
+        if isinstance(self.against, dict) and leaves(self.against).items() <= leaves(self.of).items():
+            raise ValueError("against changes nothing of `of`: a setting would be compared with itself")
+        return self
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Claim:
+        if self.at_least is not None and self.within is not None:
+            raise ValueError("at_least and within exclude each other")
+        return self
+
+
 class ReportConfig(Strict):
     table: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     paper: str | None = None
+    claims: list[Claim] = []
 
 
 class Rule(Strict):
@@ -118,8 +182,8 @@ class Rule(Strict):
         low, high = self.uniform or self.int_ or (1, 2)
         if low >= high or (self.log and (low <= 0 or self.step)):
             raise ValueError("bounds must rise, a log scale needs them above 0, and log and step exclude each other")
-        if self.grid is not None and (self.when or any(value in self.grid[:n] for n, value in enumerate(self.grid))):
-            raise ValueError("a grid must not repeat a value and knows no 'when'")
+        if self.grid is not None and any(value in self.grid[:n] for n, value in enumerate(self.grid)):
+            raise ValueError("a grid must not repeat a value")
         return self
 
     def _kinds(self) -> list[str]:
@@ -212,7 +276,10 @@ def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
 def known_keys(schema: type[BaseModel], path: tuple) -> list[str]:
     """The keys that may stand at a place inside a schema."""
     for part in path:
+        if isinstance(part, int):  # a place in a list of mappings
+            continue
         annotation = schema.model_fields[part].annotation if part in schema.model_fields else None
+        annotation = next(iter(get_args(annotation)), annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         schema = annotation

@@ -20,14 +20,14 @@ from patchrank.cli import add_data_flags, add_model_flags, add_pruning_flags, cr
 from patchrank.data.tasks import ImageSplit, load_split
 from patchrank.errors import UserError
 from patchrank.files import write_atomic
-from patchrank.fit import matching, prior_of, read_ranked
+from patchrank.fit import matching, prior_of, rank_quality, read_ranked
 from patchrank.layers.macs import text_macs
 from patchrank.layers.reducers import Random, TokenState
 from patchrank.layers.reducers.random import sample_keys
 from patchrank.metrics import percent
 from patchrank.models.clip import TEXT_CFGS, Clip
 
-VERSION = 1  # of the evaluation: bump it when the same tower would get other figures
+VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
 CONTROLS = ("random", "reversed")
 BATCH_SIZE = 64
 
@@ -45,15 +45,18 @@ class Evaluation:
     cosine: dict[str, np.ndarray]
     kept: np.ndarray
 
+    def same(self) -> np.ndarray:
+        """Where the pruned tower answers what the unpruned one does."""
+        return self.answers["pruned"] == self.answers["unpruned"]
+
     def right(self, variant: str = "pruned") -> np.ndarray:
         return self.answers[variant] == self.labels
 
     def row(self) -> dict[str, float]:
         """Percentages: accuracy of every variant, agreement with the unpruned answers; and the mean cosine."""
-        same = self.answers["pruned"] == self.answers["unpruned"]
         row = {"accuracy": percent(self.right()), "accuracy_unpruned": percent(self.right("unpruned"))}
         row |= {f"accuracy_{name}": percent(self.right(name)) for name in self.answers if name in CONTROLS}
-        return row | {"agreement": percent(same), "cosine": float(self.cosine["pruned"].mean())}
+        return row | {"agreement": percent(self.same()), "cosine": float(self.cosine["pruned"].mean())}
 
 
 @torch.inference_mode()
@@ -65,19 +68,22 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     quiet: bool = False,
+    unpruned: Tensor | None = None,
 ) -> Evaluation:
     """Zero-shot classification of a split with the pruning that `clip.visual` has, beside the same tower unpruned.
 
     Args:
         controls: also rank at `random` (by `seed` and each image's pixels), or `reversed` (the reducer's, negated).
         scores: (n, N), high = keep, to rank by instead of the reducer's own: oracles.
+        unpruned: (n, E), what `embed_unpruned` gave for these images; computed here if left out.
     """
     head, device = clip.zero_shot_head(split.classes, split.templates), clip.logit_scale.device
     parts: list[dict[str, Tensor]] = []
     bar = tqdm(total=len(split), desc=f"evaluate {split.task}/{split.split}", unit="image", disable=quiet)
     for images, places in split.batches(clip.transform(), batch_size):
         given = None if scores is None else torch.from_numpy(scores[places.start : places.stop]).to(device)
-        parts.append(_one_batch(clip.visual, images.to(device), controls, given, seed))
+        whole = None if unpruned is None else unpruned[places.start : places.stop].to(device)
+        parts.append(_one_batch(clip.visual, images.to(device), controls, given, seed, whole))
         bar.update(len(images))
     bar.close()
     joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
@@ -91,15 +97,29 @@ def evaluate(
 
 
 def _one_batch(
-    tower: nn.Module, images: Tensor, controls: Sequence[str], scores: Tensor | None, seed: int
+    tower: nn.Module,
+    images: Tensor,
+    controls: Sequence[str],
+    scores: Tensor | None,
+    seed: int,
+    unpruned: Tensor | None,
 ) -> dict[str, Tensor]:
     pruned = tower.forward_pruned(images, scores)
-    out = {"unpruned": tower.forward_suffix(tower.embed(images), 1), "pruned": pruned.embedding}
+    whole = tower.forward_suffix(tower.embed(images), 1) if unpruned is None else unpruned
+    out = {"unpruned": whole, "pruned": pruned.embedding}
     if "random" in controls:
         out["random"] = tower.forward_pruned(images, random_scores(images, tower.num_patches, seed)).embedding
     if "reversed" in controls and pruned.scores is not None:
         out["reversed"] = tower.forward_pruned(images, -pruned.scores).embedding
     return {name: F.normalize(z, dim=-1) for name, z in out.items()} | {"kept": pruned.kept}
+
+
+@torch.inference_mode()
+def embed_unpruned(clip: Clip, split: ImageSplit, batch_size: int = BATCH_SIZE) -> Tensor:
+    """Embeddings (n, E), not normalised, of a split by the tower with nothing pruned; many trials share them."""
+    tower, device = clip.visual, clip.logit_scale.device
+    batches = split.batches(clip.transform(), batch_size)
+    return torch.cat([tower.forward_suffix(tower.embed(images.to(device)), 1).cpu() for images, _ in batches])
 
 
 def random_scores(images: Tensor, num_tokens: int, seed: int) -> Tensor:
@@ -131,7 +151,8 @@ def shard_matching(clip: Clip, path: str) -> dict[str, float]:
         raise UserError("a matching rate needs pruning by reducer 'predictor'")
     reducer, location = clip.visual.pruner.reducer, clip.visual.pruning.locations[0]
     data = read_ranked(clip, path, reducer.about["metric"], location)
-    found = matching(reducer.predictor, prior_of(data), data)
+    quality = rank_quality(reducer.predictor, prior_of(data), data)
+    found = matching(quality, clip.visual.num_patches)
     return {key: value for key, value in found.items() if key != "matching_prior"}
 
 

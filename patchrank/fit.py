@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,9 +25,9 @@ from patchrank.cli import add_model_flags, create_clip_from, positive, positive_
 from patchrank.data.shards import read_manifest, stream
 from patchrank.errors import UserError, near
 from patchrank.golden import METRICS
-from patchrank.layers.predictors import create_predictor, save_predictor
+from patchrank.layers.predictors import Prior, check_location, create_predictor, save_predictor
 from patchrank.layers.pruning import check_locations
-from patchrank.metrics import matching_rate, position_prior, top_k
+from patchrank.metrics import kendall, matching_each, ndcg, position_prior, top_k
 from patchrank.models.clip import Clip
 
 VERSION = 1  # of the fitting: bump it when the same shards would give another predictor
@@ -34,10 +35,16 @@ BATCH_SIZE = 64
 LAST_LR_SHARE = 0.1  # the cosine ends at this share of the first rate
 WEIGHT_DECAY = 1e-4
 
+# scores, golden importance (B, N) -> a number
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # two-sided binary cross-entropy with soft targets; the paper's eq. 8 lacks the second side
     "bce": lambda scores, golden: F.binary_cross_entropy_with_logits(scores, golden.sigmoid()),
+    # ListNet: which token comes first, as a distribution over an image's tokens
+    "listwise": lambda scores, golden: -(golden.softmax(-1) * scores.log_softmax(-1)).sum(-1).mean(),
+    # the paper's own, to the letter
+    "eq8": lambda scores, golden: -(golden.sigmoid() * F.logsigmoid(scores)).mean(),
 }
+WARNINGS = {"eq8": "loss eq8 is one-sided, as the paper prints it: high scores for all tokens minimise it; near: bce"}
 
 
 class Ranked(NamedTuple):
@@ -105,11 +112,17 @@ def fit_predictor(
     Args:
         data: training images.
         grid_size: of the tokens.
-        name, **kwargs: predictor, and its own settings (`dim`, `head`).
+        name, **kwargs: predictor, and its own settings (`dim`, `head`); `prior` has none and needs no training.
+        loss: `bce`, `listwise` or `eq8` (which warns).
         seed: of the start and of the order of images; the global generators are left alone.
     """
     if loss not in LOSSES:
         raise UserError(f"loss {loss!r} does not exist; {near(loss, LOSSES)}")
+    if name == "prior":
+        prior = Prior.from_scores(data.golden.mean(0), data.patches.shape[-1], grid_size)
+        return prior.to(data.patches.device)
+    if loss in WARNINGS:
+        warnings.warn(WARNINGS[loss], stacklevel=2)
     device = data.patches.device
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode(False):
@@ -129,16 +142,31 @@ def fit_predictor(
 
 
 @torch.inference_mode()
-def matching(predictor: nn.Module, prior: np.ndarray, data: Ranked) -> dict[str, float]:
-    """Matching rate of a predictor on images that it was not fitted on, beside the position prior and chance."""
+def rank_quality(predictor: nn.Module, prior: np.ndarray, data: Ranked) -> dict[str, np.ndarray]:
+    """Per image (n,): how a predictor's ranking compares with the golden one, and how the position prior's does."""
     golden = data.golden.cpu().numpy()
     predicted = predictor(data.cls, data.patches).cpu().numpy()
-    num_tokens = golden.shape[-1]
     return {
-        "matching_rate": matching_rate(predicted, golden),
-        "matching_prior": matching_rate(prior, golden),
+        "matching": matching_each(predicted, golden),
+        "matching_prior": matching_each(prior, golden),
+        "kendall": kendall(predicted, golden),
+        "ndcg": ndcg(predicted, golden),
+    }
+
+
+def matching(quality: dict[str, np.ndarray], num_tokens: int) -> dict[str, float]:
+    """Means of `rank_quality`: matching rate on images that were not fitted on, beside position prior and chance."""
+    means = {key: float(values.mean()) for key, values in quality.items()}
+    return {
+        "matching_rate": means.pop("matching"),
+        **means,
         "matching_chance": 100 * top_k(num_tokens) / num_tokens,
     }
+
+
+def pooled(parts: Sequence[Ranked]) -> Ranked:
+    """Images of several tasks as one set."""
+    return parts[0] if len(parts) == 1 else Ranked(*(torch.cat(columns) for columns in zip(*parts)))
 
 
 def prior_of(data: Ranked) -> np.ndarray:
@@ -164,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchrank.fit", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model_flags(parser, out="runs/predictor.safetensors")
-    parser.add_argument("--shards", required=True, help="folder of golden-rank shards to fit to")
+    parser.add_argument("--shards", required=True, nargs="+", help="folders of golden-rank shards to fit to, pooled")
     parser.add_argument("--val-shards", required=True, help="folder of shards to measure matching on")
     parser.add_argument("--location", type=int, default=4, help="layer, from 1, whose input the predictor reads")
     parser.add_argument("--metric", default="preservation", choices=METRICS)
@@ -176,25 +204,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=positive_float, default=1e-3)
     args = parser.parse_args(argv)
     clip, started = create_clip_from(args), time.time()
-    if read_manifest(args.shards)["data"]["ids_sha256"] == read_manifest(args.val_shards)["data"]["ids_sha256"]:
-        raise UserError(f"--val-shards {args.val_shards}: holds the images of --shards; take other ones to measure on")
-    train = read_ranked(clip, args.shards, args.metric, args.location)
+    check_location(args.predictor_name, args.location)
+    own = read_manifest(args.val_shards)["data"]["ids_sha256"]
+    if own in [read_manifest(path)["data"]["ids_sha256"] for path in args.shards]:
+        raise UserError(f"--val-shards {args.val_shards}: holds images of --shards; take other ones to measure on")
+    train = pooled([read_ranked(clip, path, args.metric, args.location) for path in args.shards])
     val = read_ranked(clip, args.val_shards, args.metric, args.location)
-    shape = {"dim": args.dim, "head": args.head}
-    predictor = fit_predictor(
-        train,
-        clip.visual.patch_embed.grid_size,
-        args.predictor_name,
-        args.loss,
-        args.epochs,
-        args.lr,
-        args.seed,
-        **shape,
-    )
+    shape = {} if args.predictor_name == "prior" else {"dim": args.dim, "head": args.head}
+    how = {key: getattr(args, key) for key in ("loss", "epochs", "lr", "seed")}
+    predictor = fit_predictor(train, clip.visual.patch_embed.grid_size, args.predictor_name, **how, **shape)
     about = describe(clip, args.predictor_name, args.location, args.metric, **shape)
     save_predictor(predictor, args.out, about)
     print(f"predictor: {args.out}", file=sys.stderr)
-    print(json.dumps({**matching(predictor, prior_of(train), val), "seconds": round(time.time() - started, 1)}))
+    found = matching(rank_quality(predictor, prior_of(train), val), clip.visual.num_patches)
+    print(json.dumps({**found, "seconds": round(time.time() - started, 1)}))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime
 import io
 import time
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import timm
@@ -19,46 +19,27 @@ import torch
 import patchrank
 from patchrank import evaluate as evaluation
 from patchrank import fit, golden
-from patchrank.cli import check_device
 from patchrank.config import TrialConfig
 from patchrank.data.shards import ShardFolder
 from patchrank.data.tasks import ImageSplit, load_split
 from patchrank.errors import UserError, near
 from patchrank.files import content_id, join, remove, write_atomic, write_json
+from patchrank.inputs import Inputs, mean_over
 from patchrank.layers import pruning
-from patchrank.layers.predictors import create_predictor, load_predictor, save_predictor
-from patchrank.models.clip import TEXT_CFGS, Clip, create_clip
+from patchrank.layers.predictors import check_location, create_predictor, load_predictor, save_predictor
+from patchrank.layers.reducers import REDUCERS
+from patchrank.models.clip import TEXT_CFGS, Clip
 
 SCHEMA = 1
 VERSIONS = {"golden": golden.VERSION, "fit": fit.VERSION, "evaluate": evaluation.VERSION}
-PICTURES = 6  # test images whose surviving tokens a report can draw
+PICTURES = 6  # test images, over all tasks, whose surviving tokens a report can draw
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a trial works on: the pair, unpruned, and the three splits of its task."""
+class Need(NamedTuple):
+    """A task, and the part of its data that golden scores are needed of."""
 
-    clip: Clip
-    train: ImageSplit
-    val: ImageSplit
-    test: ImageSplit
-
-    def fingerprint(self) -> dict:
-        """Of weights and data: part of a trial's identity."""
-        data = [
-            [split.ids_sha256(), split.labels, split.classes, split.templates]
-            for split in (self.train, self.val, self.test)
-        ]
-        return {"model": self.clip.sha256(), "data": content_id(data)}
-
-
-def load_inputs(trial: TrialConfig, device: str = "cpu") -> Inputs:
-    """Raises `UserError` for a model, checkpoint or task that cannot be had."""
-    check_device(device)
-    data = trial.data
-    clip = create_clip(trial.model.name, checkpoint=trial.model.checkpoint, device=device)
-    counts = {"adapt": data.n_train, "val": data.n_val, "test": data.n_test}
-    return Inputs(clip, *(load_split(data.tasks[0], split, count, data.root) for split, count in counts.items()))
+    task: str
+    part: str
 
 
 def check_trial(trial: TrialConfig) -> None:
@@ -70,11 +51,18 @@ def check_trial(trial: TrialConfig) -> None:
     name = trial.model.name.split(".")[0]
     if name not in TEXT_CFGS:
         raise UserError(f"model.name {name!r} does not exist; {near(name, TEXT_CFGS)}")
-    load_split(trial.data.tasks[0], "test", 1, trial.data.root)
+    for key, tasks in (("data.tasks", trial.data.tasks), ("predictor.fit_on", fit_tasks(trial))):
+        if len(set(tasks)) < len(tasks):
+            raise UserError(f"{key} must not name a task twice, but is {tasks}")
+        for task in tasks:
+            load_split(task, "test", 1, trial.data.root)
     tower = _empty_tower(name)
     pruning.check_locations((remove_at(trial),), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, trial.golden.window, trial.golden.stride)
+    golden.check_rounds(trial.golden.rounds, tower.num_patches)
     create_predictor(trial.predictor.name, tower.embed_dim, tower.patch_embed.grid_size, **_shape(trial))
+    if trial.pruning.reducer == "predictor":
+        check_location(trial.predictor.name, trial.pruning.locations[0])
     if trial.predictor.loss not in fit.LOSSES:
         raise UserError(
             f"predictor.loss {trial.predictor.loss!r} does not exist; {near(trial.predictor.loss, fit.LOSSES)}"
@@ -99,15 +87,31 @@ def trial_id(trial: TrialConfig, fingerprint: dict) -> str:
     return content_id({"schema": SCHEMA, "trial": trial.model_dump(), **fingerprint, "versions": VERSIONS})
 
 
-def needed_shards(trial: TrialConfig, inputs: Inputs, root: str) -> list[tuple[ImageSplit, ShardFolder]]:
-    """The sets of golden-rank shards that a trial reads, made or not."""
-    splits = {"predictor": [inputs.train, inputs.val], "golden": [inputs.val, inputs.test]}
-    settings = {"window": trial.golden.window, "stride": trial.golden.stride, "rounds": trial.golden.rounds}
-    settings["remove_at"] = remove_at(trial)
-    return [
-        (split, golden.shard_folder(inputs.clip, split, root, **settings))
-        for split in splits.get(trial.pruning.reducer, [])
-    ]
+def is_fitted(trial: TrialConfig) -> bool:
+    """Whether the trial's reducer ranks by something that is fitted to golden scores."""
+    return getattr(REDUCERS.get(trial.pruning.reducer), "fitted", False)
+
+
+def fit_tasks(trial: TrialConfig) -> list[str]:
+    """The tasks whose images the ranking of a trial is fitted on; none for one that is not fitted."""
+    if not is_fitted(trial):
+        return []
+    return trial.data.tasks if trial.predictor.fit_on == "own" else trial.predictor.fit_on
+
+
+def trial_tasks(trial: TrialConfig) -> list[str]:
+    """All tasks that a trial reads, each once."""
+    return list(dict.fromkeys([*trial.data.tasks, *fit_tasks(trial)]))
+
+
+def needed_shards(trial: TrialConfig, inputs: Inputs, root: str) -> dict[Need, tuple[ImageSplit, ShardFolder]]:
+    """The sets of golden-rank shards that a trial reads, made or not, by task and part of its data."""
+    settings = trial.golden.model_dump() | {"remove_at": remove_at(trial)}
+    parts = ("val", "oracle") if trial.pruning.reducer == "golden" else ("val",) if is_fitted(trial) else ()
+    needs = [Need(task, "train") for task in fit_tasks(trial)]
+    needs += [Need(task, part) for task in trial.data.tasks for part in parts]
+    splits = {need: inputs.split(*need) for need in needs}
+    return {need: (split, golden.shard_folder(inputs.clip, split, root, **settings)) for need, split in splits.items()}
 
 
 def run_trial(trial: TrialConfig, inputs: Inputs, root: str, shards: str, sweep: str, quiet: bool = False) -> dict:
@@ -118,7 +122,7 @@ def run_trial(trial: TrialConfig, inputs: Inputs, root: str, shards: str, sweep:
         root, shards: folders or fsspec URLs of records, and of shards and predictors.
         sweep: name that the record carries.
     """
-    identity = trial_id(trial, inputs.fingerprint())
+    identity = trial_id(trial, inputs.fingerprint(trial_tasks(trial)))
     try:
         record, arrays = _measure(trial, inputs, shards, quiet)
     except Exception as error:
@@ -146,24 +150,20 @@ def run_trial(trial: TrialConfig, inputs: Inputs, root: str, shards: str, sweep:
 def _measure(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tuple[dict, dict[str, np.ndarray]]:
     clock, seconds = time.perf_counter(), {}
     folders = needed_shards(trial, inputs, shards)
-    paths = [golden.make_shards(inputs.clip, split, folder, quiet=quiet) for split, folder in folders]
+    paths = {
+        need: golden.make_shards(inputs.clip, split, folder, quiet=quiet) for need, (split, folder) in folders.items()
+    }
     clock = _lap(seconds, "shards", clock)
-    metrics = _rank(trial, inputs, shards, paths, quiet)
-    clock = _lap(seconds, "fit", clock)
-    of_val, of_test = (_oracle(trial, path) for path in paths) if trial.pruning.reducer == "golden" else (None, None)
-    controls = evaluation.CONTROLS if trial.pruning.reducer == "predictor" else ()
-    val = evaluation.evaluate(inputs.clip, inputs.val, scores=of_val, seed=trial.seed, quiet=quiet)
-    test = evaluation.evaluate(inputs.clip, inputs.test, controls, of_test, seed=trial.seed, quiet=quiet)
-    _lap(seconds, "evaluate", clock)
-    metrics |= test.row() | evaluation.macs_row(inputs.clip)
-    metrics |= {"val_accuracy": val.row()["accuracy"], "val_accuracy_unpruned": val.row()["accuracy_unpruned"]}
-    metrics |= {"n_train": len(inputs.train), "n_val": len(inputs.val), "n_images": len(inputs.test)}
-    metrics |= {"n_kept": test.kept.shape[1], "n_tokens": inputs.clip.visual.num_patches}
-    metrics |= {"tasks": {trial.data.tasks[0]: test.row()}}
+    arrays: dict[str, np.ndarray] = {"grid": np.asarray(inputs.clip.visual.patch_embed.grid_size)}
+    tasks: dict[str, dict] = {}
+    for task in trial.data.tasks:
+        tasks[task], found = _measure_task(trial, task, inputs, paths, shards, quiet)
+        arrays |= {f"{task}.{name}": array for name, array in found.items()}
+    _lap(seconds, "tasks", clock)
     record = {
         "config": trial.model_dump(),
-        "metrics": metrics,
-        "shards": [folder.key for _, folder in folders],
+        "metrics": _summary(trial, inputs, tasks, arrays),
+        "shards": [folder.key for _, folder in folders.values()],
         "env": {
             "patchrank": patchrank.__version__,
             "torch": torch.__version__,
@@ -172,39 +172,84 @@ def _measure(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tu
         },
         "seconds": seconds,
     }
-    return record, _arrays(inputs, test)
+    return record, arrays
 
 
-def _rank(trial: TrialConfig, inputs: Inputs, shards: str, paths: list[str], quiet: bool) -> dict[str, float]:
-    """Sets the pruning of the trial on the tower; with a predictor, fits it first and measures its matching rate."""
+def _measure_task(
+    trial: TrialConfig, task: str, inputs: Inputs, paths: dict[Need, str], shards: str, quiet: bool
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics of one task and, per image, what they are means of."""
+    quality = _rank(trial, task, inputs, paths, shards, quiet)
+    row = fit.matching(quality, inputs.clip.visual.num_patches) if quality else {}
+    is_oracle = trial.pruning.reducer == "golden"
+    of_val, of_test = (_oracle(trial, paths[task, part]) if is_oracle else None for part in ("val", "oracle"))
+    val_split, val_whole = inputs.reference(task, "val")
+    split, whole = inputs.reference(task, "oracle" if is_oracle else "test")
+    controls = trial.controls if trial.pruning.reducer == "predictor" else ()
+    how = {"seed": trial.seed, "quiet": quiet}
+    val = evaluation.evaluate(inputs.clip, val_split, scores=of_val, unpruned=val_whole, **how)
+    test = evaluation.evaluate(inputs.clip, split, controls, of_test, unpruned=whole, **how)
+    arrays = _per_image(test, split) | {f"val_{key}": array for key, array in _per_image(val, val_split).items()}
+    arrays |= quality | _pictures(inputs, test, split, max(1, PICTURES // len(trial.data.tasks)))
+    row |= test.row() | {f"val_{key}": value for key, value in val.row().items()} | {"n_images": len(split)}
+    return row, arrays
+
+
+def _summary(trial: TrialConfig, inputs: Inputs, tasks: dict[str, dict], arrays: dict[str, np.ndarray]) -> dict:
+    """A row's metrics: means over tasks, costs, counts, and each task's own."""
+    kept = arrays[f"{trial.data.tasks[0]}.pictures_kept"].shape[1]
+    fitted_on = 1 if trial.predictor.fit_on == "own" else len(fit_tasks(trial))
+    counts = {
+        "n_train": fitted_on * len(inputs.split(trial.data.tasks[0], "train")) if fit_tasks(trial) else 0,
+        "n_val": sum(len(inputs.split(task, "val")) for task in trial.data.tasks),
+        "n_images": sum(row["n_images"] for row in tasks.values()),
+        "n_kept": kept,
+        "n_tokens": inputs.clip.visual.num_patches,
+    }
+    return mean_over(list(tasks.values())) | evaluation.macs_row(inputs.clip) | counts | {"tasks": tasks}
+
+
+def _rank(
+    trial: TrialConfig, task: str, inputs: Inputs, paths: dict[Need, str], shards: str, quiet: bool
+) -> dict[str, np.ndarray]:
+    """Sets the pruning of the trial on the tower; what is fitted is fitted first, and its ranking is measured."""
     visual, settings = inputs.clip.visual, trial.pruning.model_dump()
     visual.set_pruning(keep_rate=1.0, drop_counts=None)
-    if trial.pruning.reducer != "predictor":
+    if not is_fitted(trial):
         visual.set_pruning(seed=trial.seed, **settings)
         return {}
+    own = [task] if trial.predictor.fit_on == "own" else trial.predictor.fit_on
+    train_paths, val_path = [paths[name, "train"] for name in own], paths[task, "val"]
     metric, location = trial.golden.metric, trial.pruning.locations[0]
-    train, val = (fit.read_ranked(inputs.clip, path, metric, location, quiet) for path in paths)
-    predictor = _fitted(trial, inputs.clip, train, shards, paths[0].rsplit("/", 1)[-1], quiet)
+    train = fit.pooled([inputs.ranked(path, metric, location, quiet) for path in train_paths])
+    name = _ranker_id(trial, [path.rsplit("/", 1)[-1] for path in train_paths])
+    predictor = _fitted(trial, inputs.clip, train, join(shards, "predictors", f"{name}.safetensors"), quiet)
     visual.set_pruning(predictor=predictor, seed=trial.seed, **settings)
-    return fit.matching(predictor, fit.prior_of(train), val)
+    val = inputs.ranked(val_path, metric, location, quiet)
+    return inputs.once((name, val_path), lambda: fit.rank_quality(predictor, fit.prior_of(train), val))
 
 
-def _fitted(trial: TrialConfig, clip: Clip, train: fit.Ranked, shards: str, key: str, quiet: bool) -> torch.nn.Module:
-    """The predictor of a trial, from the cache if one was fitted to the same shards in the same way."""
-    settings, location = trial.predictor.model_dump(), trial.pruning.locations[0]
-    what = [key, trial.golden.metric, location, settings, trial.seed, fit.VERSION]
-    path = join(shards, "predictors", f"{content_id(what)[:16]}.safetensors")
-    device = clip.logit_scale.device
+def _ranker_id(trial: TrialConfig, shards: list[str]) -> str:
+    """Names what a trial fits by all that it depends on."""
+    settings = trial.predictor.model_dump(exclude={"fit_on"}) | {"seed": trial.seed}
+    settings = {"name": "prior"} if trial.pruning.reducer == "prior" else settings
+    what = [shards, trial.golden.metric, trial.pruning.locations[0], settings, fit.VERSION]
+    return content_id(what)[:16]
+
+
+def _fitted(trial: TrialConfig, clip: Clip, train: fit.Ranked, path: str, quiet: bool) -> torch.nn.Module:
+    """The ranker of a trial, from the cache if one was fitted to the same shards in the same way."""
+    grid, location = clip.visual.patch_embed.grid_size, trial.pruning.locations[0]
+    if trial.pruning.reducer == "prior":
+        return fit.fit_predictor(train, grid, "prior")
     cached = _cached(path)
     if cached is not None:
-        return cached.to(device)
-    how = {name: settings[name] for name in ("name", "loss", "epochs", "lr")}
-    predictor = fit.fit_predictor(
-        train, clip.visual.patch_embed.grid_size, **how, seed=trial.seed, quiet=quiet, **_shape(trial)
-    )
-    save_predictor(
-        predictor, path, fit.describe(clip, settings["name"], location, trial.golden.metric, **_shape(trial))
-    )
+        return cached.to(clip.logit_scale.device)
+    settings = trial.predictor.model_dump()
+    how = {name: settings[name] for name in ("name", "loss", "epochs", "lr")} | {"seed": trial.seed, "quiet": quiet}
+    predictor = fit.fit_predictor(train, grid, **how, **_shape(trial))
+    about = fit.describe(clip, settings["name"], location, trial.golden.metric, **_shape(trial))
+    save_predictor(predictor, path, about)
     return predictor
 
 
@@ -216,7 +261,8 @@ def _cached(path: str) -> torch.nn.Module | None:
 
 
 def _shape(trial: TrialConfig) -> dict:
-    return {"dim": trial.predictor.dim, "head": trial.predictor.head}
+    own = {"dim": trial.predictor.dim, "head": trial.predictor.head}
+    return {} if trial.predictor.name == "prior" else own
 
 
 def _oracle(trial: TrialConfig, path: str) -> np.ndarray:
@@ -233,12 +279,15 @@ def _lap(seconds: dict[str, float], name: str, since: float) -> float:
     return now
 
 
-def _arrays(inputs: Inputs, test: evaluation.Evaluation) -> dict[str, np.ndarray]:
-    """Per-image correctness for paired statistics, and what a report draws."""
-    count = min(PICTURES, len(inputs.test))
+def _per_image(found: evaluation.Evaluation, split: ImageSplit) -> dict[str, np.ndarray]:
+    """What paired statistics need, in the order of the split."""
+    arrays = {f"right_{name}": found.right(name) for name in found.answers}
+    return arrays | {"same": found.same(), "cosine": found.cosine["pruned"], "ids": np.asarray(split.ids)}
+
+
+def _pictures(inputs: Inputs, test: evaluation.Evaluation, split: ImageSplit, count: int) -> dict[str, np.ndarray]:
+    """The first images and what survives of them, for a report to draw."""
+    count = min(count, len(split))
     side = inputs.clip.visual.pretrained_cfg["input_size"][-1]
-    pictures = [np.asarray(inputs.test.image(i).resize((side, side))) for i in range(count)]
-    arrays = {f"right_{name}": test.right(name) for name in test.answers}
-    arrays |= {"cosine": test.cosine["pruned"], "ids": np.asarray(inputs.test.ids)}
-    arrays |= {"pictures": np.stack(pictures), "pictures_kept": test.kept[:count]}
-    return arrays | {"grid": np.asarray(inputs.clip.visual.patch_embed.grid_size)}
+    pictures = [np.asarray(split.image(i).resize((side, side))) for i in range(count)]
+    return {"pictures": np.stack(pictures), "pictures_kept": test.kept[:count]}

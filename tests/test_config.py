@@ -24,12 +24,9 @@ def test_every_sweep_makes_a_plan(file, quick):
 
 def test_locations_is_the_papers_table_7():
     plan = make_plan(load_sweep("sweeps/locations.yaml"))
-    assert [cell.values["pruning.locations"] for cell in plan.cells] == [
-        [2, 3, 4, 5],
-        [4, 5, 6, 7],
-        [1, 3, 5, 7],
-        [4, 6, 8, 10],
-    ]
+    found = [cell.values["pruning.locations"] for cell in plan.cells if cell.values["seed"] == 0]
+    assert found == [[2, 3, 4, 5], [4, 5, 6, 7], [1, 3, 5, 7], [4, 6, 8, 10]]
+    assert len(plan.cells) == 3 * len(found)
     assert plan.sweep.config.trial.pruning.keep_rate == 0.6
 
 
@@ -72,13 +69,19 @@ def test_unreadable_yaml_is_named_by_line(text, message):
         ("trial.pruning.drop_counts=[32, 32]", "drop_counts must be one count"),
         ("trial.golden.window=9", "window must lie in 1..8 on a 8 x 8 grid"),
         ("trial.golden.remove_at=13", "from 1 to the tower's depth 12"),
-        ("trial.golden.rounds=2", "rounds is 2, but should be 1"),
+        ("trial.golden.rounds=65", "rounds must lie in 1..64"),
         ("trial.predictor.name=mixmlp", "did you mean 'mix_mlp'"),
         ("trial.predictor.loss=bec", "did you mean 'bce'"),
         ("trial.pruning.reducer=randm", "did you mean 'random'"),
         ("trial.pruning.leftovers=fuze", "leftovers 'fuze' does not exist; known: drop"),
         ("trial.model.name=patchrank_clip_b61", "did you mean 'patchrank_clip_b16'"),
         ("trial.data.tasks=[digit]", "did you mean 'digits'"),
+        ("trial.data.tasks=[digits, digits]", "data.tasks must not name a task twice"),
+        ("trial.predictor.fit_on=[digits_inc]", "did you mean 'digits_ink'"),
+        ("trial.predictor.name=mlp", "'mlp' ranks by the class token alone"),
+        ("trial.predictor={name: mlp, head: mean}", "head of mlp must be 'linear'"),
+        ("report.claims=[{say: x, of: {}, measure: acuracy}]", "measure is 'acuracy'"),
+        ("report.claims=[{say: x, of: {prunin.keep_rate: 1}, measure: accuracy}]", "did you mean 'pruning.keep_rate'"),
         ("trial.data.root=/data", "data.root is '/data', but task 'digits' is embedded"),
         ("objectives=[{metric: accuracy, mode: max}]", "should be 'val_accuracy'"),
         ("search.method=optun", "should be 'grid', 'random' or 'optuna'"),
@@ -94,9 +97,42 @@ def test_bad_overrides_say_which_key_and_which_rule(override, message):
 
 def test_overriding_a_swept_axis_pins_it_and_says_so():
     sweep = load_sweep("locations", ["trial.pruning.locations=[3, 6]"])
-    assert sweep.axes == {} and sweep.notes == ["trial.pruning.locations is pinned by an override and no longer swept"]
-    (cell,) = make_plan(sweep).cells
-    assert make_plan(sweep).trial(cell.values).pruning.locations == [3, 6]
+    assert list(sweep.axes) == ["seed"] and sweep.notes == [
+        "trial.pruning.locations is pinned by an override and no longer swept"
+    ]
+    assert all(make_plan(sweep).trial(cell.values).pruning.locations == [3, 6] for cell in make_plan(sweep).cells)
+
+
+def space(tmp_path, text: str):
+    """The plan of the locations sweep with another search space."""
+    sweep = (ROOT / "sweeps/locations.yaml").read_text().replace("../search_spaces/locations.yaml", "space.yaml")
+    (tmp_path / "sweep.yaml").write_text(sweep)
+    (tmp_path / "space.yaml").write_text(text)
+    return make_plan(load_sweep(str(tmp_path / "sweep.yaml")))
+
+
+def test_a_grid_axis_stands_only_where_its_when_is_met(tmp_path):
+    plan = space(
+        tmp_path,
+        "pruning.reducer: {grid: [predictor, center]}\npruning.keep_rate: {grid: [0.6, 0.5]}\n"
+        "seed: {grid: [0, 1, 2], when: {pruning.reducer: [predictor], pruning.keep_rate: [0.6]}}",
+    )
+    found = [(plan.trial(cell.values).pruning.reducer, cell.values.get("seed")) for cell in plan.cells]
+    assert found == [("predictor", 0), ("predictor", 1), ("predictor", 2), ("predictor", None)] + [("center", None)] * 2
+    with pytest.raises(UserError, match="when names 'redcer'"):
+        space(tmp_path, "seed: {grid: [0, 1], when: {pruning.redcer: [predictor]}}".replace("redcer", "redcer"))
+
+
+def test_a_mapping_changes_some_keys_of_a_section_and_points_that_come_out_equal_are_one(tmp_path):
+    plan = space(tmp_path, "golden: {grid: [{}, {window: 3}, {rounds: 2, window: 1}, {window: 2}]}")
+    found = [plan.trial(cell.values).golden for cell in plan.cells]
+    assert [(g.window, g.rounds, g.remove_at) for g in found] == [(2, 1, 4), (3, 1, 4), (1, 2, 4)]
+    with pytest.raises(UserError, match="did you mean 'rounds'"):
+        space(tmp_path, "golden: {grid: [{round: 2}]}")
+
+
+def test_a_smoke_run_needs_one_seed():
+    assert load_sweep("locations", quick=True).axes["seed"].grid == [0]
 
 
 def test_quick_runs_live_in_a_folder_of_their_own():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from patchrank.errors import UserError
-from patchrank.fit import Ranked, fit_predictor, matching
+from patchrank.fit import Ranked, fit_predictor, matching, pooled, rank_quality
 from patchrank.layers.predictors import create_predictor, load_predictor, save_predictor
 from patchrank.metrics import matching_rate, position_prior, top_k, top_mask
 
@@ -23,9 +23,54 @@ def split(data: Ranked, n: int) -> tuple[Ranked, Ranked]:
 def test_a_predictor_learns_content_and_beats_prior_and_chance(ranked):
     train, val = split(ranked, 192)
     predictor = fit_predictor(train, (4, 4), dim=8, epochs=200, quiet=True)
-    found = matching(predictor, position_prior(train.golden.numpy()), val)
+    quality = rank_quality(predictor, position_prior(train.golden.numpy()), val)
+    found = matching(quality, 16)
+    assert all(len(values) == 64 for values in quality.values())
+    assert found["kendall"] > 0.5 and found["ndcg"] > 0.9
     assert found["matching_chance"] == 50.0
     assert found["matching_prior"] < 65 < 85 < found["matching_rate"]
+
+
+@pytest.mark.parametrize("name", ["mlp", "transformer", "mix_mlp"])
+def test_every_predictor_is_trained_by_every_loss(ranked, name):
+    train, val = split(ranked, 192)
+    train, val = (Ranked(part.golden[:, :8], *part[1:]) for part in (train, val))  # half of it is in the class token
+    for loss in ("bce", "listwise"):
+        predictor = fit_predictor(train, (4, 4), name=name, loss=loss, dim=8, epochs=60, lr=0.003, quiet=True)
+        rate = matching(rank_quality(predictor, position_prior(train.golden.numpy()), val), 16)["matching_rate"]
+        assert rate > (60 if name == "mlp" else 70)
+
+
+def test_eq8_warns_and_is_minimised_by_high_scores_for_all(ranked):
+    from patchrank.fit import LOSSES
+
+    golden = torch.randn(4, 16)
+    losses = [LOSSES["eq8"](torch.full((4, 16), height), golden) for height in (0.0, 2.0, 10.0)]
+    assert losses[0] > losses[1] > losses[2] > 0
+    two_sided = [LOSSES["bce"](torch.full((4, 16), height), golden) for height in (0.0, 2.0, 10.0)]
+    assert two_sided[0] < two_sided[1] < two_sided[2]
+    with pytest.warns(UserWarning, match="eq8 is one-sided"):
+        fit_predictor(ranked, (4, 4), loss="eq8", dim=8, epochs=1, quiet=True)
+
+
+def test_the_listwise_loss_is_least_at_the_golden_scores():
+    from patchrank.fit import LOSSES
+
+    golden = torch.randn(4, 16)
+    best = LOSSES["listwise"](golden, golden)
+    assert all(LOSSES["listwise"](golden + 0.3 * torch.randn(4, 16), golden) > best for _ in range(5))
+    assert LOSSES["listwise"](golden + 7, golden) == pytest.approx(best.item(), abs=1e-5)  # order counts, not height
+
+
+def test_the_prior_is_fitted_without_training(ranked):
+    prior = fit_predictor(ranked, (4, 4), name="prior", quiet=True)
+    assert torch.equal(prior(ranked.cls, ranked.patches)[3], ranked.golden.mean(0))
+
+
+def test_pooling_puts_images_of_several_tasks_together(ranked):
+    one, two = split(ranked, 100)
+    assert all(torch.equal(a, b) for a, b in zip(pooled([one, two]), ranked))
+    assert pooled([one]) is one
 
 
 def test_a_seed_gives_the_same_predictor_twice_and_leaves_the_global_one_alone(ranked):

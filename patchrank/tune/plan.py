@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from patchrank.config import Rule, TrialConfig, validate
 from patchrank.errors import UserError, near
 from patchrank.files import exists, join, list_names, read_json, remove
-from patchrank.trial import Inputs, check_trial, load_inputs, trial_id
+from patchrank.inputs import Inputs, load_inputs
+from patchrank.trial import check_trial, fit_tasks, trial_id, trial_tasks
 from patchrank.tune.spec import Sweep
 
 
@@ -57,7 +58,7 @@ class Plan:
     def staged(self) -> list[TrialConfig]:
         """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
         choices = {key: rule.choice for key, rule in self.sampled.items() if rule.kind == "choice"}
-        parts = ("model.", "data.", "golden.", "pruning.locations", "pruning.reducer")
+        parts = ("model", "data", "golden", "predictor.fit_on", "pruning.locations", "pruning.reducer")
         scoring = {key: values for key, values in choices.items() if key.startswith(parts)}
         drawn = [dict(zip(scoring, values)) for values in itertools.product(*scoring.values())]
         return [self.trial(cell.values | values) for cell in self.cells for values in drawn]
@@ -68,13 +69,13 @@ class Plan:
 
     def identify(self, trial: TrialConfig) -> str:
         """The id that this trial's record has, or would have."""
-        key = _inputs_key(trial)
+        key = json.dumps([_inputs_key(trial), fit_tasks(trial)])
         if key not in self.fingerprints:
-            self.fingerprints[key] = self.inputs(trial).fingerprint()
+            self.fingerprints[key] = self.inputs(trial).fingerprint(trial_tasks(trial))
         return trial_id(trial, self.fingerprints[key])
 
     def inputs(self, trial: TrialConfig) -> Inputs:
-        """Model and data of a trial, loaded once for all trials that share them."""
+        """Model and data of a trial, shared by all trials that have the same."""
         key = _inputs_key(trial)
         if key not in self._inputs:
             self._inputs[key] = load_inputs(trial)
@@ -138,14 +139,12 @@ def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
 
 
 def configure(base: TrialConfig, values: dict[str, object]) -> TrialConfig:
-    """`base` with settings replaced by path. Raises `UserError` where a value does not fit its setting."""
-    raw = base.model_dump()
-    for path, value in values.items():
-        *parts, last = path.split(".")
-        place = raw
-        for part in parts:
-            place = place[part]
-        place[last] = value
+    """`base` with settings replaced by path; a mapping changes the keys that it names of a whole section.
+
+    Raises:
+        UserError: a value that does not fit its setting.
+    """
+    raw = _replaced(base, values)
     where = ", ".join(f"{path}={value}" for path, value in values.items()) or "trial"
     trial = validate(TrialConfig, raw, where)
     try:
@@ -155,6 +154,18 @@ def configure(base: TrialConfig, values: dict[str, object]) -> TrialConfig:
     return trial
 
 
+def _replaced(base: TrialConfig, values: dict[str, object]) -> dict:
+    raw = base.model_dump()
+    for path, value in values.items():
+        *parts, last = path.split(".")
+        place = raw
+        for part in parts:
+            place = place[part]
+        whole = isinstance(value, dict) and isinstance(place[last], dict)
+        place[last] = {**place[last], **value} if whole else value
+    return raw
+
+
 def make_plan(sweep: Sweep) -> Plan:
     """Expands grid axes into cells and checks every one of them.
 
@@ -162,18 +173,36 @@ def make_plan(sweep: Sweep) -> Plan:
         UserError: a cell that cannot run, or sampled axes under `method: grid`.
     """
     search = sweep.config.search
-    grid = {key: rule.grid for key, rule in sweep.axes.items() if rule.kind == "grid"}
+    grid = {key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}
     sampled = {key: rule for key, rule in sweep.axes.items() if rule.kind != "grid"}
     if sampled and search.method == "grid":
         raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; near: random, optuna")
     samples = search.samples if sampled else 1
-    cells = [Cell(dict(zip(grid, values)), samples) for values in itertools.product(*grid.values())]
+    cells = [Cell(values, samples) for values in _points(grid, sweep.config.trial)]
     plan = Plan(sweep, cells, sampled)
     for cell in cells:
         plan.trial(cell.values)
     for key, rule in sampled.items():
         _check_sampled(plan, key, rule)
     return plan
+
+
+def _points(grid: dict[str, Rule], base: TrialConfig) -> list[dict[str, object]]:
+    """Points of the grid, each once; an axis stands only in those that meet its `when`."""
+    points: dict[str, dict[str, object]] = {}
+    for values in itertools.product(*(rule.grid for rule in grid.values())):
+        point = dict(zip(grid, values))
+        raw = _replaced(base, point)
+        point = {key: value for key, value in point.items() if _meets(key, grid[key], raw)}
+        points.setdefault(json.dumps(_replaced(base, point), sort_keys=True), point)
+    return list(points.values())
+
+
+def _meets(key: str, rule: Rule, raw: dict) -> bool:
+    try:
+        return all(value_at(raw, path) in allowed for path, allowed in (rule.when or {}).items())
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{key}: when names {error.args[0]!r}, which is no setting of a trial") from error
 
 
 def _check_sampled(plan: Plan, key: str, rule: Rule) -> None:

@@ -11,7 +11,7 @@ from patchrank.config import Rule, SweepConfig, TrialConfig, known_keys, parse_y
 from patchrank.errors import UserError, near
 from patchrank.files import resolve
 
-QUICK = {"data": {"n_train": 64, "n_val": 32, "n_test": 96}, "predictor": {"epochs": 10}}
+QUICK = {"data": {"n_train": 32, "n_val": 16, "n_test": 48, "n_oracle": 16}, "predictor": {"epochs": 10}}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
         raw["trial"]["model"]["checkpoint"] = resolve(config.trial.model.checkpoint)
         config = validate(SweepConfig, raw, where)
     axes = _read_axes([path.parent / space for space in config.spaces])
+    if quick and "seed" in axes:
+        axes["seed"] = Rule(grid=axes["seed"].grid[:1]) if axes["seed"].grid else axes["seed"]
     pinned = [key for key in changed if key.removeprefix("trial.") in axes]
     axes = {key: rule for key, rule in axes.items() if f"trial.{key}" not in pinned}
     suffix = "-quick" if quick else ""
@@ -102,5 +104,5 @@ def _check_axis(key: str, file: Path) -> None:
     known = known_keys(TrialConfig, tuple(path))
     if last not in known:
         parts = known_keys(TrialConfig, ())
-        everything = [f"{part}.{leaf}" for part in parts for leaf in known_keys(TrialConfig, (part,))]
+        everything = [f"{part}.{leaf}" for part in parts for leaf in known_keys(TrialConfig, (part,))] + parts
         raise UserError(f"{file}: {key!r} is no setting of a trial; {near(key, everything)}")

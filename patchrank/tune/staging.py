@@ -29,7 +29,7 @@ def staging_jobs(plan: Plan) -> list[Job]:
     """All sets of shards that a sweep needs, each once."""
     jobs: dict[str, Job] = {}
     for trial in plan.staged():
-        for _, folder in needed_shards(trial, plan.inputs(trial), plan.sweep.config.shards):
+        for _, folder in needed_shards(trial, plan.inputs(trial), plan.sweep.config.shards).values():
             if folder.key not in jobs:
                 jobs[folder.key] = Job(trial, folder, folder.faults())
     return list(jobs.values())

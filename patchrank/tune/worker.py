@@ -11,7 +11,8 @@ from ray import tune
 
 from patchrank.config import TrialConfig
 from patchrank.golden import score_shard
-from patchrank.trial import Inputs, load_inputs, needed_shards, run_trial
+from patchrank.inputs import Inputs, load_inputs
+from patchrank.trial import needed_shards, run_trial
 from patchrank.tune.plan import configure
 
 
@@ -32,7 +33,7 @@ def score_some(trial: dict, shards: str, key: str, indices: list[int], cpu: floa
     torch.set_num_threads(max(1, int(cpu)))
     config = TrialConfig.model_validate(trial)
     inputs = _inputs(config.model_dump_json(), _device(gpu))
-    split, folder = next(pair for pair in needed_shards(config, inputs, shards) if pair[1].key == key)
+    split, folder = next(pair for pair in needed_shards(config, inputs, shards).values() if pair[1].key == key)
     for index in indices:
         score_shard(inputs.clip, split, folder, index)
     return len(indices)

@@ -1,0 +1,93 @@
+"""What trials work on and share: the pair, the splits of its tasks, and what was computed from them once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from patchrank import evaluate as evaluation
+from patchrank import fit
+from patchrank.cli import check_device
+from patchrank.config import DataConfig, TrialConfig
+from patchrank.data.tasks import ImageSplit, load_split
+from patchrank.files import content_id
+from patchrank.models.clip import Clip, create_clip
+
+PARTS = {"train": ("adapt", "n_train"), "val": ("val", "n_val"), "test": ("test", "n_test")}
+REMEMBERED = 24  # results kept in memory, tokens of shards above all: 16 KiB an image here, 588 KiB on B/16
+
+
+class Reference(NamedTuple):
+    """A split, with its images in memory if they fit, and their unpruned embeddings (n, E)."""
+
+    split: ImageSplit
+    unpruned: Tensor
+
+
+@dataclass
+class Inputs:
+    """The pair, unpruned, and the data of one or more tasks. Trials of the same model and data share one."""
+
+    clip: Clip
+    data: DataConfig
+    _splits: dict[tuple[str, str], ImageSplit] = field(default_factory=dict)
+    _references: dict[tuple[str, str], Reference] = field(default_factory=dict)
+    _recent: OrderedDict[tuple, object] = field(default_factory=OrderedDict)
+    _sha256: str | None = None
+
+    def split(self, task: str, part: str) -> ImageSplit:
+        """The images of a task for `train`, `val`, `test`, or the `oracle` that sees the first test images alone."""
+        if part == "oracle":
+            return self.split(task, "test").first(self.data.n_oracle)
+        if (task, part) not in self._splits:
+            name, count = PARTS[part]
+            self._splits[task, part] = load_split(task, name, getattr(self.data, count), self.data.root)
+        return self._splits[task, part]
+
+    def reference(self, task: str, part: str) -> Reference:
+        """A split and its unpruned embeddings, computed once."""
+        if part == "oracle":
+            split, unpruned = self.reference(task, "test")
+            return Reference(split.first(self.data.n_oracle), unpruned[: self.data.n_oracle])
+        if (task, part) not in self._references:
+            split = self.split(task, part).loaded(self.clip.transform())
+            self._references[task, part] = Reference(split, evaluation.embed_unpruned(self.clip, split))
+        return self._references[task, part]
+
+    def ranked(self, path: str, metric: str, location: int, quiet: bool) -> fit.Ranked:
+        """Tokens and golden scores of a folder of shards, whose name says what it holds."""
+        return self.once((path, metric, location), lambda: fit.read_ranked(self.clip, path, metric, location, quiet))
+
+    def once(self, key: tuple, compute: Callable[[], object]) -> object:
+        """What `compute` gives; the last few results are kept by a key that names all they depend on."""
+        if key not in self._recent:
+            self._recent[key] = compute()
+        self._recent.move_to_end(key)
+        while len(self._recent) > REMEMBERED:
+            self._recent.popitem(last=False)
+        return self._recent[key]
+
+    def fingerprint(self, tasks: Sequence[str]) -> dict:
+        """Of weights and data: part of a trial's identity."""
+        self._sha256 = self._sha256 or self.clip.sha256()
+        splits = [self.split(task, part) for task in tasks for part in PARTS]
+        data = [[split.ids_sha256(), split.labels, split.classes, split.templates] for split in splits]
+        return {"model": self._sha256, "data": content_id(data)}
+
+
+def load_inputs(trial: TrialConfig, device: str = "cpu") -> Inputs:
+    """Raises `UserError` for a model, checkpoint or device that cannot be had."""
+    check_device(device)
+    clip = create_clip(trial.model.name, checkpoint=trial.model.checkpoint, device=device)
+    return Inputs(clip, trial.data)
+
+
+def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means of what all rows have."""
+    shared = [key for key in rows[0] if all(key in row for row in rows)]
+    return {key: float(np.mean([row[key] for row in rows])) for key in shared}
