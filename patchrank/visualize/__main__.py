@@ -1,0 +1,7 @@
+"""Nothing but a door, as in `patchrank.tune`."""
+
+from patchrank.cli import run_command
+from patchrank.visualize.command import main
+
+if __name__ == "__main__":
+    run_command(main)

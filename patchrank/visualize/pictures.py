@@ -1,0 +1,99 @@
+"""Images to look at: anyone's own files, or the first ones of a task."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from patchrank.data import digits
+from patchrank.data.tasks import ImageSplit
+from patchrank.errors import UserError, near
+from patchrank.files import read_bytes
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images, what stands above each, and what the model may answer.
+
+    classes, templates: of the zero-shot head. labels: places in `classes`, one an image, or None where nobody knows.
+    """
+
+    images: list[Image.Image]
+    names: list[str]
+    classes: tuple[str, ...] = digits.CLASSES
+    templates: tuple[str, ...] = digits.TEMPLATES
+    labels: list[int] | None = None
+
+
+def split_pictures(split: ImageSplit) -> Pictures:
+    """All images of a split, with their labels."""
+    images = [split.image(i) for i in range(len(split))]
+    return Pictures(images, list(split.ids), split.classes, split.templates, list(split.labels))
+
+
+def read_pictures(
+    paths: Sequence[str | Path],
+    classes: Sequence[str] = digits.CLASSES,
+    templates: Sequence[str] = digits.TEMPLATES,
+    labels: Sequence[str] | None = None,
+) -> Pictures:
+    """Image files in any format that Pillow reads.
+
+    Args:
+        labels: class names, one an image.
+
+    Raises:
+        UserError: a file that is missing or no image, a label that is no class, a template without a place for it.
+    """
+    check_head(classes, templates)
+    places = None if labels is None else find_labels(labels, classes, len(paths))
+    names = [os.path.basename(str(path)) for path in paths]
+    return Pictures([read_image(path) for path in paths], names, tuple(classes), tuple(templates), places)
+
+
+def check_head(classes: Sequence[str], templates: Sequence[str]) -> None:
+    """Refuses class names and templates from which no answers could be made."""
+    if len(set(classes)) < 2:
+        raise UserError(f"classes must be two or more to choose among, but are {', '.join(classes)}")
+    for template in templates:
+        if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+            raise UserError(f"template {template!r} must have one place for the class name; near: 'a photo of a {{}}.'")
+
+
+def find_labels(labels: Sequence[str], classes: Sequence[str], count: int) -> list[int]:
+    """Labels by name as places in `classes`."""
+    if len(labels) != count:
+        raise UserError(f"labels must be one an image, but are {len(labels)} for {count} images")
+    for label in labels:
+        if label not in classes:
+            raise UserError(f"label {label!r} is not among the classes; {near(label, classes)}")
+    return [list(classes).index(label) for label in labels]
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """One image as RGB, upright: turned as its EXIF data say, transparency over white."""
+    try:
+        image = Image.open(io.BytesIO(read_bytes(path)))
+        return _rgb(ImageOps.exif_transpose(image))
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"image {path}: is not an image that Pillow can read") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"image {path}: cannot be read ({reason})") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode[0] in "IF":  # more than 8 bits: Pillow would clip them to white, so stretch them to their own range
+        pixels = np.asarray(image, np.float64)
+        span = max(np.ptp(pixels), 1e-12)
+        return Image.fromarray(((pixels - pixels.min()) / span * 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

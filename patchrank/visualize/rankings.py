@@ -1,0 +1,188 @@
+"""Which patches each ranker keeps of given images, and what the model answers with those alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from patchrank.errors import UserError, near
+from patchrank.golden import METRICS, score_images
+from patchrank.layers.predictors import load_predictor
+from patchrank.layers.pruning import check_locations, num_kept, windows
+from patchrank.layers.reducers import REDUCERS
+from patchrank.models.clip import Clip
+from patchrank.visualize.pictures import Pictures
+
+KEEP_RATES = (0.8, 0.6, 0.4)
+LOCATIONS = (4,)  # where table 1 prunes
+
+
+class Kept(NamedTuple):
+    """places (B, K) of the patches that survive; answers (B,), places in the class list; their probabilities (B,)."""
+
+    places: np.ndarray
+    answers: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """All that a picture shows.
+
+    pixels: (B, S, S, 3) uint8, the crops that the model sees. rows: ranker -> one `Kept` for each keep rate.
+    fitted_to: the metric that the predictor's file says it was fitted to. about: one line on the model.
+    """
+
+    pictures: Pictures
+    pixels: np.ndarray
+    grid: tuple[int, int]
+    keep_rates: tuple[float, ...]
+    unpruned: Kept
+    rows: dict[str, list[Kept]]
+    about: str
+    golden: dict[str, int]
+    fitted_to: str | None = None
+
+
+def default_rankers(clip: Clip, pictures: Pictures) -> list[str]:
+    """The paper's rows (figures 3 and 4): without `label` where no labels are known, without a predictor to hand."""
+    rankers = [name for name in METRICS if name != "label" or pictures.labels is not None]
+    predictor = ["predictor"] if clip.visual.pruning.predictor_path else []
+    return rankers + predictor + ["cls_attention", "random"]
+
+
+def check_rankers(rankers: Sequence[str], labelled: bool) -> None:
+    """Raises `UserError` for a ranker that does not exist, or one that needs labels that are not there."""
+    known = [*METRICS, *(name for name in REDUCERS if name != "golden")]  # golden is the metrics' own reducer
+    for name in rankers:
+        if name not in known:
+            raise UserError(f"ranker {name!r} does not exist; {near(name, known)}")
+        if name == "label" and not labelled:
+            raise UserError("ranker 'label' needs the images' labels, and they have none")
+
+
+@torch.inference_mode()
+def kept_by(
+    clip: Clip,
+    images: Tensor,
+    head: Tensor,
+    ranker: str,
+    keep_rates: Sequence[float] = KEEP_RATES,
+    locations: Sequence[int] = LOCATIONS,
+    seed: int = 0,
+    scores: Tensor | None = None,
+) -> list[Kept]:
+    """What one ranker keeps of images at each keep rate; `clip` stays as it is.
+
+    Args:
+        images: (B, 3, H, W), normalised.
+        head: class embeddings (C, E), unit vectors.
+        ranker: a reducer, or one of `METRICS` together with its golden scores.
+        seed: of the ranker `random`.
+        scores: (B, N), high = keep, to rank by instead of the reducer's own.
+
+    Raises:
+        UserError: as `set_pruning`.
+    """
+    tower = copy.deepcopy(clip.visual, {id(p): p for p in clip.visual.parameters()})  # weights are shared
+    reducer, found = "golden" if ranker in METRICS else ranker, []
+    for keep_rate in keep_rates:
+        tower.set_pruning(reducer=reducer, keep_rate=keep_rate, locations=locations, drop_counts=None, seed=seed)
+        pruned = tower.forward_pruned(images, scores)
+        logits = clip.logit_scale.exp() * F.normalize(pruned.embedding, dim=-1) @ head.T
+        best = logits.softmax(-1).max(-1)
+        found.append(Kept(*(x.cpu().numpy() for x in (pruned.kept, best.indices, best.values))))
+    return found
+
+
+def golden_scores(
+    clip: Clip, images: Tensor, head: Tensor, labels: Tensor | None, metrics: Sequence[str], quiet: bool, **golden: int
+) -> dict[str, Tensor]:
+    """Golden scores (B, N) of images by each metric, image by image, since a large grid takes a minute for one."""
+    parts = []
+    for i in tqdm(range(len(images)), desc="golden scores", unit="image", disable=quiet):
+        label = None if labels is None else labels[i : i + 1]
+        scale = clip.logit_scale.exp().item()
+        parts.append(score_images(clip.visual, images[i : i + 1], head, label, scale, metrics=metrics, **golden).scores)
+    return dict(zip(metrics, torch.cat(parts).float().unbind(1)))
+
+
+def rank_pictures(
+    clip: Clip,
+    pictures: Pictures,
+    rankers: Sequence[str] | None = None,
+    keep_rates: Sequence[float] = KEEP_RATES,
+    locations: Sequence[int] = LOCATIONS,
+    window: int = 2,
+    stride: int = 1,
+    remove_at: int = 4,
+    seed: int = 0,
+    quiet: bool = True,
+) -> Rankings:
+    """What every ranker keeps of every image.
+
+    Args:
+        rankers: metrics (golden scores of these very images: oracles) and reducers; None for the paper's.
+        locations: layers, from 1, before which patches leave.
+        window, stride, remove_at: of golden scores.
+
+    Raises:
+        UserError: an unknown ranker, one that lacks what it needs, or an impossible setting.
+    """
+    tower, golden = clip.visual, {"window": window, "stride": stride, "remove_at": remove_at}
+    rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
+    check_rankers(rankers, pictures.labels is not None)
+    _check_settings(tower, keep_rates, locations, **golden)
+    transform, device = clip.transform(), clip.logit_scale.device
+    images = torch.stack([transform(image) for image in pictures.images]).to(device)
+    head = clip.zero_shot_head(pictures.classes, pictures.templates)
+    labels = None if pictures.labels is None else torch.tensor(pictures.labels, device=device)
+    pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed}
+    # what takes no time goes first, so that it also fails first
+    bar = tqdm([name for name in rankers if name not in METRICS], desc="rank", disable=quiet, delay=1)
+    rows = {name: kept_by(clip, images, head, name, **pruning) for name in bar}
+    if metrics := [name for name in rankers if name in METRICS]:
+        scores = golden_scores(clip, images, head, labels, metrics, quiet, **golden)
+        rows |= {name: kept_by(clip, images, head, name, scores=scores[name], **pruning) for name in metrics}
+    return Rankings(
+        pictures,
+        pixels=_pixels(clip, images),
+        grid=tower.patch_embed.grid_size,
+        keep_rates=tuple(keep_rates),
+        unpruned=kept_by(clip, images, head, "golden", [1.0], locations)[0],
+        rows={name: rows[name] for name in rankers},
+        about=f"{clip.name}, patches leave before layer{'s'[: len(locations) > 1]} {', '.join(map(str, locations))}",
+        golden=golden,
+        fitted_to=_fitted_to(clip),
+    )
+
+
+def _check_settings(
+    tower: nn.Module, keep_rates: Sequence[float], locations: Sequence[int], window: int, stride: int, remove_at: int
+) -> None:
+    """Refuses impossible settings before minutes are spent."""
+    for keep_rate in keep_rates:
+        num_kept(tower.num_patches, keep_rate)
+    check_locations(locations, len(tower.blocks))
+    check_locations((remove_at,), len(tower.blocks))
+    windows(tower.patch_embed.grid_size, window, stride)
+
+
+def _pixels(clip: Clip, images: Tensor) -> np.ndarray:
+    """What `clip.transform` made, as pixels (B, H, W, 3) again."""
+    zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
+    pixels = ((images - zero) / (one - zero)).clamp(0, 1) * 255
+    return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _fitted_to(clip: Clip) -> str | None:
+    path = clip.visual.pruning.predictor_path
+    return load_predictor(path)[1]["metric"] if path else None
