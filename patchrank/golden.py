@@ -183,10 +183,12 @@ def shard_folder(
     remove_at: int,
     rounds: int = 1,
     metric: str = "preservation",
+    sha256: str | None = None,
 ) -> ShardFolder:
     """The folder that holds, or will hold, these scores; its name depends on all that they depend on.
 
     One round scores all metrics at once; more rounds are a search for each, and made for `metric` alone.
+    `sha256` is the pair's fingerprint, for callers that know it.
     """
     check_rounds(rounds, clip.visual.num_patches)
     pruning.check_locations((remove_at,), len(clip.visual.blocks))
@@ -197,7 +199,7 @@ def shard_folder(
         "metrics": list(METRICS) if rounds == 1 else [metric],
         "grid": list(clip.visual.patch_embed.grid_size),
         "golden": {"window": window, "stride": stride, "remove_at": remove_at, "rounds": rounds},
-        "model": {"name": clip.name, "sha256": clip.sha256()},
+        "model": {"name": clip.name, "sha256": sha256 or clip.sha256()},
         "data": {
             "task": split.task,
             "split": split.split,

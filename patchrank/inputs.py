@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,6 @@ class Inputs:
     _splits: dict[tuple[str, str], ImageSplit] = field(default_factory=dict)
     _references: dict[tuple[str, str], Reference] = field(default_factory=dict)
     _recent: OrderedDict[tuple, object] = field(default_factory=OrderedDict)
-    _sha256: str | None = None
 
     def split(self, task: str, part: str) -> ImageSplit:
         """The images of a task for `train`, `val`, `test`, or the `oracle` that sees the first test images alone."""
@@ -74,10 +74,14 @@ class Inputs:
 
     def fingerprint(self, tasks: Sequence[str]) -> dict:
         """Of weights and data: part of a trial's identity."""
-        self._sha256 = self._sha256 or self.clip.sha256()
         splits = [self.split(task, part) for task in tasks for part in PARTS]
         data = [[split.ids_sha256(), split.labels, split.classes, split.templates] for split in splits]
-        return {"model": self._sha256, "data": content_id(data)}
+        return {"model": self.sha256, "data": content_id(data)}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the pair's weights, which nothing changes while trials run."""
+        return self.clip.sha256()
 
 
 def load_inputs(trial: TrialConfig, device: str = "cpu") -> Inputs:

@@ -106,7 +106,7 @@ def trial_tasks(trial: TrialConfig) -> list[str]:
 
 def needed_shards(trial: TrialConfig, inputs: Inputs, root: str) -> dict[Need, tuple[ImageSplit, ShardFolder]]:
     """The sets of golden-rank shards that a trial reads, made or not, by task and part of its data."""
-    settings = trial.golden.model_dump() | {"remove_at": remove_at(trial)}
+    settings = trial.golden.model_dump() | {"remove_at": remove_at(trial), "sha256": inputs.sha256}
     parts = ("val", "oracle") if trial.pruning.reducer == "golden" else ("val",) if is_fitted(trial) else ()
     needs = [Need(task, "train") for task in fit_tasks(trial)]
     needs += [Need(task, part) for task in trial.data.tasks for part in parts]

@@ -33,6 +33,7 @@ class Plan:
     records: dict[str, dict] = field(default_factory=dict)
     fingerprints: dict[str, dict] = field(default_factory=dict)
     _inputs: dict[str, Inputs] = field(default_factory=dict)
+    _trials: dict[str, TrialConfig] = field(default_factory=dict)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_inputs": {}}  # Ray pickles its searcher, and towers need not travel with it
@@ -64,8 +65,11 @@ class Plan:
         return [self.trial(cell.values | values) for cell in self.cells for values in drawn]
 
     def trial(self, values: dict[str, object]) -> TrialConfig:
-        """The sweep's trial with some settings replaced, checked."""
-        return configure(self.sweep.config.trial, values)
+        """The sweep's trial with some settings replaced, checked once."""
+        key = json.dumps(values, sort_keys=True)
+        if key not in self._trials:
+            self._trials[key] = configure(self.sweep.config.trial, values)
+        return self._trials[key]
 
     def identify(self, trial: TrialConfig) -> str:
         """The id that this trial's record has, or would have."""

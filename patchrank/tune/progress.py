@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from patchrank.config import TrialConfig
+from patchrank.fit import WARNINGS
 from patchrank.tune.plan import Plan
+
+SHOWN = 16  # trials that a plan lists by name
 
 
 def describe(values: dict[str, object]) -> str:
@@ -18,15 +22,24 @@ def print_plan(plan: Plan, jobs: list, missing: int) -> None:
     say(f"sweep {config.name}: {plan.size} trials, {plan.size - missing} done, {missing} to run")
     for note in plan.sweep.notes:
         say(f"  note: {note}")
-    for cell in plan.cells:
+    for warning in sorted({WARNINGS.get(trial.predictor.loss, "") for trial in _fitted(plan)} - {""}):
+        say(f"  note: {warning}")
+    for cell in plan.cells[:SHOWN]:
         done = 0 if missing == plan.size else sum(1 for _ in plan.records_of(cell))  # --fresh: records do not count
         state = "done" if done >= cell.samples else "to run" if cell.samples == 1 else f"{done} of {cell.samples} done"
         say(f"  {describe(cell.values)}: {state}")
+    if len(plan.cells) > SHOWN:
+        say(f"  and {len(plan.cells) - SHOWN} more")
     for job in jobs:
         data, size = job.folder.header["data"], len(job.folder.sizes)
         state = f"{len(job.faults)} of {size} to make" if job.faults else "ready"
         say(f"  golden shards of {data['task']}/{data['split']} ({data['count']} images): {state}")
     say(f"  records in {config.root}/trials, {config.resources.cpu:g} cpu and {config.resources.gpu:g} gpu a trial")
+
+
+def _fitted(plan: Plan) -> list[TrialConfig]:
+    trials = [plan.trial(cell.values) for cell in plan.cells]
+    return [trial for trial in trials if trial.pruning.reducer == "predictor"]
 
 
 def say(line: str) -> None:
