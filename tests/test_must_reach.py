@@ -1,9 +1,10 @@
-"""The figures that the main job stands for, on a third of its test images."""
+"""The figures that the main job stands for, on half of its test images."""
 
 import pytest
 
 from patchrank.config import TrialConfig, read_yaml
-from patchrank.trial import load_inputs, run_trial
+from patchrank.inputs import load_inputs
+from patchrank.trial import run_trial
 from patchrank.tune.spec import find_sweep
 
 
@@ -11,7 +12,8 @@ from patchrank.tune.spec import find_sweep
 def metrics(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reach")
     raw = read_yaml(find_sweep("locations"))["trial"]
-    raw["data"]["n_test"] = 718  # two scenes of every test digit
+    raw["data"] |= {"n_test": 718, "tasks": ["digits", "digits_full"]}  # two scenes of every test digit
+    raw["predictor"]["fit_on"] = ["digits", "digits_full"]
     trial = TrialConfig.model_validate(raw)
     record = run_trial(trial, load_inputs(trial), str(folder), str(folder / "shards"), "reach", quiet=True)
     return record["metrics"]

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from patchrank.errors import UserError
-from patchrank.trial import trial_id
+from patchrank.trial import trial_id, trial_tasks
 from patchrank.tune.driver import run_sweep
 from patchrank.tune.plan import make_plan
 from patchrank.tune.search import CellSearch
 from patchrank.tune.spec import load_sweep
 
-COMMAND = [sys.executable, "-m", "patchrank.tune", "sweeps/locations.yaml", "--quick"]
+SMALL = ["trial.data.tasks=[digits]"]  # a third of the work
+COMMAND = [sys.executable, "-m", "patchrank.tune", "sweeps/locations.yaml", "--quick", *SMALL]
 METRICS = {f"accuracy{which}" for which in ("", "_unpruned", "_random", "_reversed")}
 METRICS |= {"val_accuracy", "agreement", "cosine", "n_images", "tasks"}
 METRICS |= {"matching_rate", "matching_prior", "matching_chance", "gmacs", "gmacs_unpruned", "gmacs_predictor"}
@@ -84,7 +85,7 @@ def test_rows_are_in_plan_order_and_in_the_agreed_schema(killed_and_finished):
             "env",
             "seconds",
         }
-        assert METRICS <= row["metrics"].keys() and row["metrics"]["n_images"] == 96
+        assert METRICS <= row["metrics"].keys() and row["metrics"]["n_images"] == 48
         assert row["status"] == "ok" and row["env"]["threads"] == 1
         assert (folder / f"runs/locations-quick/trials/{row['id']}.npz").exists()
     assert len({tuple(row["shards"]) for row in rows}) == 1  # shards are shared
@@ -155,6 +156,7 @@ def test_a_failed_trial_is_recorded_tried_again_and_tells_in_the_exit_status(kil
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["report.claims=[{say: x}]"], "key 'report.claims.0.of' is missing"),
         (["resources.gpu=64"], "resources.gpu is 64, but this machine has"),
         (["resources.cpu=4096"], "resources.cpu is 4096, but this machine has"),
         (["report.paper=table77"], "did you mean 'table7'"),
@@ -202,7 +204,8 @@ def test_fresh_runs_everything_again_but_a_plan_removes_nothing(killed_and_finis
 
 def test_a_record_without_its_arrays_is_made_again(killed_and_finished):
     folder, _, _ = killed_and_finished
-    plan = make_plan(load_sweep("locations", [f"root={folder}/runs/locations", f"shards={folder}/runs/shards"], True))
+    where = [f"root={folder}/runs/locations", f"shards={folder}/runs/shards"]
+    plan = make_plan(load_sweep("locations", [*where, *SMALL], True))
     assert plan.missing() == 0
     arrays = next(folder.glob("runs/locations-quick/trials/*.npz"))
     arrays.rename(arrays.with_suffix(".away"))
@@ -265,7 +268,7 @@ def find_text(name: str) -> str:
 def finish(plan, values: dict, folder: Path) -> str:
     """Writes the record that a trial would write, with a made-up figure."""
     trial = plan.trial(values)
-    identity = trial_id(trial, plan.inputs(trial).fingerprint())
+    identity = trial_id(trial, plan.inputs(trial).fingerprint(trial_tasks(trial)))
     metrics = {"val_accuracy": 100 * trial.pruning.keep_rate}
     record = {"id": identity, "status": "ok", "config": trial.model_dump(), "metrics": metrics}
     (folder / "runs/locations/trials").mkdir(parents=True, exist_ok=True)

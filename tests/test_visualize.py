@@ -1,6 +1,4 @@
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -179,10 +177,3 @@ def test_bad_input_is_one_line_and_status_2(argv, message, photograph, tmp_path,
     told = capsys.readouterr().err
     assert end.value.code == 2 and told.startswith("error: ") and message in told and told.count("\n") == 1
     assert not (tmp_path / "o.png").exists()
-
-
-def test_importing_is_light():
-    heavy = {"ray", "optuna", "webdataset", "open_clip", "matplotlib"}
-    code = f"import sys, patchrank.visualize; print({heavy} & {{*sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

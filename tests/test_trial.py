@@ -1,0 +1,112 @@
+"""One trial over several tasks: what its row and its arrays hold, and what shares what."""
+
+import numpy as np
+import pytest
+
+from patchrank.config import TrialConfig
+from patchrank.evaluate import evaluate
+from patchrank.inputs import load_inputs
+from patchrank.trial import check_trial, needed_shards, run_trial, trial_id, trial_tasks
+from patchrank.tune.plan import configure
+
+BASE = TrialConfig.model_validate(
+    {
+        "data": {"tasks": ["digits", "digits_ink"], "n_train": 24, "n_val": 12, "n_test": 30, "n_oracle": 10},
+        "golden": {"stride": 2},
+        "predictor": {"epochs": 3, "dim": 16},
+        "pruning": {"locations": [4]},
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return load_inputs(BASE)
+
+
+@pytest.fixture(scope="module")
+def run(inputs, tmp_path_factory):
+    """Runs the base trial with some settings replaced; shards are shared."""
+    folder = tmp_path_factory.mktemp("trial")
+
+    def run_one(**changes):
+        trial = configure(BASE, {key.replace("__", "."): value for key, value in changes.items()})
+        record = run_trial(trial, inputs, str(folder), str(folder / "shards"), "test", quiet=True)
+        with np.load(folder / "trials" / f"{record['id']}.npz", allow_pickle=False) as arrays:
+            return record, dict(arrays)
+
+    return run_one
+
+
+@pytest.mark.parametrize("reducer", ["predictor", "prior", "center", "random", "cls_attention", "golden"])
+def test_every_reducer_fills_a_row_that_is_the_mean_of_its_tasks(run, reducer):
+    record, arrays = run(pruning__reducer=reducer)
+    metrics, tasks = record["metrics"], record["metrics"]["tasks"]
+    assert list(tasks) == ["digits", "digits_ink"]
+    for key in ("accuracy", "accuracy_unpruned", "agreement", "cosine", "val_accuracy", "val_cosine"):
+        assert metrics[key] == pytest.approx(np.mean([tasks[task][key] for task in tasks]))
+    each = 10 if reducer == "golden" else 30
+    assert metrics["n_images"] == 2 * each and metrics["n_kept"] == 38
+    for task in tasks:
+        assert 100 * arrays[f"{task}.right_pruned"].mean() == pytest.approx(tasks[task]["accuracy"])
+        assert len(arrays[f"{task}.ids"]) == each and len(arrays[f"{task}.val_ids"]) == 12
+    fitted = reducer in ("predictor", "prior")
+    assert ("matching_rate" in metrics) == fitted == ("digits.matching" in arrays)
+    assert metrics["n_train"] == (24 if fitted else 0)
+    assert len(record["shards"]) == (4 if fitted or reducer == "golden" else 0)
+
+
+def test_prior_matches_as_the_prior_does(run):
+    _, arrays = run(pruning__reducer="prior")
+    assert np.array_equal(arrays["digits.matching"], arrays["digits.matching_prior"])
+
+
+def test_controls_stand_beside_a_predictor(run):
+    record, arrays = run(controls=["random", "reversed"])
+    assert {"accuracy_random", "accuracy_reversed"} <= record["metrics"].keys()
+    assert len(arrays["digits_ink.right_reversed"]) == 30
+
+
+def test_pooled_fitting_reads_all_its_tasks_and_is_another_trial(run, inputs):
+    own, _ = run()
+    pooled, _ = run(predictor__fit_on=["digits", "digits_full"])
+    assert pooled["metrics"]["n_train"] == 48 and own["id"] != pooled["id"]
+    trial = configure(BASE, {"predictor.fit_on": ["digits", "digits_full"]})
+    assert trial_tasks(trial) == ["digits", "digits_ink", "digits_full"]
+    needs = needed_shards(trial, inputs, "x")
+    assert sorted(needs) == [("digits", "train"), ("digits", "val"), ("digits_full", "train"), ("digits_ink", "val")]
+
+
+def test_shared_embeddings_and_images_change_no_figure(run, inputs):
+    """Sharing is for time alone: a fresh evaluation of the same tower gives the same answers and cosines."""
+    _, arrays = run(pruning__reducer="cls_attention")
+    inputs.clip.visual.set_pruning(keep_rate=0.6, drop_counts=None, locations=(4,), reducer="cls_attention")
+    fresh = evaluate(inputs.clip, inputs.split("digits_ink", "test"), quiet=True)
+    assert np.array_equal(fresh.right(), arrays["digits_ink.right_pruned"])
+    assert np.array_equal(fresh.cosine["pruned"], arrays["digits_ink.cosine"])
+
+
+def test_oracles_see_the_first_test_images(run, inputs):
+    _, few = run(pruning__reducer="golden")
+    _, all_of_them = run()
+    assert list(few["digits.ids"]) == list(all_of_them["digits.ids"][:10])
+    assert np.array_equal(few["digits.right_unpruned"], all_of_them["digits.right_unpruned"][:10])
+
+
+def test_rounds_are_scored_for_one_metric_alone(inputs):
+    once, twice = (
+        needed_shards(configure(BASE, {"golden.rounds": rounds}), inputs, "x")["digits", "train"][1].header["metrics"]
+        for rounds in (1, 2)
+    )
+    assert once == ["label", "confidence", "preservation"] and twice == ["preservation"]
+
+
+def test_an_id_depends_on_the_data_of_every_task(inputs):
+    one, other = (configure(BASE, {"predictor.fit_on": tasks}) for tasks in (["digits"], ["digits_full"]))
+    prints = [inputs.fingerprint(trial_tasks(trial)) for trial in (one, other)]
+    assert prints[0] != prints[1] and trial_id(one, prints[0]) != trial_id(one, prints[1])
+
+
+def test_mlp_is_refused_at_location_1_alone_where_it_ranks():
+    check_trial(configure(BASE, {"predictor.name": "mlp", "pruning.locations": [2]}))
+    check_trial(configure(BASE, {"predictor.name": "mlp", "pruning.locations": [1], "pruning.reducer": "random"}))
