@@ -1,36 +1,206 @@
+import json
+import struct
+
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from patchrank.config import Claim, ReportConfig, TrialConfig
 from patchrank.errors import UserError
-from patchrank.report import paper_rows, results_table, veil_dropped
+from patchrank.report import paper_rows, write_report
+from patchrank.report.__main__ import main
+from patchrank.report.compare import change, subset
+from patchrank.report.drawing import scale_points
+from patchrank.report.names import labels, swept
+from patchrank.report.paper import paper_section
+from patchrank.report.results import read_settings
+from patchrank.report.tables import main_table
+from patchrank.report.tokens import veil_dropped
+
+TASKS = ["digits", "digits_ink"]
+DIGITS, SCENES, ORACLE = 40, 3, 40  # the oracles see one scene of every digit
+LOSSES = {"predictor": 0, "golden": 0, "prior": 4, "random": 12, "center": 6, "cls_attention": 3}
 
 
-def row(locations, accuracy, keep_rate=0.6):
-    metrics = {"accuracy": accuracy, "accuracy_unpruned": 96.0, "accuracy_random": 70.0, "agreement": 98.0}
-    metrics |= {"cosine": 0.99, "matching_rate": 80.0, "matching_prior": 70.0, "matching_chance": 51.5625}
-    metrics |= {"gmacs": 0.034, "gmacs_unpruned": 0.0456}
-    pruning = {"locations": locations, "reducer": "predictor", "keep_rate": keep_rate, "drop_counts": None}
-    config = {"pruning": pruning, "predictor": {"name": "mix_mlp"}}
-    return {"metrics": metrics, "config": config | {"golden": {"metric": "preservation"}}}
+class Run:
+    """A sweep's folder with made-up rows: `lost` of each task's 120 images turn wrong, all others stay right."""
+
+    def __init__(self, root):
+        self.root, self.rows = root, []
+        (root / "trials").mkdir(parents=True)
+
+    def add(self, lost=None, tasks=TASKS, controls=(), seed=0, **settings):
+        config = TrialConfig().model_dump() | {"seed": seed}
+        config["data"] |= {"tasks": list(tasks)}
+        for path, value in settings.items():
+            section, _, key = path.partition("__")
+            config[section] |= {key: value} if key else value
+        lost = LOSSES[config["pruning"]["reducer"]] if lost is None else lost
+        arrays = {"grid": np.array([4, 4])}
+        for task in tasks:
+            arrays |= {f"{task}.{name}": value for name, value in self._task(task, config, lost, controls).items()}
+        name = f"{len(self.rows):04d}"
+        np.savez(self.root / "trials" / f"{name}.npz", **arrays)
+        self.rows.append(self._row(name, config, arrays))
+
+    def _task(self, task, config, lost, controls):
+        n = ORACLE if config["pruning"]["reducer"] == "golden" else DIGITS * SCENES
+        right = np.arange(n) >= 6  # the first 6 images are wrong, pruned or not
+        ids = np.array([f"{task}/test/{place % DIGITS:04d}-{place // DIGITS}" for place in range(n)])
+        found = {"ids": ids, "right_unpruned": right, "right_pruned": right & (np.arange(n) < n - lost)}
+        found |= {f"right_{name}": np.arange(n) < n // 2 for name in controls}
+        found["val_ids"] = np.array([f"{task}/val/{place:04d}-0" for place in range(20)])
+        pictures = np.full((6, 16, 16, 3), 200, np.uint8)
+        return found | {"pictures": pictures, "pictures_kept": np.tile(np.arange(8), (6, 1))}
+
+    def _row(self, name, config, arrays):
+        share = {key: 100 * np.mean([arrays[f"{task}.{key}"].mean() for task in config["data"]["tasks"]])
+                 for key in ("right_pruned", "right_unpruned")}  # fmt: skip
+        metrics = {"accuracy": share["right_pruned"], "accuracy_unpruned": share["right_unpruned"]}
+        metrics |= {"agreement": 98.0, "cosine": 0.99, "gmacs": 0.034, "gmacs_unpruned": 0.0456, "n_val": 128}
+        metrics |= {"gmacs_predictor": 0.0003, "n_train": 256, "val_accuracy": 95.5, "val_accuracy_unpruned": 96.5}
+        if config["pruning"]["reducer"] == "predictor":
+            metrics |= {"matching_rate": 80.0, "matching_prior": 70.0, "matching_chance": 51.5625, "kendall": 0.5}
+        env = {"patchrank": "0.1.0", "torch": "2", "device": "cpu", "threads": 1}
+        row = {"id": name, "sweep": "made-up", "date": "2026-11-22", "config": config, "metrics": metrics, "env": env}
+        return json.loads(json.dumps(row))  # as it comes from disk
+
+    def settings(self):
+        return read_settings(self.rows, str(self.root))
+
+    def table(self, axes, paper=None):
+        """Head, and rows as mappings from the head's cells."""
+        lines = main_table(self.settings(), axes, paper).splitlines()
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        assert {len(row) for row in rows} == {len(head)}
+        return head, [dict(zip(head, row)) for row in rows]
+
+    def report(self, axes, command="sweeps/made-up.yaml", table="made-up", **config):
+        return write_report(self.rows, str(self.root), ReportConfig(table=table, **config), axes, command)
 
 
-def test_the_table_has_the_papers_average_beside_ours_and_controls_below():
-    rows = [row([2, 3, 4, 5], 95.5), row([4, 6, 8, 10], 96.25), row([3], 96)]
-    table = results_table(rows, ["2, 3, 4, 5", "4, 6, 8, 10", "3"], paper_rows("table7"), ["pruning.locations"])
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert len({len(line) for line in lines}) == 1
-    assert lines[2][:3] == ["none", "nothing pruned", "96.0"]
-    assert lines[3][2:4] == ["**95.5**", "-0.5"] and lines[3][-1] == "78.6"
-    assert lines[4][:4] == ["2, 3, 4, 5", "at random (control)", "70.0", "-26.0"]
-    assert lines[5][-1] == "79.2" and lines[7][-1] == ""
-    at_half = results_table([row([2, 3, 4, 5], 95, 0.5)], ["x"], paper_rows("table7"), ["pruning.locations"])
-    assert "78.6" not in at_half  # the paper's figure is for 60 %
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "run")
 
 
-def test_papers_table_7_was_copied_right():
-    """Its averages are the means of its rows, up to the paper's own slips of 0.13 and 0.17 in the last two."""
+def png_size(path):
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n" and content[-8:-4] == b"IEND"
+    return struct.unpack(">II", content[16:24])
+
+
+# ---- the table
+
+
+def test_rows_have_accuracies_by_task_and_the_change_with_its_interval(run):
+    run.add(lost=12, pruning__keep_rate=0.5)
+    run.add(lost=0, pruning__keep_rate=0.8)
+    head, rows = run.table(["pruning.keep_rate"])
+    assert head[:5] == ["kept", "digits", "digits_ink", "mean", "change"] and "ranked by" not in head
+    assert rows[0]["kept"] == "nothing pruned" and rows[0]["mean"] == "95.0" and rows[0]["GMACs"] == "0.0456"
+    assert rows[1]["kept"] == "50 %" and rows[1]["digits"] == "85.0"
+    assert rows[1]["change"].startswith("**-10.00** [-")
+    assert rows[2]["change"] == "+0.00 [+0.00, +0.00]"
+    assert rows[1]["matching, prior, chance"] == "80.0, 70.0, 51.6" and rows[1]["Kendall"] == "0.50"
+    assert "NDCG" not in head and "ranking MMACs" not in head  # no row has the one, and the other is the same in all
+
+
+def test_intervals_draw_whole_digits_of_all_tasks_at_once(run):
+    run.add(lost=10)
+    found = change(run.settings()[0])
+    assert (found.n, found.clusters) == (DIGITS * SCENES * 2, DIGITS)
+    # 10 digits of 40 lost one of their 3 scenes in both tasks: the mean of 40 draws of 0 or 1/3
+    error = 100 / 3 * np.sqrt(0.25 * 0.75 / DIGITS)
+    assert found.estimate == pytest.approx(-100 / 12)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_seeds_are_merged_and_their_spread_is_shown(run):
+    for seed, lost in enumerate((0, 6, 12)):
+        run.add(lost=lost, seed=seed)
+    run.add(pruning__reducer="prior")
+    _, rows = run.table(["seed", "pruning.reducer"])
+    assert [row["ranked by"] for row in rows] == ["nothing pruned", "predictor", "position prior"]
+    assert rows[1]["mean"] == "90.0 ± 5.0" and "±" not in rows[2]["mean"]
+
+
+def test_oracles_are_compared_on_their_own_images_where_every_method_stands_beside(run):
+    run.add(lost=50)  # of these, none is among the first 40
+    run.add(pruning__reducer="golden")
+    assert subset(run.settings()) == ORACLE
+    _, rows = run.table(["pruning.reducer"])
+    column = f"on the oracles' {ORACLE}"
+    assert rows[0][column] == "85.0" and rows[1][column] == "85.0, +0.00 [+0.00, +0.00]"
+    assert rows[2][column].startswith("85.0") and rows[2]["digits"] == "85.0°"
+    assert rows[2]["mean"] == rows[2]["change"] == ""  # nothing to be read beside means over all images
+
+
+def test_oracles_alone_need_no_column_of_their_own(run):
+    run.add(pruning__reducer="golden")
+    head, rows = run.table([])
+    assert not [name for name in head if "oracles" in name] and rows[1]["mean"] == "85.0"
+
+
+def test_controls_stand_below_and_the_papers_average_beside(run):
+    run.add(tasks=["digits"], controls=["random", "reversed"], pruning__locations=[2, 3, 4, 5])
+    run.add(tasks=["digits"], pruning__locations=[3])
+    run.add(tasks=["digits"], pruning__locations=[4, 6, 8, 10], pruning__keep_rate=0.5)
+    head, rows = run.table(["pruning.locations"], paper_rows("table7"))
+    assert head[2] == "accuracy"  # a single task needs no mean
+    assert [row["ranked by"] for row in rows[1:4]] == ["predictor", "at random (control)", "reversed (control)"]
+    assert rows[2]["accuracy"] == "50.0" and rows[2]["change"].startswith("**-45.00**")
+    papers = [row["paper (see below)"] for row in rows[1:]]
+    assert papers == ["78.6", "", "", "", ""]  # other locations, or another keep rate than the paper's 60 %
+
+
+def test_a_section_axis_is_named_by_what_it_changes_and_unread_settings_are_left_out(run):
+    for golden in ({}, {"window": 3}, {"rounds": 4}):
+        run.add(golden=golden)
+    run.add(pruning__reducer="random")
+    columns = swept(run.settings(), ["golden", "pruning.reducer"])
+    assert columns == {
+        "golden": ["default", "window 3", "rounds 4", ""],
+        "ranked by": ["predictor", "predictor", "predictor", "at random"],
+    }
+    assert labels(run.settings(), ["golden", "pruning.reducer"])[1:] == [
+        "predictor; window 3",
+        "predictor; rounds 4",
+        "at random",
+    ]
+
+
+# ---- the paper
+
+
+def test_papers_tables_were_copied_right():
+    """Table 7's averages are the means of its rows, up to the paper's slips of 0.13 and 0.17 in the last two."""
     for line in paper_rows("table7")["rows"]:
         assert np.mean(line["values"][:-1]) == pytest.approx(line["values"][-1], abs=0.18)
+    of_scores, of_predictors = (
+        {tuple(row["key"]): row["values"] for row in paper_rows(key)["rows"]} for key in ("table1", "table6")
+    )
+    assert len(of_scores) == len(of_predictors) == 21
+    for (dataset, name), (matching, unpruned, *predicted) in of_predictors.items():
+        assert unpruned == of_scores[dataset, "Label"][0]
+        if name == "Mix-MLP":  # stands in both tables
+            assert [matching, *predicted] == of_scores[dataset, "Preservation"][5:]
+    # table 5's average of table 1's predictions at 60 %
+    kept_60 = [values[8] for (_, score), values in of_scores.items() if score == "Preservation"]
+    assert np.mean(kept_60) == pytest.approx(66.3, abs=0.05)
+
+
+@pytest.mark.parametrize("key", ["table1", "table2", "table6", "table7"])
+def test_papers_tables_are_whole(key):
+    paper = paper_rows(key)
+    assert {len(row["values"]) for row in paper["rows"]} == {len(paper["columns"])}
+    lines = paper_section(paper).splitlines()[2:]
+    assert len({line.count("|") for line in lines}) == 1 and "not comparable" in paper_section(paper)
+
+
+def test_means_of_the_papers_datasets_are_said_to_be_ours():
+    means = [line for line in paper_section(paper_rows("table1")).splitlines() if "by us" in line]
+    assert len(means) == 3 and means[2].startswith("| **mean, by us** | Preservation | 67.9 |")
 
 
 def test_unknown_paper_table_is_refused():
@@ -38,8 +208,109 @@ def test_unknown_paper_table_is_refused():
         paper_rows("tabel7")
 
 
+# ---- pages and pictures
+
+
+def test_the_page_says_claims_first_and_their_details_last(run):
+    for rate in (0.8, 0.5):
+        for reducer in ("predictor", "random"):
+            run.add(pruning__reducer=reducer, pruning__keep_rate=rate)
+    claims = [
+        Claim(say="Little is lost", of={"pruning.reducer": "predictor", "pruning.keep_rate": 0.5}, against="unpruned",
+              measure="accuracy", at_least=-1.0),
+        Claim(say="Better than at random", of={"pruning.reducer": "predictor"}, against={"pruning.reducer": "random"},
+              measure="accuracy", each=["task", "pruning.keep_rate"]),
+    ]  # fmt: skip
+    report = run.report(["pruning.reducer", "pruning.keep_rate"], claims=claims, paper="table1")
+    text = (run.root / "report.md").read_text()
+    order = ["# made-up", "sweeps/made-up.yaml`", "2026-11-22", "on 120 test images each", "**Claims**", "Little is",
+             report.table, "-accuracy.png)", "-tokens.png)", "in detail: Better", "Table 1:", "CC BY"]  # fmt: skip
+    places = [text.index(part) for part in order]
+    assert places == sorted(places) and "smoke run" not in text
+    assert "validation: 20 images of each task" in text
+    saved = json.loads((run.root / "claims.json").read_text())
+    assert [claim["verdict"] for claim in saved["claims"]] == ["true", "true"]
+    assert all(f"- {claim['line']}" in text for claim in saved["claims"])
+    assert (saved["sweep"], saved["table"], saved["quick"]) == ("made-up", "made-up", False)
+    assert "falls in 2 and rises in 0 of 4 settings" in saved["found"] and "Claims: 2 true." in saved["found"]
+
+
+SWEEPS = {
+    "dots": (["pruning.locations"], [{"pruning__locations": [1]}, {"pruning__locations": [4, 6]}]),
+    "curves": (
+        ["pruning.reducer", "pruning.keep_rate", "pruning.locations"],
+        [
+            {"pruning__reducer": reducer, "pruning__keep_rate": rate, "pruning__locations": [layer]}
+            for reducer in ("predictor", "random", "golden")
+            for rate in (0.8, 0.7, 0.6, 0.5)
+            for layer in (1, 4)
+        ],
+    ),
+    "map": (["predictor.fit_on"], [{"predictor__fit_on": tasks} for tasks in ("own", ["digits"], TASKS)]),
+    "rates": (
+        ["predictor", "pruning.keep_rate"],
+        [{"predictor": {"dim": dim}, "pruning__keep_rate": rate} for dim in range(1, 10) for rate in (0.6, 0.3)],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SWEEPS)
+def test_every_kind_of_sweep_is_drawn(run, kind):
+    axes, points = SWEEPS[kind]
+    for point in points:
+        run.add(**point)
+    run.report(axes)
+    for picture in ("accuracy", "tokens"):
+        width, height = png_size(run.root / f"made-up-{picture}.png")
+        assert 200 < width < 2400 and 100 < height < 2400
+    text = (run.root / "report.md").read_text()
+    assert ("for 6 of 24 settings, with 60 % kept" in text) == (kind == "curves")
+    assert ("Default predictor: dim 1." in text) == (kind == "rates")
+
+
+def test_small_changes_and_collapses_stand_in_one_picture():
+    panel = Figure().add_subplot()
+    scale_points(panel, "y", np.array([-0.4, -60.0]))
+    small, all_of_it = (panel.transData.transform([(0, 0), (0, low)])[:, 1] for low in (-0.4, -60.0))
+    assert (small[0] - small[1]) / (all_of_it[0] - all_of_it[1]) > 0.05  # 0.007 on a linear axis
+    assert "-30" in [label.get_text() for label in panel.get_yticklabels()]
+
+
 def test_dropped_patches_are_veiled_and_kept_ones_untouched():
     pictures = np.full((1, 8, 8, 3), 200, np.uint8)
     veiled = veil_dropped(pictures, np.array([[0, 3]]), np.array([2, 2]))
     assert (veiled[0, :4, :4] == 200).all() and (veiled[0, 4:, 4:] == 200).all()
     assert (veiled[0, :4, 4:] < 150).all() and (veiled[0, 4:, :4] < 150).all()
+
+
+# ---- the index
+
+
+def test_the_index_copies_reports_and_says_what_each_found(tmp_path):
+    for name in ("one", "two"):
+        run = Run(tmp_path / name)
+        run.add()
+        of = {"pruning.reducer": "predictor"}
+        claim = Claim(say=f"Claim {name}", of=of, against="unpruned", measure="accuracy", at_least=-1.0)
+        run.report([], table=name, claims=[claim])
+    main([str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "docs")])
+    index = (tmp_path / "docs" / "README.md").read_text()
+    assert "## [one](one.md)" in index and "## [two](two.md)" in index and "Claim two: +0.00 [" in index
+    assert "python -m patchrank.report" in index and "Accuracy falls in 0" in index
+    files = {path.name for path in (tmp_path / "docs").iterdir()}
+    assert files == {"README.md"} | {
+        f"{n}{end}" for n in ("one", "two") for end in (".md", "-accuracy.png", "-tokens.png")
+    }
+    assert (tmp_path / "docs" / "one.md").read_text() == (tmp_path / "one" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("case", ["quick", "nothing", "twice"])
+def test_the_index_refuses_and_writes_nothing(run, tmp_path, case):
+    run.add()
+    run.report([], command="sweeps/made-up.yaml" + " --quick" * (case == "quick"))
+    folder = str(tmp_path / "empty") if case == "nothing" else str(run.root)
+    reason = {"quick": "smoke run", "nothing": "no claims.json", "twice": "overwrite"}[case]
+    with pytest.raises(UserError, match=reason):
+        main([folder, *[folder] * (case == "twice"), "--out", str(tmp_path / "docs")])
+    assert not (tmp_path / "docs").exists()
+    assert ("smoke run" in (run.root / "report.md").read_text()) == (case == "quick")

@@ -1,0 +1,41 @@
+"""A setting against the unpruned tower on the same images, with an interval; and the oracles' subset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchrank.metrics import Interval, paired_interval
+from patchrank.report.results import Setting
+
+
+def change(setting: Setting, task: str | None = None, limit: int | None = None, measure: str = "accuracy") -> Interval:
+    """Points by which a measure differs from the unpruned accuracy, paired by image, its 95 % interval by digit.
+
+    Args:
+        task: one task; None for all images of all tasks.
+        limit: only the first so many images of each task.
+    """
+    ours, unpruned = setting.values(measure, task, limit), setting.values("unpruned", task, limit)
+    return paired_interval(ours.values, unpruned.values, ours.clusters)
+
+
+def change_on(setting: Setting, task: str | None) -> Interval | None:
+    """`change` on one task, or on all; None where a setting does not have the task."""
+    return change(setting, task) if task is None or task in setting.tasks else None
+
+
+def subset(settings: Sequence[Setting]) -> int | None:
+    """How many images of each task the oracles saw; None without oracles, or where they saw what all others did."""
+    seen = [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]
+    others = [setting.count(task) for setting in settings if not setting.is_oracle for task in setting.tasks]
+    return min(seen) if seen and others and min(seen) < max(others) else None
+
+
+def all_tasks(settings: Sequence[Setting]) -> list[str]:
+    """The tasks of any setting, in the order in which they are named first."""
+    return list(dict.fromkeys(task for setting in settings for task in setting.tasks))
+
+
+def mean(setting: Setting, measure: str = "accuracy", task: str | None = None, limit: int | None = None) -> float:
+    """Over images and seeds; of one task, or of all images of all tasks."""
+    return float(setting.values(measure, task, limit).values.mean())

@@ -1,0 +1,115 @@
+"""Plain sentences on how a report was made, what was measured, and what its table's columns mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from patchrank.report.compare import all_tasks, subset
+from patchrank.report.names import KEEP_RATE, LOCATIONS, layers, plain, say, usual_values
+from patchrank.report.results import Setting, value_at
+
+FIXED = {  # what is said of a setting that the sweep does not vary
+    KEEP_RATE: "{} of patch tokens kept",
+    LOCATIONS: "tokens leave before {}",
+    "pruning.leftovers": "leftovers: {}",
+    "golden.metric": "ranking by {}",
+    "predictor.name": "predictor {}",
+}
+
+
+def how_made(rows: Sequence[dict], command: str) -> str:
+    days = sorted({row["date"] for row in rows})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    env = {key: _alternatives(row["env"][key] for row in rows) for key in ("patchrank", "torch", "device", "threads")}
+    return (
+        f"Made by `python -m patchrank.tune {command}`; trials run: {len(rows)}, on {when} (patchrank "
+        f"{env['patchrank']}, torch {env['torch']}, {env['device']}, threads a trial: {env['threads']})."
+    )
+
+
+def what_was_measured(settings: Sequence[Setting], axes: Sequence[str]) -> str:
+    """Model, images, seeds, oracles, and what was the same everywhere."""
+    tasks, models = all_tasks(settings), _alternatives(f"`{setting.config['model']['name']}`" for setting in settings)
+    others = [setting for setting in settings if not setting.is_oracle] or settings
+    counts = _alternatives(setting.count(task) for setting in others for task in setting.tasks)
+    each = " each" if len(tasks) > 1 else ""
+    images = f"{counts} test images{each} of {_and(f'`{task}`' for task in tasks)}"
+    sentences = [f"Zero-shot accuracy in percent of {models} on {images}.", _fitted(settings), _seeds(settings)]
+    if any(setting.is_oracle for setting in settings):
+        few = min(setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks)
+        sentences.append(
+            "Oracles (golden) are ranked by scores of the very test images and could not be deployed; they saw the "
+            f"first {few} images of each task."
+        )
+    return " ".join(filter(None, [*sentences, _fixed(settings, axes), *_defaults(settings, axes)]))
+
+
+def legend(settings: Sequence[Setting], table: str) -> str:
+    """What the columns of the main table mean, those that it has."""
+    columns = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
+    few, seeds = subset(settings), any(len(setting.rows) > 1 for setting in settings)
+    controls = any(setting.has(control) for setting in settings for control in ("random", "reversed"))
+    said = {
+        "Change: against the unpruned tower on the same images, in points, with its 95 % interval (paired bootstrap "
+        "over digits), bold where that excludes 0.": True,
+        "±: standard deviation over seeds.": seeds,
+        f"°, and the column of the oracles' {few}: on the first {few} images of each task alone.": few,
+        "Agreement and cosine: with the unpruned answer and embedding.": True,
+        "Matching: how much of the golden ranking's top 51 % is found, beside the position prior and chance, in "
+        "percent, on val.": "matching, prior, chance" in columns,
+        "GMACs: one image, its ranking included.": True,
+        "Controls drop as many tokens, at random or the most important first.": controls,
+        "Val: accuracy on validation images, by which choices are made.": "val" in columns,
+    }
+    return " ".join(text for text, shown in said.items() if shown)
+
+
+def _fitted(settings: Sequence[Setting]) -> str:
+    val = _alternatives(len(setting.arrays[0][f"{task}.val_ids"]) for setting in settings for task in setting.tasks)
+    fitted = [setting for setting in settings if setting.config["pruning"]["reducer"] in ("predictor", "prior")]
+    if not fitted:
+        return f"Validation: {val} images of each task."
+    train = _alternatives(int(setting.metrics["n_train"]) for setting in fitted)
+    return f"Rankings were fitted on {train} other images; validation: {val} images of each task."
+
+
+def _seeds(settings: Sequence[Setting]) -> str:
+    most = max((setting.rows for setting in settings), key=len)
+    seeds = ", ".join(str(row["config"]["seed"]) for row in most)
+    if len(most) == 1:
+        return f"Seed {seeds}."
+    several = sum(len(setting.rows) > 1 for setting in settings)
+    some = f" in {several} of {len(settings)} settings" if several < len(settings) else ""
+    return f"Seeds {seeds} are averaged{some}."
+
+
+def _fixed(settings: Sequence[Setting], axes: Sequence[str]) -> str:
+    """What no axis varies and all settings share."""
+    parts = []
+    for path, words in FIXED.items():
+        values = {plain(value_at(setting.config, path), path) for setting in settings}
+        values = set(map(layers, values)) if path == LOCATIONS else values
+        if len(values) == 1 and not {path, path.split(".")[0]} & set(axes):
+            parts.append(words.format(*values))
+    return f"Everywhere: {'; '.join(parts)}." if parts else ""
+
+
+def _defaults(settings: Sequence[Setting], axes: Sequence[str]) -> list[str]:
+    """What "default" means where a whole section is swept: the usual value of all that varies in it."""
+    said = []
+    for axis in axes:
+        sections = [value_at(setting.config, axis) for setting in settings]
+        if isinstance(sections[0], dict):
+            usual = usual_values(sections)
+            varied = [say(key, usual[key]) for key in usual if any(section[key] != usual[key] for section in sections)]
+            said.append(f"Default {axis}: {', '.join(varied)}." if varied else "")
+    return said
+
+
+def _alternatives(values: Iterable) -> str:
+    return " or ".join(dict.fromkeys(map(str, values)))
+
+
+def _and(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,127 @@
+"""What the settings of a sweep are called: short texts for the values of the swept axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchrank.report.results import Setting, value_at
+
+RANKED_BY = "ranked by"
+KEEP_RATE, LOCATIONS = "pruning.keep_rate", "pruning.locations"
+RANKINGS = {
+    "predictor": "predictor",
+    "prior": "position prior",
+    "center": "image centre",
+    "random": "at random",
+    "cls_attention": "CLS attention",
+    "golden": "golden (oracle)",
+}
+SPOKEN = {"kept": "{} kept", "fitted on": "fitted on {}"}
+
+
+def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[str]]:
+    """Column name -> a text for every setting, for each swept axis but `seed`, and for who ranks, swept or not.
+
+    An axis that a setting's reducer does not read (`golden.metric` of a random ranking) is left empty there.
+    """
+    columns: dict[str, list[str]] = {}
+    rankings = [ranking(setting) for setting in settings]
+    for axis in axes:
+        if axis == "pruning.reducer":
+            columns[RANKED_BY] = rankings
+        elif axis != "seed":
+            columns[_short(axis, columns)] = _texts(settings, axis)
+    return columns if RANKED_BY in columns else columns | {RANKED_BY: rankings}
+
+
+def labels(settings: Sequence[Setting], axes: Sequence[str], without: Sequence[str] = ()) -> list[str]:
+    """One line for every setting, who ranks first: "predictor; layers 4, 6, 8, 10; 60 % kept".
+
+    Args:
+        without: swept axes that are left out.
+    """
+    columns = swept(settings, [axis for axis in axes if axis not in without])
+    rankings = columns.pop(RANKED_BY)
+    spoken = [[_spoken(column, text) for text in texts] for column, texts in columns.items()]
+    if len(set(rankings)) > 1 or not spoken:
+        spoken.insert(0, rankings)
+    return ["; ".join(filter(None, texts)) for texts in zip(*spoken)]
+
+
+def ranking(setting: Setting) -> str:
+    reducer = setting.config["pruning"]["reducer"]
+    return RANKINGS.get(reducer, reducer)
+
+
+def plain(value: object, axis: str = "") -> str:
+    """A setting's value as people write it: `[4, 6]` as "4, 6", a keep rate of 0.6 as "60 %"."""
+    if axis == KEEP_RATE:
+        return f"{100 * value:g} %"
+    if axis.endswith(".fit_on"):
+        return " + ".join(value) if isinstance(value, list) else "its own task"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _spoken(column: str, text: str) -> str:
+    """A value that can stand without its column's head: "60 % kept", "window 3"."""
+    if column == "locations":
+        return layers(text)
+    if not text or column in SPOKEN:
+        return text and SPOKEN[column].format(text)
+    return f"{column} {text}" if text == "none" or text[0] in "-.0123456789" else text
+
+
+def layers(text: str) -> str:
+    """Locations in words: "layer 4", "layers 4, 6"."""
+    return f"layers {text}" if "," in text else f"layer {text}"
+
+
+def _short(axis: str, taken: dict) -> str:
+    """`pruning.keep_rate` as "kept", `predictor.name` as "predictor"; the whole path where two would be alike."""
+    *parents, last = axis.split(".")
+    name = {"keep_rate": "kept", "name": parents[-1] if parents else last, "fit_on": "fitted on"}.get(last, last)
+    return axis if name in taken else name.replace("_", " ")
+
+
+def _texts(settings: Sequence[Setting], axis: str) -> list[str]:
+    values = [value_at(setting.config, axis) for setting in settings]
+    read = [_reads(setting.config["pruning"]["reducer"], axis) for setting in settings]
+    if any(isinstance(value, dict) for value in values):
+        texts = _differences([value if is_read else {} for value, is_read in zip(values, read)])
+    else:
+        texts = [plain(value, axis) for value in values]
+    return [text if is_read else "" for text, is_read in zip(texts, read)]
+
+
+def _differences(sections: Sequence[dict]) -> list[str]:
+    """Each section by what sets it apart from the usual."""
+    usual = usual_values(sections)
+    different = [{key: value for key, value in section.items() if value != usual[key]} for section in sections]
+    return [", ".join(say(key, value) for key, value in found.items()) or "default" for found in different]
+
+
+def usual_values(sections: Sequence[dict]) -> dict[str, object]:
+    """What most of the distinct sections say of every key; what the first says, where they are even."""
+    distinct = [section for n, section in enumerate(sections) if section and section not in sections[:n]]
+    usual = {}
+    for key in distinct[0] if distinct else ():
+        values = [section[key] for section in distinct]
+        usual[key] = max(values, key=values.count)
+    return usual
+
+
+def say(key: str, value: object) -> str:
+    """A key with its value, as "window 3"; of a name, the name."""
+    return plain(value) if key == "name" else f"{key} {plain(value)}"
+
+
+def _reads(reducer: str, axis: str) -> bool:
+    """Whether what a reducer does depends on an axis; of reducers that are not ours nothing is known."""
+    section = axis.split(".")[0]
+    if reducer in ("center", "random", "cls_attention"):
+        return section not in ("golden", "predictor")
+    if reducer == "prior":
+        return section != "predictor" or axis == "predictor.fit_on"
+    return not (reducer == "golden" and section == "predictor")

@@ -1,0 +1,120 @@
+"""The report of one sweep: judged claims, table, pictures, and the paper's own figures beside."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from patchrank.config import ReportConfig
+from patchrank.data.digits import CREDIT
+from patchrank.files import join, write_atomic, write_json
+from patchrank.report.claims import Judgement, details_table, judge
+from patchrank.report.compare import change
+from patchrank.report.measured import how_made, legend, what_was_measured
+from patchrank.report.names import labels
+from patchrank.report.paper import paper_rows, paper_section
+from patchrank.report.plots import draw_sweep
+from patchrank.report.results import Setting, read_settings
+from patchrank.report.tables import main_table
+from patchrank.report.tokens import draw_tokens
+
+SMOKE = "**This is a smoke run on few images (`--quick`): its figures mean nothing.**"
+
+
+@dataclass(frozen=True)
+class Report:
+    path: str
+    table: str
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """All that a page is about."""
+
+    rows: Sequence[dict]
+    config: ReportConfig
+    axes: Sequence[str]
+    command: str
+    settings: list[Setting]
+    judgements: list[Judgement]
+
+    @property
+    def is_quick(self) -> bool:
+        return "--quick" in self.command.split()
+
+
+def write_report(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], command: str) -> Report:
+    """Writes `report.md`, `claims.json`, `<table>-accuracy.png` and `<table>-tokens.png` into `root`.
+
+    Args:
+        rows: result rows in plan order, at least one; their arrays lie in `<root>/trials`.
+        axes: dotted paths of the swept settings; rows that differ in their seed alone are merged.
+        command: what was asked of `python -m patchrank.tune`.
+
+    Raises:
+        UserError: a claim that fits several settings, or a table that `paper.yaml` does not have.
+    """
+    paper, settings = paper_rows(config.paper), read_settings(rows, root)
+    judgements = [judge(claim, settings) for claim in config.claims]
+    sweep = _Sweep(rows, config, axes, command, settings, judgements)
+    table = main_table(settings, axes, paper)
+    drawn = {"accuracy": draw_sweep(settings, axes), "tokens": draw_tokens(settings, axes)}
+    pictures = {f"{config.table}-{kind}.png": picture for kind, picture in drawn.items()}
+    for name, (content, _) in pictures.items():
+        write_atomic(join(root, name), content)
+    write_json(join(root, "claims.json"), _summary(sweep))
+    page = _page(sweep, table, {name: caption for name, (_, caption) in pictures.items()}, paper)
+    write_atomic(join(root, "report.md"), page)
+    return Report(join(root, "report.md"), table)
+
+
+def _page(sweep: _Sweep, table: str, captions: dict[str, str], paper: dict | None) -> str:
+    settings = sweep.settings
+    parts = [f"# {sweep.config.table}", SMOKE if sweep.is_quick else "", how_made(sweep.rows, sweep.command)]
+    parts += [what_was_measured(settings, sweep.axes), _claims(sweep.judgements), table, legend(settings, table)]
+    parts += [f"{caption}\n\n![{caption.split(',')[0]}]({name})" for name, caption in captions.items()]
+    parts += [_details(sweep.judgements), paper_section(paper), CREDIT]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _summary(sweep: _Sweep) -> dict:
+    """What an index of sweeps says of this one, as plain JSON."""
+    return {
+        "schema": 1,
+        "sweep": sweep.rows[0]["sweep"],
+        "table": sweep.config.table,
+        "quick": sweep.is_quick,
+        "command": sweep.command,
+        "date": max(row["date"] for row in sweep.rows),
+        "found": f"{_moves(sweep)}{_verdicts(sweep.judgements)}",
+        "claims": [{"line": judgement.line(), **judgement.to_json()} for judgement in sweep.judgements],
+    }
+
+
+def _moves(sweep: _Sweep) -> str:
+    """In how many settings accuracy moved, and how far; oracles aside."""
+    names = labels(sweep.settings, sweep.axes)
+    named = [pair for pair in zip(sweep.settings, names) if not pair[0].is_oracle] or [*zip(sweep.settings, names)]
+    changes = sorted([(change(setting), name) for setting, name in named], key=lambda pair: pair[0].estimate)
+    fall = sum(each.high < 0 for each, _ in changes)
+    rise = sum(each.low > 0 for each, _ in changes)
+    ends = " to ".join(f"{each.estimate:+.1f} ({name})" for each, name in (changes[0], changes[-1]))
+    return (
+        f"Accuracy falls in {fall} and rises in {rise} of {len(changes)} settings (95 % interval excludes 0); its "
+        f"change goes from {ends}."
+    )
+
+
+def _verdicts(judgements: Sequence[Judgement]) -> str:
+    counts = Counter(judgement.verdict.replace("open", "not told apart") for judgement in judgements)
+    return f" Claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}." if counts else ""
+
+
+def _claims(judgements: Sequence[Judgement]) -> str:
+    return "\n".join(["**Claims**", "", *(f"- {judgement.line()}" for judgement in judgements)]) if judgements else ""
+
+
+def _details(judgements: Sequence[Judgement]) -> str:
+    several = [judgement for judgement in judgements if len(judgement.comparisons) > 1]
+    return "\n\n".join(f"Claim in detail: {each.claim.say}:\n\n{details_table(each)}" for each in several)

@@ -1,0 +1,111 @@
+"""The main table: a row for the unpruned tower, for every setting, and for the controls that a setting ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchrank.metrics import Interval, spread
+from patchrank.report.compare import all_tasks, change, mean, subset
+from patchrank.report.markdown import table
+from patchrank.report.names import RANKED_BY, swept
+from patchrank.report.paper import papers_figure
+from patchrank.report.results import Setting
+
+CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
+MATCHING = ("matching_rate", "matching_prior", "matching_chance")
+PAPER, RANKING = "paper (see below)", "ranking MMACs"
+MEASURED = ("agreement", "cosine", "matching, prior, chance", "Kendall", "NDCG", "GMACs", RANKING, "val", PAPER)
+ON_SUBSET = "°"  # marks figures that were measured on the oracles' subset alone
+
+
+def main_table(settings: Sequence[Setting], axes: Sequence[str], paper: dict | None = None) -> str:
+    """One row for each setting, its seeds merged; columns that would tell nothing are left out.
+
+    Args:
+        axes: dotted paths of the swept settings, which name the rows.
+        paper: a table of the paper; where it has the average of the same setting, that stands in the last column.
+    """
+    names, few = swept(settings, axes), subset(settings)
+    rows: list[dict[str, str]] = []
+    for n, setting in enumerate(settings):
+        name = {column: texts[n] for column, texts in names.items()}
+        rows.append(name | _row(setting, few) | {PAPER: papers_figure(paper, setting.config)})
+        rows += [name | _control(setting, control, few) for control in CONTROLS if setting.has(control)]
+    titles = [column for column in names if _tells(column, rows)] or [RANKED_BY]
+    rows = [{titles[0]: "nothing pruned"} | _unpruned(tower, few) for tower in _towers(settings)] + rows
+    columns = [*titles, *all_tasks(settings), "mean", "change", _on(few), *MEASURED]
+    columns = [column for column in columns if any(row.get(column) for row in rows)]
+    if len({row[RANKING] for row in rows if row.get(RANKING)}) == 1:
+        columns.remove(RANKING)
+    heads = ["accuracy" if column == "mean" and len(all_tasks(settings)) == 1 else column for column in columns]
+    return table(heads, [[row.get(column, "") for column in columns] for row in rows], texts=len(titles))
+
+
+def signed(interval: Interval) -> str:
+    """A change with its 95 % interval, bold where the interval excludes 0."""
+    estimate, low, high = (f"{round(value, 2) + 0.0:+.2f}" for value in interval[:3])  # no "-0.00"
+    return f"{f'**{estimate}**' if interval.excludes_zero else estimate} [{low}, {high}]"
+
+
+def _row(setting: Setting, few: int | None) -> dict[str, str]:
+    m = setting.metrics
+    own = _accuracies(setting, "accuracy") | {"agreement": f"{m['agreement']:.1f}", "cosine": f"{m['cosine']:.4f}"}
+    row = _marked(own, setting, few) | _on_subset(setting, "accuracy", few)
+    row |= {"matching, prior, chance": ", ".join(f"{m[key]:.1f}" for key in MATCHING if key in m)}
+    row |= {name: f"{m[name.lower()]:.2f}" for name in ("Kendall", "NDCG") if name.lower() in m}
+    ranking = 1000 * m.get("gmacs_predictor", 0)
+    return row | {"GMACs": f"{m['gmacs']:.4f}", RANKING: f"{ranking:.2f}" * bool(ranking)} | _val(m, "val_accuracy")
+
+
+def _control(setting: Setting, control: str, few: int | None) -> dict[str, str]:
+    row = _marked(_accuracies(setting, control), setting, few) | _on_subset(setting, control, few)
+    return {RANKED_BY: CONTROLS[control]} | row
+
+
+def _unpruned(setting: Setting, few: int | None) -> dict[str, str]:
+    """Without a change and, since no seed moves it, without a spread."""
+    row = {task: f"{mean(setting, 'unpruned', task):.1f}" for task in setting.tasks if len(setting.tasks) > 1}
+    row |= {"mean": f"{mean(setting, 'unpruned'):.1f}", "GMACs": f"{setting.metrics['gmacs_unpruned']:.4f}"}
+    row |= {_on(few): f"{mean(setting, 'unpruned', limit=few):.1f}"} if few else {}
+    return row | _val(setting.metrics, "val_accuracy_unpruned")
+
+
+def _accuracies(setting: Setting, measure: str) -> dict[str, str]:
+    """Of each task and over all images: how far seeds lie apart, and the change against the unpruned tower."""
+    row = {task: f"{mean(setting, measure, task):.1f}" for task in setting.tasks if len(setting.tasks) > 1}
+    seeds = setting.seeds(measure)
+    apart = f" ± {spread(seeds):.1f}" if len(seeds) > 1 else ""
+    return row | {"mean": f"{mean(setting, measure):.1f}{apart}", "change": signed(change(setting, measure=measure))}
+
+
+def _on_subset(setting: Setting, measure: str, few: int | None) -> dict[str, str]:
+    if not few:
+        return {}
+    return {_on(few): f"{mean(setting, measure, limit=few):.1f}, {signed(change(setting, None, few, measure))}"}
+
+
+def _marked(row: dict[str, str], setting: Setting, few: int | None) -> dict[str, str]:
+    """An oracle's figures as being of the subset; its mean stands in the subset's column alone."""
+    if not (few and setting.is_oracle):
+        return row
+    return {column: text + ON_SUBSET for column, text in row.items() if column not in ("mean", "change")}
+
+
+def _on(few: int | None) -> str:
+    return f"on the oracles' {few}"
+
+
+def _val(metrics: dict[str, float], key: str) -> dict[str, str]:
+    return {"val": f"{metrics[key]:.1f}"} if key in metrics else {}
+
+
+def _tells(column: str, rows: Sequence[dict[str, str]]) -> bool:
+    return len({row.get(column, "") for row in rows}) > 1
+
+
+def _towers(settings: Sequence[Setting]) -> list[Setting]:
+    """One setting of every model and set of tasks, the one with most images: its unpruned answers stand for all."""
+    found: dict[str, Setting] = {}
+    for setting in sorted(settings, key=lambda setting: setting.is_oracle):
+        found.setdefault(str([setting.config["model"], setting.tasks]), setting)
+    return list(found.values())
