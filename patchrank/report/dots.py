@@ -21,30 +21,36 @@ ORACLES = "; hollow: oracles, on the first {} images of each task alone"
 
 def draw_dots(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, str]:
     """PNG and caption."""
-    from matplotlib.figure import Figure
-
-    names, rates = labels(settings, axes, without=[KEEP_RATE]), _rates(settings, axes)
-    rows, tasks = list(dict.fromkeys(names)), all_tasks(settings)
-    tasks = [*tasks, None] if len(tasks) > 1 else tasks
-    texts = [wrap(name, 30) for name in rows]
-    height = (0.24 + 0.12 * max(1, len(rates))) * len(rows) + 0.1 * "".join(texts).count("\n") + 0.9
-    figure = Figure(figsize=(2.1 * max(2, len(tasks)) + 2.0, height), layout="constrained")
-    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+    names, rates, tasks = labels(settings, axes, without=[KEEP_RATE]), _rates(settings, axes), all_tasks(settings)
+    rows, tasks = list(dict.fromkeys(names)), [*tasks, None] if len(tasks) > 1 else tasks
     places = [rows.index(name) + _shift(setting, rates) for name, setting in zip(names, settings)]
     changes = [[change_on(setting, task) for setting in settings] for task in tasks]
     span = np.array([found[1:3] for row in changes for found in row if found is not None])
-    for panel, task, found in zip(panels, tasks, changes):
+    figure, panels = _frame(rows, tasks, len(rates))
+    for panel, found in zip(panels, changes):
         _draw(panel, settings, found, places, rates)
         scale_points(panel, "x", span)
-        panel.set_title(task or "mean", fontsize=10)
-        panel.set_xlabel("points", fontsize=9)
-    panels[0].set_yticks(range(len(rows)), texts, fontsize=9)
-    panels[0].set_ylim(len(rows) - 0.4, -0.7)
     if rates:
         handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1]))
         figure.legend(handles.values(), handles, loc="outside upper center", ncols=5, fontsize=8, frameon=False)
     few = subset(settings)
     return png(figure), CAPTION.format(LOG_NOTE if is_wide(span) else "", ORACLES.format(few) if few else "")
+
+
+def _frame(rows: Sequence[str], tasks: Sequence[str | None], dots: int) -> tuple:
+    """A figure with empty panels, as tall as its rows need, of so many dots each."""
+    from matplotlib.figure import Figure
+
+    texts = [wrap(row, 30) for row in rows]
+    height = (0.24 + 0.12 * max(1, dots)) * len(rows) + 0.1 * "".join(texts).count("\n") + 0.9
+    figure = Figure(figsize=(2.1 * max(2, len(tasks)) + 2.0, height), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+    for panel, task in zip(panels, tasks):
+        panel.set_title(task or "mean", fontsize=10)
+        panel.set_xlabel("points", fontsize=9)
+    panels[0].set_yticks(range(len(rows)), texts, fontsize=9)
+    panels[0].set_ylim(len(rows) - 0.4, -0.7)
+    return figure, panels
 
 
 def _rates(settings: Sequence[Setting], axes: Sequence[str]) -> list[float]:

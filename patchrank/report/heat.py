@@ -21,30 +21,33 @@ CAPTION = (
 
 def draw_heat(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, str]:
     """PNG and caption."""
-    from matplotlib.figure import Figure
-
     names = [_name(label) for label in labels(settings, axes, without=[KEEP_RATE])]
     columns, tasks = list(dict.fromkeys(names)), all_tasks(settings)
     rows = [*tasks, None] if len(tasks) > 1 else tasks
     rates = list(dict.fromkeys(value_at(setting.config, KEEP_RATE) for setting in settings))
-    height = (0.42 * len(rows) + 0.3) * len(rates) + 0.17 * max(name.count("\n") + 1 for name in columns) + 0.4
-    figure = Figure(figsize=(0.95 * len(columns) + 2.2, height), layout="constrained")
-    panels, limit = figure.subplots(len(rates), 1, squeeze=False, sharex=True)[:, 0], _limit(settings)
+    figure, panels = _frame(columns, rows, rates)
     for panel, rate in zip(panels, rates):
-        cells = {
-            (task, name): change_on(setting, task)
-            for setting, name in zip(settings, names)
-            for task in rows
-            if value_at(setting.config, KEEP_RATE) == rate
-        }
-        image = _draw(panel, [[cells.get((task, name)) for name in columns] for task in rows], limit)
-        panel.set_yticks(range(len(rows)), [task or "mean" for task in rows], fontsize=9)
-        panel.set_title(f"{plain(rate, KEEP_RATE)} kept", fontsize=9)
-    panels[-1].set_xticks(range(len(columns)), columns, fontsize=8)
+        here = {name: each for name, each in zip(names, settings) if value_at(each.config, KEEP_RATE) == rate}
+        cells = [[change_on(here[name], task) if name in here else None for name in columns] for task in rows]
+        image = _draw(panel, cells, _limit(settings))
     bar = figure.colorbar(image, ax=list(panels), shrink=0.9, aspect=30)
     bar.set_label("points", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return png(figure), CAPTION
+
+
+def _frame(columns: Sequence[str], rows: Sequence[str | None], rates: Sequence[float]) -> tuple:
+    """A figure with an empty panel for each keep rate."""
+    from matplotlib.figure import Figure
+
+    height = (0.42 * len(rows) + 0.3) * len(rates) + 0.17 * max(name.count("\n") + 1 for name in columns) + 0.4
+    figure = Figure(figsize=(0.95 * len(columns) + 2.2, height), layout="constrained")
+    panels = figure.subplots(len(rates), 1, squeeze=False, sharex=True)[:, 0]
+    for panel, rate in zip(panels, rates):
+        panel.set_yticks(range(len(rows)), [row or "mean" for row in rows], fontsize=9)
+        panel.set_title(f"{plain(rate, KEEP_RATE)} kept", fontsize=9)
+    panels[-1].set_xticks(range(len(columns)), columns, fontsize=8)
+    return figure, panels
 
 
 def _name(label: str) -> str:
