@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from patchrank.config import ReportConfig
+from patchrank.config import Claim, ReportConfig
 from patchrank.data.digits import CREDIT
+from patchrank.errors import UserError
 from patchrank.files import join, write_atomic, write_json
 from patchrank.report.claims import Judgement, details_table, judge
 from patchrank.report.compare import change
@@ -53,7 +54,7 @@ def write_report(rows: Sequence[dict], root: str, config: ReportConfig, axes: Se
         command: what was asked of `python -m patchrank.tune`.
 
     Raises:
-        UserError: a claim that fits several settings, or a table that `paper.yaml` does not have.
+        UserError: a table that `paper.yaml` does not have.
     """
     paper, settings = paper_rows(config.paper), read_settings(rows, root)
     judgements = [judge(claim, settings) for claim in config.claims]
@@ -67,6 +68,14 @@ def write_report(rows: Sequence[dict], root: str, config: ReportConfig, axes: Se
     page = _page(sweep, table, {name: caption for name, (_, caption) in pictures.items()}, paper)
     write_atomic(join(root, "report.md"), page)
     return Report(join(root, "report.md"), table)
+
+
+def _judged(claim: Claim, settings: list[Setting]) -> Judgement:
+    """A claim that does not fit what was run is not measured; it must not cost a report that took hours."""
+    try:
+        return judge(claim, settings)
+    except UserError as error:
+        return Judgement(claim, [], [str(error)])
 
 
 def _page(sweep: _Sweep, table: str, captions: dict[str, str], paper: dict | None) -> str:
