@@ -273,6 +273,13 @@ def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
     return f"{path} is {problem['input']!r}, but {message}"
 
 
+def value_at(config: dict, path: str) -> object:
+    """The value at a dotted path of a plain configuration."""
+    for part in path.split("."):
+        config = config[part]
+    return config
+
+
 def known_keys(schema: type[BaseModel], path: tuple) -> list[str]:
     """The keys that may stand at a place inside a schema."""
     for part in path:

@@ -101,9 +101,7 @@ def check_rounds(rounds: int, num_tokens: int) -> None:
         raise UserError(f"rounds must lie in 1..{num_tokens}, the number of tokens, but is {rounds}")
 
 
-def _greedy(
-    damage: Callable[[Tensor], Tensor], first: Tensor, squares: Tensor, alive: Tensor, rounds: int
-) -> Tensor:
+def _greedy(damage: Callable[[Tensor], Tensor], first: Tensor, squares: Tensor, alive: Tensor, rounds: int) -> Tensor:
     """Ranks (B, N), high = left last: after each round the least important tokens leave, and the rest is scored again.
 
     damage(alive) gives the damage (B, W) of windows among the tokens still there; `first` is that of the first round.

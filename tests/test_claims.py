@@ -322,3 +322,15 @@ def test_measures_are_those_of_results():
 def test_claims_are_checked_when_they_are_read(parts, message):
     with pytest.raises(UserError, match=f"^sweep.yaml: .*{message}"):
         claim(**parts)
+
+
+def test_several_comparisons_have_one_interval_over_all_their_images():
+    """Tasks share their digits, so that the interval over both is that of the digits' means, not of twice as many."""
+    found = {name: right(share, seed=n) for n, (name, share) in enumerate({"digits": 0.9, "digits_full": 0.8}.items())}
+    less = {task: worse(answers, 9) for task, answers in found.items()}
+    both = judge(claim(**BEATS_RANDOM, each=["task"]), against_random(found, less, tasks=("digits", "digits_full")))
+    joined = judge(claim(**BEATS_RANDOM), against_random(found, less, tasks=("digits", "digits_full")))
+    assert both.overall == joined.comparisons[0].interval and joined.overall is None
+    assert both.overall.clusters == DIGITS and both.overall.n == 2 * N
+    assert "on average +7.50 [" in both.line()
+    assert Judgement.from_json(json.loads(json.dumps(both.to_json()))) == both

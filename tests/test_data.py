@@ -77,7 +77,9 @@ def test_frozen_pictures_of_digits_have_not_changed():
 def test_every_task_is_a_function_of_its_name_and_shares_digits_with_the_others(task):
     one, two = load_split(task, "test"), load_split(task, "test")
     assert one.ids[0].startswith(f"{task}/test/") and one.read(7) == two.read(7)
-    assert [name.split("/")[-1] for name in one.ids] == [name.split("/")[-1] for name in load_split("digits", "test").ids]
+    assert [name.split("/")[-1] for name in one.ids] == [
+        name.split("/")[-1] for name in load_split("digits", "test").ids
+    ]
     assert len(one) >= 4 * 359
 
 

@@ -121,7 +121,9 @@ def test_the_first_round_leaves_what_one_round_finds_least_important(clip, scene
     assert not torch.equal(*orders)
 
 
-@pytest.mark.parametrize("settings", [{"rounds": 0}, {"rounds": 65}, {"window": 9}, {"remove_at": 13}, {"window": 3, "stride": 3}])
+@pytest.mark.parametrize(
+    "settings", [{"rounds": 0}, {"rounds": 65}, {"window": 9}, {"remove_at": 13}, {"window": 3, "stride": 3}]
+)
 def test_impossible_windows_are_refused(tower, images, settings):
     with pytest.raises(UserError):
         score_images(tower, images, HEAD, **settings)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from patchrank.config import BESIDE, Claim, leaves
+from patchrank.config import BESIDE, Claim, leaves, value_at
 from patchrank.errors import UserError
 from patchrank.metrics import Interval, holm, paired_interval
 from patchrank.report.names import plain
-from patchrank.report.results import Setting, Values, value_at
+from patchrank.report.results import Setting, Values
 
 PLAIN = {"cosine", "val_cosine", "kendall", "ndcg"}  # measures that are no percentages
 
@@ -34,7 +34,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim with its comparisons, and for every one that could not be made, why.
+    """A claim with its comparisons, and for every one that could not be made, why; over several, all images at once.
 
     p values are for a difference of 0, whatever the claim allows; Holm's are over the comparisons of this claim.
     """
@@ -42,6 +42,7 @@ class Judgement:
     claim: Claim
     comparisons: list[Comparison]
     missing: list[str]
+    overall: Interval | None = None
 
     @property
     def verdict(self) -> str:
@@ -76,7 +77,9 @@ class Judgement:
             for each in self.comparisons
         ]
         claim = self.claim.model_dump(exclude_unset=True)
-        return {"claim": claim, "verdict": self.verdict, "comparisons": comparisons, "missing": self.missing}
+        overall = self.overall and self.overall._asdict()
+        found = {"claim": claim, "verdict": self.verdict, "comparisons": comparisons, "missing": self.missing}
+        return found | {"overall": overall}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Judgement:
@@ -84,10 +87,12 @@ class Judgement:
         for each in saved["comparisons"]:
             interval = Interval(**{name: each[name] for name in Interval._fields})
             comparisons.append(Comparison(each["what"], interval, each["holm_p"], each["verdict"]))
-        return cls(Claim.model_validate(saved["claim"]), comparisons, saved["missing"])
+        overall = saved["overall"] and Interval(**saved["overall"])
+        return cls(Claim.model_validate(saved["claim"]), comparisons, saved["missing"], overall)
 
 
 Side = tuple[Setting, str]  # a setting and the measure that is taken of it
+Differences = tuple[np.ndarray, np.ndarray]  # of each image, and the digit that it belongs to
 
 
 def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
@@ -104,16 +109,29 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
     made, missing = [], []
     for setting, other, task in _pairs(claim, selected, settings):
         what = _what(claim, setting, selected, task)
-        interval = _compare(claim, (setting, claim.measure), other, [task] if task else setting.tasks)
-        if isinstance(interval, Interval):
-            made.append((what, interval))
+        found = _differences(claim, (setting, claim.measure), other, [task] if task else setting.tasks)
+        if isinstance(found, str):
+            missing.append(", ".join(_texts(what)) + ": " + found if what else found)
         else:
-            missing.append(", ".join(_texts(what)) + ": " + interval if what else interval)
-    adjusted = holm([interval.p for _, interval in made])
-    comparisons = [
-        Comparison(what, interval, float(p), _verdict(claim, interval)) for (what, interval), p in zip(made, adjusted)
+            made.append((what, found))
+    overall = _overall([found for _, found in made]) if len(made) > 1 else None
+    missing = missing if made or missing else ["no such setting in this run"]
+    return Judgement(claim, _comparisons(claim, made), missing, overall)
+
+
+def _comparisons(claim: Claim, made: Sequence[tuple[dict, Differences]]) -> list[Comparison]:
+    intervals = [paired_interval(values, 0, clusters) for _, (values, clusters) in made]
+    adjusted = holm([interval.p for interval in intervals])
+    return [
+        Comparison(what, interval, float(p), _verdict(claim, interval))
+        for (what, _), interval, p in zip(made, intervals, adjusted)
     ]
-    return Judgement(claim, comparisons, missing if made or missing else ["no such setting in this run"])
+
+
+def _overall(found: Sequence[Differences]) -> Interval:
+    """The mean over all comparisons' images; a digit's images stay together, whichever comparison they are in."""
+    values, clusters = (np.concatenate(parts) for parts in zip(*found))
+    return paired_interval(values, 0, clusters)
 
 
 def _check_one_each(claim: Claim, selected: Sequence[Setting]) -> None:
@@ -162,8 +180,8 @@ def _what(claim: Claim, setting: Setting, selected: Sequence[Setting], task: str
     return what
 
 
-def _compare(claim: Claim, ours: Side, other: Side | float | None, tasks: Sequence[str]) -> Interval | str:
-    """The interval of the difference, or why there is none."""
+def _differences(claim: Claim, ours: Side, other: Side | float | None, tasks: Sequence[str]) -> Differences | str:
+    """The difference on each image, or why there is none."""
     if other is None:
         return "nothing to compare with"
     sides = [ours, other] if isinstance(other, tuple) else [ours]
@@ -174,7 +192,7 @@ def _compare(claim: Claim, ours: Side, other: Side | float | None, tasks: Sequen
     clusters = np.concatenate([values[0].clusters for values in per_task])
     if len(set(clusters)) < 2:
         return "fewer than two digits"
-    return paired_interval(a, b if len(sides) == 2 else other, clusters)
+    return a - (b if len(sides) == 2 else other), clusters
 
 
 def _same_images(claim: Claim, sides: Sequence[Side], task: str) -> list[Values]:
@@ -235,7 +253,8 @@ def _counts(judgement: Judgement) -> str:
         firm = Counter(each.verdict for each in comparisons if each.holm_p < 0.05)
         text += f" (after Holm: {firm['true']}, {firm['refuted']}, {n - firm['true'] - firm['refuted']})"
     ends = [pick(each.interval.estimate for each in comparisons) for pick in (min, max)]
-    return f"{text}; from {_number(claim, ends[0])} to {_number(claim, ends[1])}{_unit(claim)}"
+    range_ = f"from {_number(claim, ends[0])} to {_number(claim, ends[1])}"
+    return f"{text}; {range_}, on average {_figure(claim, judgement.overall)}"
 
 
 def _is_contest(claim: Claim) -> bool:

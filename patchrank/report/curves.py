@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from patchrank.config import value_at
 from patchrank.report.compare import all_tasks, change, mean, subset
 from patchrank.report.drawing import COLOURS, LOG_NOTE, MARKERS, OTHER, PALETTE, is_wide, png, scale_points
 from patchrank.report.names import KEEP_RATE, LOCATIONS, labels, layers, plain, ranking
-from patchrank.report.results import Setting, value_at
+from patchrank.report.results import Setting
 
 CAPTION = (
     "Change of accuracy against the unpruned tower (dashed line), in points, by share of patch tokens kept; bands are "

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from patchrank.config import value_at
 from patchrank.metrics import Interval
 from patchrank.report.compare import all_tasks, change_on, subset
 from patchrank.report.drawing import COLOURS, LOG_NOTE, OTHER, PALETTE, is_wide, png, scale_points, wrap
 from patchrank.report.names import KEEP_RATE, labels, plain
-from patchrank.report.results import Setting, value_at
+from patchrank.report.results import Setting
 
 CAPTION = "Change of accuracy against the unpruned tower, in points, with 95 % intervals{}{}."
 ORACLES = "; hollow: oracles, on the first {} images of each task alone"

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from patchrank.config import value_at
 from patchrank.metrics import Interval
 from patchrank.report.compare import all_tasks, change, change_on
 from patchrank.report.drawing import png, wrap
 from patchrank.report.names import KEEP_RATE, labels, plain
-from patchrank.report.results import Setting, value_at
+from patchrank.report.results import Setting
 
 BY_FIT = "predictor.fit_on"
 CAPTION = (

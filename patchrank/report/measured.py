@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from patchrank.config import value_at
 from patchrank.report.compare import all_tasks, subset
 from patchrank.report.names import KEEP_RATE, LOCATIONS, layers, plain, say, usual_values
-from patchrank.report.results import Setting, value_at
+from patchrank.report.results import Setting
 
 FIXED = {  # what is said of a setting that the sweep does not vary
     KEEP_RATE: "{} of patch tokens kept",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.report.results import Setting, value_at
+from patchrank.config import value_at
+from patchrank.report.results import Setting
 
 RANKED_BY = "ranked by"
 KEEP_RATE, LOCATIONS = "pruning.keep_rate", "pruning.locations"

@@ -11,7 +11,8 @@ import patchrank
 from patchrank.errors import UserError, near
 from patchrank.report.markdown import table
 from patchrank.report.names import plain
-from patchrank.report.results import value_at
+from patchrank.report.results import 
+from patchrank.config import value_at
 
 
 def paper_rows(key: str | None) -> dict | None:

@@ -113,10 +113,3 @@ def read_settings(rows: Sequence[dict], root: str) -> list[Setting]:
 def _arrays(root: str, row: dict) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(read_bytes(join(root, "trials", f"{row['id']}.npz"))), allow_pickle=False) as arrays:
         return dict(arrays)
-
-
-def value_at(config: dict, path: str) -> object:
-    """The value at a dotted path of a plain configuration."""
-    for part in path.split("."):
-        config = config[part]
-    return config

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from patchrank.config import value_at
 from patchrank.report.compare import all_tasks
 from patchrank.report.drawing import png, wrap
 from patchrank.report.names import KEEP_RATE, labels, plain
-from patchrank.report.results import Setting, value_at
+from patchrank.report.results import Setting
 
 DROPPED, VEIL = 128, 0.85  # grey level that covers dropped patches in pictures, and how much of it
 MAX_ROWS, MAX_COLUMNS = 12, 9

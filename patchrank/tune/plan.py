@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from patchrank.config import Rule, TrialConfig, validate
+from patchrank.config import Rule, TrialConfig, validate, value_at
 from patchrank.errors import UserError, near
 from patchrank.files import exists, join, list_names, read_json, remove
 from patchrank.inputs import Inputs, load_inputs
@@ -123,13 +123,6 @@ class Plan:
 
 def _inputs_key(trial: TrialConfig) -> str:
     return json.dumps([trial.model.model_dump(), trial.data.model_dump()])
-
-
-def value_at(config: dict, path: str) -> object:
-    """The value at a dotted path of a plain configuration."""
-    for part in path.split("."):
-        config = config[part]
-    return config
 
 
 def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
