@@ -8,11 +8,10 @@ import numpy as np
 import yaml
 
 import patchrank
+from patchrank.config import value_at
 from patchrank.errors import UserError, near
 from patchrank.report.markdown import table
 from patchrank.report.names import plain
-from patchrank.report.results import 
-from patchrank.config import value_at
 
 
 def paper_rows(key: str | None) -> dict | None:
