@@ -42,11 +42,11 @@ class GoldenConfig(Strict):
 
 class PredictorConfig(Strict):
     name: str = "mix_mlp"
-    dim: int = Field(64, ge=1)
+    dim: int = Field(16, ge=1)
     head: Literal["linear", "mean"] = "linear"
     loss: str = "bce"
     epochs: int = Field(50, ge=1)
-    lr: float = Field(0.001, gt=0)
+    lr: float = Field(0.01, gt=0)
     # each task its own predictor, or one for all, fitted on these tasks
     fit_on: Literal["own"] | Annotated[list[str], Field(min_length=1)] = "own"
 

@@ -188,6 +188,12 @@ def describe(clip: Clip, name: str, location: int, metric: str, **kwargs) -> dic
     }
 
 
+def _source(path: str) -> tuple[str, str]:
+    """Task and split of a folder of shards."""
+    data = read_manifest(path)["data"]
+    return data["task"], data["split"]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchrank.fit", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -197,17 +203,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--location", type=int, default=4, help="layer, from 1, whose input the predictor reads")
     parser.add_argument("--metric", default="preservation", choices=METRICS)
     parser.add_argument("--predictor-name", default="mix_mlp")
-    parser.add_argument("--dim", type=positive, default=64)
+    parser.add_argument("--dim", type=positive, default=16)
     parser.add_argument("--head", default="linear")
     parser.add_argument("--loss", default="bce")
     parser.add_argument("--epochs", type=positive, default=50)
-    parser.add_argument("--lr", type=positive_float, default=1e-3)
+    parser.add_argument("--lr", type=positive_float, default=1e-2)
     args = parser.parse_args(argv)
     clip, started = create_clip_from(args), time.time()
     check_location(args.predictor_name, args.location)
-    own = read_manifest(args.val_shards)["data"]["ids_sha256"]
-    if own in [read_manifest(path)["data"]["ids_sha256"] for path in args.shards]:
-        raise UserError(f"--val-shards {args.val_shards}: holds images of --shards; take other ones to measure on")
+    for path in args.shards:
+        if _source(path) == _source(args.val_shards):
+            what = "/".join(_source(path))
+            raise UserError(f"--val-shards {args.val_shards}: of {what}, as --shards {path}; take a split of its own")
     train = pooled([read_ranked(clip, path, args.metric, args.location) for path in args.shards])
     val = read_ranked(clip, args.val_shards, args.metric, args.location)
     shape = {} if args.predictor_name == "prior" else {"dim": args.dim, "head": args.head}

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, positive, run_command
 from patchrank.data.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.data.tasks import ImageSplit, decode_image, load_split
-from patchrank.errors import UserError
-from patchrank.files import resolve
+from patchrank.errors import UserError, near
+from patchrank.files import content_id, resolve
 from patchrank.layers import pruning
 from patchrank.models.clip import Clip
 
@@ -70,12 +70,12 @@ def score_images(
 
     Raises:
         UserError: a window larger than the grid, tokens that no window covers, a layer outside the tower, more rounds
-            than tokens.
+            than tokens, an unknown metric, or `label` alone without labels.
     """
     (remove_at,) = pruning.check_locations((remove_at,), len(tower.blocks))
     squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
     check_rounds(rounds, tower.num_patches)
-    wanted = [name for name in metrics if name != "label" or labels is not None]
+    wanted = _known_metrics(metrics, labels)
     with full_precision():
         tokens = tower.forward_prefix(images, remove_at)
         whole = F.normalize(tower.forward_suffix(tokens, remove_at).double(), dim=-1)
@@ -94,6 +94,16 @@ def score_images(
             for m in range(len(wanted))
         ]
     return GoldenScores(pruning.importance(torch.stack(ranks, dim=1)), first)
+
+
+def _known_metrics(metrics: Sequence[str], labels: Tensor | None) -> list[str]:
+    for name in metrics:
+        if name not in METRICS:
+            raise UserError(f"metric {name!r} does not exist; {near(name, METRICS)}")
+    wanted = [name for name in metrics if name != "label" or labels is not None]
+    if not wanted:
+        raise UserError(f"metrics {list(metrics)} need labels, and there are none; near: preservation")
+    return wanted
 
 
 def check_rounds(rounds: int, num_tokens: int) -> None:
@@ -203,6 +213,7 @@ def shard_folder(
             "split": split.split,
             "ids_sha256": split.ids_sha256(),
             "count": len(split),
+            "labels_sha256": content_id(split.labels),
             "classes": list(split.classes),
             "templates": list(split.templates),
         },

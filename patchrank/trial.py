@@ -198,9 +198,9 @@ def _measure_task(
 def _summary(trial: TrialConfig, inputs: Inputs, tasks: dict[str, dict], arrays: dict[str, np.ndarray]) -> dict:
     """A row's metrics: means over tasks, costs, counts, and each task's own."""
     kept = arrays[f"{trial.data.tasks[0]}.pictures_kept"].shape[1]
-    fitted_on = 1 if trial.predictor.fit_on == "own" else len(fit_tasks(trial))
+    fitted_on = fit_tasks(trial)[:1] if trial.predictor.fit_on == "own" else fit_tasks(trial)
     counts = {
-        "n_train": fitted_on * len(inputs.split(trial.data.tasks[0], "train")) if fit_tasks(trial) else 0,
+        "n_train": sum(len(inputs.split(task, "train")) for task in fitted_on),
         "n_val": sum(len(inputs.split(task, "val")) for task in trial.data.tasks),
         "n_images": sum(row["n_images"] for row in tasks.values()),
         "n_kept": kept,
