@@ -259,18 +259,30 @@ def validate(schema: type[BaseModel], value: Any, where: str) -> Any:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(schema, error)}") from error
+        raise UserError(f"{where}: {_first_problem(schema, value, error)}") from error
 
 
-def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
-    problem = error.errors()[0]
-    path = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"key {path!r} does not exist; {near(str(problem['loc'][-1]), known_keys(schema, problem['loc'][:-1]))}"
-    if problem["type"] == "missing":
-        return f"key {path!r} is missing"
-    message = problem["msg"].removeprefix("Input ")
-    return f"{path} is {problem['input']!r}, but {message}"
+def _first_problem(schema: type[BaseModel], raw: dict, error: ValidationError) -> str:
+    problems = error.errors()
+    loc = problems[0]["loc"]
+    if problems[0]["type"] == "missing":
+        return f"key {'.'.join(map(str, loc))!r} is missing"
+    place, value = _written(loc, raw)
+    path = ".".join(map(str, place))
+    if problems[0]["type"] == "extra_forbidden":
+        return f"key {path!r} does not exist; {near(str(place[-1]), known_keys(schema, place[:-1]))}"
+    rules = [each["msg"].removeprefix("Input ") for each in problems if each["loc"][: len(place)] == place]
+    return f"{path} is {value!r}, but {', or '.join(dict.fromkeys(rules))}"
+
+
+def _written(loc: tuple, raw: Any) -> tuple[tuple, Any]:
+    """The part of a problem's place that the user wrote, and its value; pydantic adds which allowed type it tried."""
+    for n, part in enumerate(loc):
+        try:
+            raw = raw[part]
+        except (KeyError, IndexError, TypeError):
+            return loc[:n], raw
+    return loc, raw
 
 
 def value_at(config: dict, path: str) -> object:

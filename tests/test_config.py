@@ -77,6 +77,7 @@ def test_unreadable_yaml_is_named_by_line(text, message):
         ("trial.model.name=patchrank_clip_b61", "did you mean 'patchrank_clip_b16'"),
         ("trial.data.tasks=[digit]", "did you mean 'digits'"),
         ("trial.data.tasks=[digits, digits]", "data.tasks must not name a task twice"),
+        ("trial.predictor.fit_on=digits", "fit_on is 'digits', but should be 'own', or should be a valid list"),
         ("trial.predictor.fit_on=[digits_inc]", "did you mean 'digits_ink'"),
         ("trial.predictor.name=mlp", "'mlp' ranks by the class token alone"),
         ("trial.predictor={name: mlp, head: mean}", "head of mlp must be 'linear'"),
@@ -129,6 +130,48 @@ def test_a_mapping_changes_some_keys_of_a_section_and_points_that_come_out_equal
     assert [(g.window, g.rounds, g.remove_at) for g in found] == [(2, 1, 4), (3, 1, 4), (1, 2, 4)]
     with pytest.raises(UserError, match="did you mean 'rounds'"):
         space(tmp_path, "golden: {grid: [{round: 2}]}")
+
+
+def test_an_axis_that_falls_takes_those_that_hang_on_it(tmp_path):
+    plan = space(
+        tmp_path,
+        "pruning.reducer: {grid: [predictor, random]}\n"
+        "predictor.dim: {grid: [8, 64], when: {pruning.reducer: [predictor]}}\n"
+        "predictor.epochs: {grid: [5, 10], when: {predictor.dim: [64]}}",
+    )
+    found = [tuple(cell.values.values()) for cell in plan.cells]
+    assert found == [("predictor", 8), ("predictor", 64, 5), ("predictor", 64, 10), ("random",)]
+
+
+def test_a_section_is_not_sampled(tmp_path):
+    with pytest.raises(UserError, match="golden: a mapping can stand in a grid, but not be sampled"):
+        sweep = (ROOT / "sweeps/locations.yaml").read_text().replace("../search_spaces/locations.yaml", "space.yaml")
+        (tmp_path / "sweep.yaml").write_text(sweep.replace("{method: grid}", "{method: random}"))
+        (tmp_path / "space.yaml").write_text("golden: {choice: [{window: 2}, {window: 3}]}")
+        make_plan(load_sweep(str(tmp_path / "sweep.yaml")))
+
+
+def test_overriding_inside_a_swept_section_is_said():
+    notes = load_sweep("windows", ["trial.golden.window=3"]).notes
+    assert notes == ["trial.golden.window holds where the swept golden does not say otherwise"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_claim_of_a_sweep_has_what_it_compares(file):
+    """A slip in a claim would show only once the sweep has run."""
+    from patchrank.config import leaves
+    from patchrank.report.claims import _check_one_each, _pairs
+    from patchrank.report.results import Setting
+
+    plan, settings = make_plan(load_sweep(str(file))), {}
+    for cell in plan.cells:
+        config = plan.trial(cell.values).model_dump()
+        settings.setdefault(str(config | {"seed": 0}), Setting([{"config": config}], []))
+    for claim in plan.sweep.config.report.claims:
+        selected = [s for s in settings.values() if leaves(claim.of).items() <= leaves(s.config).items()]
+        _check_one_each(claim, selected)
+        pairs = list(_pairs(claim, selected, list(settings.values())))
+        assert pairs and all(other is not None for _, other, _ in pairs), claim.say
 
 
 def test_a_smoke_run_needs_one_seed():

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -5,6 +7,8 @@ from patchrank.data import digits
 from patchrank.data.captions import draw_template
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
+
+HASHES = {"digits": "bff8d4d5f9b7", "digits_full": "d75ac50f1aeb", "digits_ink": "73a17203a1e9"}
 
 
 def test_splits_share_neither_digits_nor_background():
@@ -64,13 +68,12 @@ def test_in_digits_ink_writing_is_darker_than_the_paper_around_it():
         assert 0.01 < written.mean() < 0.4 and (change[written] < 0).mean() > 0.8
 
 
-def test_frozen_pictures_of_digits_have_not_changed():
+@pytest.mark.parametrize("task, sha256", HASHES.items())
+def test_frozen_pictures_have_not_changed(task, sha256):
     """Weights and records rest on them; a new drawing needs a new `VERSION`, and other weights."""
-    import hashlib
-
-    split = load_split("digits", "val", 50)
+    split = load_split(task, "val", 50)
     pixels = b"".join(np.asarray(split.image(i)).tobytes() for i in range(50))
-    assert hashlib.sha256(pixels).hexdigest()[:12] == "bff8d4d5f9b7"
+    assert hashlib.sha256(pixels).hexdigest()[:12] == sha256
 
 
 @pytest.mark.parametrize("task", digits.STYLES)
@@ -88,6 +91,10 @@ def test_the_frozen_weights_know_the_tasks(clip, task, low, high):
     from patchrank.evaluate import evaluate
 
     assert low <= evaluate(clip, load_split(task, "val", 360), quiet=True).row()["accuracy_unpruned"] <= high
+
+
+def test_frozen_weights_have_not_changed(clip):
+    assert clip.sha256()[:12] == "8fa6bc70cb7a"
 
 
 def test_a_loaded_split_gives_the_same_batches(clip):

@@ -129,6 +129,13 @@ def test_impossible_windows_are_refused(tower, images, settings):
         score_images(tower, images, HEAD, **settings)
 
 
+def test_metrics_that_cannot_be_had_are_refused(tower, images):
+    with pytest.raises(UserError, match="did you mean 'label'"):
+        score_images(tower, images, HEAD, LABELS, metrics=("lable",))
+    with pytest.raises(UserError, match="need labels"):
+        score_images(tower, images, HEAD, metrics=("label",))
+
+
 def test_signs_pruning_by_g_beats_random_beats_reversed(clip):
     from patchrank.evaluate import evaluate, random_scores
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from patchrank.config import TrialConfig
+from patchrank.errors import UserError
 from patchrank.evaluate import evaluate
 from patchrank.inputs import load_inputs
+from patchrank.models.clip import create_clip
 from patchrank.trial import check_trial, needed_shards, run_trial, trial_id, trial_tasks
 from patchrank.tune.plan import configure
 
@@ -80,8 +82,8 @@ def test_pooled_fitting_reads_all_its_tasks_and_is_another_trial(run, inputs):
 def test_shared_embeddings_and_images_change_no_figure(run, inputs):
     """Sharing is for time alone: a fresh evaluation of the same tower gives the same answers and cosines."""
     _, arrays = run(pruning__reducer="cls_attention")
-    inputs.clip.visual.set_pruning(keep_rate=0.6, drop_counts=None, locations=(4,), reducer="cls_attention")
-    fresh = evaluate(inputs.clip, inputs.split("digits_ink", "test"), quiet=True)
+    clip = create_clip("patchrank_clip_digits", keep_rate=0.6, locations=(4,), reducer="cls_attention")
+    fresh = evaluate(clip, inputs.split("digits_ink", "test"), quiet=True)
     assert np.array_equal(fresh.right(), arrays["digits_ink.right_pruned"])
     assert np.array_equal(fresh.cosine["pruned"], arrays["digits_ink.cosine"])
 
@@ -107,6 +109,35 @@ def test_an_id_depends_on_the_data_of_every_task(inputs):
     assert prints[0] != prints[1] and trial_id(one, prints[0]) != trial_id(one, prints[1])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"golden.metric": "label"},
+        {"pruning.locations": [2]},
+        {"predictor.loss": "listwise"},
+        {"predictor.lr": 0.02},
+        {"predictor.epochs": 4},
+        {"predictor.dim": 8},
+        {"predictor.head": "mean"},
+        {"predictor.name": "transformer"},
+        {"pruning.reducer": "prior"},
+    ],
+)
+def test_a_fitted_ranker_is_named_by_all_that_it_depends_on(changes):
+    from patchrank.trial import _ranker_id
+
+    assert _ranker_id(configure(BASE, changes), ["a"]) != _ranker_id(BASE, ["a"]) != _ranker_id(BASE, ["a", "b"])
+    assert _ranker_id(configure(BASE, {"pruning.keep_rate": 0.3}), ["a"]) == _ranker_id(BASE, ["a"])
+
+
+def test_seeds_fit_different_predictors(run):
+    (_, one), (_, other) = run(seed=0), run(seed=1)
+    assert not np.array_equal(one["digits.matching"], other["digits.matching"])
+
+
 def test_mlp_is_refused_at_location_1_alone_where_it_ranks():
+    with pytest.raises(UserError, match="class token alone"):
+        configure(BASE, {"predictor.name": "mlp", "pruning.locations": [1]})
     check_trial(configure(BASE, {"predictor.name": "mlp", "pruning.locations": [2]}))
     check_trial(configure(BASE, {"predictor.name": "mlp", "pruning.locations": [1], "pruning.reducer": "random"}))

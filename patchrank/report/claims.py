@@ -46,13 +46,17 @@ class Judgement:
 
     @property
     def verdict(self) -> str:
-        """true (everywhere), refuted (anywhere), open or not measured; where a part is missing, nothing is true."""
-        verdicts = {comparison.verdict for comparison in self.comparisons}
+        """true (everywhere), refuted (anywhere), open or not measured; where a part is missing, nothing is true.
+
+        One loss among many may be luck: where sides contend several times, only one that stands after Holm refutes.
+        """
+        verdicts = {each.verdict for each in self.comparisons}
         if not verdicts:
             return "not measured"
-        if "refuted" in verdicts:
+        contest = _is_contest(self.claim) and len(self.comparisons) > 1
+        if any(each.verdict == "refuted" and (each.holm_p < 0.05 or not contest) for each in self.comparisons):
             return "refuted"
-        return "open" if "open" in verdicts or self.missing else "true"
+        return "true" if verdicts == {"true"} and not self.missing else "open"
 
     @property
     def figure(self) -> str:

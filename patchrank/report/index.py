@@ -36,6 +36,8 @@ def _summary(run: str) -> dict:
     summary = read_json(join(run, "claims.json"))
     if summary is None:
         raise UserError(f"{run}: holds no claims.json, so no finished report; near: python -m patchrank.tune <sweep>")
+    if summary["unfinished"]:
+        raise UserError(f"{run}: {summary['unfinished']} trials of its sweep are not done; run it again to finish them")
     if summary["quick"]:
         raise UserError(f"{run}: is a smoke run on few images (--quick), whose figures mean nothing")
     return summary

@@ -57,7 +57,7 @@ def legend(settings: Sequence[Setting], table: str) -> str:
         f"°, and the column of the oracles' {few}: on the first {few} images of each task alone.": few,
         "Agreement and cosine: with the unpruned answer and embedding.": True,
         "Matching: how much of the golden ranking's top 51 % is found, beside the position prior and chance, in "
-        "percent, on val.": "matching, prior, chance" in columns,
+        "percent, on val, where learning rates were chosen by it.": "matching, prior, chance" in columns,
         "GMACs: one image, its ranking included.": True,
         "Controls drop as many tokens, at random or the most important first.": controls,
         "Val: accuracy on validation images, by which choices are made.": "val" in columns,

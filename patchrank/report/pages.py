@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patchrank.config import Claim, ReportConfig
 from patchrank.data.digits import CREDIT
@@ -39,26 +39,30 @@ class _Sweep:
     command: str
     settings: list[Setting]
     judgements: list[Judgement]
+    unfinished: int
 
     @property
     def is_quick(self) -> bool:
         return "--quick" in self.command.split()
 
 
-def write_report(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], command: str) -> Report:
+def write_report(
+    rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], command: str, unfinished: int = 0
+) -> Report:
     """Writes `report.md`, `claims.json`, `<table>-accuracy.png` and `<table>-tokens.png` into `root`.
 
     Args:
         rows: result rows in plan order, at least one; their arrays lie in `<root>/trials`.
         axes: dotted paths of the swept settings; rows that differ in their seed alone are merged.
         command: what was asked of `python -m patchrank.tune`.
+        unfinished: trials of the sweep that have no row.
 
     Raises:
         UserError: a table that `paper.yaml` does not have.
     """
     paper, settings = paper_rows(config.paper), read_settings(rows, root)
-    judgements = [judge(claim, settings) for claim in config.claims]
-    sweep = _Sweep(rows, config, axes, command, settings, judgements)
+    judgements = [_judged(claim, settings, unfinished) for claim in config.claims]
+    sweep = _Sweep(rows, config, axes, command, settings, judgements, unfinished)
     table = main_table(settings, axes, paper)
     drawn = {"accuracy": draw_sweep(settings, axes), "tokens": draw_tokens(settings, axes)}
     pictures = {f"{config.table}-{kind}.png": picture for kind, picture in drawn.items()}
@@ -70,21 +74,31 @@ def write_report(rows: Sequence[dict], root: str, config: ReportConfig, axes: Se
     return Report(join(root, "report.md"), table)
 
 
-def _judged(claim: Claim, settings: list[Setting]) -> Judgement:
-    """A claim that does not fit what was run is not measured; it must not cost a report that took hours."""
+def _judged(claim: Claim, settings: list[Setting], unfinished: int) -> Judgement:
+    """A claim that does not fit what was run is not measured; it must not cost a report that took hours.
+
+    While trials are unfinished nobody knows whether those that a claim is about are all there: nothing is true yet.
+    """
     try:
-        return judge(claim, settings)
+        judgement = judge(claim, settings)
+        missing = [f"{unfinished} trials of the sweep"] * bool(unfinished)
+        return replace(judgement, missing=judgement.missing + missing)
     except UserError as error:
         return Judgement(claim, [], [str(error)])
 
 
 def _page(sweep: _Sweep, table: str, captions: dict[str, str], paper: dict | None) -> str:
     settings = sweep.settings
-    parts = [f"# {sweep.config.table}", SMOKE if sweep.is_quick else "", how_made(sweep.rows, sweep.command)]
+    parts = [f"# {sweep.config.table}", SMOKE if sweep.is_quick else "", _unfinished(sweep)]
+    parts += [how_made(sweep.rows, sweep.command)]
     parts += [what_was_measured(settings, sweep.axes), _claims(sweep.judgements), table, legend(settings, table)]
     parts += [f"{caption}\n\n![{caption.split(',')[0]}]({name})" for name, caption in captions.items()]
     parts += [_details(sweep.judgements), paper_section(paper), CREDIT]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _unfinished(sweep: _Sweep) -> str:
+    return f"**{sweep.unfinished} trials of this sweep are not done.**" if sweep.unfinished else ""
 
 
 def _summary(sweep: _Sweep) -> dict:
@@ -94,6 +108,7 @@ def _summary(sweep: _Sweep) -> dict:
         "sweep": sweep.rows[0]["sweep"],
         "table": sweep.config.table,
         "quick": sweep.is_quick,
+        "unfinished": sweep.unfinished,
         "command": sweep.command,
         "date": max(row["date"] for row in sweep.rows),
         "found": f"{_moves(sweep)}{_verdicts(sweep.judgements)}",

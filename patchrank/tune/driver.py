@@ -65,10 +65,10 @@ def _conclude(plan: Plan, failed: list[str], command: str) -> Outcome:
     """Rebuilds results and report from the records that belong to the plan, and says how it went."""
     rows, root = plan.rows(), plan.sweep.config.root
     write_atomic(join(root, "results.jsonl"), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-    if rows:
-        report = write_report(rows, root, plan.sweep.config.report, list(plan.sweep.axes), command)
-        say(f"\n{report.table}\n\nreport: {report.path}")
     unfinished = plan.missing()
+    if rows:
+        report = write_report(rows, root, plan.sweep.config.report, list(plan.sweep.axes), command, unfinished)
+        say(f"\n{report.table}\n\nreport: {report.path}")
     for reason in failed:
         say(f"failed: {reason}")
     if failed:

@@ -188,11 +188,16 @@ def _points(grid: dict[str, Rule], base: TrialConfig) -> list[dict[str, object]]
     """Points of the grid, each once; an axis stands only in those that meet its `when`."""
     points: dict[str, dict[str, object]] = {}
     for values in itertools.product(*(rule.grid for rule in grid.values())):
-        point = dict(zip(grid, values))
-        raw = _replaced(base, point)
-        point = {key: value for key, value in point.items() if _meets(key, grid[key], raw)}
+        point = _standing(dict(zip(grid, values)), grid, base)
         points.setdefault(json.dumps(_replaced(base, point), sort_keys=True), point)
     return list(points.values())
+
+
+def _standing(point: dict[str, object], grid: dict[str, Rule], base: TrialConfig) -> dict[str, object]:
+    """The axes of a point whose `when` is met; an axis that falls may take others with it."""
+    raw = _replaced(base, point)
+    left = {key: value for key, value in point.items() if _meets(key, grid[key], raw)}
+    return left if left == point else _standing(left, grid, base)
 
 
 def _meets(key: str, rule: Rule, raw: dict) -> bool:
@@ -204,6 +209,8 @@ def _meets(key: str, rule: Rule, raw: dict) -> bool:
 
 def _check_sampled(plan: Plan, key: str, rule: Rule) -> None:
     """Tries every choice, or both bounds, of a sampled axis; and knows the axes that its `when` names."""
+    if any(isinstance(value, dict) for value in rule.choice or ()):
+        raise UserError(f"{key}: a mapping can stand in a grid, but not be sampled; near: {key}.<setting>")
     for value in rule.choice or rule.uniform or rule.int_:
         plan.trial(plan.cells[0].values | {key: value})
     unknown = sorted(set(rule.when or {}) - set(plan.sampled) - set(plan.cells[0].values))

@@ -50,6 +50,8 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     suffix = "-quick" if quick else ""
     settings = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
     notes = [f"{key} is pinned by an override and no longer swept" for key in pinned]
+    inside = [(key, axis) for key in changed for axis in axes if key.startswith(f"trial.{axis}.")]
+    notes += [f"{key} holds where the swept {axis} does not say otherwise" for key, axis in inside]
     return Sweep(config.model_copy(update=settings), axes, notes, quick)
 
 
