@@ -334,3 +334,13 @@ def test_several_comparisons_have_one_interval_over_all_their_images():
     assert both.overall.clusters == DIGITS and both.overall.n == 2 * N
     assert "on average +7.50 [" in both.line()
     assert Judgement.from_json(json.loads(json.dumps(both.to_json()))) == both
+
+
+def test_a_loss_that_luck_explains_refutes_no_claim_of_several():
+    full, pairs = np.ones(N, bool), []
+    for rate in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
+        pairs += against_random(worse(full, 5) if rate == 0.1 else full, full, pruning__keep_rate=rate)
+    judgement = judge(claim(**BEATS_RANDOM, each=["pruning.keep_rate"]), pairs)
+    assert judgement.comparisons[0].verdict == "refuted" and judgement.verdict == "open"
+    pairs = [part for rate in (0.1, 0.2) for part in against_random(worse(full, 40), full, pruning__keep_rate=rate)]
+    assert judge(claim(**BEATS_RANDOM, each=["pruning.keep_rate"]), pairs).verdict == "refuted"

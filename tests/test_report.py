@@ -75,8 +75,9 @@ class Run:
         assert {len(row) for row in rows} == {len(head)}
         return head, [dict(zip(head, row)) for row in rows]
 
-    def report(self, axes, command="sweeps/made-up.yaml", table="made-up", **config):
-        return write_report(self.rows, str(self.root), ReportConfig(table=table, **config), axes, command)
+    def report(self, axes, command="sweeps/made-up.yaml", table="made-up", unfinished=0, **config):
+        config = ReportConfig(table=table, **config)
+        return write_report(self.rows, str(self.root), config, axes, command, unfinished)
 
 
 @pytest.fixture
@@ -314,3 +315,24 @@ def test_the_index_refuses_and_writes_nothing(run, tmp_path, case):
         main([folder, *[folder] * (case == "twice"), "--out", str(tmp_path / "docs")])
     assert not (tmp_path / "docs").exists()
     assert ("smoke run" in (run.root / "report.md").read_text()) == (case == "quick")
+
+
+def test_while_trials_are_missing_nothing_is_true_and_the_index_refuses(run, tmp_path):
+    run.add()
+    holds = Claim(say="Little is lost", of={}, against="unpruned", measure="accuracy", at_least=-5.0)
+    run.report([], claims=[holds])
+    assert "**true**: Little is lost" in (run.root / "report.md").read_text()
+    run.report([], claims=[holds], unfinished=2)
+    page = (run.root / "report.md").read_text()
+    assert "**not told apart**: Little is lost" in page and "2 trials of this sweep are not done" in page
+    with pytest.raises(UserError, match="2 trials of its sweep are not done"):
+        main([str(run.root), "--out", str(tmp_path / "docs")])
+
+
+def test_a_claim_that_fits_several_settings_costs_no_report(run):
+    run.add(pruning__keep_rate=0.5)
+    run.add(pruning__keep_rate=0.6)
+    vague = Claim(say="It holds", of={}, against="unpruned", measure="accuracy", at_least=-5.0)
+    run.report(["pruning.keep_rate"], claims=[vague])
+    page = (run.root / "report.md").read_text()
+    assert "**not measured**: It holds" in page and "several settings match" in page
