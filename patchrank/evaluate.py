@@ -69,21 +69,23 @@ def evaluate(
     seed: int = 0,
     quiet: bool = False,
     unpruned: Tensor | None = None,
+    tokens: Tensor | None = None,
 ) -> Evaluation:
     """Zero-shot classification of a split with the pruning that `clip.visual` has, beside the same tower unpruned.
 
     Args:
         controls: also rank at `random` (by `seed` and each image's pixels), or `reversed` (the reducer's, negated).
         scores: (n, N), high = keep, to rank by instead of the reducer's own: oracles.
-        unpruned: (n, E), what `embed_unpruned` gave for these images; computed here if left out.
+        unpruned, tokens: (n, E) and (n, P + N, D), what `embed_unpruned` and `embed_shared` gave for these images;
+            computed here if left out.
     """
     head, device = clip.zero_shot_head(split.classes, split.templates), clip.logit_scale.device
     parts: list[dict[str, Tensor]] = []
     bar = tqdm(total=len(split), desc=f"evaluate {split.task}/{split.split}", unit="image", disable=quiet)
     for images, places in split.batches(clip.transform(), batch_size):
         given = None if scores is None else torch.from_numpy(scores[places.start : places.stop]).to(device)
-        whole = None if unpruned is None else unpruned[places.start : places.stop].to(device)
-        parts.append(_one_batch(clip.visual, images.to(device), controls, given, seed, whole))
+        known = (None if x is None else x[places.start : places.stop].to(device) for x in (unpruned, tokens))
+        parts.append(_one_batch(clip.visual, images.to(device), controls, given, seed, *known))
         bar.update(len(images))
     bar.close()
     joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
@@ -103,14 +105,16 @@ def _one_batch(
     scores: Tensor | None,
     seed: int,
     unpruned: Tensor | None,
+    tokens: Tensor | None,
 ) -> dict[str, Tensor]:
-    pruned = tower.forward_pruned(images, scores)
+    pruned = tower.forward_pruned(images, scores, tokens)
     whole = tower.forward_suffix(tower.embed(images), 1) if unpruned is None else unpruned
     out = {"unpruned": whole, "pruned": pruned.embedding}
     if "random" in controls:
-        out["random"] = tower.forward_pruned(images, random_scores(images, tower.num_patches, seed)).embedding
+        drawn = random_scores(images, tower.num_patches, seed)
+        out["random"] = tower.forward_pruned(images, drawn, tokens).embedding
     if "reversed" in controls and pruned.scores is not None:
-        out["reversed"] = tower.forward_pruned(images, -pruned.scores).embedding
+        out["reversed"] = tower.forward_pruned(images, -pruned.scores, tokens).embedding
     return {name: F.normalize(z, dim=-1) for name, z in out.items()} | {"kept": pruned.kept}
 
 
@@ -120,6 +124,14 @@ def embed_unpruned(clip: Clip, split: ImageSplit, batch_size: int = BATCH_SIZE) 
     tower, device = clip.visual, clip.logit_scale.device
     batches = split.batches(clip.transform(), batch_size)
     return torch.cat([tower.forward_suffix(tower.embed(images.to(device)), 1).cpu() for images, _ in batches])
+
+
+@torch.inference_mode()
+def embed_shared(clip: Clip, split: ImageSplit, batch_size: int = BATCH_SIZE) -> Tensor:
+    """Tokens (n, P + N, D) as they enter the last layer that the pruning in force does not touch."""
+    tower, device = clip.visual, clip.logit_scale.device
+    batches = split.batches(clip.transform(), batch_size)
+    return torch.cat([tower.forward_prefix(images.to(device), tower.shared_layer).cpu() for images, _ in batches])
 
 
 def random_scores(images: Tensor, num_tokens: int, seed: int) -> Tensor:

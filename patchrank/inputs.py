@@ -20,6 +20,7 @@ from patchrank.files import content_id
 from patchrank.models.clip import Clip, create_clip
 
 PARTS = {"train": ("adapt", "n_train"), "val": ("val", "n_val"), "test": ("test", "n_test")}
+IN_MEMORY = 1 << 29  # bytes that the images of a split, or its tokens, may take
 REMEMBERED = 24  # results kept in memory, tokens of shards above all: 16 KiB an image here, 588 KiB on B/16
 
 
@@ -55,9 +56,20 @@ class Inputs:
             split, unpruned = self.reference(task, "test")
             return Reference(split.first(self.data.n_oracle), unpruned[: self.data.n_oracle])
         if (task, part) not in self._references:
-            split = self.split(task, part).loaded(self.clip.transform())
+            split = self.split(task, part).loaded(self.clip.transform(), IN_MEMORY)
             self._references[task, part] = Reference(split, evaluation.embed_unpruned(self.clip, split))
         return self._references[task, part]
+
+    def shared_tokens(self, task: str, part: str) -> Tensor | None:
+        """A split's tokens as they enter the last layer that the pruning in force does not touch, if they fit."""
+        if part == "oracle":
+            tokens = self.shared_tokens(task, "test")
+            return None if tokens is None else tokens[: self.data.n_oracle]
+        split, tower = self.reference(task, part).split, self.clip.visual
+        if 4 * len(split) * (tower.num_patches + tower.num_prefix_tokens) * tower.embed_dim > IN_MEMORY:
+            return None
+        key = "tokens", task, part, tower.shared_layer
+        return self.once(key, lambda: evaluation.embed_shared(self.clip, split))
 
     def ranked(self, path: str, metric: str, location: int, quiet: bool) -> fit.Ranked:
         """Tokens and golden scores of a folder of shards, whose name says what it holds."""

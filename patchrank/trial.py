@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import io
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -183,16 +184,29 @@ def _measure_task(
     row = fit.matching(quality, inputs.clip.visual.num_patches) if quality else {}
     is_oracle = trial.pruning.reducer == "golden"
     of_val, of_test = (_oracle(trial, paths[task, part]) if is_oracle else None for part in ("val", "oracle"))
-    val_split, val_whole = inputs.reference(task, "val")
-    split, whole = inputs.reference(task, "oracle" if is_oracle else "test")
     controls = trial.controls if trial.pruning.reducer == "predictor" else ()
-    how = {"seed": trial.seed, "quiet": quiet}
-    val = evaluation.evaluate(inputs.clip, val_split, scores=of_val, unpruned=val_whole, **how)
-    test = evaluation.evaluate(inputs.clip, split, controls, of_test, unpruned=whole, **how)
+    val, val_split = _evaluate(trial, inputs, task, "val", (), of_val, quiet)
+    test, split = _evaluate(trial, inputs, task, "oracle" if is_oracle else "test", controls, of_test, quiet)
     arrays = _per_image(test, split) | {f"val_{key}": array for key, array in _per_image(val, val_split).items()}
     arrays |= quality | _pictures(inputs, test, split, max(1, PICTURES // len(trial.data.tasks)))
     row |= test.row() | {f"val_{key}": value for key, value in val.row().items()} | {"n_images": len(split)}
     return row, arrays
+
+
+def _evaluate(
+    trial: TrialConfig,
+    inputs: Inputs,
+    task: str,
+    part: str,
+    controls: Sequence[str],
+    scores: np.ndarray | None,
+    quiet: bool,
+) -> tuple[evaluation.Evaluation, ImageSplit]:
+    """One part of a task's data, by the pruning in force; what no pruning changes is computed once for all trials."""
+    split, unpruned = inputs.reference(task, part)
+    shared = {"unpruned": unpruned, "tokens": inputs.shared_tokens(task, part)}
+    found = evaluation.evaluate(inputs.clip, split, controls, scores, seed=trial.seed, quiet=quiet, **shared)
+    return found, split
 
 
 def _summary(trial: TrialConfig, inputs: Inputs, tasks: dict[str, dict], arrays: dict[str, np.ndarray]) -> dict:

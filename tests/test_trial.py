@@ -5,7 +5,7 @@ import pytest
 
 from patchrank.config import TrialConfig
 from patchrank.errors import UserError
-from patchrank.evaluate import evaluate
+from patchrank.evaluate import embed_shared, evaluate
 from patchrank.inputs import load_inputs
 from patchrank.models.clip import create_clip
 from patchrank.trial import check_trial, needed_shards, run_trial, trial_id, trial_tasks
@@ -38,6 +38,17 @@ def run(inputs, tmp_path_factory):
             return record, dict(arrays)
 
     return run_one
+
+
+@pytest.mark.parametrize("reducer", ["center", "random", "cls_attention"])
+@pytest.mark.parametrize("locations", [[1], [4], [2, 3]])
+def test_tokens_shared_by_trials_give_the_same_embeddings_bit_for_bit(inputs, reducer, locations):
+    clip = create_clip("patchrank_clip_digits", keep_rate=0.5, locations=locations, reducer=reducer)
+    split = inputs.reference("digits", "val").split
+    tokens = embed_shared(clip, split)
+    plain, shared = (evaluate(clip, split, ["random"], tokens=given, quiet=True) for given in (None, tokens))
+    assert np.array_equal(plain.kept, shared.kept)
+    assert all(np.array_equal(plain.cosine[name], shared.cosine[name]) for name in ("pruned", "random"))
 
 
 @pytest.mark.parametrize("reducer", ["predictor", "prior", "center", "random", "cls_attention", "golden"])

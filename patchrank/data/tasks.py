@@ -57,7 +57,7 @@ class ImageSplit:
         tensors = self.tensors if self.tensors is None else self.tensors[:count]
         return replace(self, ids=self.ids[:count], labels=self.labels[:count], tensors=tensors)
 
-    def loaded(self, transform: Callable[[Image.Image], Tensor], limit: int = 1 << 29) -> ImageSplit:
+    def loaded(self, transform: Callable[[Image.Image], Tensor], limit: int) -> ImageSplit:
         """The same split with its images decoded and transformed in memory, if they fit into `limit` bytes."""
         one = transform(self.image(0))
         if self.tensors is not None or one.nbytes * len(self) > limit:

@@ -163,14 +163,26 @@ class PrunedVisionTransformer(VisionTransformer):
         x = forward_cls(last, x) if self.global_pool == "token" and is_plain(last) else last(x)
         return self.forward_head(self.norm(x))
 
-    def forward_pruned(self, images: Tensor, scores: Tensor | None = None) -> PrunedOutput:
+    @property
+    def shared_layer(self) -> int:
+        """The last layer whose input pruning does not touch; class attention is read in the layer before tokens go."""
+        if self.pruner is None:
+            return 1
+        first = min(self.pruner.drops)
+        return max(1, first - self.pruner.wants_row(first - 1))
+
+    def forward_pruned(
+        self, images: Tensor, scores: Tensor | None = None, tokens: Tensor | None = None
+    ) -> PrunedOutput:
         """Embeddings, and which patches they rest on.
 
         Args:
             images: (B, 3, H, W), normalised.
             scores: (B, N), high = keep, to rank by instead of the reducer's own (oracles, controls).
+            tokens: (B, P + N, D), what `forward_prefix(images, shared_layer)` gave, for callers that prune the same
+                images in many ways.
         """
-        x, state = self._encode(images, scores, self.cls_only)
+        x, state = self._encode(images, scores, self.cls_only, tokens=tokens)
         return PrunedOutput(self.forward_head(self.norm(x)), state.index, state.scores)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -266,11 +278,12 @@ class PrunedVisionTransformer(VisionTransformer):
         scores: Tensor | None = None,
         cls_only: bool = False,
         visit: Callable[[int, Tensor, TokenState], None] | None = None,
+        tokens: Tensor | None = None,
     ) -> tuple[Tensor, TokenState]:
         """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
-        x = self.embed(images)
+        x = self.embed(images) if tokens is None else tokens
         state = self._begin(images, x, scores)
-        for layer in range(1, len(self.blocks) + 1):
+        for layer in range(1 if tokens is None else self.shared_layer, len(self.blocks) + 1):
             if self.pruner is not None:
                 x, state = self.pruner(x, state, layer, scores)
             x, state = self._layer(x, state, layer, scores, cls_only)
