@@ -12,15 +12,15 @@ from patchrank.tune.spec import find_sweep
 def metrics(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reach")
     raw = read_yaml(find_sweep("locations"))["trial"]
-    raw["data"] |= {"n_test": 718, "tasks": ["digits", "digits_full"]}  # two scenes of every test digit
-    raw["predictor"]["fit_on"] = ["digits", "digits_full"]
+    raw["data"] |= {"n_test": 718, "n_train": 128, "n_val": 64}  # two scenes of every test digit
     trial = TrialConfig.model_validate(raw)
     record = run_trial(trial, load_inputs(trial), str(folder), str(folder / "shards"), "reach", quiet=True)
     return record["metrics"]
 
 
-def test_dropping_40_percent_by_the_predictor_costs_at_most_half_a_point(metrics):
-    assert metrics["accuracy"] >= metrics["accuracy_unpruned"] - 0.5
+def test_dropping_40_percent_by_the_predictor_costs_at_most_0_3_points_on_the_mean_of_three_tasks(metrics):
+    assert len(metrics["tasks"]) == 3
+    assert metrics["accuracy"] >= metrics["accuracy_unpruned"] - 0.3
     assert metrics["agreement"] > 95
 
 
