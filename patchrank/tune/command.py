@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m patchrank.tune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweep", help="sweep file, or the name of one that ships (locations)")
+    parser.add_argument("sweep", help="sweep file, or the name of one that ships (locations, scores, ...)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, values read as YAML")
     parser.add_argument("--quick", action="store_true", help="a smoke run on few images, in a folder of its own")
     parser.add_argument("--fresh", action="store_true", help="ignore the records of earlier runs")
