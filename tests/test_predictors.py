@@ -94,10 +94,11 @@ def test_only_predictors_that_read_the_class_token_depend_on_it(tokens):
 @torch.no_grad()
 def test_the_shipped_file_scores_by_eq_5_to_7():
     predictor, said = load_predictor(WEIGHTS / "patchrank_clip_digits.predictor.safetensors")
-    assert said["name"] == "mix_mlp"
-    parts = ("channel_mixing.0", "channel_mixing.1", "token_mixing.0", "token_mixing.1", "head")
+    assert said["name"] == "mix_mlp" and said["kwargs"]["dim"] == 16
+    parts = ("narrow", "channel_mixing.0", "channel_mixing.1", "token_mixing.0", "token_mixing.1", "head")
     assert set(predictor.state_dict()) == {f"{part}.{kind}" for part in parts for kind in ("weight", "bias")}
-    x = patches = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(3))
+    patches = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(3))
+    x = predictor.narrow(patches)
     x = x + predictor.channel_mixing[2](predictor.channel_mixing[1](predictor.channel_mixing[0](x)))
     x = x.transpose(1, 2)
     x = x + predictor.token_mixing[2](predictor.token_mixing[1](predictor.token_mixing[0](x)))
