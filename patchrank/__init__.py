@@ -5,7 +5,7 @@ Importing it registers the timm models `patchrank_clip_*` and nothing else; heav
 
 from __future__ import annotations
 
-from patchrank.models import pruned_vit as pruned_vit
+from patchrank.models import patchrank_clip as patchrank_clip
 
 __version__ = "0.1.0"
 __all__ = ["create_clip"]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from patchrank.cli import add_data_flags, add_model_flags, add_pruning_flags, create_clip_from, run_command
-from patchrank.data.tasks import ImageSplit, load_split
+from patchrank.data.images import ImageSplit
+from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.files import write_atomic
 from patchrank.fit import matching, prior_of, rank_quality, read_ranked

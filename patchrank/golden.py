@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, positive, run_command
+from patchrank.data.decoding import DECODERS
+from patchrank.data.images import ImageSplit
 from patchrank.data.shards import SHARD_SIZE, Sample, ShardFolder
-from patchrank.data.tasks import ImageSplit, decode_image, load_split
+from patchrank.data.tasks import load_split
 from patchrank.errors import UserError, near
 from patchrank.files import content_id, resolve
 from patchrank.layers import pruning
@@ -44,7 +46,7 @@ class GoldenScores(NamedTuple):
 def score_images(
     tower: nn.Module,
     images: Tensor,
-    head: Tensor,
+    head: Tensor | None = None,
     labels: Tensor | None = None,
     logit_scale: float = 100.0,
     window: int = 2,
@@ -59,23 +61,24 @@ def score_images(
     Args:
         tower: image tower with `forward_prefix` and `forward_suffix`, in evaluation mode.
         images: (B, 3, H, W), normalised.
-        head: class embeddings (C, E), unit vectors.
+        head: class embeddings (C, E), unit vectors; without them there is `preservation` alone.
         labels: (B,) ground truth; without them there is no `label` row.
         window, stride: side of the removed square and its step, in tokens.
         remove_at: layer, counted from 1, before which the window's tokens leave.
         rounds: 1 scores every token of the whole image. With R rounds the N // R least important tokens leave after
             each of them, and the rest is scored again against the same whole image; g is then the z-scored rank.
-        metrics: rows wanted. Rounds cost one search for each, since different tokens leave.
+        metrics: rows wanted; those that cannot be had are left out. Rounds cost one search for each, since different
+            tokens leave.
         batch_size: sequences run at a time.
 
     Raises:
         UserError: a window larger than the grid, tokens that no window covers, a layer outside the tower, more rounds
-            than tokens, an unknown metric, or `label` alone without labels.
+            than tokens, an unknown metric, or none that can be had without labels or class names.
     """
     (remove_at,) = pruning.check_locations((remove_at,), len(tower.blocks))
     squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
     check_rounds(rounds, tower.num_patches)
-    wanted = _known_metrics(metrics, labels)
+    wanted = _known_metrics(metrics, labels is not None, head is not None)
     with full_precision():
         tokens = tower.forward_prefix(images, remove_at)
         whole = F.normalize(tower.forward_suffix(tokens, remove_at).double(), dim=-1)
@@ -83,7 +86,7 @@ def score_images(
         def damage(alive: Tensor) -> Tensor:  # (B, N) to (B, M, W)
             pieces = _without_windows(tower, tokens, squares, alive, remove_at, batch_size)
             pieces = F.normalize(pieces.double(), dim=-1)
-            return torch.stack(_damages(wanted, whole, pieces, head.double(), labels, float(logit_scale)), dim=1)
+            return torch.stack(_damages(wanted, whole, pieces, head, labels, float(logit_scale)), dim=1)
 
         everything = tokens.new_ones(len(tokens), tower.num_patches, dtype=torch.bool)
         first = damage(everything)
@@ -96,13 +99,16 @@ def score_images(
     return GoldenScores(pruning.importance(torch.stack(ranks, dim=1)), first)
 
 
-def _known_metrics(metrics: Sequence[str], labels: Tensor | None) -> list[str]:
+def _known_metrics(metrics: Sequence[str], labelled: bool, named: bool) -> list[str]:
+    """Those of `metrics` that can be had: all of them where classes have names and images have labels."""
     for name in metrics:
         if name not in METRICS:
             raise UserError(f"metric {name!r} does not exist; {near(name, METRICS)}")
-    wanted = [name for name in metrics if name != "label" or labels is not None]
+    had = {"label": named and labelled, "confidence": named, "preservation": True}
+    wanted = [name for name in metrics if had[name]]
     if not wanted:
-        raise UserError(f"metrics {list(metrics)} need labels, and there are none; near: preservation")
+        what = "labels" if named else "class names"
+        raise UserError(f"metrics {list(metrics)} need {what}, and there are none; near: preservation")
     return wanted
 
 
@@ -153,10 +159,15 @@ def _without_windows(
 
 
 def _damages(
-    metrics: Sequence[str], whole: Tensor, pieces: Tensor, head: Tensor, labels: Tensor | None, scale: float
+    metrics: Sequence[str],
+    whole: Tensor,
+    pieces: Tensor,
+    head: Tensor | None,
+    labels: Tensor | None,
+    scale: float,
 ) -> list[Tensor]:
     """Damage (B, W) by each metric, from unit embeddings of full (B, E) and pruned (B, W, E) sequences."""
-    logits = scale * pieces @ head.T  # (B, W, C)
+    logits = None if head is None else scale * pieces @ head.double().T  # (B, W, C)
     ways = {
         "label": lambda: _improbability(logits, labels[:, None].expand(logits.shape[:2])),
         "confidence": lambda: _improbability(logits, logits.argmax(-1)),
@@ -204,7 +215,7 @@ def shard_folder(
     header = {
         "schema": 1,
         "version": VERSION,
-        "metrics": list(METRICS) if rounds == 1 else [metric],
+        "metrics": _known_metrics(METRICS if rounds == 1 else [metric], split.labels is not None, bool(split.classes)),
         "grid": list(clip.visual.patch_embed.grid_size),
         "golden": {"window": window, "stride": stride, "remove_at": remove_at, "rounds": rounds},
         "model": {"name": clip.name, "sha256": sha256 or clip.sha256()},
@@ -212,6 +223,7 @@ def shard_folder(
             "task": split.task,
             "split": split.split,
             "ids_sha256": split.ids_sha256(),
+            "decoding": split.decoding,
             "count": len(split),
             "labels_sha256": content_id(split.labels),
             "classes": list(split.classes),
@@ -229,16 +241,16 @@ def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, 
     places = range(first, first + folder.sizes[index])
     transform, device = clip.transform(), clip.logit_scale.device
     contents = [split.read(i) for i in places]
-    images = torch.stack([transform(decode_image(content)) for content in contents]).to(device)
-    head = clip.zero_shot_head(split.classes, split.templates)
+    images = torch.stack([transform(DECODERS[split.decoding](content)) for content in contents]).to(device)
+    head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
     settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}
-    labels = torch.tensor([split.labels[i] for i in places], device=device)
+    labels = None if split.labels is None else torch.tensor([split.label(i) for i in places], device=device)
     golden = score_images(
         clip.visual, images, head, labels, clip.logit_scale.exp().item(), batch_size=batch_size, **settings
     )
     scores, damage = (part.float().cpu().numpy() for part in golden)
     samples = (
-        Sample(split.ids[i], contents[n], split.extension, split.labels[i], scores[n], damage[n])
+        Sample(split.ids[i], contents[n], split.label(i), scores[n], damage[n], split.decoding)
         for n, i in enumerate(places)
     )
     folder.write(index, samples)

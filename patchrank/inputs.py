@@ -15,7 +15,8 @@ from patchrank import evaluate as evaluation
 from patchrank import fit
 from patchrank.cli import check_device
 from patchrank.config import DataConfig, TrialConfig
-from patchrank.data.tasks import ImageSplit, load_split
+from patchrank.data.images import ImageSplit
+from patchrank.data.tasks import load_split
 from patchrank.files import content_id
 from patchrank.models.clip import Clip, create_clip
 

@@ -21,8 +21,9 @@ import patchrank
 from patchrank import evaluate as evaluation
 from patchrank import fit, golden
 from patchrank.config import TrialConfig
+from patchrank.data.images import ImageSplit
 from patchrank.data.shards import ShardFolder
-from patchrank.data.tasks import ImageSplit, load_split
+from patchrank.data.tasks import load_split
 from patchrank.errors import UserError, near
 from patchrank.files import content_id, join, remove, write_atomic, write_json
 from patchrank.inputs import Inputs, mean_over

@@ -7,7 +7,7 @@ from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.evaluate import evaluate
 from patchrank.models.clip import TEXT_CFGS, create_text_tower
-from patchrank.models.pruned_vit import WEIGHTS
+from patchrank.models.tags import WEIGHTS
 
 
 def test_zero_shot_accuracy_of_the_shipped_pair(clip):
@@ -89,7 +89,7 @@ def test_quick_gelu_image_tower_reads_open_clips_weights():
     import open_clip
     import timm
 
-    from patchrank.models.pruned_vit import checkpoint_filter_fn
+    from patchrank.models.pretrained import checkpoint_filter_fn
 
     vision = open_clip.CLIPVisionCfg(layers=2, width=64, head_width=16, patch_size=16, image_size=64)
     theirs = open_clip.CLIP(32, vision, open_clip.CLIPTextCfg(layers=1, width=16, heads=1), quick_gelu=True).eval()

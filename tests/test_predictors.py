@@ -15,7 +15,7 @@ from patchrank.layers.predictors import (
     save_predictor,
 )
 from patchrank.layers.predictors.transformer import num_heads
-from patchrank.models.pretrained import WEIGHTS
+from patchrank.models.tags import WEIGHTS
 
 GRID, WIDTH, N = (4, 4), 24, 16
 SETTINGS = [

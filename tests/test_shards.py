@@ -1,3 +1,4 @@
+import io
 import json
 import random
 import signal
@@ -8,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from patchrank.data.shards import Sample, ShardFolder, read_manifest, stream
 from patchrank.data.tasks import load_split
@@ -18,9 +20,15 @@ from patchrank.golden import make_shards, shard_folder
 HEADER = {"schema": 1, "data": {"count": 10}, "shard_size": 4}
 
 
+def picture(i: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (32, 32), i).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def sample(i: int) -> Sample:
     scores = np.full((3, 64), i, np.float32)
-    return Sample(f"img.{i}", bytes([i]) * 100, "png", i % 3 or None, scores, np.zeros((3, 49), np.float32))
+    return Sample(f"img.{i}", picture(i), i % 3 or None, scores, np.zeros((3, 49), np.float32))
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ def test_what_is_written_is_read(folder):
     back = list(stream(folder.path))
     assert [s.id for s in back] == [f"img.{i}" for i in range(10)]
     assert [s.label for s in back] == [i % 3 or None for i in range(10)]
-    assert all(s.content == bytes([i]) * 100 and (s.scores == i).all() for i, s in enumerate(back))
+    assert all(s.content == picture(i) and (s.scores == i).all() for i, s in enumerate(back))
     manifest = read_manifest(folder.path)
     assert manifest["complete"] and [shard["samples"] for shard in manifest["shards"]] == [4, 4, 2]
 

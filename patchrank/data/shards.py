@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from patchrank.data.tasks import decode_image
+from patchrank.data.decoding import DECODERS, extension_of
 from patchrank.errors import UserError
 from patchrank.files import content_id, join, read_bytes, read_json, write_atomic, write_json
 
 SHARD_SIZE = 64
+_NOT_IMAGES = ("__key__", "__url__", "__local_path__", "json", "cls", "scores.npy", "windows.npy")
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Sample:
 
     id: str
     content: bytes
-    extension: str
     label: int | None
     scores: np.ndarray
     windows: np.ndarray
+    decoding: str = "plain"
 
     def image(self):
-        return decode_image(self.content)
+        return DECODERS[self.decoding](self.content)
 
 
 class ShardFolder:
@@ -109,9 +110,9 @@ def stream(path: str) -> Iterator[Sample]:
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     manifest = read_manifest(path)
-    members = group_by_keys(tar_file_expander(_verified(path, manifest["shards"])))
-    for member in members:
-        yield _sample(member)
+    decoding = manifest["data"].get("decoding", "plain")
+    for member in group_by_keys(tar_file_expander(_verified(path, manifest["shards"]))):
+        yield _sample(member, decoding)
 
 
 def check_shard(path: str, record: dict) -> tuple[bytes, str | None]:
@@ -135,15 +136,15 @@ def _verified(path: str, records: Sequence[dict]) -> Iterator[dict]:
         yield {"url": record["file"], "stream": io.BytesIO(content)}
 
 
-def _sample(member: dict) -> Sample:
-    extension = next(key for key in ("png", "jpg") if key in member)
+def _sample(member: dict, decoding: str) -> Sample:
+    about = json.loads(member["json"])
     return Sample(
-        json.loads(member["json"])["id"],
-        member[extension],
-        extension,
+        about["id"],
+        member[next(key for key in member if key not in _NOT_IMAGES)],
         int(member["cls"]) if "cls" in member else None,
         _array(member["scores.npy"]),
         _array(member["windows.npy"]),
+        decoding,
     )
 
 
@@ -158,7 +159,7 @@ def _tar(samples: Iterable[Sample], first: int) -> tuple[bytes, int]:
     buffer, count = io.BytesIO(), 0
     with TarWriter(buffer, encoder=True, mtime=0) as tar:
         for count, sample in enumerate(samples, 1):
-            member = {"__key__": f"{first + count - 1:08d}", sample.extension: sample.content}
+            member = {"__key__": f"{first + count - 1:08d}", extension_of(sample.content): sample.content}
             member |= {} if sample.label is None else {"cls": sample.label}
             member |= {"json": {"id": sample.id}, "scores.npy": sample.scores, "windows.npy": sample.windows}
             tar.write(member)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from patchrank.errors import UserError, near
 from patchrank.files import read_bytes, weights_sha256
-from patchrank.models.pruned_vit import WEIGHTS, checkpoint_filter_fn
+from patchrank.models.pretrained import checkpoint_filter_fn
+from patchrank.models.tags import WEIGHTS
 
 CONTEXT_LENGTH = 77
 VOCAB_SIZE = 49408  # CLIP's byte-pair vocabulary
