@@ -8,8 +8,11 @@ from collections.abc import Callable
 
 import torch
 
+from patchrank.data.images import ImageSplit
+from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.models.clip import Clip, create_clip
+from patchrank.models.text import template_set
 
 
 def positive(text: str) -> int:
@@ -33,22 +36,33 @@ def positive_float(text: str) -> float:
 def add_model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
     """The flags of every stage, with the names that the trial's settings have."""
     parser.add_argument("--model", default="patchrank_clip_digits", help="a timm entrypoint of ours")
-    parser.add_argument("--checkpoint", help="safetensors file of a pair; default: the weights that ship")
+    parser.add_argument(
+        "--checkpoint",
+        help="file of a pair, whoever saved it; default: the tag's own weights",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=out, help=f"where results go (default: {out or 'stdout alone'})")
 
 
-def add_data_flags(parser: argparse.ArgumentParser, split: str, batch_size: int) -> None:
-    parser.add_argument("--data", default="digits", help="task")
-    parser.add_argument("--data-root", help="folder of the task's images; embedded tasks need none")
-    parser.add_argument("--split", default=split)
+def add_data_flags(parser: argparse.ArgumentParser, default_split: str, batch_size: int) -> None:
+    parser.add_argument("--data", default="digits", help="embedded or named task, `folder` or `wds` (docs/data.md)")
+    parser.add_argument("--data-root", help="where the images lie: a folder, a list or tars; embedded tasks need none")
+    parser.add_argument("--split", help=f"default: {default_split}")
     parser.add_argument("--limit", type=positive, help="only the first so many images")
+    parser.add_argument("--vocabulary", metavar="YAML", help="file of class names and templates")
+    parser.add_argument("--templates", metavar="SET", help="plain, openai7, openai80; default: the task's own prompts")
     parser.add_argument("--batch-size", type=positive, default=batch_size)
 
 
+def load_split_from(args: argparse.Namespace, split: str | None = None) -> ImageSplit:
+    """The images that the data flags name; `split` is taken where they name none."""
+    templates = None if args.templates is None else template_set(args.templates)
+    return load_split(args.data, args.split or split, args.limit, args.data_root, args.vocabulary, templates)
+
+
 def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--keep-rate", type=float, default=0.6, help="share of patch tokens left at the end")
+    parser.add_argument("--keep-rate", type=float, default=1.0, help="share of patches left at the end (default: 1)")
     parser.add_argument("--locations", type=int, nargs="+", default=[4, 6, 8, 10], help="layers, from 1")
     parser.add_argument("--reducer", default="predictor")
     parser.add_argument("--leftovers", default="drop")

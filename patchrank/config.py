@@ -26,6 +26,8 @@ class ModelConfig(Strict):
 class DataConfig(Strict):
     tasks: list[str] = Field(["digits"], min_length=1)  # results are means over them
     root: str | None = None
+    vocabulary: str | None = None  # YAML file of class names and templates
+    templates: Literal["plain", "openai7", "openai80"] | None = None  # prompts in place of each task's own
     n_train: int | None = Field(256, ge=1)  # images of each task
     n_val: int | None = Field(128, ge=1)
     n_test: int | None = Field(None, ge=1)

@@ -1,6 +1,9 @@
 """Evaluates pruned inference: accuracy, agreement, cosine, matching rate and MACs as one row.
 
 python -m patchrank.evaluate --data digits --split val --keep-rate 0.6
+python -m patchrank.evaluate --task retrieval --data digits --keep-rate 0.6
+python -m patchrank.evaluate --model patchrank_clip_b16 --data caltech101 --data-root /data --split test
+python -m patchrank.evaluate --model patchrank_clip_b16 --checkpoint clip.pt --data folder --data-root photos
 """
 
 from __future__ import annotations
@@ -16,17 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patchrank.cli import add_data_flags, add_model_flags, add_pruning_flags, create_clip_from, run_command
+from patchrank.cli import (
+    add_data_flags,
+    add_model_flags,
+    add_pruning_flags,
+    create_clip_from,
+    load_split_from,
+    run_command,
+)
 from patchrank.data.images import ImageSplit
-from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
-from patchrank.files import write_atomic
+from patchrank.files import exists, write_atomic
 from patchrank.fit import matching, prior_of, rank_quality, read_ranked
 from patchrank.layers.macs import text_macs
 from patchrank.layers.reducers import Random, TokenState
 from patchrank.layers.reducers.random import sample_keys
 from patchrank.metrics import percent
-from patchrank.models.clip import TEXT_CFGS, Clip
+from patchrank.models.clip import Clip
+from patchrank.models.text import text_shape
 
 VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
 CONTROLS = ("random", "reversed")
@@ -37,11 +47,11 @@ BATCH_SIZE = 64
 class Evaluation:
     """Per image, in the order of the split: what each variant (unpruned, pruned, controls) answered.
 
-    answers: variant -> class indices (n,); cosine: variant -> cosine to the unpruned embedding (n,).
-    labels (n,); kept (n, K), places of the surviving tokens.
+    answers: variant -> class indices (n,), none where classes have no names; cosine: variant -> cosine to the unpruned
+    embedding (n,). labels (n,), or None; kept (n, K), places of the surviving tokens.
     """
 
-    labels: np.ndarray
+    labels: np.ndarray | None
     answers: dict[str, np.ndarray]
     cosine: dict[str, np.ndarray]
     kept: np.ndarray
@@ -54,10 +64,16 @@ class Evaluation:
         return self.answers[variant] == self.labels
 
     def row(self) -> dict[str, float]:
-        """Percentages: accuracy of every variant, agreement with the unpruned answers; and the mean cosine."""
-        row = {"accuracy": percent(self.right()), "accuracy_unpruned": percent(self.right("unpruned"))}
-        row |= {f"accuracy_{name}": percent(self.right(name)) for name in self.answers if name in CONTROLS}
-        return row | {"agreement": percent(self.same()), "cosine": float(self.cosine["pruned"].mean())}
+        """Percentages: accuracy of every variant, agreement with the unpruned answers; and the mean cosine.
+
+        Without labels there is no accuracy, and without class names no agreement either.
+        """
+        row: dict[str, float] = {}
+        if self.answers and self.labels is not None:
+            row = {"accuracy": percent(self.right()), "accuracy_unpruned": percent(self.right("unpruned"))}
+            row |= {f"accuracy_{name}": percent(self.right(name)) for name in self.answers if name in CONTROLS}
+        row |= {"agreement": percent(self.same())} if self.answers else {}
+        return row | {"cosine": float(self.cosine["pruned"].mean())}
 
 
 @torch.inference_mode()
@@ -80,7 +96,8 @@ def evaluate(
         unpruned, tokens: (n, E) and (n, P + N, D), what `embed_unpruned` and `embed_shared` gave for these images;
             computed here if left out.
     """
-    head, device = clip.zero_shot_head(split.classes, split.templates), clip.logit_scale.device
+    head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
+    device = clip.logit_scale.device
     parts: list[dict[str, Tensor]] = []
     bar = tqdm(total=len(split), desc=f"evaluate {split.task}/{split.split}", unit="image", disable=quiet)
     for images, places in split.batches(clip.transform(), batch_size):
@@ -92,8 +109,8 @@ def evaluate(
     joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     kept = joined.pop("kept").cpu().numpy()
     return Evaluation(
-        labels=np.asarray(split.labels),
-        answers={name: (z @ head.T).argmax(-1).cpu().numpy() for name, z in joined.items()},
+        labels=None if split.labels is None else np.asarray(split.labels),
+        answers={} if head is None else {name: (z @ head.T).argmax(-1).cpu().numpy() for name, z in joined.items()},
         cosine={name: (z * joined["unpruned"]).sum(-1).cpu().numpy() for name, z in joined.items()},
         kept=kept,
     )
@@ -145,16 +162,11 @@ def random_scores(images: Tensor, num_tokens: int, seed: int) -> Tensor:
 def macs_row(clip: Clip) -> dict[str, float]:
     """GMACs of one image with the pruning in force and without, of its ranking, and of one caption."""
     macs, plain = clip.visual.macs(), clip.visual.macs_unpruned()
-    cfg = {
-        key: value
-        for key, value in TEXT_CFGS[clip.name.split(".")[0]].items()
-        if key in ("width", "layers", "output_dim")
-    }
     return {
         "gmacs": macs.image / 1e9,
         "gmacs_unpruned": plain.image / 1e9,
         "gmacs_predictor": macs.predictor / 1e9,
-        "gmacs_text": text_macs(**cfg) / 1e9,
+        "gmacs_text": text_macs(*text_shape(clip.text)) / 1e9,
     }
 
 
@@ -170,24 +182,48 @@ def shard_matching(clip: Clip, path: str) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.evaluate", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_flags(parser, out=None)
-    add_data_flags(parser, split="val", batch_size=BATCH_SIZE)
-    add_pruning_flags(parser)
-    parser.add_argument("--controls", nargs="*", default=[], choices=CONTROLS)
-    parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
+    if args.index and args.task != "retrieval":
+        raise UserError("--index goes with --task retrieval, which is not given")
     settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
+    split = load_split_from(args)
     clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings)
-    split = load_split(args.data, args.split, args.limit, args.data_root)
     found = shard_matching(clip, args.shards) if args.shards else {}
-    measured = evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
-    about = {"model": args.model, "data": args.data, "split": args.split, "n_images": len(split)}
+    measured = _retrieval(args, clip, split) if args.task == "retrieval" else _classification(args, clip, split)
+    about = {"task": args.task, "model": args.model, "data": args.data, "split": split.split}
+    about |= {"n_images": len(split), "n_skipped": split.skipped}
     line = json.dumps(about | settings | measured | macs_row(clip) | found)
     if args.out:
         write_atomic(args.out, line + "\n")
     print(line)
+
+
+def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:
+    return evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
+
+
+def _retrieval(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:
+    from patchrank.retrieval import read_index, retrieval, write_index
+
+    known = args.index is not None and exists(args.index)
+    index = read_index(args.index, split, clip.visual.num_classes) if known else None
+    found = retrieval(clip, split, batch_size=args.batch_size, index=index)
+    if args.index is not None and not known:
+        write_index(args.index, found.unpruned)
+    return found.row()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m patchrank.evaluate", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--task", choices=("classification", "retrieval"), default="classification")
+    add_model_flags(parser, out=None)
+    add_data_flags(parser, "val; of a folder or tars: all", batch_size=BATCH_SIZE)
+    add_pruning_flags(parser)
+    parser.add_argument("--controls", nargs="*", default=[], choices=CONTROLS)
+    parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
+    parser.add_argument("--index", help="retrieval: .npy of the images' unpruned embeddings; made if it is not there")
+    return parser
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, positive, run_command
+from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, load_split_from, positive, run_command
 from patchrank.data.decoding import DECODERS
 from patchrank.data.images import ImageSplit
 from patchrank.data.shards import SHARD_SIZE, Sample, ShardFolder
-from patchrank.data.tasks import load_split
+from patchrank.data.tasks import find_task
 from patchrank.errors import UserError, near
 from patchrank.files import content_id, resolve
 from patchrank.layers import pruning
@@ -280,14 +280,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchrank.golden", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model_flags(parser, out="runs/shards")
-    add_data_flags(parser, split="adapt", batch_size=BATCH_SIZE)
+    add_data_flags(parser, "the task's training images", batch_size=BATCH_SIZE)
     parser.add_argument("--window", type=int, default=2, help="side of the removed square, in tokens")
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--remove-at", type=int, default=4, help="layer, from 1, before which the window leaves")
     parser.add_argument("--rounds", type=positive, default=1, help="how often the rest is scored again")
     parser.add_argument("--metric", default="preservation", choices=METRICS, help="which one, with more than 1 round")
     args = parser.parse_args(argv)
-    clip, split = create_clip_from(args), load_split(args.data, args.split, args.limit, args.data_root)
+    split = load_split_from(args, find_task(args.data).training)
+    clip = create_clip_from(args)
     settings = {key: getattr(args, key) for key in ("window", "stride", "remove_at", "rounds", "metric")}
     folder = shard_folder(clip, split, resolve(args.out), **settings)
     print(make_shards(clip, split, folder, args.batch_size))

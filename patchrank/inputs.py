@@ -16,11 +16,12 @@ from patchrank import fit
 from patchrank.cli import check_device
 from patchrank.config import DataConfig, TrialConfig
 from patchrank.data.images import ImageSplit
-from patchrank.data.tasks import load_split
+from patchrank.data.tasks import find_task, load_split
 from patchrank.files import content_id
 from patchrank.models.clip import Clip, create_clip
+from patchrank.models.text import template_set
 
-PARTS = {"train": ("adapt", "n_train"), "val": ("val", "n_val"), "test": ("test", "n_test")}
+PARTS = {"train": "n_train", "val": "n_val", "test": "n_test"}
 IN_MEMORY = 1 << 29  # bytes that the images of a split, or its tokens, may take
 REMEMBERED = 24  # results kept in memory, tokens of shards above all: 16 KiB an image here, 588 KiB on B/16
 
@@ -47,8 +48,7 @@ class Inputs:
         if part == "oracle":
             return self.split(task, "test").first(self.data.n_oracle)
         if (task, part) not in self._splits:
-            name, count = PARTS[part]
-            self._splits[task, part] = load_split(task, name, getattr(self.data, count), self.data.root)
+            self._splits[task, part] = load_part(task, part, self.data, getattr(self.data, PARTS[part]))
         return self._splits[task, part]
 
     def reference(self, task: str, part: str) -> Reference:
@@ -97,10 +97,22 @@ class Inputs:
         return self.clip.sha256()
 
 
-def load_inputs(trial: TrialConfig, device: str = "cpu") -> Inputs:
-    """Raises `UserError` for a model, checkpoint or device that cannot be had."""
+def load_part(task: str, part: str, data: DataConfig, limit: int | None) -> ImageSplit:
+    """The first images of a part of a task's data; `train` is whatever the task calls its training split."""
+    name = find_task(task).training if part == "train" else part
+    templates = None if data.templates is None else template_set(data.templates)
+    return load_split(task, name, limit, data.root, data.vocabulary, templates)
+
+
+def load_inputs(trial: TrialConfig, device: str = "cpu", heads: str | None = None) -> Inputs:
+    """The pair and the data of a trial; `heads` is where class embeddings are kept between processes.
+
+    Raises:
+        UserError: a model, checkpoint or device that cannot be had.
+    """
     check_device(device)
     clip = create_clip(trial.model.name, checkpoint=trial.model.checkpoint, device=device)
+    clip.heads = heads
     return Inputs(clip, trial.data)
 
 

@@ -2,15 +2,88 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import struct
+import warnings
+import zlib
 from collections.abc import Callable
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image
+
+# What Pillow's readers raise for files that are damaged, cut off, of no known format, or past its guard against
+# decompression bombs, which stays as it is.
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # where warnings are errors
+)
+
+# Formats that Pillow tells by name alone, and EPS, for which it would start another program.
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+# ImageOps.exif_transpose would also write the other tags anew, and fails where a camera left them malformed.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_plain(content: bytes) -> Image.Image:
     """What Dassl, CLIP and open_clip do: Pillow's own conversion to RGB, whatever the file says of its orientation."""
     return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def decode_viewer(content: bytes) -> Image.Image:
+    """The picture that a viewer shows: the first frame, upright, on white where it is transparent.
+
+    Grey of more than 8 bits is scaled, not clipped: integers from 0..65535, floats from the least of 0..1, 0..255 and
+    0..65535 that holds them all. Colour profiles are not applied, since CLIP's own transforms apply none. A JPEG in
+    colour or grey without an orientation gives exactly what `decode_plain` gives.
+
+    Raises:
+        UNREADABLE: the bytes are no image, or a damaged one; a part of an image is never returned.
+    """
+    _hush()
+    image = Image.open(io.BytesIO(content), formats=image_formats())
+    image.load()
+    if 0 in image.size:
+        raise ValueError("the image has no pixels")
+    shown, turn = _on_white(_eight_bits(image)), _TURNS.get(_orientation(image))
+    return shown if turn is None else shown.transpose(turn)
+
+
+DECODERS: dict[str, Callable[[bytes], Image.Image]] = {"plain": decode_plain, "viewer": decode_viewer}
+
+
+def fault(content: bytes, decoding: str) -> str | None:
+    """In one line what keeps encoded bytes from being decoded in full; None if nothing does."""
+    if not content:
+        return "the file is empty"
+    try:
+        DECODERS[decoding](content)
+    except Image.UnidentifiedImageError:  # its own text is the address of a buffer
+        return "in no image format that can be read"
+    except UNREADABLE as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def extension_of(content: bytes) -> str:
@@ -19,4 +92,49 @@ def extension_of(content: bytes) -> str:
     return {"jpeg": "jpg", "mpo": "jpg"}.get(kind, kind)
 
 
-DECODERS: dict[str, Callable[[bytes], Image.Image]] = {"plain": decode_plain}
+@functools.cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that it can decode by itself, in the order in which it tries them."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _NO_PICTURES)
+
+
+@functools.cache
+def image_extensions() -> frozenset[str]:
+    """Extensions of image files, as ".jpg", in lower case."""
+    readable = {*image_formats(), "MPO"}  # which Pillow opens as JPEG
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in readable)
+
+
+@functools.cache
+def _hush() -> None:
+    """Keeps Pillow's remarks on damaged metadata off the screen; once, since filters are shared by all threads."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Deeper grey as 8 bits; other images as they are."""
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image).astype(np.float32)
+    values[~np.isfinite(values)] = 0
+    ranges = (65535,) if image.mode[0] == "I" else (1, 255, 65535)
+    white = next((end for end in ranges if values.max() <= end), ranges[-1])
+    if isinstance(image.info.get("transparency"), int):
+        values[values == image.info["transparency"]] = white
+    return Image.fromarray(np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> object:
+    """The EXIF tag, 1 where there is none or it is damaged; TIFF files are upright once they are loaded."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except UNREADABLE:
+        return 1

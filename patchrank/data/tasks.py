@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from patchrank.data import digits
+from patchrank.data.folder import load_folder
 from patchrank.data.images import ImageSplit
+from patchrank.data.named import NAMED, load_named
+from patchrank.data.sound import sound
+from patchrank.data.vocabulary import read_vocabulary
+from patchrank.data.wds import load_wds
 from patchrank.errors import UserError, near
 
 
@@ -18,13 +23,15 @@ class Task:
     """How the splits of a task are had.
 
     load(task, split, root) gives a split in the order in which its source lists it. training: the split that golden
-    scores and predictors are made from. default: what is evaluated where nobody says.
+    scores and predictors are made from. default: what is evaluated where nobody says. checked: whether images that
+    nothing can decode are left out; the protocols of named datasets know none.
     """
 
     load: Callable[[str, str, str | None], ImageSplit]
     training: str = "train"
     default: str = "val"
     embedded: bool = False
+    checked: bool = False
 
 
 def _digits(task: str, split: str, root: None) -> ImageSplit:
@@ -47,7 +54,12 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-TASKS: dict[str, Task] = dict.fromkeys(digits.STYLES, Task(_digits, training="adapt", embedded=True))
+TASKS: dict[str, Task] = {
+    **dict.fromkeys(digits.STYLES, Task(_digits, training="adapt", embedded=True)),
+    **dict.fromkeys(NAMED, Task(load_named)),
+    "folder": Task(load_folder, default="all", checked=True),
+    "wds": Task(load_wds, default="all", checked=True),
+}
 
 
 def find_task(name: str) -> Task:
@@ -57,16 +69,32 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def load_split(task: str, split: str | None = None, limit: int | None = None, root: str | None = None) -> ImageSplit:
+def load_split(
+    task: str,
+    split: str | None = None,
+    limit: int | None = None,
+    root: str | None = None,
+    vocabulary: str | None = None,
+    templates: Sequence[str] | None = None,
+) -> ImageSplit:
     """The first `limit` images of a split (all of them where it is None).
 
     Images on disk come in an order of their own that depends on their ids alone, since their lists go class by class.
 
+    Args:
+        split: the task's default if left out.
+        root: where images on disk lie; see docs/data.md.
+        vocabulary: YAML file of class names and templates.
+        templates: prompts in place of the task's own.
+
     Raises:
-        UserError: no such task or split, or a root for a task that is embedded.
+        UserError: no such task or split, images that are not there or too often broken, a root for an embedded task.
     """
     found = find_task(task)
     if root is not None and found.embedded:
         raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
     images = found.load(task, split or found.default, root)
-    return (images if found.embedded else images.mixed()).first(limit)
+    images = images if found.embedded else images.mixed()
+    images = sound(images, limit) if found.checked else images.first(limit)
+    images = images if vocabulary is None else read_vocabulary(vocabulary).apply(images)
+    return images if templates is None else replace(images, templates=tuple(templates))

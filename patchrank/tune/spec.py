@@ -39,9 +39,8 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     changed = [_override(raw, text) for text in overrides]
     where = f"{path}" + (" with overrides" if overrides else "")
     config = validate(SweepConfig, raw, where)
-    if config.trial.model.checkpoint is not None:  # workers may run elsewhere
-        raw["trial"]["model"]["checkpoint"] = resolve(config.trial.model.checkpoint)
-        config = validate(SweepConfig, raw, where)
+    _resolve_places(config.trial, raw)
+    config = validate(SweepConfig, raw, where)
     axes = _read_axes([path.parent / space for space in config.spaces])
     if quick and "seed" in axes:
         axes["seed"] = Rule(grid=axes["seed"].grid[:1]) if axes["seed"].grid else axes["seed"]
@@ -53,6 +52,15 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     inside = [(key, axis) for key in changed for axis in axes if key.startswith(f"trial.{axis}.")]
     notes += [f"{key} holds where the swept {axis} does not say otherwise" for key, axis in inside]
     return Sweep(config.model_copy(update=settings), axes, notes, quick)
+
+
+def _resolve_places(trial: TrialConfig, raw: dict) -> None:
+    """Makes paths absolute, since workers may run elsewhere; `::` joins several tars."""
+    for part, key in (("model", "checkpoint"), ("data", "root"), ("data", "vocabulary")):
+        place = getattr(getattr(trial, part), key)
+        if place is not None:
+            pieces = [place] if "://" in place else place.split("::")
+            raw["trial"][part][key] = "::".join(map(resolve, pieces))
 
 
 def _shrink(config: SweepConfig, raw: dict) -> None:

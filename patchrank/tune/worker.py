@@ -10,6 +10,7 @@ import torch
 from ray import tune
 
 from patchrank.config import TrialConfig
+from patchrank.files import join
 from patchrank.golden import score_shard
 from patchrank.inputs import Inputs, load_inputs
 from patchrank.trial import needed_shards, run_trial
@@ -23,7 +24,8 @@ def run_one(config: dict, base: dict, root: str, shards: str, sweep: str, cpu: f
     """
     torch.set_num_threads(max(1, int(cpu)))
     trial = configure(TrialConfig.model_validate(base), config["values"])
-    record = run_trial(trial, _inputs(trial.model_dump_json(), _device(gpu)), root, shards, sweep, quiet=True)
+    inputs = _inputs(trial.model_dump_json(), _device(gpu), shards)
+    record = run_trial(trial, inputs, root, shards, sweep, quiet=True)
     tune.report(record["metrics"])
 
 
@@ -32,7 +34,7 @@ def score_some(trial: dict, shards: str, key: str, indices: list[int], cpu: floa
     """Makes some shards of one folder; returns how many."""
     torch.set_num_threads(max(1, int(cpu)))
     config = TrialConfig.model_validate(trial)
-    inputs = _inputs(config.model_dump_json(), _device(gpu))
+    inputs = _inputs(config.model_dump_json(), _device(gpu), shards)
     split, folder = next(pair for pair in needed_shards(config, inputs, shards).values() if pair[1].key == key)
     for index in indices:
         score_shard(inputs.clip, split, folder, index)
@@ -40,14 +42,14 @@ def score_some(trial: dict, shards: str, key: str, indices: list[int], cpu: floa
 
 
 @lru_cache(maxsize=1)
-def _loaded(model_and_data: str, device: str) -> Inputs:
-    return load_inputs(TrialConfig.model_validate_json(model_and_data), device)
+def _loaded(model_and_data: str, device: str, shards: str) -> Inputs:
+    return load_inputs(TrialConfig.model_validate_json(model_and_data), device, heads=join(shards, "heads"))
 
 
-def _inputs(trial: str, device: str) -> Inputs:
+def _inputs(trial: str, device: str, shards: str) -> Inputs:
     """Model and data of a trial; kept for the next one if it has the same."""
     raw = json.loads(trial)
-    return _loaded(json.dumps({key: raw[key] for key in ("model", "data")}, sort_keys=True), device)
+    return _loaded(json.dumps({key: raw[key] for key in ("model", "data")}, sort_keys=True), device, shards)
 
 
 def _device(gpu: float) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from patchrank.data import digits
-from patchrank.data.tasks import ImageSplit
+from patchrank.data.images import ImageSplit
 from patchrank.errors import UserError, near
 from patchrank.files import read_bytes
 
@@ -34,7 +34,7 @@ class Pictures:
 def split_pictures(split: ImageSplit) -> Pictures:
     """All images of a split, with their labels."""
     images = [split.image(i) for i in range(len(split))]
-    return Pictures(images, list(split.ids), split.classes, split.templates, list(split.labels))
+    return Pictures(images, list(split.ids), split.classes, split.templates, split.labels)
 
 
 def read_pictures(

@@ -1,0 +1,126 @@
+"""Splits of a user's own images, whatever lists them: by folders or columns that say so, or by a hash of each id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from patchrank.data.images import ImageSplit
+from patchrank.errors import UserError, near
+
+SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
+TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image: its id, its place as errors tell it, how to read it, and what is known of it.
+
+    label: a class by name, or by number where only the numbers are known. split: None where nothing says which.
+    """
+
+    id: str
+    place: str
+    read: Callable[[], bytes]
+    label: str | int | None = None
+    caption: str | None = None
+    split: str | None = None
+
+
+def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> ImageSplit:
+    """One split of a pile of images, sorted by id; `where` is the pile's name in errors.
+
+    `all` is the whole pile. Where entries name their splits, those are the others; where they do not, train, val and
+    test get 50, 20 and 30 % by a hash of each image's own id, so that no image moves when others come or go. Classes
+    are those of the whole pile, so that labels mean the same in every split; they are sorted by name, or by number
+    where all names are numbers. Numbered labels come with no classes until a vocabulary names them.
+
+    Raises:
+        UserError: no images, an id that stands twice, an unknown or empty split, labels or captions for some only.
+    """
+    if not entries:
+        raise UserError(f"data.root {where}: holds no images")
+    entries = sorted(entries, key=lambda entry: entry.id)
+    _check_ids(entries, where)
+    hashed = any(entry.split is None for entry in entries)
+    named = [split_of(entry.id) if hashed else entry.split for entry in entries]
+    chosen = [entry for entry, name in zip(entries, named) if split in ("all", name)]
+    _check_chosen(split, chosen, set(SHARES) if hashed else set(named), where)
+    known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption")}
+    classes = _classes(entries)
+    labels = None if known["label"] is None else _places(known["label"], classes)
+    return ImageSplit(
+        task,
+        split,
+        [entry.id for entry in chosen],
+        labels,
+        classes,
+        TEMPLATES,
+        lambda i: chosen[i].read(),
+        decoding="viewer",
+        captions=known["caption"],
+    )
+
+
+def split_of(name: str) -> str:
+    """The split in which an image of this id falls where nothing else says so."""
+    place = int.from_bytes(hashlib.sha256(f"split of {name}".encode()).digest()[:8], "big") / 2**64
+    return "train" if place < SHARES["train"] else "val" if place < SHARES["train"] + SHARES["val"] else "test"
+
+
+def _check_ids(entries: Sequence[Entry], where: str) -> None:
+    for entry, other in zip(entries, entries[1:]):
+        if entry.id == other.id:
+            raise UserError(f"{entry.place} and {other.place}: both are image {entry.id!r}, which must stand once")
+    for entry in entries:
+        if not _is_line(entry.id):
+            raise UserError(f"{where}: the name {entry.id!r} is not one line of text in UTF-8; rename the file")
+
+
+def _is_line(name: str) -> bool:
+    """Whether a name can stand in lists and hashes of ids; file systems allow any bytes."""
+    try:
+        return b"\n" not in name.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_chosen(split: str, chosen: Sequence[Entry], known: set[str], where: str) -> None:
+    if split != "all" and split not in known:
+        raise UserError(f"{where}: split {split!r} does not exist; {near(split, known | {'all'})}")
+    if not chosen:
+        raise UserError(
+            f"{where}: split {split!r} is empty, since a hash of each name deals so few images out to train, val and "
+            "test (50, 20 and 30 %); take split 'all', or name the splits by folders"
+        )
+
+
+def _all_or_none(name: str, scope: Sequence[Entry], chosen: Sequence[Entry]) -> list[Any] | None:
+    """What every chosen entry says of its label or caption; None where nothing in the scope says anything."""
+    without = next((entry for entry in scope if getattr(entry, name) is None), None)
+    having = next((entry for entry in scope if getattr(entry, name) is not None), None)
+    if without and having:
+        raise UserError(f"{without.place}: has no {name}, but {having.place} has; all must have one, or none")
+    return [getattr(entry, name) for entry in chosen] if having else None
+
+
+def _classes(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Names in label order; none where labels are numbers, or there are none."""
+    first = {}  # kind of label -> the first entry that has it
+    for entry in entries:
+        first.setdefault(type(entry.label), entry)
+    if int in first and str in first:
+        raise UserError(
+            f"{first[int].place}: the label is the number {first[int].label}, but at {first[str].place} it is the name "
+            f"{first[str].label!r}; all must be numbers, or all names"
+        )
+    names = {entry.label for entry in entries if isinstance(entry.label, str)}
+    numbers = all(name.isascii() and name.isdigit() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
+
+
+def _places(labels: list[str | int], classes: tuple[str, ...]) -> list[int]:
+    places = {name: i for i, name in enumerate(classes)}
+    return [places.get(label, label) for label in labels]

@@ -1,0 +1,90 @@
+"""CLIP's text tower: open_clip's own, run on no more tokens than there are; and sets of prompts.
+
+Imports open_clip when it is used: an image tower needs none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from patchrank.errors import UserError, near
+
+CONTEXT_LENGTH = 77
+VOCAB_SIZE = 49408  # CLIP's byte-pair vocabulary
+BATCH_SIZE = 256  # texts
+
+_PARTS = ("token_embedding", "positional_embedding", "transformer", "attn_mask", "ln_final", "text_projection")
+
+
+def create_text_tower(quick_gelu: bool = False, **cfg) -> nn.Module:
+    """open_clip's `TextTransformer` at CLIP's context length (77) and vocabulary (49,408)."""
+    from open_clip.transformer import QuickGELU, TextTransformer
+
+    act_layer = QuickGELU if quick_gelu else nn.GELU
+    return TextTransformer(context_length=CONTEXT_LENGTH, vocab_size=VOCAB_SIZE, act_layer=act_layer, **cfg)
+
+
+def tokenize(texts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> Tensor:
+    """CLIP's own tokens, (T, context_length)."""
+    from open_clip.tokenizer import tokenize
+
+    return tokenize(list(texts), context_length=context_length)
+
+
+def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
+    """Text embeddings (T, E) of token ids (T, L), not normalised.
+
+    A causal tower that is read at its end-of-text token never looks beyond it, so positions after the last end of a
+    batch are left out: exact, and 2.5 times cheaper on the longest class names of ImageNet, more on shorter ones.
+    """
+    if not _is_causal(text):
+        return text(tokens)
+    tokens = tokens[:, : int(tokens.argmax(-1).max()) + 1]  # end of text has the highest id
+    length, dtype = tokens.shape[1], text.transformer.get_cast_dtype()
+    x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
+    x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length].to(dtype)))
+    x = x[torch.arange(len(x), device=x.device), tokens.argmax(-1)]
+    projection = text.text_projection
+    return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+
+def _is_causal(text: nn.Module) -> bool:
+    """Whether a tower is CLIP's own: causal attention, and the end-of-text token speaks for all."""
+    parts = [getattr(text, name, None) for name in _PARTS]
+    plain = not getattr(text, "use_pad_mask", False) and getattr(text, "cls_emb", None) is None
+    return all(part is not None for part in parts) and plain and getattr(text, "pool_type", None) == "argmax"
+
+
+@torch.no_grad()
+def encode_texts(
+    encode: Callable[[Sequence[str]], Tensor], texts: Sequence[str], what: str = "texts", quiet: bool = False
+) -> Tensor:
+    """Embeddings (T, E) of any number of texts; shows progress once it takes more than seconds."""
+    starts = range(0, len(texts), BATCH_SIZE)
+    bar = tqdm(starts, desc=what, unit="batch", delay=2, disable=quiet)
+    return torch.cat([encode(texts[start : start + BATCH_SIZE]) for start in bar])
+
+
+def template_set(name: str) -> tuple[str, ...]:
+    """Prompts with one place for the class name: OpenAI's 80 for ImageNet, the 7 that do best there, or the plain one.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name == "plain":
+        return ("a photo of a {}.",)
+    if name not in ("openai7", "openai80"):
+        raise UserError(f"templates {name!r} do not exist; {near(name, ('plain', 'openai7', 'openai80'))}")
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+    chosen = OPENAI_IMAGENET_TEMPLATES if name == "openai80" else SIMPLE_IMAGENET_TEMPLATES
+    return tuple(template("{}") for template in chosen)
+
+
+def text_shape(text: nn.Module) -> tuple[int, int, int, int]:
+    """Width, layers, embedding size and context length of a text tower."""
+    return text.width, len(text.transformer.resblocks), text.output_dim, text.context_length
