@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -199,6 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:
+    if not split.classes:
+        what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
+        print(f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone", file=sys.stderr)
     return evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
 
 

@@ -103,7 +103,7 @@ def _listed(filesystem: AbstractFileSystem, name: str, root: str) -> list[Entry]
         _check_header(rows.fieldnames, root)
         return [_row(filesystem, posixpath.dirname(name), row, f"{root}, line {rows.line_num}") for row in rows]
     except csv.Error as error:
-        raise UserError(f"{root}, line {rows.line_num}: not readable as CSV ({error})") from error
+        raise UserError(f"{root}, line {rows.reader.line_num}: not readable as CSV ({error})") from error
 
 
 def _check_header(columns: Sequence[str], root: str) -> None:

@@ -1,7 +1,7 @@
 """Golden-rank shards: tars of images with their scores, a manifest, and nothing half-written.
 
 WebDataset reads a truncated tar without a word, so each shard has its size and sha256 beside it, and every reader
-checks them before it trusts a byte. The only file that imports webdataset, and only when shards are read or written.
+checks them before it trusts a byte. Imports webdataset only when shards are read or written.
 
     <root>/<key>/shard-000000.tar    images (original bytes), labels, ids, scores and window damages
     <root>/<key>/shard-000000.json   samples, bytes and sha256 of that tar

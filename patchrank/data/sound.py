@@ -40,8 +40,8 @@ def sound(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> I
             contents.update(digest)
         else:
             broken[i] = reason
-            if i >= wanted and _too_many(broken, i + 1, share):
-                break
+        if i + 1 >= wanted and _too_many(broken, i + 1, share):
+            break
     _tell(split, broken)
     looked = len(good) + len(broken)
     if _too_many(broken, looked, share) or (broken and not good):
@@ -85,7 +85,7 @@ def _tell(split: ImageSplit, broken: dict[int, str]) -> None:
 
 def _refusal(split: ImageSplit, broken: dict[int, str], looked: int, share: float) -> str:
     first, reason = next(iter(broken.items()))
-    rule = f"one image, or {share:.2g} of those looked at, may be broken" if share else "none may be broken"
+    rule = f"one image, or {100 * share:g} % of those looked at, may be broken" if share else "none may be broken"
     rule = rule if looked > len(broken) else "at least one must be left"
     return (
         f"data {split.task}/{split.split}: {len(broken)} of {looked} images cannot be decoded, but {rule}; "

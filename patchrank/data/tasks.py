@@ -93,8 +93,9 @@ def load_split(
     found = find_task(task)
     if root is not None and found.embedded:
         raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
+    names = None if vocabulary is None else read_vocabulary(vocabulary)
     images = found.load(task, split or found.default, root)
     images = images if found.embedded else images.mixed()
     images = sound(images, limit) if found.checked else images.first(limit)
-    images = images if vocabulary is None else read_vocabulary(vocabulary).apply(images)
+    images = images if names is None else names.apply(images)
     return images if templates is None else replace(images, templates=tuple(templates))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import Field
 
@@ -12,7 +13,7 @@ from patchrank.errors import UserError, near
 
 
 class _File(Strict):
-    classes: list[str] | dict[str | int, str] | None = Field(None, min_length=1)
+    classes: list[Any] | dict[str | int, Any] | None = Field(None, min_length=1)
     templates: list[str] | None = Field(None, min_length=1)
 
 
@@ -28,22 +29,17 @@ class Vocabulary:
         """The split with these names and templates in place of its own.
 
         Names as a list need as many as there are classes, or give classes to data that has none; as a mapping they
-        rename some classes, or, where labels are but numbers, name the numbers from 0 on.
+        rename some classes, or, where labels are but numbers, name the numbers from 0 on. Two classes may share a
+        name, as in ImageNet; no text can tell them apart.
 
         Raises:
-            UserError: names that do not fit the split, or two classes by one name.
+            UserError: names that do not fit the split.
         """
         if self.templates is not None:
             split = replace(split, templates=self.templates)
         if self.classes is None:
             return split
         classes = self._listed(split) if isinstance(self.classes, tuple) else self._mapped(split)
-        first: dict[str, int] = {}
-        for n, name in enumerate(classes):
-            if first.setdefault(name, n) != n:
-                raise UserError(
-                    f"{self.path}: classes: labels {first[name]} and {n} are both called {name!r}"
-                )
         return replace(split, classes=classes)
 
     def _listed(self, split: ImageSplit) -> tuple[str, ...]:
@@ -91,8 +87,8 @@ def read_vocabulary(path: str) -> Vocabulary:
     file = validate(_File, read_yaml(path), path)
     named = file.classes if isinstance(file.classes, dict) else dict(enumerate(file.classes or ()))
     for key, name in named.items():
-        if not name.strip():
-            raise UserError(f"{path}: classes.{key} is {name!r}, but must be a name")
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{path}: classes.{key} is {name!r}, but must be a name, in quotes where it is a number")
     for n, template in enumerate(file.templates or ()):
         if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
             raise UserError(

@@ -162,7 +162,7 @@ def _label(sample: Sample, where: str) -> int | str | None:
     text = _text(sample, "cls", where)
     if not text or re.fullmatch(r"-\d+", text):
         raise UserError(f"{where}: cls is {text!r}, but must be a class by its number from 0, or by its name")
-    return int(text) if re.fullmatch(r"[0-9]+", text) else text
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
 
 
 def _caption(sample: Sample, where: str) -> str | None:
@@ -170,7 +170,7 @@ def _caption(sample: Sample, where: str) -> str | None:
         return _text(sample, "txt", where)
     try:
         about = json.loads(sample.texts.get("json", b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: json is not readable ({error})") from error
     caption = about.get("caption") if isinstance(about, dict) else None
     return caption if isinstance(caption, str) else None
@@ -198,9 +198,7 @@ def _index(filesystem: AbstractFileSystem, path: str, version: str) -> dict[str,
             extension = extension.lower()
             sample = samples.get(key, Sample())
             if extension in sample.images or extension in sample.texts or (key in samples and key != previous):
-                raise UserError(
-                    f"{path}, member {member.name}: key {key!r} comes twice; a sample's members stand together"
-                )
+                raise UserError(f"{path}, member {member.name}: key {key!r} stands twice, or its members apart")
             samples[key], previous = sample, key
             if content is not None:
                 sample.texts[extension] = content

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from patchrank.cli import add_model_flags, create_clip_from, positive
 from patchrank.data import digits
-from patchrank.data.tasks import load_split
+from patchrank.data.tasks import find_task, load_split
 from patchrank.errors import UserError
 from patchrank.files import check_writable, resolve, write_atomic
 from patchrank.visualize.drawing import draw_rankings
@@ -25,7 +25,7 @@ Rankers are golden scores of these very images (label, confidence, preservation:
 cls_attention, random, ...)."""
 
 TEMPLATES = ("a photo of a {}.",)  # for classes of one's own
-OF_FILES, OF_TASKS = ("label", "classes", "template"), ("split", "limit", "data_root")
+OF_FILES, OF_TASKS = ("label", "classes", "template"), ("split", "limit", "data_root", "vocabulary")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--template", nargs="+", help=f"with --image: captions (default: {TEMPLATES[0]!r})")
     parser.add_argument("--data", help="task (default, without --image: digits)")
     parser.add_argument("--data-root", help="folder of the task's images; embedded tasks need none")
-    parser.add_argument("--split", help="of the task (default: test)")
+    parser.add_argument("--vocabulary", metavar="YAML", help="of the task: file of class names and templates")
+    parser.add_argument("--split", help="of the task (default: test; of a folder or tars: all)")
     parser.add_argument("--limit", type=positive, help="of the task: its first so many images (default: 4)")
     parser.add_argument("--rank", nargs="+", metavar="NAME", help="rows, from the top (default: those of the paper)")
     parser.add_argument("--keep-rates", type=float, nargs="+", default=KEEP_RATES, help="columns of each image")
@@ -76,7 +77,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _pictures(args: argparse.Namespace) -> Pictures:
     if not args.image:
-        return split_pictures(load_split(args.data or "digits", args.split or "test", args.limit or 4, args.data_root))
+        task = args.data or "digits"
+        split = args.split or ("all" if find_task(task).checked else "test")
+        return split_pictures(load_split(task, split, args.limit or 4, args.data_root, args.vocabulary))
     classes = args.classes or digits.CLASSES
     templates = args.template or (TEMPLATES if args.classes else digits.TEMPLATES)
     return read_pictures(args.image, classes, templates, args.label)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from patchrank.data import digits
+from patchrank.data.decoding import decode_viewer, fault
 from patchrank.data.images import ImageSplit
 from patchrank.errors import UserError, near
 from patchrank.files import read_bytes
@@ -32,7 +31,13 @@ class Pictures:
 
 
 def split_pictures(split: ImageSplit) -> Pictures:
-    """All images of a split, with their labels."""
+    """All images of a split, with their labels.
+
+    Raises:
+        UserError: the task's classes have no names, so that no answer could be drawn.
+    """
+    if not split.classes:
+        raise UserError(f"data {split.task!r} has no class names to answer with: give --vocabulary")
     images = [split.image(i) for i in range(len(split))]
     return Pictures(images, list(split.ids), split.classes, split.templates, split.labels)
 
@@ -77,23 +82,12 @@ def find_labels(labels: Sequence[str], classes: Sequence[str], count: int) -> li
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """One image as RGB, upright: turned as its EXIF data say, transparency over white."""
+    """One image as a viewer shows it: RGB, upright, transparency over white."""
     try:
-        image = Image.open(io.BytesIO(read_bytes(path)))
-        return _rgb(ImageOps.exif_transpose(image))
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"image {path}: is not an image that Pillow can read") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"image {path}: cannot be read ({reason})") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] in "IF":  # more than 8 bits: Pillow would clip them to white, so stretch them to their own range
-        pixels = np.asarray(image, np.float64)
-        span = max(np.ptp(pixels), 1e-12)
-        return Image.fromarray(((pixels - pixels.min()) / span * 255).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        content = read_bytes(path)
+    except OSError as error:
+        raise UserError(f"image {path}: cannot be read ({error.strerror or error})") from error
+    reason = fault(content, "viewer")
+    if reason is not None:
+        raise UserError(f"image {path}: cannot be read ({reason})")
+    return decode_viewer(content)
