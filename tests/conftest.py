@@ -21,7 +21,9 @@ def clip():
 def unpruned(request):
     yield
     if "clip" in request.fixturenames:
-        request.getfixturevalue("clip").visual.set_pruning(keep_rate=1.0, drop_counts=None, locations=(4, 6, 8, 10))
+        request.getfixturevalue("clip").visual.set_pruning(
+            keep_rate=1.0, drop_counts=None, locations=(4, 6, 8, 10), reducer="predictor"
+        )
 
 
 @pytest.fixture

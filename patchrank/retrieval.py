@@ -1,0 +1,258 @@
+"""Retrieval: how far a pruned tower's embeddings drift from a search index that was built with the unpruned tower.
+
+    python -m patchrank.evaluate --task retrieval --data digits --keep-rate 0.6
+
+Nothing that is just as near as the right answer counts against it: what a tower embeds alike, no search can tell apart.
+
+Shapes: n images, T texts, E width of embeddings.
+"""
+
+from __future__ import annotations
+
+import io
+import tokenize
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from patchrank.data.images import ImageSplit
+from patchrank.errors import UserError
+from patchrank.files import read_bytes, write_atomic
+from patchrank.metrics import percent
+from patchrank.models.clip import Clip
+from patchrank.models.text import encode_texts
+from patchrank.nearest import is_within, nearest, own_distance, shared
+
+BATCH_SIZE = 64
+KS = (1, 5, 10)
+
+
+@dataclass
+class Retrieval:
+    """What one pruning does to search, image by image in the order of the split.
+
+    shares: figure -> (n,), or (T,) where texts are the queries, from 0 to 1. drift (n,): 1 - cosine of an image's two
+    embeddings: unpruned (n, E), the index, and pruned (n, E), what would take its place. num_texts: different texts,
+    None without captions and class names.
+    """
+
+    shares: dict[str, np.ndarray]
+    drift: np.ndarray
+    unpruned: Tensor
+    pruned: Tensor
+    num_texts: int | None = None
+
+    def row(self) -> dict[str, float]:
+        """Percentages of every figure, then drift and counts."""
+        row: dict[str, float] = {name: percent(share) for name, share in self.shares.items()}
+        drift = {"mean": self.drift.mean(), "p95": np.quantile(self.drift, 0.95), "max": self.drift.max()}
+        row |= {f"drift_{name}": float(value) for name, value in drift.items()} | {"n_images": len(self.drift)}
+        return row if self.num_texts is None else row | {"n_texts": self.num_texts}
+
+
+@torch.inference_mode()
+def retrieval(
+    clip: Clip,
+    split: ImageSplit,
+    ks: Sequence[int] = KS,
+    batch_size: int = BATCH_SIZE,
+    quiet: bool = False,
+    index: Tensor | None = None,
+) -> Retrieval:
+    """What the pruning that `clip.visual` has does to search among the images and texts of a split.
+
+    Texts are captions, equal ones counted once, or else the class prompts; without either, images and drift alone.
+
+    Args:
+        ks: how many results are looked at; those that are not below the number of candidates are left out.
+        index: (n, E), unpruned embeddings of these images in this order; computed here if left out.
+
+    Raises:
+        UserError: a k below 1, or an index that does not hold these images in this order.
+    """
+    _check_ks(ks)
+    if index is not None:
+        index = index.to(clip.logit_scale.device)
+        _check_order(clip, split, batch_size, index)
+    pruned, unpruned = _embed(clip, split, batch_size, quiet, index)
+    shares = image_shares(pruned, unpruned, ks, quiet)
+    texts, right = _texts(clip, split, quiet)
+    if texts is not None:
+        shares |= text_shares(pruned, unpruned, texts, right, ks, quiet)
+    if split.captions is not None:
+        shares |= text_to_image_shares(pruned, unpruned, texts, right, ks, quiet)
+    drift = own_distance(pruned, unpruned, torch.arange(len(pruned), device=pruned.device))
+    arrays = {name: share.cpu().numpy() for name, share in shares.items()}
+    return Retrieval(arrays, drift.cpu().numpy(), unpruned, pruned, None if texts is None else len(texts))
+
+
+def image_shares(pruned: Tensor, unpruned: Tensor, ks: Sequence[int] = KS, quiet: bool = True) -> dict[str, Tensor]:
+    """Image to image: queries `pruned` (n, E) against an index `unpruned` (n, E) of the same images.
+
+    `image_recall@k`: fewer than k other images are nearer than the image itself. `image_neighbours@k`: of the k other
+    images that the unpruned query finds, the share that the pruned one finds; `image_neighbours@k_reindexed`: the same
+    share, had the index been built anew with the pruned tower.
+    """
+    ks = _below(ks, len(unpruned) - 1)
+    if not ks:
+        return {}
+    own = torch.arange(len(unpruned), device=unpruned.device)
+    before, after, anew = (
+        nearest(queries, index, max(ks), own, what=f"images, {what}", quiet=quiet)
+        for what, queries, index in (
+            ("unpruned", unpruned, unpruned),
+            ("pruned", pruned, unpruned),
+            ("reindexed", pruned, pruned),
+        )
+    )
+    itself = own_distance(pruned, unpruned, own)
+    shares = {f"image_recall@{k}": is_within(after, itself, k) for k in ks}
+    shares |= {f"image_neighbours@{k}": shared(after, before, k) for k in ks}
+    return shares | {f"image_neighbours@{k}_reindexed": shared(anew, before, k) for k in ks}
+
+
+def text_shares(
+    pruned: Tensor,
+    unpruned: Tensor,
+    texts: Tensor,
+    right: Tensor | None = None,
+    ks: Sequence[int] = KS,
+    quiet: bool = True,
+) -> dict[str, Tensor]:
+    """Image to text: images (n, E) of both towers against `texts` (T, E).
+
+    `text_recall@k`, `text_recall@k_unpruned`: fewer than k texts are nearer than the true one, at the places `right`
+    (n,); only where these are known. `texts@k`: of the k texts that the unpruned image finds, the share that the
+    pruned one finds.
+    """
+    ks = _below(ks, len(texts))
+    if not ks:
+        return {}
+    shares, found = {}, []
+    for end, images in (("", pruned), ("_unpruned", unpruned)):
+        found.append(nearest(images, texts, max(ks), what=f"texts{end}", quiet=quiet))
+        if right is not None:
+            true = own_distance(images, texts, right)
+            shares |= {f"text_recall@{k}{end}": is_within(found[-1], true, k) for k in ks}
+    return shares | {f"texts@{k}": shared(*found, k) for k in ks}
+
+
+def text_to_image_shares(
+    pruned: Tensor, unpruned: Tensor, texts: Tensor, right: Tensor, ks: Sequence[int] = KS, quiet: bool = True
+) -> dict[str, Tensor]:
+    """Text to image: `texts` (T, E) against an index of either tower's images (n, E), whose own texts are `right` (n,).
+
+    `text_to_image_recall@k`, and the same of the unpruned index with `_unpruned`: fewer than k images are nearer than
+    the nearest of those that have the text.
+    """
+    ks, shares = _below(ks, len(unpruned)), {}
+    for end, images in (("", pruned), ("_unpruned", unpruned)) if ks else ():
+        found = nearest(texts, images, max(ks), what=f"text to image{end}", quiet=quiet)
+        true = own_distance(images, texts, right)
+        best = true.new_full((len(texts),), torch.inf).scatter_reduce(0, right, true, "amin")
+        shares |= {f"text_to_image_recall@{k}{end}": is_within(found, best, k) for k in ks}
+    return shares
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+    if not ks or any(type(k) is not int or k < 1 for k in ks):
+        raise UserError(f"ks must be one or more whole numbers from 1, but are {tuple(ks)}; near: {KS}")
+
+
+def _below(ks: Sequence[int], candidates: int) -> list[int]:
+    """Those below the number of candidates: who looks at all of them finds everything."""
+    return sorted({k for k in ks if k < candidates})
+
+
+def _embed(clip: Clip, split: ImageSplit, batch_size: int, quiet: bool, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Unit embeddings (n, E) of a split by the pruned tower and by the unpruned one, in one pass over its images."""
+    tower, ours, theirs = clip.visual, [], []
+    bar = tqdm(total=len(split), desc=f"retrieval {split.task}/{split.split}", unit="image", disable=quiet)
+    for images, _ in split.batches(clip.transform(), batch_size):
+        images = images.to(clip.logit_scale.device)
+        tokens = tower.forward_prefix(images, tower.shared_layer)
+        if index is None or tower.pruner is None:
+            theirs.append(_unit(tower.forward_suffix(tokens, tower.shared_layer)))
+        if tower.pruner is not None:
+            ours.append(_unit(tower.forward_pruned(images, tokens=tokens).embedding))
+        bar.update(len(images))
+    bar.close()
+    pruned = torch.cat(ours or theirs)
+    return pruned, torch.cat(theirs) if index is None else index
+
+
+def _unit(embedding: Tensor) -> Tensor:
+    return F.normalize(embedding.float(), dim=-1)
+
+
+def _texts(clip: Clip, split: ImageSplit, quiet: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Embeddings (T, E) of the different texts of a split, and the place (n,) of each image's own, where known."""
+    device = clip.logit_scale.device
+    if split.captions is not None:
+        places = {text: place for place, text in enumerate(dict.fromkeys(split.captions))}
+        right = torch.tensor([places[text] for text in split.captions], device=device)
+        return encode_texts(clip.encode_text, list(places), "captions", quiet), right
+    if not split.classes:
+        return None, None
+    right = None if split.labels is None else torch.tensor(split.labels, device=device)
+    return clip.zero_shot_head(split.classes, split.templates), right
+
+
+def _check_order(clip: Clip, split: ImageSplit, batch_size: int, index: Tensor) -> None:
+    """Refuses an index in which few of the first images are nearest to their own rows."""
+    images, _ = next(split.batches(clip.transform(), batch_size))
+    plain = clip.visual.forward_suffix(clip.visual.embed(images.to(index.device)), 1)
+    fault = _fault(index, (len(split), plain.shape[1]))
+    if fault:
+        raise UserError(f"index {fault}")
+    rows, own = index[: len(plain)], torch.arange(len(plain), device=index.device)
+    right = int(is_within(nearest(plain, rows, 1), own_distance(plain, rows, own), 1).sum())
+    if right < len(plain) / 2:
+        raise UserError(
+            f"index must hold the unpruned embeddings of {split.task}/{split.split} in the order of its images, but of "
+            f"the first {len(plain)} images {right} are nearest to their own rows"
+        )
+
+
+def write_index(path: str, embeddings: Tensor) -> None:
+    """Writes embeddings (n, E) as a float32 `.npy` file, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    buffer = io.BytesIO()
+    np.save(buffer, embeddings.float().cpu().numpy(), allow_pickle=False)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_index(path: str, split: ImageSplit, embed_dim: int) -> Tensor:
+    """Embeddings (n, E) of a split's images, in its order, from a `.npy` file of floats; never unpickles.
+
+    Raises:
+        UserError: no such file, no sound `.npy`, other numbers than floats, another shape, rows that have no direction.
+    """
+    try:
+        array = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    except (OSError, ValueError, TypeError, SyntaxError, MemoryError, tokenize.TokenError) as error:  # of broken heads
+        raise UserError(f"index {path}: cannot be read as .npy ({' '.join(str(error).split())[:160]})") from error
+    if array.dtype.kind != "f":
+        raise UserError(f"index {path}: must hold floats, but holds {array.dtype}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below, as not finite
+        index = torch.from_numpy(array.astype(np.float32, copy=False))
+    fault = _fault(index, (len(split), embed_dim))
+    if fault:
+        raise UserError(f"index {path}: {fault}")
+    return index
+
+
+def _fault(index: Tensor, shape: tuple[int, int]) -> str | None:
+    """What keeps an array from being an index of (n, E) embeddings, in words."""
+    if tuple(index.shape) != shape:
+        return f"must be of shape {shape}, one row an image and the tower's width, but is {tuple(index.shape)}"
+    bad = (~index.isfinite().all(1) | (index == 0).all(1)).nonzero()[:, 0]
+    return f"row {int(bad[0])} has no direction: it is not finite, or zero" if len(bad) else None
