@@ -8,7 +8,7 @@ from __future__ import annotations
 from patchrank.models import patchrank_clip as patchrank_clip
 
 __version__ = "0.1.0"
-__all__ = ["create_clip"]
+__all__ = ["create_clip", "prune_open_clip", "unprune"]
 
 
 def create_clip(name: str, **kwargs):
@@ -16,3 +16,17 @@ def create_clip(name: str, **kwargs):
     from patchrank.models.clip import create_clip
 
     return create_clip(name, **kwargs)
+
+
+def prune_open_clip(model, **pruning):
+    """Our image tower in the place of an open_clip model's; see `patchrank.models.open_clip_tower.prune_open_clip`."""
+    from patchrank.models.open_clip_tower import prune_open_clip
+
+    return prune_open_clip(model, **pruning)
+
+
+def unprune(model):
+    """Undoes `prune_open_clip`; see `patchrank.models.open_clip_tower.unprune`."""
+    from patchrank.models.open_clip_tower import unprune
+
+    return unprune(model)

@@ -16,21 +16,22 @@ from typing import NamedTuple
 import numpy as np
 import timm
 import torch
+from PIL import ImageOps
 
 import patchrank
 from patchrank import evaluate as evaluation
 from patchrank import fit, golden
-from patchrank.config import TrialConfig
+from patchrank.config import DataConfig, TrialConfig
 from patchrank.data.images import ImageSplit
 from patchrank.data.shards import ShardFolder
-from patchrank.data.tasks import load_split
 from patchrank.errors import UserError, near
 from patchrank.files import content_id, join, remove, write_atomic, write_json
-from patchrank.inputs import Inputs, mean_over
+from patchrank.inputs import Inputs, load_part, mean_over
 from patchrank.layers import pruning
 from patchrank.layers.predictors import check_location, create_predictor, load_predictor, save_predictor
 from patchrank.layers.reducers import REDUCERS
-from patchrank.models.clip import TEXT_CFGS, Clip
+from patchrank.models.clip import Clip
+from patchrank.models.tags import find_weights
 
 SCHEMA = 1
 VERSIONS = {"golden": golden.VERSION, "fit": fit.VERSION, "evaluate": evaluation.VERSION}
@@ -50,15 +51,13 @@ def check_trial(trial: TrialConfig) -> None:
     Raises:
         UserError: names the setting, the rule it broke and the near alternative.
     """
-    name = trial.model.name.split(".")[0]
-    if name not in TEXT_CFGS:
-        raise UserError(f"model.name {name!r} does not exist; {near(name, TEXT_CFGS)}")
+    find_weights(trial.model.name)
     for key, tasks in (("data.tasks", trial.data.tasks), ("predictor.fit_on", fit_tasks(trial))):
         if len(set(tasks)) < len(tasks):
             raise UserError(f"{key} must not name a task twice, but is {tasks}")
         for task in tasks:
-            load_split(task, "test", 1, trial.data.root)
-    tower = _empty_tower(name)
+            _check_task(task, trial.data.model_dump_json())
+    tower = _empty_tower(trial.model.name)
     pruning.check_locations((remove_at(trial),), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, trial.golden.window, trial.golden.stride)
     golden.check_rounds(trial.golden.rounds, tower.num_patches)
@@ -72,10 +71,21 @@ def check_trial(trial: TrialConfig) -> None:
     tower.set_pruning(**trial.pruning.model_dump(), predictor_init="random")
 
 
+@lru_cache(maxsize=64)
+def _check_task(task: str, data: str) -> None:
+    """Whether a task's images are there, with the labels that accuracy needs."""
+    config = DataConfig.model_validate_json(data)
+    if load_part(task, "test", config, 1).labels is None:
+        raise UserError(
+            f"data.tasks: {task!r} in {config.root} has no labels, and a trial measures accuracy; "
+            "the stages golden, fit and evaluate need none"
+        )
+
+
 @lru_cache(maxsize=4)
 def _empty_tower(name: str) -> torch.nn.Module:
-    """A tower without weights, to check settings against."""
-    with torch.random.fork_rng(devices=[]):
+    """A tower without content, to check settings against."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return timm.create_model(name)
 
 
@@ -86,7 +96,8 @@ def remove_at(trial: TrialConfig) -> int:
 
 def trial_id(trial: TrialConfig, fingerprint: dict) -> str:
     """Names a trial by all that its result depends on."""
-    return content_id({"schema": SCHEMA, "trial": trial.model_dump(), **fingerprint, "versions": VERSIONS})
+    settings = trial.model_dump(exclude={"model": {"checkpoint"}, "data": {"root", "vocabulary"}})  # mere places
+    return content_id({"schema": SCHEMA, "trial": settings, **fingerprint, "versions": VERSIONS})
 
 
 def is_fitted(trial: TrialConfig) -> bool:
@@ -304,5 +315,5 @@ def _pictures(inputs: Inputs, test: evaluation.Evaluation, split: ImageSplit, co
     """The first images and what survives of them, for a report to draw."""
     count = min(count, len(split))
     side = inputs.clip.visual.pretrained_cfg["input_size"][-1]
-    pictures = [np.asarray(split.image(i).resize((side, side))) for i in range(count)]
+    pictures = [np.asarray(ImageOps.fit(split.image(i), (side, side))) for i in range(count)]  # as the tower sees them
     return {"pictures": np.stack(pictures), "pictures_kept": test.kept[:count]}

@@ -17,12 +17,15 @@ def check_tower(tower: nn.Module, pruner: PruningBlock) -> None:
     """Refuses a tower from which tokens cannot leave, or not by the reducer of `pruner`.
 
     Raises:
-        UserError: other pooling than by the class token, a changing image size, no class attention where it decides.
+        UserError: other pooling than by the class token, a changing image size, patches dropped at random, no class
+            attention where it decides.
     """
     if tower.global_pool not in ("token", ""):
         raise UserError(f"pruning needs pooling by the class token, but global_pool is {tower.global_pool!r}")
     if tower.dynamic_img_size:
-        raise UserError("pruning needs a fixed image size, but dynamic_img_size is on")
+        raise UserError("pruning needs a fixed image size, but dynamic_img_size is on: give img_size instead")
+    if not isinstance(tower.patch_drop, nn.Identity):
+        raise UserError("pruning ranks all patches of the grid, but patch_drop_rate drops some before layer 1")
     rows = [max(layer, 1) for layer in range(len(tower.blocks)) if pruner.wants_row(layer)]
     if rows and not tower.has_class_token:
         raise UserError("ranking by class attention needs a class token, but this tower has none")

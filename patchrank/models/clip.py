@@ -1,7 +1,4 @@
-"""The pair: one of our image towers, open_clip's text tower, and the zero-shot head between them.
-
-The only file that imports open_clip, and only when a text tower is built: an image tower needs none of it.
-"""
+"""The pair: one of our image towers, its text tower, and the zero-shot head between them."""
 
 from __future__ import annotations
 
@@ -13,22 +10,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from patchrank.errors import UserError, near
-from patchrank.files import read_bytes, weights_sha256
-from patchrank.models.pretrained import checkpoint_filter_fn
-from patchrank.models.tags import WEIGHTS
-
-CONTEXT_LENGTH = 77
-VOCAB_SIZE = 49408  # CLIP's byte-pair vocabulary
-TEXT_CFGS = {
-    "patchrank_clip_digits": dict(width=64, heads=4, layers=3, output_dim=64),
-    "patchrank_clip_b16": dict(width=512, heads=8, layers=12, output_dim=512, quick_gelu=True),
-}
+from patchrank.files import content_id, exists, join, read_bytes, weights_sha256, write_atomic
+from patchrank.models.checkpoints import load_pair
+from patchrank.models.download import download_pair
+from patchrank.models.tags import TEXT_CFGS, find_weights
+from patchrank.models.text import CONTEXT_LENGTH, create_text_tower, encode_texts, encode_tokens, tokenize
 
 
 class Clip(nn.Module):
@@ -38,44 +28,70 @@ class Clip(nn.Module):
         name: what `create_clip` was asked for; results and shards quote it.
         visual: image tower, (B, 3, H, W) to (B, E).
         text: text tower, (T, 77) token ids to (T, E).
+        tokenizer: texts to token ids; CLIP's own if left out.
+        heads: folder or fsspec URL where class embeddings are kept between processes, by what they depend on.
     """
 
-    def __init__(self, name: str, visual: nn.Module, text: nn.Module):
+    def __init__(
+        self,
+        name: str,
+        visual: nn.Module,
+        text: nn.Module,
+        tokenizer: Callable[[Sequence[str]], Tensor] | None = None,
+        heads: str | None = None,
+    ):
         super().__init__()
         self.name = name
         self.visual = visual
         self.text = text
+        self.tokenizer = tokenizer
+        self.heads = heads
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._heads: dict[tuple, Tensor] = {}
         self.register_load_state_dict_post_hook(_forget_heads)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """CLIP's own tokens, (T, 77)."""
-        from open_clip.tokenizer import tokenize
-
-        return tokenize(list(texts), context_length=CONTEXT_LENGTH)
+        """Token ids, (T, 77)."""
+        if self.tokenizer is not None:
+            return self.tokenizer(list(texts))
+        return tokenize(texts, getattr(self.text, "context_length", CONTEXT_LENGTH))
 
     def encode_image(self, images: Tensor) -> Tensor:
         return F.normalize(self.visual(images), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        return F.normalize(self.text(self.tokenize(texts).to(self.logit_scale.device)), dim=-1)
+        return F.normalize(encode_tokens(self.text, self.tokenize(texts).to(self.logit_scale.device)), dim=-1)
 
-    @torch.no_grad()
     def zero_shot_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Class embeddings (C, E): unit vectors of every template, averaged, made unit vectors again.
 
         Cached while the pair is in evaluation mode, since text never changes between images.
         """
         key = (tuple(classes), tuple(templates), str(self.logit_scale.device))
-        if not self.training and key in self._heads:
-            return self._heads[key]
-        with torch.inference_mode(False):  # a cached head may later stand in a graph
-            rows = [self.encode_text([t.format(name.replace("_", " ")) for t in templates]).mean(0) for name in classes]
-            head = F.normalize(torch.stack(rows), dim=-1)
-        if not self.training:
-            self._heads[key] = head
+        if self.training:
+            return self._make_head(classes, templates)
+        if key not in self._heads:
+            self._heads[key] = self._kept_head(classes, templates)
+        return self._heads[key]
+
+    def _kept_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """From the folder of heads, where there is one; made and kept there otherwise."""
+        if self.heads is None:
+            return self._make_head(classes, templates)
+        about = {"text": weights_sha256(self.text, without=()), "classes": list(classes), "templates": list(templates)}
+        path = join(self.heads, f"{content_id(about)[:16]}.safetensors")
+        if exists(path):
+            return load(read_bytes(path))["head"].to(self.logit_scale.device)
+        head = self._make_head(classes, templates)
+        write_atomic(path, save({"head": head.cpu().contiguous()}))
         return head
+
+    @torch.no_grad()
+    def _make_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+        texts = [template.format(name.replace("_", " ")) for name in classes for template in templates]
+        with torch.inference_mode(False):  # a cached head may later stand in a graph
+            rows = encode_texts(self.encode_text, texts, "class embeddings")
+            return F.normalize(rows.view(len(classes), len(templates), -1).mean(1), dim=-1)
 
     def train(self, mode: bool = True) -> Clip:
         self._heads.clear()
@@ -113,48 +129,23 @@ def create_clip(
 
     Args:
         name: one of our timm entrypoints, with or without a tag.
-        pretrained: load the weights that ship with the package.
-        checkpoint: safetensors file of a pair to load instead.
+        pretrained: load the tag's weights: those that ship with the package, or the published ones from their hub.
+        checkpoint: file of a pair to load instead: ours, open_clip's, OpenAI's or Hugging Face's `CLIPModel`.
         **pruning: keyword arguments of the entrypoint.
 
     Raises:
-        UserError: an unknown name, no weights to load, or a checkpoint of another architecture.
+        UserError: an unknown name, weights that cannot be reached, or a checkpoint of another architecture.
     """
-    arch = name.split(".")[0]
-    if arch not in TEXT_CFGS:
-        raise UserError(f"model {name!r} does not exist; {near(name, TEXT_CFGS)}")
-    known = [model for model in timm.list_models(f"{arch}*", include_tags=True) if model.split(".")[0] == arch]
-    if "." in name and name not in known:
-        raise UserError(f"model {name!r} does not exist; {near(name, [arch, *known])}")
-    shipped = WEIGHTS / f"{arch}.safetensors"
-    if pretrained and checkpoint is None and not shipped.exists():
-        raise UserError(f"model {name!r} has no weights in the package: give a checkpoint file")
-    visual = timm.create_model(name, pretrained=pretrained and checkpoint is None, **pruning)
-    clip = Clip(name, visual, create_text_tower(**TEXT_CFGS[arch]))
-    if pretrained or checkpoint is not None:
-        load_pair(clip, checkpoint or shipped)
+    weights = find_weights(name)
+    source = checkpoint if checkpoint is not None or not pretrained else weights.file or download_pair(weights)
+    ships = pretrained and checkpoint is None and weights.file is not None
+    visual = timm.create_model(name, pretrained=ships, **pruning)  # with its predictor, where one ships
+    clip = Clip(name, visual, create_text_tower(quick_gelu=has_quick_gelu(visual), **TEXT_CFGS[weights.entry]))
+    if source is not None:
+        load_pair(clip, source)
     return clip.eval().to(device)
 
 
-def load_pair(clip: Clip, path: str | Path) -> None:
-    """Loads both towers from a safetensors file with `visual.*`, `text.*` and `logit_scale`; fp16 is upcast."""
-    try:
-        tensors = load(read_bytes(path))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint {path}: cannot be read as safetensors ({error})") from error
-    visual = checkpoint_filter_fn(tensors, clip.visual)
-    rest = {key: value for key, value in tensors.items() if not key.startswith("visual.")}
-    try:
-        clip.load_state_dict({f"visual.{key}": value for key, value in visual.items()} | rest)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"checkpoint {path}: does not fit {clip.name} ({reason})") from error
-    clip.visual.check_predictor()
-
-
-def create_text_tower(quick_gelu: bool = False, **cfg) -> nn.Module:
-    """open_clip's `TextTransformer` at CLIP's context length (77) and vocabulary (49,408)."""
-    from open_clip.transformer import QuickGELU, TextTransformer
-
-    act_layer = QuickGELU if quick_gelu else nn.GELU
-    return TextTransformer(context_length=CONTEXT_LENGTH, vocab_size=VOCAB_SIZE, act_layer=act_layer, **cfg)
+def has_quick_gelu(visual: nn.Module) -> bool:
+    """Whether an image tower was built with OpenAI's activation; its text tower has the same."""
+    return type(visual.blocks[0].mlp.act).__name__ == "QuickGELU"

@@ -1,39 +1,96 @@
-"""CLIP's image towers with token pruning, as timm entrypoints."""
+"""CLIP's image towers with token pruning, as timm entrypoints.
+
+An entry is an architecture; its tag decides weights, activation, mean and std, also at `pretrained=False`.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 
 from timm.layers import LayerNorm
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
+from timm.models._input import update_model_args
 
+from patchrank.models.hub import ensure_reachable
 from patchrank.models.pretrained import checkpoint_filter_fn
 from patchrank.models.pruned_vit import PrunedVisionTransformer
-from patchrank.models.tags import WEIGHTS, clip_cfg
+from patchrank.models.tags import PUBLISHED, WEIGHTS, Weights, find_weights
 
-default_cfgs = generate_default_cfgs(
-    {
-        "patchrank_clip_digits.embedded": clip_cfg(
-            file=str(WEIGHTS / "patchrank_clip_digits.safetensors"), num_classes=64, input_size=(3, 64, 64)
-        ),
-        "patchrank_clip_b16.openai": clip_cfg(),
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm looks for in a hub repository, in this order
+
+
+def _cfg(weights: Weights) -> dict:
+    return {
+        "url": "",
+        "file": weights.file and str(weights.file),
+        "hf_hub_id": weights.hub_id,
+        "num_classes": weights.num_classes,
+        "input_size": (3, weights.image_size, weights.image_size),
+        "pool_size": None,
+        "crop_pct": 1.0,  # timm says 0.9 for some, which is not what OpenAI and open_clip evaluate with
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": weights.mean,
+        "std": weights.std,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": weights.license,
     }
-)
+
+
+default_cfgs = generate_default_cfgs({name: _cfg(weights) for name, weights in PUBLISHED.items()})
 
 
 def _create_patchrank_clip(variant: str, pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    cfg = _resolve_cfg(variant, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    if pretrained and cfg.hf_hub_id and not _is_local(cfg):
+        files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
+        ensure_reachable(cfg.hf_hub_id, files, kwargs.get("cache_dir"))
+    act_layer = _weights_of(variant, cfg).act_layer
+    kwargs = dict(pre_norm=True, norm_layer=partial(LayerNorm, eps=1e-5), act_layer=act_layer) | kwargs
     out_indices = kwargs.pop("out_indices", 3)
     model = build_model_with_cfg(
         PrunedVisionTransformer,
         variant,
         pretrained,
+        pretrained_cfg=cfg,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **kwargs,
     )
+    update_model_args(model, act_layer=kwargs["act_layer"])  # so that a tower that is saved comes back with it
     if pretrained:
         getattr(model, "model", model).check_predictor()
     return model
+
+
+def _resolve_cfg(
+    variant: str, pretrained_cfg: str | dict | PretrainedCfg | None, overlay: dict | None
+) -> PretrainedCfg:
+    """timm's, with our word on a tag that does not exist."""
+    if isinstance(pretrained_cfg, str) and pretrained_cfg:
+        find_weights(f"{variant}.{pretrained_cfg}")
+    return resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+
+
+def _is_local(cfg: PretrainedCfg) -> bool:
+    """Whether timm takes weights from memory or from a file, whatever else a cfg names."""
+    return bool(cfg.state_dict or cfg.file)
+
+
+def _weights_of(variant: str, cfg: PretrainedCfg) -> Weights:
+    """The published weights that a cfg means, by its hub repository or tag; the default tag's where neither tells."""
+    repo = None if _is_local(cfg) or not cfg.hf_hub_id else cfg.hf_hub_id.partition("@")[0]
+    of_entry = [weights for weights in PUBLISHED.values() if weights.entry == variant]
+    by_repo = [weights for weights in of_entry if repo and weights.hub_id == repo]
+    by_tag = [weights for weights in of_entry if weights.tag == cfg.tag]
+    return (by_repo + by_tag + of_entry)[0]
 
 
 @register_model
@@ -41,16 +98,61 @@ def patchrank_clip_digits(pretrained: bool = False, **kwargs) -> PrunedVisionTra
     """The embedded default: 64 x 64 images, 8 x 8 = 64 tokens, 12 layers of width 64; weights ship."""
     if pretrained:
         kwargs.setdefault("predictor_path", str(WEIGHTS / "patchrank_clip_digits.predictor.safetensors"))
-    norm_layer = partial(LayerNorm, eps=1e-5)
-    args = dict(img_size=64, patch_size=8, embed_dim=64, depth=12, num_heads=4, pre_norm=True, norm_layer=norm_layer)
-    args |= dict(num_classes=64)
+    args = dict(patch_size=8, embed_dim=64, depth=12, num_heads=4)
     return _create_patchrank_clip("patchrank_clip_digits", pretrained, **dict(args, **kwargs))
 
 
 @register_model
 def patchrank_clip_b16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
-    """CLIP ViT-B/16 as OpenAI trained it (quick GELU, 512-d embeddings): 14 x 14 = 196 tokens."""
-    norm_layer = partial(LayerNorm, eps=1e-5)
-    args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_layer=norm_layer)
-    args |= dict(act_layer="quick_gelu", num_classes=512)
+    """CLIP ViT-B/16: 14 x 14 = 196 tokens, 512-d embeddings."""
+    args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
     return _create_patchrank_clip("patchrank_clip_b16", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def patchrank_clip_b32(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    """CLIP ViT-B/32: 7 x 7 = 49 tokens, 512-d embeddings."""
+    args = dict(patch_size=32, embed_dim=768, depth=12, num_heads=12)
+    return _create_patchrank_clip("patchrank_clip_b32", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def patchrank_clip_l14(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    """CLIP ViT-L/14: 16 x 16 = 256 tokens, 768-d embeddings."""
+    args = dict(patch_size=14, embed_dim=1024, depth=24, num_heads=16)
+    return _create_patchrank_clip("patchrank_clip_l14", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def patchrank_clip_l14_336(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    """CLIP ViT-L/14 at 336 x 336: 24 x 24 = 576 tokens, 768-d embeddings."""
+    args = dict(patch_size=14, embed_dim=1024, depth=24, num_heads=16)
+    return _create_patchrank_clip("patchrank_clip_l14_336", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def patchrank_clip_xsmall16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    """TinyCLIP ViT-8M/16: 14 x 14 = 196 tokens, 512-d embeddings."""
+    args = dict(patch_size=16, embed_dim=256, depth=10, num_heads=4)
+    return _create_patchrank_clip("patchrank_clip_xsmall16", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def patchrank_clip_medium32(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    """TinyCLIP ViT-40M/32: 7 x 7 = 49 tokens, 512-d embeddings."""
+    args = dict(patch_size=32, embed_dim=512, depth=12, num_heads=8)
+    return _create_patchrank_clip("patchrank_clip_medium32", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def patchrank_clip_medium16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    """TinyCLIP ViT-39M/16: 14 x 14 = 196 tokens, 512-d embeddings."""
+    args = dict(patch_size=16, embed_dim=512, depth=12, num_heads=8)
+    return _create_patchrank_clip("patchrank_clip_medium16", pretrained, **dict(args, **kwargs))
+
+
+@register_model
+def patchrank_clip_betwixt32(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+    """TinyCLIP ViT-61M/32: 7 x 7 = 49 tokens, 512-d embeddings."""
+    args = dict(patch_size=32, embed_dim=640, depth=12, num_heads=10)
+    return _create_patchrank_clip("patchrank_clip_betwixt32", pretrained, **dict(args, **kwargs))

@@ -23,6 +23,7 @@ from patchrank.layers.cls_row import cls_row, forward_with_row, plain_block
 from patchrank.layers.intermediates import format_intermediates
 from patchrank.layers.last_block import forward_cls, is_plain
 from patchrank.layers.macs import Macs, vision_macs
+from patchrank.layers.predictors import UNFILLED, awaits_weights
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock, check_tower
 from patchrank.layers.reducers import Reducer, TokenState
@@ -104,11 +105,13 @@ class PrunedVisionTransformer(VisionTransformer):
         return weights_sha256(self, without=("pruner.", "head."))
 
     def check_predictor(self) -> None:
-        """Refuses a predictor file that was fitted to other weights than this tower's."""
+        """Refuses a predictor that was fitted to other weights than this tower's, or that has none itself."""
+        if awaits_weights(self):
+            raise UserError(UNFILLED)
         fitted_to = getattr(self.pruner and self.pruner.reducer, "about", {}).get("model")
         if fitted_to and fitted_to["sha256"] != (own := self.blocks_sha256()):
             raise UserError(
-                f"predictor {self.pruning.predictor_path} was fitted to {fitted_to['name']} with weights "
+                f"predictor {self.pruning.predictor_path or ''} was fitted to {fitted_to['name']} with weights "
                 f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
             )
 
@@ -119,7 +122,10 @@ class PrunedVisionTransformer(VisionTransformer):
         drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
         pruner = None
         if any(drops):
-            reducer = reducer or create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
+            if reducer is None:
+                reducer = create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
+                if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
+                    reducer.requires_grad_(False)
             pruner = PruningBlock(reducer, locations, drops, self.num_prefix_tokens)
             check_tower(self, pruner)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from patchrank.errors import UserError, near
-from patchrank.layers.predictors import check_location, create_predictor, load_predictor
+from patchrank.layers.predictors import check_location, create_awaiting, create_predictor, load_predictor
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
 
 LEFTOVERS = ("drop",)
+RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor whose weights come with a checkpoint
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Pruning:
     leftovers: what becomes of the others: `drop`.
     cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
     predictor_path: safetensors file of a fitted predictor or position prior.
-    predictor_init: "random" says that an untrained predictor is meant (speed benchmarks).
+    predictor_init: what ranks where there is no file: "random", an untrained predictor (speed benchmarks); or a
+        record of one (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`),
+        which the checkpoint that is being loaded fills: so do towers that `save_pretrained` wrote.
     seed: of the reducer `random`.
     """
 
@@ -38,7 +41,7 @@ class Pruning:
     leftovers: str = "drop"
     cls_only_last: bool | str = "auto"
     predictor_path: str | Path | None = None
-    predictor_init: str | None = None
+    predictor_init: str | Mapping | None = None
     seed: int = 0
 
     def check(self) -> None:
@@ -49,8 +52,10 @@ class Pruning:
             raise UserError(f"leftovers {self.leftovers!r} does not exist; {near(self.leftovers, LEFTOVERS)}")
         if self.cls_only_last not in ("auto", True, False):
             raise UserError(f"cls_only_last must be 'auto', true or false, but is {self.cls_only_last!r}")
-        if self.predictor_init not in (None, "random"):
-            raise UserError(f"predictor_init must be 'random' or left out, but is {self.predictor_init!r}")
+        if self.predictor_init not in (None, "random") and not isinstance(self.predictor_init, Mapping):
+            raise UserError(
+                f"predictor_init must be 'random', a record of a predictor or left out, but is {self.predictor_init!r}"
+            )
 
 
 def with_predictor(settings: Pruning, changes: dict) -> dict:
@@ -64,7 +69,7 @@ def with_predictor(settings: Pruning, changes: dict) -> dict:
         fitted = " or ".join(sorted(set(REDUCERS) - own))
         raise UserError(f"reducer {changes['reducer']!r} takes no predictor; one that is handed over needs {fitted}")
     reducer = "predictor" if settings.reducer in own else settings.reducer
-    return {"predictor_path": None, "reducer": reducer, **changes}
+    return {"predictor_path": None, "predictor_init": None, "reducer": reducer, **changes}
 
 
 def create_ranker(
@@ -93,6 +98,8 @@ def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> t
         predictor, about = load_predictor(settings.predictor_path)
         _check_fits(settings, about, embed_dim, grid_size)
         return predictor, about
+    if isinstance(settings.predictor_init, Mapping):
+        return _described(settings, embed_dim, grid_size)
     if settings.predictor_init == "random":
         return create_predictor(REDUCERS[name].untrained, embed_dim, grid_size), {}
     others = ", ".join(sorted(other for other, kind in REDUCERS.items() if not kind.fitted))
@@ -102,20 +109,29 @@ def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> t
     )
 
 
+def _described(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> tuple[nn.Module, dict]:
+    """A predictor without weights, and what its file said of it; {} for one that never came from a file."""
+    about = dict(settings.predictor_init)
+    lacking = [key for key in RECORD if key not in about]
+    if lacking:
+        raise UserError(f"predictor_init: a record of a predictor needs {', '.join(RECORD)}, but lacks {lacking[0]!r}")
+    _check_fits(settings, about, embed_dim, grid_size)
+    return create_awaiting(about), about if about.get("model") else {}
+
+
 def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple[int, int]) -> None:
+    what = f"predictor {settings.predictor_path or 'of predictor_init'}"
     pairs = (
         ("grid", list(about["grid"]), list(grid_size)),
         ("embed_dim", about["embed_dim"], embed_dim),
         ("location", about["location"], settings.locations[0]),
     )
-    for what, theirs, ours in pairs:
+    for which, theirs, ours in pairs:
         if theirs != ours:
-            raise UserError(
-                f"predictor {settings.predictor_path} was fitted for {what} {theirs}, but this tower has {ours}"
-            )
+            raise UserError(f"{what} was fitted for {which} {theirs}, but this tower has {ours}")
     check_location(about["name"], settings.locations[0])
     if settings.reducer == "prior" and about["name"] != "prior":
         raise UserError(
-            f"predictor {settings.predictor_path} is a fitted {about['name']!r}, but reducer 'prior' ranks by a "
+            f"{what} is a fitted {about['name']!r}, but reducer 'prior' ranks by a "
             "'prior'; reducer 'predictor' takes any"
         )

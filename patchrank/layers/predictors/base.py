@@ -14,7 +14,11 @@ HEADS = ("linear", "mean")
 
 
 def register_predictor(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Makes a module class available to `create_predictor`, and so to YAML, under `name`."""
+    """Makes a module class available to `create_predictor`, and so to YAML, under `name`.
+
+    One that takes arguments beside `embed_dim` and `grid_size` keeps them by name in an attribute `settings`, so that
+    a tower can be saved with it.
+    """
 
     def register(cls: type[nn.Module]) -> type[nn.Module]:
         PREDICTORS[name] = cls
@@ -37,6 +41,22 @@ def create_predictor(name: str, embed_dim: int, grid_size: tuple[int, int], **kw
         settings = [key for key in inspect.signature(kind).parameters if key not in ("embed_dim", "grid_size")]
         raise UserError(f"predictor {name!r} {error}; its settings: {', '.join(settings) or 'none'}") from error
     return kind(**arguments)
+
+
+def name_and_settings(predictor: nn.Module) -> tuple[str, dict]:
+    """What `create_predictor` would make a module like this one from.
+
+    Raises:
+        UserError: its class is not registered, or it does not say what it was made with.
+    """
+    kind = type(predictor)
+    name = next((name for name, other in PREDICTORS.items() if other is kind), None)
+    if name is None:
+        raise UserError(f"predictor of class {kind.__name__} is not registered: register_predictor makes it so")
+    takes = set(inspect.signature(kind).parameters) - {"embed_dim", "grid_size"}
+    if takes and not hasattr(predictor, "settings"):
+        raise UserError(f"predictor {name!r} takes {', '.join(sorted(takes))}, but has no `settings` that tell them")
+    return name, dict(getattr(predictor, "settings", {}))
 
 
 def check_location(name: str, location: int) -> None:

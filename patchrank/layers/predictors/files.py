@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,6 +16,10 @@ from patchrank.files import read_bytes, write_atomic
 from patchrank.layers.predictors.base import create_predictor
 
 ABOUT = ("name", "kwargs", "grid", "embed_dim", "location", "metric", "model")  # what a predictor's file says of it
+UNFILLED = (
+    "the predictor has no weights: predictor_init only describes it, and no checkpoint with its weights was loaded; "
+    "create the tower with pretrained=True, or give predictor_path"
+)
 
 
 def save_predictor(predictor: nn.Module, path: str | Path, about: dict) -> None:
@@ -44,12 +50,60 @@ def load_predictor(path: str | Path) -> tuple[nn.Module, dict]:
     if lacking:
         raise UserError(f"predictor file {path}: its metadata lacks {', '.join(lacking)}")
     try:
-        predictor = create_predictor(about["name"], about["embed_dim"], tuple(about["grid"]), **about["kwargs"])
+        predictor = _create_described(about)
         predictor.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError, UserError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"predictor file {path}: weights and metadata do not fit together ({reason})") from error
     return predictor.eval(), about
+
+
+def create_awaiting(about: Mapping) -> nn.Module:
+    """The predictor that a record describes, to be filled by the checkpoint of the tower that it is a part of.
+
+    Until all its weights have been loaded it refuses to rank.
+
+    Args:
+        about: `name`, `kwargs`, `grid` and `embed_dim`, as in a predictor's file.
+
+    Raises:
+        UserError: the record is not one of a predictor.
+    """
+    try:
+        predictor = _create_described(about)
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"predictor_init: describes no predictor ({error})") from error
+    for value in predictor.state_dict().values():
+        if value.is_floating_point():
+            value.fill_(math.nan)  # so that a part that nothing was loaded into can be told
+    if _has_gaps(predictor):
+        predictor.refusal = predictor.register_forward_pre_hook(_refuse)
+        predictor.register_load_state_dict_post_hook(_accept)
+    return predictor.eval()
+
+
+def awaits_weights(module: nn.Module) -> bool:
+    """Whether a predictor inside of `module` was described and never filled."""
+    return any(hasattr(part, "refusal") for part in module.modules())
+
+
+def _refuse(predictor: nn.Module, args: tuple) -> None:
+    raise UserError(UNFILLED)
+
+
+def _accept(predictor: nn.Module, incompatible_keys: object) -> None:
+    """Lifts the refusal once nothing is left unfilled."""
+    if hasattr(predictor, "refusal") and not _has_gaps(predictor):
+        predictor.refusal.remove()
+        del predictor.refusal
+
+
+def _has_gaps(predictor: nn.Module) -> bool:
+    return any(value.isnan().any() for value in predictor.state_dict().values())
+
+
+def _create_described(about: Mapping) -> nn.Module:
+    return create_predictor(about["name"], about["embed_dim"], tuple(about["grid"]), **about["kwargs"])
 
 
 def _metadata(content: bytes) -> dict:

@@ -32,6 +32,7 @@ class MixMlp(nn.Module):
 
     def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = 64, head: str = "linear"):
         super().__init__()
+        self.settings = {"dim": dim, "head": head}
         self.grid_size, self.dim = grid_size, dim
         self.narrow = narrowing(embed_dim, dim)
         self.channel_mixing = _Mix(dim)

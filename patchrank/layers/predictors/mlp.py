@@ -23,6 +23,7 @@ class Mlp(nn.Module):
 
     def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = 64, head: str = "linear"):
         super().__init__()
+        self.settings = {"dim": dim, "head": head}
         check_head("mlp", head)
         if head == "mean":
             raise UserError(

@@ -24,6 +24,7 @@ class Transformer(nn.Module):
 
     def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = 64, head: str = "linear"):
         super().__init__()
+        self.settings = {"dim": dim, "head": head}
         self.num_tokens = math.prod(grid_size)
         self.narrow = narrowing(embed_dim, dim)
         self.block = Block(dim, num_heads(dim), mlp_ratio=4.0, qkv_bias=True)

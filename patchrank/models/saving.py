@@ -1,0 +1,133 @@
+"""A tower as a local directory that `timm.create_model("local-dir:...", pretrained=True)` makes it from again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from timm.layers import get_act_layer
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from patchrank.errors import UserError
+from patchrank.layers.predictors import create_predictor, name_and_settings
+from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.models.settings import Pruning
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_pretrained(model: nn.Module, directory: str | Path) -> None:
+    """Writes an image tower with its predictor's weights and all pruning settings, whole or not at all.
+
+    An unpruned tower is written without a predictor: `predictor_path` names a file of this machine. A directory that
+    holds an earlier tower is replaced.
+
+    Args:
+        model: made by `timm.create_model`.
+        directory: local; `config.json` and `model.safetensors` will be all that is in it.
+
+    Raises:
+        UserError: another kind of model, one with arguments that JSON cannot hold, a predictor that cannot be made
+            again by name, or a directory that holds other files or cannot be written to.
+    """
+    if not isinstance(model, PrunedVisionTransformer) or not hasattr(model, "pretrained_cfg"):
+        raise UserError(
+            f"save_pretrained takes a tower that timm.create_model made from a patchrank entry, but got a "
+            f"{type(model).__name__}"
+        )
+    plain = next(model.parameters()).dtype == torch.float32
+    (model if plain else deepcopy(model).float()).check_predictor()  # as it will be when it is loaded
+    target = _target(directory)
+    arguments = _arguments(model)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+    try:
+        _write(model, staged, arguments)
+        _swap(staged, target)
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _target(directory: str | Path) -> Path:
+    if "://" in str(directory):
+        raise UserError(f"cannot write {directory}: a tower is saved to a local directory")
+    target = Path(directory).expanduser().absolute()
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UserError(f"cannot write {directory}: it is there and no directory of its own")
+    others = sorted({entry.name for entry in target.iterdir()} - {CONFIG, WEIGHTS}) if target.exists() else []
+    if others:
+        raise UserError(f"cannot write {directory}: it holds other files, such as {others[0]!r}; name a new directory")
+    return target
+
+
+def _arguments(model: PrunedVisionTransformer) -> dict:
+    """Arguments that make the tower again, beside those that timm keeps: what the entry or its tag chose as well."""
+    arguments = {field.name: getattr(model.pruning, field.name) for field in fields(Pruning)}
+    arguments |= {"predictor_path": None, "predictor_init": _record(model)}
+    if "act_layer" not in getattr(model, "_model_args", {}):
+        quick = isinstance(model.blocks[0].mlp.act, get_act_layer("quick_gelu"))
+        arguments["act_layer"] = "quick_gelu" if quick else "gelu"
+    return arguments
+
+
+def _record(model: PrunedVisionTransformer) -> dict | None:
+    """Says how to build the predictor in use, for `Pruning.predictor_init`; None where none is."""
+    reducer = getattr(model.pruner, "reducer", None)
+    if reducer is None or not reducer.fitted:
+        return None
+    if reducer.about:
+        return dict(reducer.about)
+    name, kwargs = name_and_settings(reducer.predictor)
+    grid, location = model.patch_embed.grid_size, model.pruning.locations[0]
+    if _shapes(create_predictor(name, model.embed_dim, grid, **kwargs)) != _shapes(reducer.predictor):
+        raise UserError(
+            f"predictor {name!r} is not what its settings {kwargs} make, so it cannot be saved with a tower"
+        )
+    return {"name": name, "kwargs": kwargs, "grid": list(grid), "embed_dim": model.embed_dim, "location": location}
+
+
+def _shapes(module: nn.Module) -> dict:
+    return {key: value.shape for key, value in module.state_dict().items()}
+
+
+def _write(model: PrunedVisionTransformer, folder: Path, arguments: dict) -> None:
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_config_for_hf(model, folder / CONFIG, model_args=arguments)
+    except ValueError as error:  # timm's word for an argument that JSON cannot hold
+        raise UserError(f"this tower cannot be saved: {error}") from error
+    for path, mode in ((folder / WEIGHTS, 0o644), (folder, 0o755)):
+        os.chmod(path, mode)
+
+
+def _swap(staged: Path, target: Path) -> None:
+    """Puts a directory in its place; one that is there stays until the new one is."""
+    if not target.exists():
+        os.rename(staged, target)
+        return
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".replaced-"))
+    try:
+        os.rename(target, aside / target.name)
+        try:
+            os.rename(staged, target)
+        except OSError:
+            os.rename(aside / target.name, target)
+            raise
+        shutil.rmtree(aside / target.name, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # it stays if it holds the only copy of what was there
+            aside.rmdir()
