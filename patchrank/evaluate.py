@@ -127,7 +127,10 @@ def _one_batch(
     tokens: Tensor | None,
 ) -> dict[str, Tensor]:
     pruned = tower.forward_pruned(images, scores, tokens)
-    whole = tower.forward_suffix(tower.embed(images), 1) if unpruned is None else unpruned
+    if unpruned is not None:
+        whole = unpruned
+    else:  # where nothing is pruned, both are one and the same
+        whole = pruned.embedding if tower.pruner is None else tower.forward_suffix(tower.embed(images), 1)
     out = {"unpruned": whole, "pruned": pruned.embedding}
     if "random" in controls:
         drawn = random_scores(images, tower.num_patches, seed)

@@ -147,7 +147,7 @@ def test_the_command_writes_one_picture_and_prints_its_path(photograph, tmp_path
     "argv, message",
     [
         ("--image nowhere.png", "nowhere.png: cannot be read"),
-        ("--image {text}", "not an image"),
+        ("--image {text}", "in no image format"),
         ("--image {text} --data digits", "exclude each other"),
         ("--image {text} --limit 3", "--limit goes with --data"),
         ("--label zero", "--label goes with --image"),
