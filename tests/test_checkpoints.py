@@ -13,7 +13,7 @@ from torch import nn
 from patchrank.errors import UserError
 from patchrank.models.checkpoints import load_pair, load_tower, read_checkpoint
 from patchrank.models.key_maps import to_pair
-from patchrank.models.pretrained import checkpoint_filter_fn
+from patchrank.models.pretrained import checkpoint_filter_fn, tower_weights
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 
 
@@ -114,11 +114,15 @@ def test_the_first_key_that_is_off_is_named_and_nothing_is_loaded(theirs, tmp_pa
     assert all(torch.equal(value, before[key]) for key, value in clip.state_dict().items())
 
 
+def empty(name):
+    """An entry's tower without content."""
+    with torch.device("meta"):
+        return timm.create_model(name)
+
+
 def shaped(name):
     """Weights of an entry's shape that take no room."""
-    with torch.device("meta"):
-        tower = timm.create_model(name)
-    return {key: torch.zeros(()).expand(value.shape) for key, value in tower.state_dict().items()}
+    return {key: torch.zeros(()).expand(value.shape) for key, value in empty(name).state_dict().items()}
 
 
 def test_another_architecture_is_described_and_its_entry_named(theirs, tower, tmp_path):
@@ -128,6 +132,11 @@ def test_another_architecture_is_described_and_its_entry_named(theirs, tower, tm
     torch.save(shaped("patchrank_clip_b16"), tmp_path / "b16.pt")
     with pytest.raises(UserError, match="grid 14 x 14, 512 outputs, but .* grid 8 x 8, .*; patchrank_clip_b16.* would"):
         load_tower(tower, tmp_path / "b16.pt")
+    for theirs, ours, said in [("b32", "b16", "grid 7 x 7"), ("l14", "b16", "24 layers"), ("b16", "b32", "patch 16")]:
+        with pytest.raises(
+            UserError, match=f"w.pt: .*{said}.* but patchrank_clip_{ours} .*; patchrank_clip_{theirs}.* w"
+        ):
+            tower_weights(shaped(f"patchrank_clip_{theirs}"), empty(f"patchrank_clip_{ours}"), "w.pt")
     with pytest.raises(UserError, match="none of our entries would fit"):
         load_tower(create_tower(depth=3), tmp_path / "tiny.pt")
 

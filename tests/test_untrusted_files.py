@@ -1,5 +1,6 @@
 """Files that nobody vouches for: TorchScript archives read as data, damaged files, and files that would run code."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -7,6 +8,7 @@ from copy import deepcopy
 from functools import partial
 
 import pytest
+import timm
 import torch
 from tiny_clips import FORMATS, create_pair, create_theirs, create_tower
 from torch import nn
@@ -188,10 +190,21 @@ def test_an_archive_of_the_other_byte_order_is_refused(tmp_path, archive):
         read_checkpoint(tmp_path / "big.pt")
 
 
+def test_timms_own_ways_of_reading_run_nothing_either(tmp_path):
+    mark = tmp_path / "mark"
+    torch.save({"state_dict": Malicious(mark)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "patchrank_clip_digits", "pretrained_cfg": {}}))
+    overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "pytorch_model.bin")}}
+    for name, how in ((f"local-dir:{tmp_path}", {}), ("patchrank_clip_digits", overlay)):
+        with pytest.raises(pickle.UnpicklingError, match="mkdir"):
+            timm.create_model(name, pretrained=True, **how)
+    assert not mark.exists()
+
+
 def test_create_clip_reads_files_by_the_same_rules(tmp_path):
     import patchrank
 
     torch.save({"state_dict": Malicious(tmp_path / "mark")}, tmp_path / "bad.bin")
-    with pytest.raises(UserError, match="checkpoint .*bad.bin: "):
+    with pytest.raises(UserError, match="checkpoint .*bad.bin: a pickle that asks for"):
         patchrank.create_clip("patchrank_clip_digits", checkpoint=tmp_path / "bad.bin")
     assert not (tmp_path / "mark").exists()

@@ -84,7 +84,7 @@ def ours(state):
 
 
 def trunk(state):
-    """open_clip's CustomTextCLIP around a tower of timm's: with the projection outside, and with it inside."""
+    """open_clip's CustomTextCLIP around a tower of timm's, with the projection outside of it."""
     layout = {key.replace("visual.", "visual.trunk."): value for key, value in ours(state).items()}
     layout.pop("visual.trunk.head.bias")
     return layout | {"visual.head.proj.weight": layout.pop("visual.trunk.head.weight")}
@@ -96,6 +96,8 @@ LAYOUTS = {
     "hugging_face": hugging_face,
     "ours": ours,
     "trunk": trunk,
+    "trunk_with_head": lambda s: {k.replace("visual.", "visual.trunk."): v for k, v in ours(s).items()},
+    "trunk_beside_flat_text": lambda s: {k.removeprefix("text."): v for k, v in trunk(s).items()},
     "masks": lambda s: ours(s) | {"text.attn_mask": torch.zeros(16, 16), "logit_bias": torch.zeros(())},
     "vector": lambda s: s | {"logit_scale": s["logit_scale"].reshape(1)},
 }

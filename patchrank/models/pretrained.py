@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import timm
@@ -171,7 +172,12 @@ def _check_shape(weights: Mapping[str, Tensor], model: nn.Module, source: str, a
 
 
 def _entries_of(shape: TowerShape) -> list[str]:
-    """Our entries of a shape, each built without content."""
+    return [name for name, other in _entry_shapes().items() if other == shape]
+
+
+@lru_cache(maxsize=1)
+def _entry_shapes() -> dict[str, TowerShape | None]:
+    """The shapes of our entries, each built without content."""
     with torch.device("meta"):
         towers = {name: timm.create_model(name) for name in timm.list_models("patchrank_clip_*")}
-    return [name for name, tower in towers.items() if tower_shape(tower.state_dict()) == shape]
+    return {name: tower_shape(tower.state_dict()) for name, tower in towers.items()}

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from timm.layers import get_act_layer
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
@@ -74,13 +73,9 @@ def _target(directory: str | Path) -> Path:
 
 
 def _arguments(model: PrunedVisionTransformer) -> dict:
-    """Arguments that make the tower again, beside those that timm keeps: what the entry or its tag chose as well."""
-    arguments = {field.name: getattr(model.pruning, field.name) for field in fields(Pruning)}
-    arguments |= {"predictor_path": None, "predictor_init": _record(model)}
-    if "act_layer" not in getattr(model, "_model_args", {}):
-        quick = isinstance(model.blocks[0].mlp.act, get_act_layer("quick_gelu"))
-        arguments["act_layer"] = "quick_gelu" if quick else "gelu"
-    return arguments
+    """The pruning settings in force, beside the arguments that timm keeps."""
+    settings = {field.name: getattr(model.pruning, field.name) for field in fields(Pruning)}
+    return settings | {"predictor_path": None, "predictor_init": _record(model)}
 
 
 def _record(model: PrunedVisionTransformer) -> dict | None:

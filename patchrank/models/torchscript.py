@@ -83,11 +83,14 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file)
         self.read_record = read_record
         self.storages: dict[str, Tensor] = {}
+
+        def rebuild(flat: Tensor, offset: int, size: tuple, stride: tuple, *autograd: object) -> Tensor:
+            return flat.as_strided(size, stride, offset)  # which checks that the view lies within the storage
+
+        # functions of this archive alone: a pickle may set attributes of what it is given
         self.known: dict[tuple[str, str], object] = {
             ("collections", "OrderedDict"): dict,
-            ("torch._utils", "_rebuild_tensor_v2"): lambda flat, offset, size, stride, *_: flat.as_strided(
-                size, stride, offset
-            ),  # checks that the view lies within the storage
+            ("torch._utils", "_rebuild_tensor_v2"): rebuild,
             **{("torch", name): dtype for name, dtype in STORAGES.items()},
             **{("torch.jit._pickle", name): lambda value, *_: value for name in TYPED},
         }
