@@ -8,7 +8,7 @@ from __future__ import annotations
 from patchrank.models import patchrank_clip as patchrank_clip
 
 __version__ = "0.1.0"
-__all__ = ["create_clip", "prune_open_clip", "unprune"]
+__all__ = ["create_clip", "prune_open_clip", "save_pretrained", "unprune"]
 
 
 def create_clip(name: str, **kwargs):
@@ -23,6 +23,13 @@ def prune_open_clip(model, **pruning):
     from patchrank.models.open_clip_tower import prune_open_clip
 
     return prune_open_clip(model, **pruning)
+
+
+def save_pretrained(model, directory):
+    """A tower as a directory that timm makes it from again; see `patchrank.models.checkpoints.saving`."""
+    from patchrank.models.checkpoints.saving import save_pretrained
+
+    save_pretrained(model, directory)
 
 
 def unprune(model):

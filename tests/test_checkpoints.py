@@ -11,9 +11,9 @@ from tiny_clips import FORMATS, LAYOUTS, by_timm, create_pair, create_theirs, cr
 from torch import nn
 
 from patchrank.errors import UserError
-from patchrank.models.checkpoints import load_pair, load_tower, read_checkpoint
-from patchrank.models.key_maps import to_pair
-from patchrank.models.pretrained import checkpoint_filter_fn, tower_weights
+from patchrank.models.checkpoints.key_maps import to_pair
+from patchrank.models.checkpoints.reading import load_pair, load_tower, read_checkpoint
+from patchrank.models.checkpoints.towers import checkpoint_filter_fn, tower_weights
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 
 

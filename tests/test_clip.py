@@ -89,7 +89,7 @@ def test_quick_gelu_image_tower_reads_open_clips_weights():
     import open_clip
     import timm
 
-    from patchrank.models.pretrained import checkpoint_filter_fn
+    from patchrank.models.checkpoints.towers import checkpoint_filter_fn
 
     vision = open_clip.CLIPVisionCfg(layers=2, width=64, head_width=16, patch_size=16, image_size=64)
     theirs = open_clip.CLIP(32, vision, open_clip.CLIPTextCfg(layers=1, width=16, heads=1), quick_gelu=True).eval()

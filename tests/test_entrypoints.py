@@ -19,7 +19,8 @@ from timm.data import resolve_model_data_config
 from timm.models import get_pretrained_cfg, save_for_hf
 
 from patchrank.errors import UserError
-from patchrank.models import hub, patchrank_clip
+from patchrank.models import patchrank_clip
+from patchrank.models.checkpoints import hub
 from patchrank.models.tags import PUBLISHED, TEXT_CFGS, find_weights
 
 ENTRIES = timm.list_models("patchrank_clip_*")

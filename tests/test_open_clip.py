@@ -13,8 +13,8 @@ from tiny_open_clip import create, images_of, tokens
 import patchrank
 from patchrank.errors import UserError
 from patchrank.layers.predictors import create_predictor, save_predictor
+from patchrank.models.checkpoints.towers import checkpoint_filter_fn
 from patchrank.models.open_clip_visual import OpenClipTrunk
-from patchrank.models.pretrained import checkpoint_filter_fn
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from patchrank.errors import UserError
 from patchrank.layers.predictors import PREDICTORS, Prior, create_predictor, register_predictor
 from patchrank.layers.reducers import REDUCERS
-from patchrank.models.checkpoints import load_tower
-from patchrank.models.saving import save_pretrained
+from patchrank.models.checkpoints.reading import load_tower
+from patchrank.models.checkpoints.saving import save_pretrained
 from patchrank.models.tags import WEIGHTS
 
 DIGITS = "patchrank_clip_digits"
@@ -238,13 +238,15 @@ def test_directories_are_written_whole_or_not_at_all(images, tmp_path, fitted, m
 
     for name in ("save_file", "save_config_for_hf", "os.rename"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"patchrank.models.saving.{name}", fail)
+            patch.setattr(f"patchrank.models.checkpoints.saving.{name}", fail)
             with pytest.raises(UserError, match="cannot write .*saved: No space left"):
                 save_pretrained(fitted, target)
         assert {path.name: path.read_bytes() for path in target.iterdir()} == before
         assert os.listdir(tmp_path / "deep") == ["saved"]
     with monkeypatch.context() as patch:  # at the very last step
-        patch.setattr("patchrank.models.saving.os.rename", lambda a, b: fail() if ".writing" in str(a) else move(a, b))
+        patch.setattr(
+            "patchrank.models.checkpoints.saving.os.rename", lambda a, b: fail() if ".writing" in str(a) else move(a, b)
+        )
         with pytest.raises(UserError, match="cannot write .*saved: No space left"):
             save_pretrained(fitted, target)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before

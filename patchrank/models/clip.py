@@ -15,8 +15,8 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from patchrank.files import content_id, exists, join, read_bytes, weights_sha256, write_atomic
-from patchrank.models.checkpoints import load_pair
-from patchrank.models.download import download_pair
+from patchrank.models.checkpoints.download import download_pair
+from patchrank.models.checkpoints.reading import load_pair
 from patchrank.models.tags import TEXT_CFGS, find_weights
 from patchrank.models.text import CONTEXT_LENGTH, create_text_tower, encode_texts, encode_tokens, tokenize
 

@@ -17,8 +17,8 @@ from timm.models import (
 )
 from timm.models._input import update_model_args
 
-from patchrank.models.hub import ensure_reachable
-from patchrank.models.pretrained import checkpoint_filter_fn
+from patchrank.models.checkpoints.hub import ensure_reachable
+from patchrank.models.checkpoints.towers import checkpoint_filter_fn
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.tags import PUBLISHED, WEIGHTS, Weights, find_weights
 

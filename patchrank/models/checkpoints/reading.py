@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from patchrank.errors import UserError
 from patchrank.files import filesystem_of
-from patchrank.models.key_maps import to_pair
-from patchrank.models.pretrained import check_keys, tower_weights, unwrap
-from patchrank.models.torchscript import read_archive
+from patchrank.models.checkpoints.key_maps import to_pair
+from patchrank.models.checkpoints.torchscript import read_archive
+from patchrank.models.checkpoints.towers import check_keys, tower_weights, unwrap
 
 MAX_HEADER = 100_000_000  # bytes, of a safetensors file by its specification
 MAX_REASON = 160  # characters

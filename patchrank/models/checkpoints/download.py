@@ -6,7 +6,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from patchrank.errors import UserError
-from patchrank.models.hub import ensure_reachable
+from patchrank.models.checkpoints.hub import ensure_reachable
 from patchrank.models.tags import Weights
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -28,9 +28,7 @@ def download_pair(weights: Weights) -> str:
             continue
         except Exception as error:  # its client's own kinds, by its version: no access, no space, a broken connection
             reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"weights {repo}: {name} is not to be had ({reason}): give a checkpoint file"
-            ) from error
+            raise UserError(f"weights {repo}: {name} is not to be had ({reason}): give a checkpoint file") from error
     raise UserError(f"weights {repo}: has none of {', '.join(files)}; give a checkpoint file")
 
 

@@ -37,7 +37,7 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
         UserError: another kind of model, one with arguments that JSON cannot hold, a predictor that cannot be made
             again by name, or a directory that holds other files or cannot be written to.
     """
-    if not isinstance(model, PrunedVisionTransformer) or not hasattr(model, "pretrained_cfg"):
+    if type(model) is not PrunedVisionTransformer or not hasattr(model, "pretrained_cfg"):
         raise UserError(
             f"save_pretrained takes a tower that timm.create_model made from a patchrank entry, but got a "
             f"{type(model).__name__}"

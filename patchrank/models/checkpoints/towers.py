@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from patchrank.errors import UserError
 from patchrank.layers.predictors import awaits_weights
-from patchrank.models.key_maps import to_pair
+from patchrank.models.checkpoints.key_maps import to_pair
 
 PREDICTOR = "pruner."
 MAX_NAME = 200  # characters, so that errors stay short
