@@ -334,3 +334,10 @@ def test_unprune_needs_something_to_undo():
     with pytest.raises(UserError, match="finds a layer of the image tower replaced"):
         patchrank.unprune(model)
     assert isinstance(model.visual.trunk, OpenClipTrunk)
+
+
+def test_an_adopted_tower_is_saved_by_open_clip_and_not_by_us(tmp_path):
+    model = prune(create())
+    with pytest.raises(UserError, match="takes a tower that timm.create_model made .* but got a NativeTrunk"):
+        patchrank.save_pretrained(model.visual.trunk, tmp_path / "tower")
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,8 @@ from timm.layers import QuickGELU
 from torch import nn
 
 from patchrank.errors import UserError
-from patchrank.models.open_clip_visual import NativeTrunk, OpenClipVisual, put, timm_name, to_timm, with_value
+from patchrank.models.checkpoints.key_maps import timm_name
+from patchrank.models.open_clip_visual import NativeTrunk, OpenClipVisual, put, to_timm, with_value
 
 _NORMS = (nn.LayerNorm, theirs.LayerNorm, theirs.LayerNormFp32)
 

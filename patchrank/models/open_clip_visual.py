@@ -17,36 +17,6 @@ from patchrank.errors import UserError
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.settings import Pruning
 
-# open_clip's name of a weight to timm's
-_WHOLE = {
-    "class_embedding": "cls_token",
-    "positional_embedding": "pos_embed",
-    "conv1.weight": "patch_embed.proj.weight",
-    "proj": "head.weight",
-}
-_PARTS = (
-    ("ln_pre.", "norm_pre."),
-    ("ln_post.", "norm."),
-    ("transformer.resblocks.", "blocks."),
-    (".ln_1.", ".norm1."),
-    (".ln_2.", ".norm2."),
-    (".attn.in_proj_", ".attn.qkv."),
-    (".attn.out_proj.", ".attn.proj."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-    (".ls_1.", ".ls1."),
-    (".ls_2.", ".ls2."),
-)
-
-
-def timm_name(name: str) -> str:
-    """What timm's vision transformer calls a weight of open_clip's."""
-    if name in _WHOLE:
-        return _WHOLE[name]
-    for theirs, ours in _PARTS:
-        name = name.replace(theirs, ours)
-    return name
-
 
 def to_timm(name: str, weight: Tensor) -> Tensor:
     """A weight of open_clip's, by open_clip's name, in timm's shape; no copy."""

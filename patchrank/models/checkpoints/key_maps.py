@@ -24,6 +24,8 @@ _VISUAL = {
     ".attn.out_proj.": ".attn.proj.",
     ".mlp.c_fc.": ".mlp.fc1.",
     ".mlp.c_proj.": ".mlp.fc2.",
+    ".ls_1.": ".ls1.",
+    ".ls_2.": ".ls2.",
 }
 # Hugging Face's towers to open_clip's
 _HUGGING_FACE = {
@@ -87,6 +89,11 @@ def to_pair(tensors: Mapping[str, Tensor], source: str = "weights") -> Pair:
     return Pair(_visual(rest, source), text, scale)
 
 
+def timm_name(name: str) -> str:
+    """What timm's vision transformer calls a weight of open_clip's image tower."""
+    return "head.weight" if name == "proj" else _renamed(name, _VISUAL)
+
+
 def _renamed(key: str, parts: Mapping[str, str]) -> str:
     for old, new in parts.items():
         key = key.replace(old, new)
@@ -108,12 +115,12 @@ def _visual(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
 
 
 def _from_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    named = {_renamed(key, _VISUAL): value for key, value in tensors.items()}
+    named = {timm_name(key): value for key, value in tensors.items()}
     named["cls_token"] = named["cls_token"].reshape(1, 1, -1)
     if "pos_embed" in named:
         named["pos_embed"] = named["pos_embed"].unsqueeze(0)
-    if "proj" in named:
-        named |= _head(named.pop("proj").transpose(0, -1))
+    if "head.weight" in named:
+        named |= _head(named["head.weight"].transpose(0, -1))
     return named
 
 
