@@ -89,6 +89,10 @@ def _check_manifest(clip: Clip, manifest: dict, path: str, metric: str) -> int:
             f"shards {path} were computed from {manifest['model']['name']} with weights "
             f"{manifest['model']['sha256'][:12]}, but this model is {clip.name} with {own[:12]}"
         )
+    if manifest["transform"] != clip.transform_settings():
+        raise UserError(
+            f"shards {path} hold images as {manifest['transform']}, but {clip.name} sees {clip.transform_settings()}"
+        )
     if manifest["grid"] != list(clip.visual.patch_embed.grid_size):
         raise UserError(f"shards {path} are of grid {manifest['grid']}, not {list(clip.visual.patch_embed.grid_size)}")
     if metric not in manifest["metrics"]:

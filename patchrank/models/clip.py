@@ -10,15 +10,18 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from patchrank.files import content_id, exists, join, read_bytes, weights_sha256, write_atomic
+from patchrank.files import content_id, join, read_bytes, weights_sha256, write_atomic
 from patchrank.models.checkpoints.download import download_pair
 from patchrank.models.checkpoints.reading import load_pair
 from patchrank.models.tags import TEXT_CFGS, find_weights
 from patchrank.models.text import CONTEXT_LENGTH, create_text_tower, encode_texts, encode_tokens, tokenize
+
+KEEP_FROM = 256  # prompts: fewer are embedded faster than found
 
 
 class Clip(nn.Module):
@@ -48,7 +51,7 @@ class Clip(nn.Module):
         self.heads = heads
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._heads: dict[tuple, Tensor] = {}
-        self.register_load_state_dict_post_hook(_forget_heads)
+        self._heads_of: tuple = ()
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids, (T, 77)."""
@@ -65,24 +68,28 @@ class Clip(nn.Module):
     def zero_shot_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Class embeddings (C, E): unit vectors of every template, averaged, made unit vectors again.
 
-        Cached while the pair is in evaluation mode, since text never changes between images.
+        Cached while the pair is in evaluation mode and the text tower's weights stay as they are.
         """
-        key = (tuple(classes), tuple(templates), str(self.logit_scale.device))
         if self.training:
             return self._make_head(classes, templates)
+        weights = tuple((weight.data_ptr(), weight._version) for weight in self.text.parameters())
+        if weights != self._heads_of:  # somebody loaded or tuned others
+            self._heads, self._heads_of = {}, weights
+        key = (tuple(classes), tuple(templates))
         if key not in self._heads:
             self._heads[key] = self._kept_head(classes, templates)
         return self._heads[key]
 
     def _kept_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """From the folder of heads, where there is one; made and kept there otherwise."""
-        if self.heads is None:
+        """From the folder of heads, where there is one; large ones are kept there once they are made."""
+        if self.heads is None or len(classes) * len(templates) < KEEP_FROM:
             return self._make_head(classes, templates)
-        about = {"text": weights_sha256(self.text, without=()), "classes": list(classes), "templates": list(templates)}
-        path = join(self.heads, f"{content_id(about)[:16]}.safetensors")
-        if exists(path):
+        about = {"text": weights_sha256(self.text), "classes": list(classes), "templates": list(templates)}
+        path = join(self.heads, f"{content_id(about)}.safetensors")
+        try:
             return load(read_bytes(path))["head"].to(self.logit_scale.device)
-        head = self._make_head(classes, templates)
+        except (FileNotFoundError, SafetensorError, KeyError):
+            head = self._make_head(classes, templates)
         write_atomic(path, save({"head": head.cpu().contiguous()}))
         return head
 
@@ -92,10 +99,6 @@ class Clip(nn.Module):
         with torch.inference_mode(False):  # a cached head may later stand in a graph
             rows = encode_texts(self.encode_text, texts, "class embeddings")
             return F.normalize(rows.view(len(classes), len(templates), -1).mean(1), dim=-1)
-
-    def train(self, mode: bool = True) -> Clip:
-        self._heads.clear()
-        return super().train(mode)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] to what the image tower expects."""
@@ -115,11 +118,6 @@ class Clip(nn.Module):
     def sha256(self) -> str:
         """Fingerprint of both towers, without any predictor."""
         return weights_sha256(self, without=("visual.pruner.",))
-
-
-def _forget_heads(clip: Clip, incompatible_keys: object) -> None:
-    """Other weights, other class embeddings."""
-    clip._heads.clear()
 
 
 def create_clip(
