@@ -155,6 +155,15 @@ def test_folders_called_by_splits_are_splits(tmp_path):
         load(tmp_path, "val")
 
 
+def test_a_folder_of_tars_that_is_no_split_is_not_left_out_in_silence(tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.tar").touch()
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(UserError, match="folder 'valid' holds tars, but splits must be called train, val or test"):
+        load(tmp_path)
+
+
 def test_other_tars_are_split_by_each_id(tmp_path):
     write(tmp_path / "a.tar", tar_of((f"{n:04}.png", b"never read") for n in range(200)))
     parts = [load(tmp_path / "a.tar", split) for split in ("train", "val", "test")]

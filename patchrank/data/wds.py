@@ -103,6 +103,8 @@ def _matches(filesystem: AbstractFileSystem, path: str) -> list[tuple[AbstractFi
 def _in_folder(filesystem: AbstractFileSystem, folder: str, root: str) -> list[Tar]:
     base = folder.rstrip("/")
     tars = [Tar(filesystem, path, _stem(path, base)) for path in _listing(filesystem, base)]
+    if not tars:
+        _check_folders(filesystem, base, root)
     for split in () if tars else SHARES:
         inner = f"{base}/{split}"
         paths = _listing(filesystem, inner) if filesystem.isdir(inner) else []
@@ -110,6 +112,17 @@ def _in_folder(filesystem: AbstractFileSystem, folder: str, root: str) -> list[T
     if not tars:
         raise UserError(f"data.root {root}: this folder holds no .tar files, nor do folders train, val or test in it")
     return tars
+
+
+def _check_folders(filesystem: AbstractFileSystem, base: str, root: str) -> None:
+    """Refuses folders of tars beside train, val and test, which would be left out without a word."""
+    folders = [entry["name"] for entry in filesystem.ls(base, detail=True) if entry["type"] == "directory"]
+    for folder in sorted(folders):
+        name = folder.rstrip("/").rpartition("/")[2]
+        if name not in SHARES and _listing(filesystem, folder):
+            raise UserError(
+                f"data.root {root}: folder {name!r} holds tars, but splits must be called train, val or test"
+            )
 
 
 def _listing(filesystem: AbstractFileSystem, folder: str) -> list[str]:
