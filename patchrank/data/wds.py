@@ -116,10 +116,10 @@ def _in_folder(filesystem: AbstractFileSystem, folder: str, root: str) -> list[T
 
 def _check_folders(filesystem: AbstractFileSystem, base: str, root: str) -> None:
     """Refuses folders of tars beside train, val and test, which would be left out without a word."""
-    folders = [entry["name"] for entry in filesystem.ls(base, detail=True) if entry["type"] == "directory"]
-    for folder in sorted(folders):
-        name = folder.rstrip("/").rpartition("/")[2]
-        if name not in SHARES and _listing(filesystem, folder):
+    entries = [entry for entry in filesystem.ls(base, detail=True) if entry["type"] == "directory"]
+    folders = {entry["name"].rstrip("/").rpartition("/")[2]: entry["name"] for entry in entries}
+    for name in sorted(set(folders) - set(SHARES)) if set(folders) & set(SHARES) else ():
+        if _listing(filesystem, folders[name]):
             raise UserError(
                 f"data.root {root}: folder {name!r} holds tars, but splits must be called train, val or test"
             )
