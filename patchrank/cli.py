@@ -40,6 +40,7 @@ def add_model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
         "--checkpoint",
         help="file of a pair, whoever saved it; default: the tag's own weights",
     )
+    parser.add_argument("--prompts", metavar="FILE", help="learned tokens, tuned with this very model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=out, help=f"where results go (default: {out or 'stdout alone'})")
@@ -70,10 +71,10 @@ def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:
-    """The pair that `--model`, `--checkpoint` and `--device` name, seeded."""
+    """The pair that `--model`, `--checkpoint`, `--prompts` and `--device` name, seeded."""
     check_device(args.device)
     torch.manual_seed(args.seed)
-    return create_clip(args.model, checkpoint=args.checkpoint, device=args.device, **pruning)
+    return create_clip(args.model, checkpoint=args.checkpoint, prompts=args.prompts, device=args.device, **pruning)
 
 
 def check_device(device: str) -> None:

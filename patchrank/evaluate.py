@@ -196,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = _retrieval(args, clip, split) if args.task == "retrieval" else _classification(args, clip, split)
     about = {"task": args.task, "model": args.model, "data": args.data, "split": split.split}
     about |= {"n_images": len(split), "n_skipped": split.skipped}
+    about |= {"prompts": args.prompts} if args.prompts else {}
     line = json.dumps(about | settings | measured | macs_row(clip) | found)
     if args.out:
         write_atomic(args.out, line + "\n")

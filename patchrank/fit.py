@@ -79,7 +79,7 @@ def read_ranked(clip: Clip, path: str, metric: str, location: int, quiet: bool =
     if len(golden) != count:
         raise UserError(f"shards {path}: {len(golden)} samples were read, but the manifest promises {count}")
     x = torch.cat(tokens)
-    return Ranked(x[:, 0], x[:, clip.visual.num_prefix_tokens :], torch.stack(golden).to(device))
+    return Ranked(x[:, 0], x[:, clip.visual.num_leading_tokens :], torch.stack(golden).to(device))
 
 
 def _check_manifest(clip: Clip, manifest: dict, path: str, metric: str) -> int:
@@ -89,6 +89,9 @@ def _check_manifest(clip: Clip, manifest: dict, path: str, metric: str) -> int:
             f"shards {path} were computed from {manifest['model']['name']} with weights "
             f"{manifest['model']['sha256'][:12]}, but this model is {clip.name} with {own[:12]}"
         )
+    theirs, ours = (about.get("prompts", "none")[:12] for about in (manifest["model"], clip.prompts_about()))
+    if theirs != ours:
+        raise UserError(f"shards {path} were computed with prompts {theirs}, but this model has prompts {ours}")
     if manifest["grid"] != list(clip.visual.patch_embed.grid_size):
         raise UserError(f"shards {path} are of grid {manifest['grid']}, not {list(clip.visual.patch_embed.grid_size)}")
     if metric not in manifest["metrics"]:
