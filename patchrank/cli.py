@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import torch
 from patchrank.data.images import ImageSplit
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
+from patchrank.files import join, resolve
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.text import template_set
 
@@ -52,7 +54,7 @@ def add_data_flags(parser: argparse.ArgumentParser, default_split: str, batch_si
     parser.add_argument("--split", help=f"default: {default_split}")
     parser.add_argument("--limit", type=positive, help="only the first so many images")
     parser.add_argument("--vocabulary", metavar="YAML", help="file of class names and templates")
-    parser.add_argument("--templates", metavar="SET", help="plain, openai7, openai80; default: the task's own prompts")
+    parser.add_argument("--templates", metavar="SET", help="plain, openai7 or openai80, in place of all other prompts")
     parser.add_argument("--batch-size", type=positive, default=batch_size)
 
 
@@ -74,7 +76,16 @@ def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:
     """The pair that `--model`, `--checkpoint`, `--prompts` and `--device` name, seeded."""
     check_device(args.device)
     torch.manual_seed(args.seed)
-    return create_clip(args.model, checkpoint=args.checkpoint, prompts=args.prompts, device=args.device, **pruning)
+    clip = create_clip(args.model, checkpoint=args.checkpoint, prompts=args.prompts, device=args.device, **pruning)
+    clip.heads = join(cache_folder(), "heads")
+    return clip
+
+
+def cache_folder() -> str:
+    """Where commands keep what takes long to make and is filed by its content: PATCHRANK_CACHE, or the user's cache."""
+    return os.environ.get("PATCHRANK_CACHE") or resolve(
+        join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "patchrank")
+    )
 
 
 def check_device(device: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ from patchrank.cli import (
     run_command,
 )
 from patchrank.data.images import ImageSplit
+from patchrank.data.tasks import find_task
 from patchrank.errors import UserError
-from patchrank.files import exists, write_atomic
+from patchrank.files import check_writable, exists, resolve, write_atomic
 from patchrank.fit import matching, prior_of, rank_quality, read_ranked
 from patchrank.layers.macs import text_macs
 from patchrank.layers.reducers import Random, TokenState
@@ -187,20 +189,30 @@ def shard_matching(clip: Clip, path: str) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    if args.index and args.task != "retrieval":
-        raise UserError("--index goes with --task retrieval, which is not given")
+    _check(args)
     settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
-    split = load_split_from(args)
     clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings)
+    split = load_split_from(args)
     found = shard_matching(clip, args.shards) if args.shards else {}
     measured = _retrieval(args, clip, split) if args.task == "retrieval" else _classification(args, clip, split)
+    asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "limit", "seed")
     about = {"task": args.task, "model": args.model, "data": args.data, "split": split.split}
-    about |= {"n_images": len(split), "n_skipped": split.skipped}
-    about |= {"prompts": args.prompts} if args.prompts else {}
+    about |= {key: getattr(args, key) for key in asked} | {"n_images": len(split), "n_skipped": split.skipped}
     line = json.dumps(about | settings | measured | macs_row(clip) | found)
     if args.out:
         write_atomic(args.out, line + "\n")
     print(line)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses, before anything is computed, flags that do not go together and places that cannot be written to."""
+    find_task(args.data)
+    for flag, task in (("index", "retrieval"), ("controls", "classification")):
+        if getattr(args, flag) and args.task != task:
+            raise UserError(f"--{flag} goes with --task {task}, which is not given")
+    for place in (args.out, args.index):
+        if place is not None:
+            check_writable(os.path.dirname(resolve(place)))
 
 
 def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:

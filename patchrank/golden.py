@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, load_split_from, positive, run_command
-from patchrank.data.decoding import DECODERS
 from patchrank.data.images import ImageSplit
 from patchrank.data.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.data.tasks import find_task
@@ -241,7 +240,7 @@ def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, 
     places = range(first, first + folder.sizes[index])
     transform, device = clip.transform(), clip.logit_scale.device
     contents = [split.read(i) for i in places]
-    images = torch.stack([transform(DECODERS[split.decoding](content)) for content in contents]).to(device)
+    images = torch.stack([transform(split.decode(i, content)) for i, content in zip(places, contents)]).to(device)
     head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
     settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}
     labels = None if split.labels is None else torch.tensor([split.label(i) for i in places], device=device)
@@ -287,8 +286,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=positive, default=1, help="how often the rest is scored again")
     parser.add_argument("--metric", default="preservation", choices=METRICS, help="which one, with more than 1 round")
     args = parser.parse_args(argv)
-    split = load_split_from(args, find_task(args.data).training)
+    task = find_task(args.data)
     clip = create_clip_from(args)
+    split = load_split_from(args, task.training)
     settings = {key: getattr(args, key) for key in ("window", "stride", "remove_at", "rounds", "metric")}
     folder = shard_folder(clip, split, resolve(args.out), **settings)
     print(make_shards(clip, split, folder, args.batch_size))

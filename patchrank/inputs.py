@@ -23,7 +23,7 @@ from patchrank.models.text import template_set
 
 PARTS = {"train": "n_train", "val": "n_val", "test": "n_test"}
 IN_MEMORY = 1 << 29  # bytes that the images of a split, or its tokens, may take
-REMEMBERED = 24  # results kept in memory, tokens of shards above all: 16 KiB an image here, 588 KiB on B/16
+REMEMBERED = 1 << 32  # bytes of results kept, tokens of shards above all: 16 KiB an image here, 588 KiB on B/16
 
 
 class Reference(NamedTuple):
@@ -77,11 +77,11 @@ class Inputs:
         return self.once((path, metric, location), lambda: fit.read_ranked(self.clip, path, metric, location, quiet))
 
     def once(self, key: tuple, compute: Callable[[], object]) -> object:
-        """What `compute` gives; the last few results are kept by a key that names all they depend on."""
+        """What `compute` gives; the last results are kept by a key that names all they depend on."""
         if key not in self._recent:
             self._recent[key] = compute()
         self._recent.move_to_end(key)
-        while len(self._recent) > REMEMBERED:
+        while len(self._recent) > 1 and sum(map(num_bytes, self._recent.values())) > REMEMBERED:
             self._recent.popitem(last=False)
         return self._recent[key]
 
@@ -95,6 +95,13 @@ class Inputs:
     def sha256(self) -> str:
         """Of the pair's weights, which nothing changes while trials run."""
         return self.clip.sha256()
+
+
+def num_bytes(result: object) -> int:
+    """What a tensor, an array, or a collection of such takes in memory."""
+    if isinstance(result, (tuple, list)):
+        return sum(map(num_bytes, result))
+    return sum(map(num_bytes, result.values())) if isinstance(result, dict) else getattr(result, "nbytes", 0)
 
 
 def load_part(task: str, part: str, data: DataConfig, limit: int | None) -> ImageSplit:

@@ -1,7 +1,10 @@
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WDS_SECURE"] = "1"
+os.environ["PATCHRANK_CACHE"] = tempfile.mkdtemp(prefix="patchrank-tests-")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
@@ -9,6 +12,10 @@ import timm
 import torch
 
 import patchrank
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["PATCHRANK_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

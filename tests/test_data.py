@@ -1,10 +1,16 @@
 import hashlib
+import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from pictures import encoded
 
 from patchrank.data import digits
 from patchrank.data.captions import draw_template
+from patchrank.data.images import ImageSplit, Reader
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 
@@ -104,6 +110,69 @@ def test_a_loaded_split_gives_the_same_batches(clip):
     for (a, places), (b, same) in zip(split.batches(clip.transform(), 8), loaded.batches(clip.transform(), 8)):
         assert places == same and (a == b).all()
     assert loaded.first(5).tensors.shape[0] == len(loaded.first(5)) == 5 and len(loaded.first(None)) == 20
+
+
+@pytest.fixture
+def numbered():
+    """40 images of a folder, each grey in its own number; image 0 takes longest to come."""
+
+    def fetch(n):
+        time.sleep(0.05 * (n == 0))
+        return encoded(np.full((2, 3, 3), n, np.uint8))
+
+    ids = [f"{n:02}" for n in range(40)]
+    return ImageSplit("folder", "all", ids, None, (), (), Reader(fetch, range(40)), decoding="viewer")
+
+
+def grey(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def test_batches_come_in_order_from_threads_that_end(numbered):
+    before, threads = threading.active_count(), set()
+
+    def transform(image):
+        threads.add(threading.current_thread())
+        return grey(image)
+
+    batches = list(numbered.batches(transform, 7))
+    assert [(part.start, part.stop) for _, part in batches] == [(n, min(n + 7, 40)) for n in range(0, 40, 7)]
+    assert torch.equal(torch.cat([images for images, _ in batches])[:, 0, 0, 0], torch.arange(40, dtype=torch.uint8))
+    assert threading.main_thread() not in threads and threading.active_count() == before
+    assert list(numbered.first(0).batches(transform, 7)) == []
+
+
+def test_the_next_batch_is_under_way_and_no_more_and_stops_with_its_caller(numbered):
+    begun = []
+    batches = numbered.batches(lambda image: begun.append(image.getpixel((0, 0))[0]) or grey(image), 4)
+    before = threading.active_count()
+    next(batches)
+    until = time.monotonic() + 5
+    while len(begun) < 8 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert sorted(begun) == list(range(8))
+    batches.close()
+    assert len(begun) == 8 and threading.active_count() == before
+
+
+def test_what_goes_wrong_in_a_batch_is_raised_where_its_turn_is(numbered):
+    def fetch(n):
+        return b"" if n in (9, 10) else encoded()
+
+    batches = replace(numbered, read=Reader(fetch, range(40))).batches(grey, 4)
+    before = threading.active_count()
+    assert [part.start for _, part in (next(batches), next(batches))] == [0, 4]
+    with pytest.raises(UserError, match=r"^folder/all: image 09 cannot be decoded \(the file is empty\)$"):
+        next(batches)
+    assert threading.active_count() == before
+
+
+def test_embedded_scenes_are_drawn_where_they_are_asked_for():
+    """Threads would only fight over the interpreter for them."""
+    seen = []
+    split = load_split("digits", "val", 4)
+    list(split.batches(lambda image: seen.append(threading.current_thread()) or grey(image), 2))
+    assert seen == [threading.main_thread()] * 4
 
 
 def test_a_task_has_at_least_four_scenes_of_each_test_digit():

@@ -4,6 +4,7 @@ import pickle
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from named_copies import COPIES, make_named, write, write_split
 
@@ -81,6 +82,21 @@ def test_val_goes_on_with_the_stream_of_train():
 def test_shots_start_at_one(shots):
     with pytest.raises(UserError, match=f"shots must be a whole number from 1, but is {shots}"):
         few_shot([0], [0], shots, 1)
+
+
+@pytest.mark.parametrize(
+    "shots, seed", [("16", 1), (1.0, 1), (True, 1), (None, 1), (1, None), (1, "1"), (1, 0.5), (1, -1)]
+)
+def test_shots_and_seed_are_whole_numbers(shots, seed):
+    name, least, value = ("shots", 1, shots) if seed == 1 else ("seed", 0, seed)
+    for draw in (lambda: few_shot([0], [0], shots, seed), lambda: load_few_shot("dtd", shots, seed, None)):
+        with pytest.raises(UserError) as caught:
+            draw()
+        assert str(caught.value) == f"{name} must be a whole number from {least}, but is {value!r}"
+
+
+def test_numpys_whole_numbers_are_whole_numbers_too():
+    assert few_shot(*DTD, np.int64(2), np.int64(1)) == few_shot(*DTD, 2, 1)
 
 
 def test_a_named_dataset_is_drawn_in_the_order_of_its_split_file(tmp_path):

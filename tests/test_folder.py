@@ -1,4 +1,5 @@
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -63,8 +64,39 @@ def test_folders_called_by_splits_are_splits(tmp_path):
     assert load(tmp_path, "train").labels == [1, 2] and len(load(tmp_path)) == 4
     with pytest.raises(UserError, match=r"split 'test' does not exist; .*known: all, train, val"):
         load(tmp_path, "test")
-    write(tmp_path / "elk" / "5.png", encoded())  # now train and val are classes like any other
-    assert load(tmp_path).classes == ("elk", "train", "val")
+
+
+@pytest.mark.parametrize(
+    "folders, others",
+    [
+        ("train valid test", "folder valid"),
+        ("train validation", "folder validation"),
+        ("train Val test", "folder Val"),
+        ("Train TEST", "folder TEST"),
+        ("train val test extra", "folder extra"),
+        ("training testing", "folder testing"),
+        ("train val .", "image 0.png"),
+    ],
+)
+def test_folders_that_are_half_splits_are_refused(tmp_path, folders, others):
+    for folder in folders.split():
+        name = "0.png" if folder == "." else "dog/1.png"
+        write(tmp_path / folder / name, encoded())
+    with pytest.raises(UserError) as caught:
+        load(tmp_path)
+    said, alike = str(caught.value), sorted(name for name in folders.split() if name not in (".", "extra"))
+    assert f"data.root {tmp_path}: folders {', '.join(alike)} look like splits, but {others} does not fit" in said
+    assert "exactly train, val, test" in said and "CSV file with a column 'split'" in said and "\n" not in said
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for name in ("test", "bus", "tram"):
+        write(tmp_path / "a" / name / "1.png", encoded())
+    assert load(tmp_path / "a").classes == ("bus", "test", "tram")
+    write(tmp_path / "a" / "train" / "notes.txt", "a folder without images is neither class nor split")
+    assert load(tmp_path / "a").classes == ("bus", "test", "tram")
+    write(tmp_path / "b" / "test" / "dog" / "1.png", encoded())
+    assert load(tmp_path / "b", "test").classes == ("dog",)
 
 
 def test_a_test_split_may_lack_labels_that_train_has(tmp_path):
@@ -200,7 +232,10 @@ def test_a_csv_file_of_paths_alone_and_behind_a_url(listed):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "line 1: column 'path' is missing"),
+        ("", "list.csv: the file is empty, but must list images below a header with the column 'path'"),
+        ("\ufeff \n\n", "the file is empty"),
+        ("\npath\na.png\n", "line 1: is empty, but must be a header with the column 'path'"),
+        ("path\na.png\nb\0.png\n", "line 3(, column 'path': holds a NUL character|: not readable as CSV .*NUL)"),
         ("file;label\na.png;cat\n", "line 1: column 'path' is missing; .*known: file;label"),
         ("path,path\na.png,b.png\n", "line 1: column 'path' stands twice"),
         ("path,label\na.png,cat\n,dog\n", "line 3, column 'path': is empty"),
@@ -219,6 +254,11 @@ def test_csv_files_that_do_not_say_it(listed, text, message):
     with pytest.raises(UserError, match=message) as caught:
         load(path)
     assert "\n" not in str(caught.value) and "list.csv" in str(caught.value)
+
+
+def test_a_folder_can_be_sent_to_another_process(pets):
+    split = pickle.loads(pickle.dumps(load(pets).first(3)))
+    assert split.read(2) == (pets / "cat/a b é.bmp").read_bytes() and len(split) == 3
 
 
 def test_a_rotated_photo_and_a_plain_one_come_through_the_split(tmp_path):

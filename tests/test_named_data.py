@@ -1,15 +1,19 @@
 """The eight named datasets, read from made-up copies of their real layouts."""
 
 import json
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 from named_copies import AIRCRAFT, COPIES, VARIANTS, WNIDS, jpeg, make_named, write, write_split
+from pictures import encoded, pixels
 
 from patchrank.data.named import NAMED, load_named
+from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 
 DOCS = (Path(__file__).parent.parent / "docs/data.md").read_text()
@@ -172,6 +176,54 @@ def test_a_missing_image_in_between_is_named_when_it_is_read(tmp_path):
     (folder / "images" / images.ids[2]).mkdir()
     with pytest.raises(UserError, match="cannot be read"):
         images.read(2)
+
+
+def test_other_pixels_by_the_same_names_are_another_version(tmp_path):
+    folder = make_named(tmp_path, "dtd")
+    load = lambda limit=None: load_split("dtd", "test", limit, str(tmp_path))  # noqa: E731
+    before, one = load(), load(1)
+    assert load().ids_sha256() == before.ids_sha256() and before.version != load_named("dtd", "test", tmp_path).version
+    write(folder / "images" / before.ids[3], jpeg((1, 2, 3)))
+    after = load()
+    assert after.ids == before.ids and after.ids_sha256() != before.ids_sha256()
+    assert load(1).ids_sha256() == one.ids_sha256()  # of other images it knows nothing
+    (folder / "images" / before.ids[3]).unlink()
+    with pytest.raises(UserError, match=rf"^dtd: image .*{before.ids[3]} is missing"):
+        load()
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    folder = make_named(tmp_path, "dtd")
+    split = load_split("dtd", "test", None, str(tmp_path))
+    sound = split.read(0)
+    for content, reason in [
+        (encoded(pixels(64, 64), "JPEG")[:-500], "image file is truncated"),
+        (b"", "the file is empty"),
+        (b"text", "in no image"),
+    ]:
+        write(folder / "images" / split.ids[0], content)
+        said = rf"^dtd/test: image {split.ids[0]} cannot be decoded \(({reason})[^\n]*\)$"
+        with pytest.raises(UserError, match=said):
+            split.image(0)
+        with pytest.raises(UserError, match=said):
+            split.decode(0, content)
+        with pytest.raises(UserError, match=said):
+            list(split.batches(lambda image: torch.zeros(1), 2))
+    assert split.decode(0, sound).size == (6, 4)
+
+
+def test_a_few_images_of_many_hold_on_to_no_others(tmp_path):
+    make_named(tmp_path, "imagenet")
+    split = load_named("imagenet", "train", str(tmp_path))
+    few = split.mixed().take([5, 1, 3]).first(2)
+    assert [few.read(i) for i in range(2)] == [split.read(split.ids.index(name)) for name in few.ids]
+    sent = pickle.dumps(few)
+    assert [name for name in split.ids if name.encode() in sent] == sorted(few.ids)
+    assert pickle.loads(sent).read(1) == few.read(1)
+    again = few
+    for _ in range(2000):  # closures around closures would run out of stack
+        again = again.take(range(2))
+    assert again.read(1) == few.read(1) and len(pickle.dumps(again)) == len(sent)
 
 
 def test_no_root_no_task_no_split(tmp_path):

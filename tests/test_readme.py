@@ -29,9 +29,19 @@ def test_both_commands_set_themselves_up():
         assert steps[2].endswith(last)
 
 
-def test_everything_that_is_linked_is_there():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+def anchors(page: str) -> set[str]:
+    """What a link may name in a page, as GitHub makes it from headings."""
+    headings = re.findall(r"^#+ (.+)$", page, re.M)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_everything_that_is_linked_is_there(page):
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text()):
+        name, _, anchor = target.partition("#")
+        found = (ROOT / page).parent / name if name else ROOT / page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found.read_text()), target
 
 
 @pytest.mark.parametrize("stage", ["golden", "fit", "evaluate", "tune", "visualize"])

@@ -1,6 +1,8 @@
 """Real CLIP on real files, end to end: random weights that open_clip saved, photographs on disk, every stage."""
 
+import io
 import json
+import tarfile
 
 import numpy as np
 import open_clip
@@ -151,7 +153,6 @@ def test_a_trial_runs_on_a_named_dataset(tmp_path):
     metrics = record["metrics"]
     assert (metrics["n_train"], metrics["n_val"], metrics["n_images"]) == (8, 6, 10)
     assert set(np.unique(inputs.split("caltech101", "train").labels)) == {0, 1}  # the first few are of many classes
-    assert len(list((tmp_path / "heads").iterdir())) == 1
 
 
 def test_where_images_lie_is_no_part_of_a_trial(tmp_path):
@@ -170,7 +171,9 @@ def test_a_trial_needs_labels(tmp_path):
         check_trial(TrialConfig.model_validate({"data": {"tasks": ["folder"], "root": f"{tmp_path}/pile"}}))
 
 
-def test_class_embeddings_are_kept_by_what_they_depend_on(clip, tmp_path):
+def test_class_embeddings_are_kept_by_what_they_depend_on(clip, tmp_path, monkeypatch):
+    assert clip.zero_shot_head(("one",), ("a {}.",)) is not None and not list(tmp_path.iterdir())
+    monkeypatch.setattr("patchrank.models.clip.KEEP_FROM", 2)
     clip.heads = f"{tmp_path}/heads"
     try:
         clip._heads.clear()
@@ -183,6 +186,38 @@ def test_class_embeddings_are_kept_by_what_they_depend_on(clip, tmp_path):
             save_file({"head": torch.zeros(2, 64)}, file)
         clip._heads.clear()
         assert not clip.zero_shot_head(("one", "two"), ("a {}.",)).any()  # it was read, not made again
+        for file in (tmp_path / "heads").iterdir():
+            file.write_bytes(b"damaged")
+        clip._heads.clear()
+        assert torch.equal(clip.zero_shot_head(("one", "two"), ("a {}.",)), made)
     finally:
         clip.heads = None
         clip._heads.clear()
+
+
+@torch.no_grad()
+def test_the_activation_is_part_of_what_is_kept(tmp_path, monkeypatch):
+    """The same weights under another activation are another pair: other embeddings, and another fingerprint."""
+    monkeypatch.setattr("patchrank.models.clip.KEEP_FROM", 1)
+    quick, plain = (create_clip("patchrank_clip_digits", act_layer=act) for act in ("quick_gelu", "gelu"))
+    quick.heads = plain.heads = f"{tmp_path}/heads"
+    heads = [clip.zero_shot_head(("one", "two"), ("a {}.",)) for clip in (quick, plain)]
+    assert not torch.equal(*heads) and len(list((tmp_path / "heads").iterdir())) == 2
+    assert quick.sha256() != plain.sha256() and quick.visual.blocks_sha256() != plain.visual.blocks_sha256()
+
+
+def test_numbered_labels_need_names(tmp_path):
+    rng = np.random.default_rng(3)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(30):
+            buffer = io.BytesIO()
+            photograph(rng).save(buffer, "JPEG")
+            for name, content in ((f"{i}.jpg", buffer.getvalue()), (f"{i}.cls", str(i % 2).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    data = {"tasks": ["wds"], "root": f"{tmp_path}/a.tar"}
+    with pytest.raises(UserError, match="labels of 'wds' in .* are numbers: name them by data.vocabulary"):
+        check_trial(TrialConfig.model_validate({"data": data}))
+    (tmp_path / "names.yaml").write_text("classes: [cat, dog]\n")
+    check_trial(TrialConfig.model_validate({"data": data | {"vocabulary": f"{tmp_path}/names.yaml"}}))

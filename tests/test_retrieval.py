@@ -190,7 +190,7 @@ def test_an_index_that_was_saved_gives_the_same_row(clip, split, tmp_path):
 @pytest.mark.parametrize(
     "index, message",
     [
-        (points(N, width=64), "in the order of its images, but of the first 40 images [0-9] are nearest to their own"),
+        (points(N, width=64), "the order of its images, but of 40 images taken evenly [0-9] are nearest to their own"),
         (points(N - 1, width=64), r"must be of shape \(40, 64\), .* but is \(39, 64\)"),
         (torch.zeros(N, 64), "row 0 has no direction"),
     ],
@@ -261,3 +261,12 @@ def test_a_pickle_is_never_loaded(split, tmp_path):
     assert not sprung.exists()
     np.load(path, allow_pickle=True)
     assert sprung.exists()  # the trap works
+
+
+def test_an_index_that_is_shifted_from_some_row_on_is_refused(clip):
+    split = load_split("digits", "val", 150)
+    index = embed_unpruned(clip, split)
+    shifted = torch.cat([index[:100], index[101:], index[100:101]])
+    with pytest.raises(UserError, match="of 64 images taken evenly 4[0-9] are nearest to their own rows"):
+        retrieval(clip, split, quiet=True, index=shifted)
+    assert retrieval(clip, split, quiet=True, index=index).row()["image_recall@1"] == 100

@@ -1,8 +1,12 @@
+import errno
+from dataclasses import replace
+
 import pytest
 from pictures import encoded, pixels, trap, write
 
 from patchrank.data.folder import load_folder
-from patchrank.data.sound import sound
+from patchrank.data.images import Reader
+from patchrank.data.sound import fingerprinted, sound
 from patchrank.errors import UserError
 
 
@@ -34,8 +38,7 @@ def test_one_broken_image_is_left_out_and_told_of(many, capsys):
 
 def test_only_as_many_images_are_looked_at_as_it_takes(many):
     split, seen = many(3), []
-    read = split.read
-    split.__dict__["read"] = lambda i: seen.append(i) or read(i)
+    split = replace(split, read=Reader(lambda i, read=split.read: seen.append(i) or read(i), range(40)))
     assert len(sound(split, 10)) == 10 and sorted(seen) == list(range(11))
     assert len(sound(split, None)) == len(sound(split, 1000)) == 39
 
@@ -83,6 +86,63 @@ def test_missing_files_of_a_csv_are_broken_images(tmp_path):
     assert split.ids == ["a.png", "b.png"] and split.skipped == 1
     with pytest.raises(UserError, match=r"2 of 4 .* first is c.png \(cannot be read \(No such file or directory\)\)"):
         sound(load(write(tmp_path / "list.csv", "path\na.png\nb.png\nc.png\nd.png\n")), None)
+
+
+def test_paths_that_cannot_lead_to_a_file_are_broken_images(tmp_path):
+    write(tmp_path / "a.png", encoded())
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    split = sound(load(write(tmp_path / "list.csv", f"path\na.png\nb.png\n{'c' * 300}.png\n")), None, share=0.7)
+    assert split.ids == ["a.png"] and split.skipped == 2
+
+
+class Refused(Exception):
+    """As a web server's refusal comes: no OSError."""
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (ConnectionResetError("the peer\nis gone"), "the peer is gone"),
+        (TimeoutError(), "TimeoutError"),
+        (Refused("403, message='Forbidden'"), "403, message='Forbidden'"),
+    ],
+)
+def test_an_image_that_hides_for_now_stops_the_run_and_is_not_called_broken(many, capsys, error, said):
+    def fetch(i):
+        if i == 2:
+            raise error
+        return split.read(i)
+
+    split = many()
+    hidden = replace(split, read=Reader(fetch, range(40)))
+    with pytest.raises(UserError) as caught:
+        sound(hidden, 10)
+    name = f"folder/all: image 02.jpg cannot be read ({said})"
+    assert str(caught.value) == f"{name}; it does not count as broken, since it may be read another time"
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="^folder/all: image 02.jpg cannot be read") as caught:
+        hidden.image(2)
+    assert str(caught.value) == name
+
+
+def test_a_url_of_an_unknown_kind_is_told_as_it_is(tmp_path):
+    write(tmp_path / "a.png", encoded())
+    with pytest.raises(UserError, match=r"^bad://b.png: fsspec cannot open this kind of URL \([^\n]*\)$"):
+        sound(load(write(tmp_path / "list.csv", "path\na.png\nbad://b.png\n")))
+
+
+def test_a_fingerprint_reads_at_most_64_images_from_the_first_to_the_last(many):
+    split, seen = many(), []
+    long = replace(split.take([0] * 1000), read=Reader(lambda i: seen.append(i) or b"x", range(1000)))
+    fingerprinted(long)
+    assert (
+        len(seen) == 64 and {0, 999} <= set(seen) and 15 <= min(b - a for a, b in zip(sorted(seen), sorted(seen)[1:]))
+    )
+    for count in (1, 2, 5):
+        seen.clear()
+        fingerprinted(long.first(count))
+        assert sorted(seen) == list(range(count))
 
 
 def test_other_images_by_the_same_names_are_another_version(tmp_path):

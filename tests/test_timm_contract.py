@@ -227,7 +227,7 @@ def test_full_size(name):
 @pytest.mark.parametrize(
     "name, backend",
     [
-        ("patchrank_clip_b16", "eager"),
+        *((name, "eager") for name in ENTRIES),
         pytest.param("patchrank_clip_b16", "inductor", marks=pytest.mark.slow),
         pytest.param("patchrank_clip_digits", "inductor", marks=pytest.mark.slow),
     ],

@@ -160,12 +160,12 @@ def test_a_failed_trial_is_recorded_tried_again_and_tells_in_the_exit_status(kil
         (["resources.gpu=64"], "resources.gpu is 64, but this machine has"),
         (["resources.cpu=4096"], "resources.cpu is 4096, but this machine has"),
         (["report.paper=table77"], "did you mean 'table7'"),
-        (["trial.model.checkpoint=/nowhere.safetensors"], "checkpoint /nowhere.safetensors: cannot be read"),
+        (["trial.model.checkpoint=/nowhere.safetensors"], "checkpoint /nowhere.safetensors: there is no such file"),
         (["root=/proc/nowhere"], "cannot write /proc/nowhere"),
         (["shards=/proc/nowhere"], "cannot write /proc/nowhere"),
         (["root=/dev/null"], "cannot write /dev/null"),
         (["root=nosuch://bucket/x"], "fsspec cannot open this kind of URL"),
-        (["trial.model.name=patchrank_clip_digits.openai"], "did you mean 'patchrank_clip_digits'"),
+        (["trial.model.name=patchrank_clip_digits.openai"], "did you mean 'patchrank_clip_digits.embedded'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(arguments, message, tmp_path, monkeypatch):

@@ -86,6 +86,15 @@ def test_numbered_labels_wait_for_a_vocabulary(tmp_path):
             read_vocabulary(str(write(tmp_path / "names.yaml", text))).apply(split)
 
 
+def test_a_whole_number_of_any_length_is_a_number(tmp_path):
+    texts = ["0", "007", "0" * 5000 + "12", "2147483647", "1234567890"]
+    members = [
+        (f"{n}.{end}", part) for n, text in enumerate(texts) for end, part in (("png", encoded()), ("cls", text))
+    ]
+    split = load(write(tmp_path / "n.tar", tar_of(members)))
+    assert split.labels == [0, 7, 12, 2147483647, 1234567890] and split.classes == ()
+
+
 @pytest.fixture
 def shards(tmp_path):
     for n in range(3):
@@ -211,6 +220,11 @@ PNG = encoded()
         (tar_of([("a.png", PNG), ("a.cls", "-1")]), "sample 'a': cls is '-1', but must be a class by its number"),
         (tar_of([("a.png", PNG), ("a.cls", " ")]), "sample 'a': cls is '', but must be"),
         (tar_of([("a.png", PNG), ("a.cls", "1"), ("b.png", PNG), ("b.cls", "x")]), "number 1, but at .* the name 'x'"),
+        (
+            tar_of([("a.png", PNG), ("a.cls", "2147483648")]),
+            r"sample 'a': cls is the number 2147483648, .* below 2\*\*31",
+        ),
+        (tar_of([("a.png", PNG), ("a.cls", "9" * 9999)]), "cls is the number 9{40}, but classes are numbered from 0"),
         (tar_of([("a.png", PNG), ("a.cls", "1"), ("b.png", PNG)]), "sample 'b': has no label, but .*sample 'a' has"),
         (tar_of([("a.png", PNG), ("a.txt", "1"), ("b.png", PNG)]), "sample 'b': has no caption, but .*sample 'a' has"),
         (tar_of([("a.png", PNG), ("a.json", "{")]), "sample 'a': json is not readable"),

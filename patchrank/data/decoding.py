@@ -75,15 +75,20 @@ DECODERS: dict[str, Callable[[bytes], Image.Image]] = {"plain": decode_plain, "v
 
 def fault(content: bytes, decoding: str) -> str | None:
     """In one line what keeps encoded bytes from being decoded in full; None if nothing does."""
-    if not content:
-        return "the file is empty"
     try:
         DECODERS[decoding](content)
-    except Image.UnidentifiedImageError:  # its own text is the address of a buffer
-        return "in no image format that can be read"
     except UNREADABLE as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return why(error, content)
     return None
+
+
+def why(error: Exception, content: bytes) -> str:
+    """In one line what an error of a decoder says of the bytes that it was given."""
+    if not content:
+        return "the file is empty"
+    if isinstance(error, Image.UnidentifiedImageError):  # its own text is the address of a buffer
+        return "in no image format that can be read"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def extension_of(content: bytes) -> str:

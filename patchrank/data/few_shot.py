@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from numbers import Integral
 
 from patchrank.data.images import ImageSplit
 from patchrank.data.named import NAMED, load_named
@@ -26,12 +27,17 @@ def few_shot(
         val_labels: the same of val; empty where there is none.
 
     Raises:
-        UserError: shots below 1.
+        UserError: shots or seed that are no whole numbers, from 1 and from 0.
     """
-    if shots < 1:
-        raise UserError(f"shots must be a whole number from 1, but is {shots}")
-    rng = random.Random(seed)
+    shots, rng = _whole("shots", shots, 1), random.Random(_whole("seed", seed, 0))
     return _draw(train_labels, shots, rng), _draw(val_labels, min(shots, MAX_VAL_SHOTS), rng)
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    """A seed of None would be drawn from the clock, and -1 draws what 1 does: neither may pass."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise UserError(f"{name} must be a whole number from {least}, but is {value!r}")
+    return int(value)
 
 
 def _draw(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
@@ -50,8 +56,9 @@ def load_few_shot(task: str, shots: int, seed: int, root: str | None) -> tuple[I
     Draws that CoOp left on disk (pickles in `split_fewshot`) are not opened: they are drawn again.
 
     Raises:
-        UserError: shots below 1, or a dataset that cannot be loaded.
+        UserError: shots or seed that are no whole numbers, from 1 and from 0, or a dataset that cannot be loaded.
     """
+    shots, seed = _whole("shots", shots, 1), _whole("seed", seed, 0)  # before the disk is read
     if task not in NAMED:
         raise UserError(f"few-shot draws are made from named datasets, and {task!r} is none; {near(task, NAMED)}")
     train = load_named(task, "train", root)

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 from fsspec import AbstractFileSystem
@@ -19,6 +19,7 @@ from patchrank.errors import UserError, near
 from patchrank.files import filesystem_of, read_bytes
 
 COLUMNS = ("path", "label", "caption", "split")
+LIKE_SPLITS = {*SHARES, "training", "valid", "validation", "dev", "eval", "testing"}
 
 
 def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
@@ -26,19 +27,23 @@ def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
 
     In a folder, an image's class is the first folder on its way, as deep as it may lie; images beside each other
     without folders are unlabelled. Where the first folders are called train, val or test, and none otherwise, they are
-    splits, and classes begin below them. Hidden files, and files without an extension of an image, do not count.
+    splits, and classes begin below them. Where they are not, but two or more of them are called like splits (train,
+    val, test, training, valid, validation, dev, eval or testing, in any case), somebody meant splits and they are
+    refused; one alone is a class, since trains and tests can be photographed. Hidden files, and files without an
+    extension of an image, do not count.
 
     A CSV file (root ends with .csv) has a header row with the column `path`, relative to the file's own folder or
     absolute, and perhaps `label` (a class by name), `caption` and `split`; other columns do not count.
 
     Raises:
-        UserError: no root or nothing there, a CSV file that does not say this, or what `choose` refuses.
+        UserError: no root or nothing there, folders that are half splits, a CSV file that does not say this, or what
+            `choose` refuses.
     """
     if root is None:
         raise UserError(f"data.root is missing: task {task!r} needs a folder of images, or a CSV file that lists them")
     filesystem, name = filesystem_of(root)
     if filesystem.isdir(name):
-        entries = _entries(_names(filesystem, name), lambda path: filesystem.cat_file(f"{name.rstrip('/')}/{path}"))
+        entries = _entries(_names(filesystem, name), partial(_read, filesystem, name.rstrip("/")), root)
     elif not filesystem.isfile(name):
         raise UserError(f"data.root {root}: there is no such folder or CSV file")
     elif not name.lower().endswith(".csv"):
@@ -48,16 +53,35 @@ def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
     return choose(task, split, entries, root)
 
 
-def _entries(names: list[str], read: Callable[[str], bytes]) -> list[Entry]:
+def _read(filesystem: AbstractFileSystem, folder: str, name: str) -> bytes:
+    return filesystem.cat_file(f"{folder}/{name}")
+
+
+def _entries(names: list[str], read: Callable[[str], bytes], root: str) -> list[Entry]:
     """Entries of files by their paths below the root."""
     paths = {name: name.split("/") for name in names}
-    splits = all(len(path) > 1 and path[0] in SHARES for path in paths.values())
+    splits = _are_splits(paths.values(), root)
     entries = []
     for name, path in paths.items():
         inner = path[1:] if splits else path
         label = inner[0] if len(inner) > 1 else None
         entries.append(Entry(name, name, partial(read, name), label, split=path[0] if splits else None))
     return entries
+
+
+def _are_splits(paths: Collection[list[str]], root: str) -> bool:
+    """Whether the first folders are splits, not classes. Raises `UserError` where they look like half of each."""
+    folders = sorted({path[0] for path in paths if len(path) > 1})
+    others = [f"folder {name}" for name in folders if name not in SHARES]
+    others += [f"image {path[0]}" for path in paths if len(path) == 1]
+    alike = [name for name in folders if name.lower() in LIKE_SPLITS]
+    if others and len(alike) > 1:
+        raise UserError(
+            f"data.root {root}: folders {', '.join(alike)} look like splits, but {others[0]} does not fit: splits "
+            "must be called exactly train, val, test, with nothing beside them; or list the images in a CSV file with "
+            "a column 'split'"
+        )
+    return not others
 
 
 def _names(filesystem: AbstractFileSystem, root: str) -> list[str]:
@@ -97,6 +121,8 @@ def _listed(filesystem: AbstractFileSystem, name: str, root: str) -> list[Entry]
         raise UserError(f"{root}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{root}: is not a text file in UTF-8") from error
+    if not text.strip():
+        raise UserError(f"{root}: the file is empty, but must list images below a header with the column 'path'")
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         rows.fieldnames = [column.strip().lower() for column in rows.fieldnames or ()]
@@ -107,6 +133,8 @@ def _listed(filesystem: AbstractFileSystem, name: str, root: str) -> list[Entry]
 
 
 def _check_header(columns: Sequence[str], root: str) -> None:
+    if not any(columns):
+        raise UserError(f"{root}, line 1: is empty, but must be a header with the column 'path'")
     if "path" not in columns:
         raise UserError(f"{root}, line 1: column 'path' is missing; {near('path', columns)}")
     twice = [name for name in COLUMNS if columns.count(name) > 1]
@@ -121,6 +149,8 @@ def _row(filesystem: AbstractFileSystem, folder: str, row: dict[str | None, str 
     for name, value in (("path", path), ("split", split)):
         if name in row and value is None:
             raise UserError(f"{where}, column {name!r}: is empty, but must be filled in every row")
+    if "\0" in path:
+        raise UserError(f"{where}, column 'path': holds a NUL character, which no path may")
     if "://" in path:
         return Entry(path, where, partial(read_bytes, path), label, caption, split)
     path = posixpath.normpath(path)

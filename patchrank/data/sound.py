@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from tqdm import tqdm
 
 from patchrank.data.decoding import fault
-from patchrank.data.images import ImageSplit
+from patchrank.data.images import THREADS, ImageSplit, UnreadError
 from patchrank.errors import UserError
 
 CHUNK = 1024  # images whose verdicts are awaited at once
 SHOWN = 20  # broken images that are told of one by one
+SAMPLED = 64  # images whose bytes stand for all of a named dataset
+
+# What says that a path leads to no file, today and tomorrow.
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def sound(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> ImageSplit:
@@ -26,18 +31,16 @@ def sound(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> I
     are no more than `share` of those looked at, and with a share of 0 none. Only as many are looked at as it takes.
     `version` becomes a digest of the files' bytes, since other folders may hold other images by the same names.
 
-    What merely hides a file for now, as a network does that fails, is raised as it comes: leaving such images out
-    would make the result depend on the day.
-
     Raises:
-        UserError: more are broken than may be, or none is left.
+        UserError: more are broken than may be, or none is left; or something hides a file for now, as a network does
+            that fails: leaving such an image out would make the result depend on the day.
     """
     wanted = len(split) if limit is None else min(limit, len(split))
-    good, broken, contents = [], {}, hashlib.sha256(str(split.version).encode())
+    good, broken, digests = [], {}, []
     for i, reason, digest in _verdicts(split, wanted):
         if reason is None:
             good.append(i)
-            contents.update(digest)
+            digests.append(digest)
         else:
             broken[i] = reason
         if i + 1 >= wanted and _too_many(broken, i + 1, share):
@@ -46,15 +49,35 @@ def sound(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> I
     looked = len(good) + len(broken)
     if _too_many(broken, looked, share) or (broken and not good):
         raise UserError(_refusal(split, broken, looked, share))
-    version = int.from_bytes(contents.digest()[:6], "big")
+    version = _version(split, digests)
     return replace(split.take(good), skipped=split.skipped + len(broken), version=version)
+
+
+def fingerprinted(split: ImageSplit) -> ImageSplit:
+    """The split with a digest of the bytes of at most 64 images, evenly spaced, in its `version`.
+
+    A copy of a dataset in another size or compression has other bytes everywhere, so that a few tell it.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    count = min(SAMPLED, len(split))
+    places = [n * (len(split) - 1) // max(1, count - 1) for n in range(count)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        contents = list(pool.map(split.content, places))
+    return replace(split, version=_version(split, [hashlib.sha256(content).digest() for content in contents]))
+
+
+def _version(split: ImageSplit, digests: Iterable[bytes]) -> int:
+    contents = hashlib.sha256(str(split.version).encode() + b"".join(digests))
+    return int.from_bytes(contents.digest()[:6], "big")
 
 
 def _verdicts(split: ImageSplit, wanted: int) -> Iterator[tuple[int, str | None, bytes]]:
     """Place, fault and digest of each image, in order, until as many as are wanted have no fault."""
     looked = found = 0
     bar = tqdm(total=wanted, desc=f"check {split.task}/{split.split}", unit="image", delay=2)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, bar:
+    with ThreadPoolExecutor(THREADS) as pool, bar:
         while found < wanted and looked < len(split):
             places = range(looked, min(looked + wanted - found, looked + CHUNK, len(split)))
             for i, (reason, digest) in zip(places, pool.map(lambda i: _verdict(split, i), places)):
@@ -66,9 +89,12 @@ def _verdicts(split: ImageSplit, wanted: int) -> Iterator[tuple[int, str | None,
 
 def _verdict(split: ImageSplit, i: int) -> tuple[str | None, bytes]:
     try:
-        content = split.read(i)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        return f"cannot be read ({error.strerror or 'no such file'})", b""
+        content = split.content(i)
+    except UnreadError as error:
+        cause = error.__cause__
+        if isinstance(cause, _ABSENT) or getattr(cause, "errno", None) in _NO_PATH:
+            return f"cannot be read ({cause.strerror or 'no such file'})", b""
+        raise UserError(f"{error}; it does not count as broken, since it may be read another time") from error
     return fault(content, split.decoding), hashlib.sha256(content).digest()
 
 

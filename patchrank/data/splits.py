@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchrank.data.images import ImageSplit
+from patchrank.data.images import ImageSplit, Reader
 from patchrank.errors import UserError, near
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
@@ -58,10 +58,14 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
         labels,
         classes,
         TEMPLATES,
-        lambda i: chosen[i].read(),
+        Reader(_read, chosen),
         decoding="viewer",
         captions=known["caption"],
     )
+
+
+def _read(entry: Entry) -> bytes:
+    return entry.read()
 
 
 def split_of(name: str) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-from PIL import Image
+from functools import partial
 
 from patchrank.data import digits
 from patchrank.data.folder import load_folder
-from patchrank.data.images import ImageSplit
+from patchrank.data.images import ImageSplit, Reader
 from patchrank.data.named import NAMED, load_named
-from patchrank.data.sound import sound
+from patchrank.data.sound import fingerprinted, sound
 from patchrank.data.vocabulary import read_vocabulary
 from patchrank.data.wds import load_wds
 from patchrank.errors import UserError, near
@@ -43,14 +42,15 @@ def _digits(task: str, split: str, root: None) -> ImageSplit:
         scenes.labels.tolist(),
         digits.CLASSES,
         digits.TEMPLATES,
-        lambda i: _png(scenes[i]),
+        Reader(partial(_png, scenes), range(len(scenes))),
         version=digits.VERSION,
+        drawn=True,
     )
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(scenes: digits.DigitScenes, i: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    scenes[i].save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -80,6 +80,7 @@ def load_split(
     """The first `limit` images of a split (all of them where it is None).
 
     Images on disk come in an order of their own that depends on their ids alone, since their lists go class by class.
+    Their bytes are part of `version`: all files' where all are looked at, else those of a few.
 
     Args:
         split: the task's default if left out.
@@ -97,5 +98,6 @@ def load_split(
     images = found.load(task, split or found.default, root)
     images = images if found.embedded else images.mixed()
     images = sound(images, limit) if found.checked else images.first(limit)
+    images = images if found.checked or found.embedded else fingerprinted(images)
     images = images if names is None else names.apply(images)
     return images if templates is None else replace(images, templates=tuple(templates))

@@ -162,7 +162,12 @@ def _label(sample: Sample, where: str) -> int | str | None:
     text = _text(sample, "cls", where)
     if not text or re.fullmatch(r"-\d+", text):
         raise UserError(f"{where}: cls is {text!r}, but must be a class by its number from 0, or by its name")
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text
+    if not re.fullmatch("[0-9]+", text):
+        return text
+    digits = text.lstrip("0") or "0"
+    if len(digits) > 10 or int(digits) >= 1 << 31:
+        raise UserError(f"{where}: cls is the number {text[:40]}, but classes are numbered from 0, below 2**31")
+    return int(digits)
 
 
 def _caption(sample: Sample, where: str) -> str | None:

@@ -10,11 +10,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from patchrank.files import content_id, exists, join, read_bytes, weights_sha256, write_atomic
+from patchrank.files import content_id, join, read_bytes, weights_sha256, write_atomic
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.download import download_pair
 from patchrank.models.checkpoints.reading import load_pair
@@ -30,6 +31,8 @@ from patchrank.models.text import (
     tokenize,
     tokenize_prompted,
 )
+
+KEEP_FROM = 256  # prompts: fewer are embedded faster than found
 
 
 class Clip(nn.Module):
@@ -59,9 +62,9 @@ class Clip(nn.Module):
         self.heads = heads
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._heads: dict[tuple, Tensor] = {}
+        self._heads_of: tuple = ()
         self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights
         self._prompted_ids: dict[tuple, Tensor] = {}
-        self.register_load_state_dict_post_hook(_forget_heads)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids, (T, 77)."""
@@ -123,25 +126,29 @@ class Clip(nn.Module):
         """Class embeddings (C, E): unit vectors of every template, averaged, made unit vectors again.
 
         Where learned text tokens are in use, they take the place of all templates. Cached while the pair is in
-        evaluation mode, since text never changes between images.
+        evaluation mode and the text tower's weights stay as they are.
         """
-        key = (tuple(classes), tuple(templates), str(self.logit_scale.device), *self._learned_text().values())
         if self.training:
             return self._make_head(classes, templates)
+        weights = tuple((weight.data_ptr(), weight._version) for weight in self.text.parameters())
+        if weights != self._heads_of:  # somebody loaded or tuned others
+            self._heads, self._heads_of = {}, weights
+        key = (tuple(classes), tuple(templates), *self._learned_text().values())
         if key not in self._heads:
             self._heads[key] = self._kept_head(classes, templates)
         return self._heads[key]
 
     def _kept_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """From the folder of heads, where there is one; made and kept there otherwise."""
-        if self.heads is None:
+        """From the folder of heads, where there is one; large ones are kept there once they are made."""
+        if self.heads is None or len(classes) * len(templates) < KEEP_FROM:
             return self._make_head(classes, templates)
-        about = {"text": weights_sha256(self.text, without=()), "classes": list(classes), "templates": list(templates)}
+        about = {"text": weights_sha256(self.text), "classes": list(classes), "templates": list(templates)}
         about |= self._learned_text()
-        path = join(self.heads, f"{content_id(about)[:16]}.safetensors")
-        if exists(path):
+        path = join(self.heads, f"{content_id(about)}.safetensors")
+        try:
             return load(read_bytes(path))["head"].to(self.logit_scale.device)
-        head = self._make_head(classes, templates)
+        except (FileNotFoundError, SafetensorError, KeyError):
+            head = self._make_head(classes, templates)
         write_atomic(path, save({"head": head.cpu().contiguous()}))
         return head
 
@@ -157,10 +164,6 @@ class Clip(nn.Module):
     def _learned_text(self) -> dict[str, str]:
         """The fingerprint of text tokens that take the place of templates, {} where templates stand."""
         return self.prompts_about() if self.prompts is not None and self.prompts.inserts_text else {}
-
-    def train(self, mode: bool = True) -> Clip:
-        self._heads.clear()
-        return super().train(mode)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] to what the image tower expects."""
@@ -180,11 +183,6 @@ class Clip(nn.Module):
     def sha256(self) -> str:
         """Fingerprint of both towers, without any predictor."""
         return weights_sha256(self, without=("visual.pruner.",))
-
-
-def _forget_heads(clip: Clip, incompatible_keys: object) -> None:
-    """Other weights, other class embeddings."""
-    clip._heads.clear()
 
 
 def create_clip(

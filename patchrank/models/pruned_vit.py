@@ -121,8 +121,8 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             )
 
     def _prune(self, pruning: Pruning, reducer: Reducer | None = None, predictor: nn.Module | None = None) -> None:
-        pruning = replace(pruning, locations=tuple(pruning.locations))
         pruning.check()
+        pruning = replace(pruning, locations=tuple(pruning.locations))
         locations = check_locations(pruning.locations, len(self.blocks))
         drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
         pruner = None

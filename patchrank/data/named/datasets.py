@@ -105,7 +105,7 @@ def load_named(task: str, split: str, root: str | None) -> ImageSplit:
     listing = dataset.listing(Places(task, str(root), dataset.folders), split)
     listing.check_ends()
     _compare_sizes(listing, split, dataset.sizes)
-    return ImageSplit(task, split, listing.ids, listing.labels, listing.classes, (dataset.prompt,), listing.read)
+    return ImageSplit(task, split, listing.ids, listing.labels, listing.classes, (dataset.prompt,), listing.reader())
 
 
 def _find(task: str, split: str, root: str | None) -> NamedDataset:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+from patchrank.data.images import Reader
 from patchrank.data.named.places import how_to_get
 from patchrank.errors import UserError
 from patchrank.files import exists, join, read_bytes
@@ -24,25 +26,31 @@ class Listing:
     labels: list[int]
     classes: tuple[str, ...]
 
-    def read(self, i: int) -> bytes:
-        """The bytes of image i. Raises `UserError` where the file is missing or cannot be read."""
-        path = join(self.images, self.ids[i])
-        try:
-            return read_bytes(path)
-        except FileNotFoundError as error:
-            raise UserError(self._missing(path)) from error
-        except OSError as error:
-            raise UserError(f"{self.task}: image {path} cannot be read ({error.strerror or error})") from error
+    def reader(self) -> Reader:
+        """Reads images by their places; it does not hold on to the listing."""
+        return Reader(partial(_read, self.task, self.source, self.images), self.ids)
 
     def check_ends(self) -> None:
         """Raises `UserError` unless the first and the last image are there: a broken download ends early."""
         for name in (self.ids[0], self.ids[-1]):
             path = join(self.images, name)
             if not exists(path):
-                raise UserError(self._missing(path))
+                raise UserError(_missing(self.task, self.source, path))
 
-    def _missing(self, path: str) -> str:
-        return f"{self.task}: image {path} is missing, though {self.source} lists it; {how_to_get(self.task)}"
+
+def _read(task: str, source: str, images: str, name: str) -> bytes:
+    """The bytes of an image. Raises `UserError` where the file is missing or cannot be read."""
+    path = join(images, name)
+    try:
+        return read_bytes(path)
+    except FileNotFoundError as error:
+        raise UserError(_missing(task, source, path)) from error
+    except OSError as error:
+        raise UserError(f"{task}: image {path} cannot be read ({error.strerror or error})") from error
+
+
+def _missing(task: str, source: str, path: str) -> str:
+    return f"{task}: image {path} is missing, though {source} lists it; {how_to_get(task)}"
 
 
 def read_whole(path: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from patchrank.errors import UserError
 from patchrank.models.checkpoints.hub import ensure_reachable
@@ -24,8 +24,9 @@ def download_pair(weights: Weights) -> str:
     for name in files:
         try:
             return hf_hub_download(repo, name)
-        except EntryNotFoundError:
-            continue
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):  # not that it is not there: the connection broke
+                raise UserError(f"weights {repo}: the hub went away; give a checkpoint file, or try again") from error
         except Exception as error:  # its client's own kinds, by its version: no access, no space, a broken connection
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"weights {repo}: {name} is not to be had ({reason}): give a checkpoint file") from error
