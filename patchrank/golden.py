@@ -239,7 +239,7 @@ def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, 
     first = index * SHARD_SIZE
     places = range(first, first + folder.sizes[index])
     transform, device = clip.transform(), clip.logit_scale.device
-    contents = [split.read(i) for i in places]
+    contents = [split.content(i) for i in places]
     images = torch.stack([transform(split.decode(i, content)) for i, content in zip(places, contents)]).to(device)
     head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
     settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}

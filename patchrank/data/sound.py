@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -36,11 +36,11 @@ def sound(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> I
             that fails: leaving such an image out would make the result depend on the day.
     """
     wanted = len(split) if limit is None else min(limit, len(split))
-    good, broken, digests = [], {}, []
+    good, broken, contents = [], {}, hashlib.sha256(str(split.version).encode())
     for i, reason, digest in _verdicts(split, wanted):
         if reason is None:
             good.append(i)
-            digests.append(digest)
+            contents.update(digest)
         else:
             broken[i] = reason
         if i + 1 >= wanted and _too_many(broken, i + 1, share):
@@ -49,8 +49,7 @@ def sound(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> I
     looked = len(good) + len(broken)
     if _too_many(broken, looked, share) or (broken and not good):
         raise UserError(_refusal(split, broken, looked, share))
-    version = _version(split, digests)
-    return replace(split.take(good), skipped=split.skipped + len(broken), version=version)
+    return replace(split.take(good), skipped=split.skipped + len(broken), version=_number(contents.digest()))
 
 
 def fingerprinted(split: ImageSplit) -> ImageSplit:
@@ -64,13 +63,13 @@ def fingerprinted(split: ImageSplit) -> ImageSplit:
     count = min(SAMPLED, len(split))
     places = [n * (len(split) - 1) // max(1, count - 1) for n in range(count)]
     with ThreadPoolExecutor(THREADS) as pool:
-        contents = list(pool.map(split.content, places))
-    return replace(split, version=_version(split, [hashlib.sha256(content).digest() for content in contents]))
+        digests = pool.map(lambda i: hashlib.sha256(split.content(i)).digest(), places)
+        contents = hashlib.sha256(str(split.version).encode() + b"".join(digests))
+    return replace(split, version=_number(contents.digest()))
 
 
-def _version(split: ImageSplit, digests: Iterable[bytes]) -> int:
-    contents = hashlib.sha256(str(split.version).encode() + b"".join(digests))
-    return int.from_bytes(contents.digest()[:6], "big")
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:6], "big")
 
 
 def _verdicts(split: ImageSplit, wanted: int) -> Iterator[tuple[int, str | None, bytes]]:
