@@ -233,7 +233,7 @@ def test_commands_take_prompts(path, about, capsys):
     for flags in ([], ["--prompts", str(path)]):
         evaluate_main(["--data", "digits", "--split", "val", "--limit", "8", "--keep-rate", "0.5", *flags])
         rows.append(json.loads(capsys.readouterr().out))
-    assert "prompts" not in rows[0] and rows[1]["prompts"] == str(path)
+    assert rows[0]["prompts"] is None and rows[1]["prompts"] == str(path)
     assert rows[1]["gmacs_unpruned"] > rows[0]["gmacs_unpruned"] and rows[1]["gmacs"] > rows[0]["gmacs"]
     assert rows[1]["cosine"] != rows[0]["cosine"]
 
