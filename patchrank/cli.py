@@ -48,7 +48,7 @@ def add_model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
     parser.add_argument("--out", default=out, help=f"where results go (default: {out or 'stdout alone'})")
 
 
-def add_data_flags(parser: argparse.ArgumentParser, default_split: str, batch_size: int) -> None:
+def add_data_flags(parser: argparse.ArgumentParser, default_split: str, batch_size: int | None) -> None:
     parser.add_argument("--data", default="digits", help="embedded or named task, `folder` or `wds` (docs/data.md)")
     parser.add_argument("--data-root", help="where the images lie: a folder, a list or tars; embedded tasks need none")
     parser.add_argument("--split", help=f"default: {default_split}")
