@@ -168,9 +168,7 @@ def train_epoch(clip: Clip, feed: Feed, train: ImageSplit, state: State, epoch: 
         loss, logits = step(clip, feed, train, state, rows, labels)
         if not math.isfinite(loss):
             rate = state.optimizer.param_groups[0]["lr"]
-            raise UserError(
-                f"tuning came apart in epoch {epoch + 1}: the loss is {loss} at rate {rate:g}; near: a lower lr"
-            )
+            raise UserError(f"epoch {epoch + 1}: the loss is {loss} at learning rate {rate:g}; near: a lower --lr")
         losses.append(loss)
         right.extend((logits.argmax(-1) == labels).tolist())
         bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{percent(np.asarray(right)):.1f} %", refresh=False)
