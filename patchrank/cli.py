@@ -42,12 +42,13 @@ def add_model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
         "--checkpoint",
         help="file of a pair, whoever saved it; default: the tag's own weights",
     )
+    parser.add_argument("--prompts", metavar="FILE", help="learned tokens, tuned with this very model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=out, help=f"where results go (default: {out or 'stdout alone'})")
 
 
-def add_data_flags(parser: argparse.ArgumentParser, default_split: str, batch_size: int) -> None:
+def add_data_flags(parser: argparse.ArgumentParser, default_split: str, batch_size: int | None) -> None:
     parser.add_argument("--data", default="digits", help="embedded or named task, `folder` or `wds` (docs/data.md)")
     parser.add_argument("--data-root", help="where the images lie: a folder, a list or tars; embedded tasks need none")
     parser.add_argument("--split", help=f"default: {default_split}")
@@ -72,10 +73,10 @@ def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:
-    """The pair that `--model`, `--checkpoint` and `--device` name, seeded."""
+    """The pair that `--model`, `--checkpoint`, `--prompts` and `--device` name, seeded."""
     check_device(args.device)
     torch.manual_seed(args.seed)
-    clip = create_clip(args.model, checkpoint=args.checkpoint, device=args.device, **pruning)
+    clip = create_clip(args.model, checkpoint=args.checkpoint, prompts=args.prompts, device=args.device, **pruning)
     clip.heads = join(cache_folder(), "heads")
     return clip
 

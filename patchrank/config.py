@@ -61,6 +61,23 @@ class PruningConfig(Strict):
     locations: list[int] = Field([4, 6, 8, 10], min_length=1)
 
 
+class PromptConfig(Strict):
+    """How learned tokens are tuned; None: the preset's, or what the tower asks for (`patchrank.prompting.presets`)."""
+
+    mode: Literal["none", "T", "V", "TV"] = "TV"
+    num_tokens: int | None = Field(None, ge=1)
+    preset: Literal["coop", "maple"] | None = None
+    shots: int = Field(16, ge=1)  # images of each class
+    epochs: int | None = Field(None, ge=1)
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
+    batch_size: int | None = Field(None, ge=1)
+    bias: bool = False  # of the map to visual tokens; the paper's has none, MaPLe's has
+    class_specific: bool = False
+    words: str | None = Field(None, min_length=1)  # to start from, in place of N(0, 0.02)
+    augment: bool | None = None  # CoOp's crops and flips; None: photographs alone, since flips change digits
+    patience: int | None = Field(None, ge=1)  # epochs without a better accuracy on val, after which it stops
+
+
 class TrialConfig(Strict):
     """Everything that one trial depends on."""
 

@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = load_split_from(args)
     found = shard_matching(clip, args.shards) if args.shards else {}
     measured = _retrieval(args, clip, split) if args.task == "retrieval" else _classification(args, clip, split)
-    asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "limit", "seed")
+    asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "limit", "seed")
     about = {"task": args.task, "model": args.model, "data": args.data, "split": split.split}
     about |= {key: getattr(args, key) for key in asked} | {"n_images": len(split), "n_skipped": split.skipped}
     line = json.dumps(about | settings | measured | macs_row(clip) | found)

@@ -72,7 +72,7 @@ def read_ranked(clip: Clip, path: str, metric: str, location: int, quiet: bool =
     check_locations((location,), len(clip.visual.blocks))
     transform, device = clip.transform(), clip.logit_scale.device
     golden, batch, count = [], [], manifest["data"]["count"]
-    shape = count, clip.visual.num_patches + clip.visual.num_prefix_tokens, clip.visual.embed_dim
+    shape = count, clip.visual.num_patches + clip.visual.num_leading_tokens, clip.visual.embed_dim
     _check_memory(shape, device, path)
     x = torch.empty(shape, device=device)
     samples = islice(stream(path), count + 1)  # one too many is enough to tell
@@ -84,7 +84,7 @@ def read_ranked(clip: Clip, path: str, metric: str, location: int, quiet: bool =
             batch = []
     if len(golden) != count:
         raise UserError(f"shards {path}: {len(golden)} samples were read, but the manifest promises {count}")
-    return Ranked(x[:, 0], x[:, clip.visual.num_prefix_tokens :], torch.stack(golden).to(device))
+    return Ranked(x[:, 0], x[:, clip.visual.num_leading_tokens :], torch.stack(golden).to(device))
 
 
 def _check_memory(shape: tuple[int, int, int], device: torch.device, path: str) -> None:
@@ -108,6 +108,9 @@ def _check_manifest(clip: Clip, manifest: dict, path: str, metric: str) -> int:
             f"shards {path} were computed from {manifest['model']['name']} with weights "
             f"{manifest['model']['sha256'][:12]}, but this model is {clip.name} with {own[:12]}"
         )
+    theirs, ours = (about.get("prompts", "none")[:12] for about in (manifest["model"], clip.prompts_about()))
+    if theirs != ours:
+        raise UserError(f"shards {path} were computed with prompts {theirs}, but this model has prompts {ours}")
     if manifest["transform"] != clip.transform_settings():
         raise UserError(
             f"shards {path} hold images as {manifest['transform']}, but {clip.name} sees {clip.transform_settings()}"

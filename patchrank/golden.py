@@ -150,9 +150,9 @@ def _without_windows(
         if length >= 0:
             pairs = (lengths == length).nonzero()
             for image, square in (chunk.unbind(1) for chunk in pairs.split(batch_size)):
-                patches = rest[image, square].nonzero()[:, 1].view(len(image), length) + tower.num_prefix_tokens
-                prefix = torch.arange(tower.num_prefix_tokens, device=patches.device).expand(len(image), -1)
-                kept = pruning.take(tokens[image], torch.cat([prefix, patches], dim=1))
+                patches = rest[image, square].nonzero()[:, 1].view(len(image), length) + tower.num_leading_tokens
+                leading = torch.arange(tower.num_leading_tokens, device=patches.device).expand(len(image), -1)
+                kept = pruning.take(tokens[image], torch.cat([leading, patches], dim=1))
                 out[image, square] = tower.forward_suffix(kept, layer)
     return out
 
@@ -217,7 +217,7 @@ def shard_folder(
         "metrics": _known_metrics(METRICS if rounds == 1 else [metric], split.labels is not None, bool(split.classes)),
         "grid": list(clip.visual.patch_embed.grid_size),
         "golden": {"window": window, "stride": stride, "remove_at": remove_at, "rounds": rounds},
-        "model": {"name": clip.name, "sha256": sha256 or clip.sha256()},
+        "model": {"name": clip.name, "sha256": sha256 or clip.sha256()} | clip.prompts_about(),
         "data": {
             "task": split.task,
             "split": split.split,

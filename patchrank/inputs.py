@@ -67,7 +67,7 @@ class Inputs:
             tokens = self.shared_tokens(task, "test")
             return None if tokens is None else tokens[: self.data.n_oracle]
         split, tower = self.reference(task, part).split, self.clip.visual
-        if 4 * len(split) * (tower.num_patches + tower.num_prefix_tokens) * tower.embed_dim > IN_MEMORY:
+        if 4 * len(split) * (tower.num_patches + tower.num_leading_tokens) * tower.embed_dim > IN_MEMORY:
             return None
         key = "tokens", task, part, tower.shared_layer
         return self.once(key, lambda: evaluation.embed_shared(self.clip, split))

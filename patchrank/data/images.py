@@ -105,7 +105,7 @@ class ImageSplit:
         elif self.drawn:
             yield from ((torch.stack([transform(self.image(i)) for i in part]), part) for part in parts)
         else:
-            yield from _ahead(lambda i: transform(self.image(i)), parts)
+            yield from ahead(lambda i: transform(self.image(i)), parts)
 
     def first(self, count: int | None) -> ImageSplit:
         """The split of its first `count` images; all of them where it is None."""
@@ -133,7 +133,7 @@ class ImageSplit:
         return replace(self, tensors=torch.cat([images for images, _ in self.batches(transform, 64)]))
 
 
-def _ahead(one: Callable[[int], Tensor], parts: Sequence[range]) -> Iterator[tuple[Tensor, range]]:
+def ahead(one: Callable[[int], Tensor], parts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Sequence[int]]]:
     """Stacks of `one(i)` for each part, in order; the next part is under way while the caller has this one."""
     pool, waiting = ThreadPoolExecutor(THREADS), deque()
     try:

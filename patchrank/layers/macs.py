@@ -38,13 +38,16 @@ def block_macs(num_tokens: int, dim: int, hidden: int, cls_only: bool = False) -
 def vision_macs(
     model: nn.Module, locations: Sequence[int] = (), drop_counts: Sequence[int] = (), cls_only_last: bool = False
 ) -> int:
-    """An image tower of timm's ViT shape that loses `drop_counts` patch tokens just before layers `locations`."""
+    """An image tower of ours that loses `drop_counts` patch tokens just before layers `locations`.
+
+    Visual prompts count as tokens; making them of text tokens is done once for all images, and is not counted.
+    """
     dim, depth = model.embed_dim, len(model.blocks)
     hidden = model.blocks[0].mlp.fc1.out_features
     patches = model.patch_embed.num_patches
     drops = dict(zip(locations, drop_counts))
     total = patches * model.patch_embed.proj.weight[0].numel() * dim
-    alive = patches + model.num_prefix_tokens
+    alive = patches + model.num_leading_tokens
     for layer in range(1, depth + 1):
         alive -= drops.get(layer, 0)
         total += block_macs(alive, dim, hidden, cls_only=cls_only_last and layer == depth)

@@ -22,15 +22,20 @@ def check_tower(tower: nn.Module, pruner: PruningBlock) -> None:
     """
     if tower.global_pool not in ("token", ""):
         raise UserError(f"pruning needs pooling by the class token, but global_pool is {tower.global_pool!r}")
-    if tower.dynamic_img_size:
-        raise UserError("pruning needs a fixed image size, but dynamic_img_size is on: give img_size instead")
-    if not isinstance(tower.patch_drop, nn.Identity):
-        raise UserError("pruning ranks all patches of the grid, but patch_drop_rate drops some before layer 1")
+    check_grid(tower, "pruning")
     rows = [max(layer, 1) for layer in range(len(tower.blocks)) if pruner.wants_row(layer)]
     if rows and not tower.has_class_token:
         raise UserError("ranking by class attention needs a class token, but this tower has none")
     for layer in rows:
         plain_block(tower.blocks, layer)
+
+
+def check_grid(tower: nn.Module, what: str) -> None:
+    """Refuses a tower whose sequences do not always begin with all patches of one grid; `what` needs that."""
+    if tower.dynamic_img_size:
+        raise UserError(f"{what} needs a fixed image size, but dynamic_img_size is on: give img_size instead")
+    if not isinstance(tower.patch_drop, nn.Identity):
+        raise UserError(f"{what} needs all patches of the grid, but patch_drop_rate drops some before layer 1")
 
 
 class PruningBlock(nn.Module):
@@ -40,14 +45,12 @@ class PruningBlock(nn.Module):
         reducer: who chooses.
         locations: layers (from 1) before which tokens leave.
         drop_counts: how many leave at each of them.
-        num_prefix: tokens before the patches in the sequence; reducers never see them.
     """
 
-    def __init__(self, reducer: Reducer, locations: Sequence[int], drop_counts: Sequence[int], num_prefix: int):
+    def __init__(self, reducer: Reducer, locations: Sequence[int], drop_counts: Sequence[int]):
         super().__init__()
         self.reducer = reducer
         self.drops = {layer: count for layer, count in zip(locations, drop_counts) if count}
-        self.num_prefix = num_prefix
 
     def wants_row(self, layer: int) -> bool:
         """Whether class attention in `layer`, 0 for the tower's input, decides what leaves before the next one."""
@@ -55,27 +58,28 @@ class PruningBlock(nn.Module):
 
     def num_macs(self, tower: nn.Module) -> int:
         """MACs of all rankings of one image in `tower`."""
-        reaching, length = {}, tower.num_patches + self.num_prefix
+        reaching, length = {}, tower.num_leading_tokens + tower.num_patches
         for layer, count in self.drops.items():
             reaching[layer] = length
             length -= count
         return self.reducer.num_macs(tower, reaching)
 
     def forward(
-        self, x: Tensor, state: TokenState, layer: int, scores: Tensor | None = None
+        self, x: Tensor, state: TokenState, layer: int, num_leading: int, scores: Tensor | None = None
     ) -> tuple[Tensor, TokenState]:
         """The sequence (B, P + K, D) and state that enter `layer`; unchanged where nothing leaves before it.
 
-        `scores` (B, N) take the place of the reducer's ranking.
+        Reducers never see the P = `num_leading` tokens before the patches. `scores` (B, N) take the place of the
+        reducer's ranking.
         """
         count = self.drops.get(layer, 0)
         if not count:
             return x, state
-        prefix, patches = x[:, : self.num_prefix], x[:, self.num_prefix :]
+        leading, patches = x[:, :num_leading], x[:, num_leading:]
         state = replace(state, tokens=patches, cls=x[:, 0])
         if scores is not None:
             state = state if state.scores is not None else state.ranked_by(scores)
             state = state.first(patches.shape[1] - count)
         else:
             state = self.reducer.reduce(state, patches.shape[1] - count)
-        return torch.cat([prefix, state.tokens], dim=1), state
+        return torch.cat([leading, state.tokens], dim=1), state

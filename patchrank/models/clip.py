@@ -16,10 +16,21 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from patchrank.files import content_id, join, read_bytes, weights_sha256, write_atomic
+from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.download import download_pair
 from patchrank.models.checkpoints.reading import load_pair
+from patchrank.models.prompt_files import check_pair, load_prompts
 from patchrank.models.tags import TEXT_CFGS, find_weights
-from patchrank.models.text import CONTEXT_LENGTH, create_text_tower, encode_texts, encode_tokens, tokenize
+from patchrank.models.text import (
+    BATCH_SIZE,
+    CONTEXT_LENGTH,
+    create_text_tower,
+    embed_words,
+    encode_texts,
+    encode_tokens,
+    tokenize,
+    tokenize_prompted,
+)
 
 KEEP_FROM = 256  # prompts: fewer are embedded faster than found
 
@@ -52,6 +63,8 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._heads: dict[tuple, Tensor] = {}
         self._heads_of: tuple = ()
+        self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights
+        self._prompted_ids: dict[tuple, Tensor] = {}
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids, (T, 77)."""
@@ -65,17 +78,62 @@ class Clip(nn.Module):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return F.normalize(encode_tokens(self.text, self.tokenize(texts).to(self.logit_scale.device)), dim=-1)
 
+    @property
+    def prompts(self) -> Prompts | None:
+        """The learned tokens in use."""
+        return self._prompts[0] if self._prompts else None
+
+    def set_prompts(self, prompts: Prompts | None) -> None:
+        """Inserts learned tokens into both towers, or those that their mode says; None takes them out again.
+
+        From then on `zero_shot_head` has the learned text in place of templates in modes T and TV, and the image
+        tower carries visual prompts in modes V and TV. They stay a module of their own, so `requires_grad_(False)` on
+        the pair freezes all but them. Nothing changes if anything is wrong.
+
+        Raises:
+            UserError: they are of other widths than the towers, or come from a file for another pair.
+        """
+        if prompts is not None:
+            check_pair(self, prompts)
+        self.visual.set_prompts(prompts if prompts is not None and prompts.inserts_visual else None)
+        self._prompts = () if prompts is None else (prompts,)
+
+    def prompts_about(self) -> dict[str, str]:
+        """What beside `sha256` decides on embeddings: the fingerprint of prompts in use, {} where none are."""
+        return {} if self.prompts is None else {"prompts": self.prompts.sha256()}
+
+    def prompted_head(self, classes: Sequence[str], prompts: Prompts) -> Tensor:
+        """Class embeddings (C, E), unit vectors, of `{learned tokens} {name}.`; gradients reach the prompts.
+
+        Raises:
+            UserError: prompts of mode V or of other classes, or a class name that leaves no room for them.
+        """
+        learned, key = prompts.textual(classes), (tuple(classes), prompts.num_tokens)
+        if key not in self._prompted_ids:  # training asks for the same ones at every step
+            with torch.inference_mode(False):  # they may later stand in a graph
+                self._prompted_ids = {key: tokenize_prompted(self.tokenize, classes, prompts.num_tokens)}
+        ids, rows = self._prompted_ids[key].to(self.logit_scale.device), []
+        for start in range(0, len(ids), BATCH_SIZE):
+            part = slice(start, start + BATCH_SIZE)
+            rows.append(encode_tokens(self.text, ids[part], learned if learned.ndim == 2 else learned[part]))
+        return F.normalize(torch.cat(rows), dim=-1)
+
+    def embed_words(self, words: str) -> Tensor:
+        """(n, D_t), what the text tower looks up for the n tokens of some words: a start for prompts."""
+        return embed_words(self.text, self.tokenize([words]).to(self.logit_scale.device))
+
     def zero_shot_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Class embeddings (C, E): unit vectors of every template, averaged, made unit vectors again.
 
-        Cached while the pair is in evaluation mode and the text tower's weights stay as they are.
+        Where learned text tokens are in use, they take the place of all templates. Cached while the pair is in
+        evaluation mode and the text tower's weights stay as they are.
         """
         if self.training:
             return self._make_head(classes, templates)
         weights = tuple((weight.data_ptr(), weight._version) for weight in self.text.parameters())
         if weights != self._heads_of:  # somebody loaded or tuned others
             self._heads, self._heads_of = {}, weights
-        key = (tuple(classes), tuple(templates))
+        key = (tuple(classes), tuple(templates), *self._learned_text().values())
         if key not in self._heads:
             self._heads[key] = self._kept_head(classes, templates)
         return self._heads[key]
@@ -85,6 +143,7 @@ class Clip(nn.Module):
         if self.heads is None or len(classes) * len(templates) < KEEP_FROM:
             return self._make_head(classes, templates)
         about = {"text": weights_sha256(self.text), "classes": list(classes), "templates": list(templates)}
+        about |= self._learned_text()
         path = join(self.heads, f"{content_id(about)}.safetensors")
         try:
             return load(read_bytes(path))["head"].to(self.logit_scale.device)
@@ -95,10 +154,16 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def _make_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
-        texts = [template.format(name.replace("_", " ")) for name in classes for template in templates]
         with torch.inference_mode(False):  # a cached head may later stand in a graph
+            if self._learned_text():
+                return self.prompted_head(classes, self.prompts)
+            texts = [template.format(name.replace("_", " ")) for name in classes for template in templates]
             rows = encode_texts(self.encode_text, texts, "class embeddings")
             return F.normalize(rows.view(len(classes), len(templates), -1).mean(1), dim=-1)
+
+    def _learned_text(self) -> dict[str, str]:
+        """The fingerprint of text tokens that take the place of templates, {} where templates stand."""
+        return self.prompts_about() if self.prompts is not None and self.prompts.inserts_text else {}
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] to what the image tower expects."""
@@ -121,7 +186,12 @@ class Clip(nn.Module):
 
 
 def create_clip(
-    name: str, pretrained: bool = True, checkpoint: str | Path | None = None, device: str = "cpu", **pruning
+    name: str,
+    pretrained: bool = True,
+    checkpoint: str | Path | None = None,
+    device: str = "cpu",
+    prompts: str | Path | None = None,
+    **pruning,
 ) -> Clip:
     """An image tower with its text tower and tokenizer, in evaluation mode.
 
@@ -129,10 +199,12 @@ def create_clip(
         name: one of our timm entrypoints, with or without a tag.
         pretrained: load the tag's weights: those that ship with the package, or the published ones from their hub.
         checkpoint: file of a pair to load instead: ours, open_clip's, OpenAI's or Hugging Face's `CLIPModel`.
+        prompts: file of learned tokens to insert into both towers.
         **pruning: keyword arguments of the entrypoint.
 
     Raises:
-        UserError: an unknown name, weights that cannot be reached, or a checkpoint of another architecture.
+        UserError: an unknown name, weights that cannot be reached, a checkpoint of another architecture, or prompts
+            that were tuned with another pair.
     """
     weights = find_weights(name)
     source = checkpoint if checkpoint is not None or not pretrained else weights.file or download_pair(weights)
@@ -141,6 +213,8 @@ def create_clip(
     clip = Clip(name, visual, create_text_tower(quick_gelu=has_quick_gelu(visual), **TEXT_CFGS[weights.entry]))
     if source is not None:
         load_pair(clip, source)
+    if prompts is not None:
+        clip.set_prompts(load_prompts(prompts)[0].to(device))
     return clip.eval().to(device)
 
 

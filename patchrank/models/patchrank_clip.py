@@ -66,7 +66,9 @@ def _create_patchrank_clip(variant: str, pretrained: bool = False, **kwargs) -> 
     )
     update_model_args(model, act_layer=kwargs["act_layer"])  # so that a tower that is saved comes back with it
     if pretrained:
-        getattr(model, "model", model).check_predictor()
+        tower = getattr(model, "model", model)
+        tower.check_predictor()
+        tower.check_prompts()
     return model
 
 

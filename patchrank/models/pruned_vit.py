@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_
 from patchrank.layers.pruning_block import PruningBlock, check_tower
 from patchrank.layers.reducers import Reducer, TokenState
 from patchrank.layers.reducers.random import sample_keys
+from patchrank.models.prompted import PromptedTower
 from patchrank.models.settings import Pruning, create_ranker, with_predictor
 
 __all__ = ["PrunedVisionTransformer"]
@@ -41,20 +43,23 @@ class PrunedOutput(NamedTuple):
     scores: Tensor | None
 
 
-class PrunedVisionTransformer(VisionTransformer):
+class PrunedVisionTransformer(PromptedTower, VisionTransformer):
     """timm's vision transformer, from which patch tokens leave on the way.
 
     Modifications: tokens leave before chosen layers (`Pruning` has the settings), the last block computes the class
-    token alone, and features come back on the full grid with zeros where tokens were dropped.
+    token alone, features come back on the full grid with zeros where tokens were dropped, and learned tokens
+    (`set_prompts`) stand between prefix and patches; they are never scored or dropped, and no part of what comes back.
     """
 
-    def __init__(self, *args, **kwargs):
-        """Takes timm's arguments and, by keyword, the fields of `Pruning`."""
+    def __init__(self, *args, prompts_path: str | Path | None = None, **kwargs):
+        """Takes timm's arguments, by keyword the fields of `Pruning`, and the file of prompts to insert."""
         settings = {field.name: kwargs.pop(field.name) for field in fields(Pruning) if field.name in kwargs}
         super().__init__(*args, **kwargs)
         self.pruning = Pruning()
         self.pruner: PruningBlock | None = None
         self._prune(replace(self.pruning, **settings))
+        if prompts_path is not None:
+            self._read_prompts(prompts_path)
 
     @property
     def num_patches(self) -> int:
@@ -126,7 +131,7 @@ class PrunedVisionTransformer(VisionTransformer):
                 reducer = create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
                 if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
                     reducer.requires_grad_(False)
-            pruner = PruningBlock(reducer, locations, drops, self.num_prefix_tokens)
+            pruner = PruningBlock(reducer, locations, drops)
             check_tower(self, pruner)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner = pruning, pruner
@@ -149,8 +154,8 @@ class PrunedVisionTransformer(VisionTransformer):
         super().set_input_size(*args, **kwargs)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to the tokens (B, P + N, D) that enter layer 1."""
-        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
+        """Images (B, 3, H, W) to the tokens (B, P + N, D) that enter layer 1; here and below P counts prompts too."""
+        return self.norm_pre(self._with_prompts(self.patch_drop(self._pos_embed(self.patch_embed(images)))))
 
     def forward_prefix(self, images: Tensor, layer: int) -> Tensor:
         """The full token sequence (B, P + N, D) as it enters `layer` (1 to depth), nothing dropped."""
@@ -164,8 +169,7 @@ class PrunedVisionTransformer(VisionTransformer):
         for block in self.blocks[layer - 1 : -1]:
             x = self._block(block, x)
         last = self.blocks[-1]
-        x = forward_cls(last, x) if self.global_pool == "token" and is_plain(last) else last(x)
-        return self.forward_head(self.norm(x))
+        return self._embedding(forward_cls(last, x) if self.global_pool == "token" and is_plain(last) else last(x))
 
     @property
     def shared_layer(self) -> int:
@@ -187,7 +191,7 @@ class PrunedVisionTransformer(VisionTransformer):
                 images in many ways.
         """
         x, state = self._encode(images, scores, self.cls_only, tokens=tokens)
-        return PrunedOutput(self.forward_head(self.norm(x)), state.index, state.scores)
+        return PrunedOutput(self._embedding(x), state.index, state.scores)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         masked = attn_mask is not None or is_causal
@@ -196,7 +200,7 @@ class PrunedVisionTransformer(VisionTransformer):
         return self.forward_pruned(x).embedding
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Normed tokens on the full grid (B, P + N, D), zeros where dropped."""
+        """Normed tokens on the full grid (B, P + N, D), zeros where dropped; P without prompts, as timm's."""
         if self._is_plain_call(attn_mask, is_causal):
             return super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
         x, state = self._encode(x)
@@ -241,13 +245,17 @@ class PrunedVisionTransformer(VisionTransformer):
         return Macs(vision_macs(self, tuple(drops), tuple(drops.values()), self.cls_only), predictor=ranking)
 
     def macs_unpruned(self) -> Macs:
-        """What one image costs the plain tower."""
+        """What one image costs the tower with nothing pruned."""
         return Macs(vision_macs(self))
 
     def _is_plain_call(self, attn_mask: Tensor | None, is_causal: bool) -> bool:
-        if self.pruner is not None and (attn_mask is not None or is_causal):
-            raise UserError("attention masks do not go together with pruning: tokens leave, and the mask would not fit")
-        return self.pruner is None
+        plain = self.pruner is None and not self._prompts
+        if not plain and (attn_mask is not None or is_causal):
+            raise UserError(
+                "attention masks do not go together with pruning or prompts: tokens leave or come, and the mask would "
+                "not fit"
+            )
+        return plain
 
     def _block(self, block: nn.Module, x: Tensor) -> Tensor:
         return checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
@@ -256,12 +264,12 @@ class PrunedVisionTransformer(VisionTransformer):
         return scores is None and self.pruner is not None and self.pruner.wants_row(layer)
 
     def _begin(self, images: Tensor, x: Tensor, scores: Tensor | None) -> TokenState:
-        patches, needs = x[:, self.num_prefix_tokens :], getattr(self.pruner and self.pruner.reducer, "needs", ())
+        patches, needs = x[:, self.num_leading_tokens :], getattr(self.pruner and self.pruner.reducer, "needs", ())
         index = torch.arange(patches.shape[1], device=x.device).expand(x.shape[0], -1)
         key = sample_keys(images) if "sample_key" in needs else None
         row = None
         if self._wants_row(0, scores):  # no layer has attended yet, so layer 1 tells what it will attend to
-            row = cls_row(plain_block(self.blocks, 1), x)[:, self.num_prefix_tokens :]
+            row = cls_row(plain_block(self.blocks, 1), x)[:, self.num_leading_tokens :]
         return TokenState(tokens=patches, index=index, cls=x[:, 0], sample_key=key, cls_row=row)
 
     def _layer(
@@ -274,7 +282,7 @@ class PrunedVisionTransformer(VisionTransformer):
         if not self._wants_row(layer, scores):
             return self._block(block, x), state
         x, row = self._block(partial(forward_with_row, plain_block(self.blocks, layer)), x)
-        return x, replace(state, cls_row=row[:, self.num_prefix_tokens :])
+        return x, replace(state, cls_row=row[:, self.num_leading_tokens :])
 
     def _encode(
         self,
@@ -289,12 +297,16 @@ class PrunedVisionTransformer(VisionTransformer):
         state = self._begin(images, x, scores)
         for layer in range(1 if tokens is None else self.shared_layer, len(self.blocks) + 1):
             if self.pruner is not None:
-                x, state = self.pruner(x, state, layer, scores)
+                x, state = self.pruner(x, state, layer, self.num_leading_tokens, scores)
             x, state = self._layer(x, state, layer, scores, cls_only)
             if visit is not None:
                 visit(layer, x, state)
         return x, state
 
     def _full_grid(self, x: Tensor, state: TokenState) -> Tensor:
-        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_leading_tokens :]
         return torch.cat([prefix, scatter_to_grid(patches, state.index, self.num_patches)], dim=1)
+
+    def _embedding(self, x: Tensor) -> Tensor:
+        """What the head makes of the last sequence, or of its class row alone; no prompt is pooled."""
+        return self.forward_head(self.norm(self._without_prompts(x)))

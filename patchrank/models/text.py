@@ -16,6 +16,7 @@ from patchrank.errors import UserError, near
 CONTEXT_LENGTH = 77
 VOCAB_SIZE = 49408  # CLIP's byte-pair vocabulary
 BATCH_SIZE = 256  # texts
+PLACEHOLDER = "X "  # one token of CLIP's vocabulary
 
 _PARTS = ("token_embedding", "positional_embedding", "transformer", "attn_mask", "ln_final", "text_projection")
 
@@ -35,17 +36,45 @@ def tokenize(texts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> Tens
     return tokenize(list(texts), context_length=context_length)
 
 
-def encode_tokens(text: nn.Module, tokens: Tensor) -> Tensor:
+def tokenize_prompted(tokenize: Callable[[Sequence[str]], Tensor], classes: Sequence[str], num_tokens: int) -> Tensor:
+    """Token ids (C, L) of `X X ... X {name}.`, one placeholder for each learned token, as CoOp writes them.
+
+    Raises:
+        UserError: a class whose name leaves too little room.
+    """
+    texts = [f"{name.replace('_', ' ')}." for name in classes]
+    alone = tokenize(texts)
+    length, (end, name) = alone.shape[1], max(zip(alone.argmax(-1).tolist(), classes))  # end has the highest id
+    if end + num_tokens >= length:
+        raise UserError(
+            f"class {name!r} does not fit behind {num_tokens} learned tokens: the text tower takes {length} tokens "
+            f"with start and end; near: {length - end - 1}"
+        )
+    return tokenize([f"{PLACEHOLDER * num_tokens}{text}" for text in texts])
+
+
+def encode_tokens(text: nn.Module, tokens: Tensor, prompts: Tensor | None = None) -> Tensor:
     """Text embeddings (T, E) of token ids (T, L), not normalised.
 
     A causal tower that is read at its end-of-text token never looks beyond it, so positions after the last end of a
     batch are left out: exact, and 2.5 times cheaper on the longest class names of ImageNet, more on shorter ones.
+
+    Args:
+        prompts: (b, D) or (T, b, D), learned tokens for positions 1 to b, whatever ids stand there.
+
+    Raises:
+        UserError: prompts for a tower that is not causal.
     """
     if not _is_causal(text):
+        if prompts is not None:
+            raise UserError("learned text tokens need a causal text tower, read at its end of text as CLIP's is")
         return text(tokens)
     tokens = tokens[:, : int(tokens.argmax(-1).max()) + 1]  # end of text has the highest id
     length, dtype = tokens.shape[1], text.transformer.get_cast_dtype()
-    x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
+    x = text.token_embedding(tokens).to(dtype)
+    if prompts is not None:
+        x = torch.cat([x[:, :1], prompts.to(x).expand(len(x), -1, -1), x[:, 1 + prompts.shape[-2] :]], dim=1)
+    x = x + text.positional_embedding[:length].to(dtype)
     x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length].to(dtype)))
     x = x[torch.arange(len(x), device=x.device), tokens.argmax(-1)]
     projection = text.text_projection
@@ -57,6 +86,12 @@ def _is_causal(text: nn.Module) -> bool:
     parts = [getattr(text, name, None) for name in _PARTS]
     plain = not getattr(text, "use_pad_mask", False) and getattr(text, "cls_emb", None) is None
     return all(part is not None for part in parts) and plain and getattr(text, "pool_type", None) == "argmax"
+
+
+def embed_words(text: nn.Module, tokens: Tensor) -> Tensor:
+    """What a tower looks up for the words of one text (1, L), without start, end and position: (n, D)."""
+    words = tokens[0, 1 : int(tokens[0].argmax())]
+    return text.token_embedding(words).detach()
 
 
 @torch.no_grad()

@@ -1,19 +1,16 @@
-"""Predictor files: safetensors with one JSON metadata key that says what the weights belong to."""
+"""Predictor files: weights, and what they belong to."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import nn
 
 from patchrank.errors import UserError
-from patchrank.files import read_bytes, write_atomic
 from patchrank.layers.predictors.base import create_predictor
+from patchrank.tensor_files import read_tensors, write_tensors
 
 ABOUT = ("name", "kwargs", "grid", "embed_dim", "location", "metric", "model")  # what a predictor's file says of it
 UNFILLED = (
@@ -28,9 +25,7 @@ def save_predictor(predictor: nn.Module, path: str | Path, about: dict) -> None:
     Args:
         about: `name`, `kwargs`, `grid`, `embed_dim`, `location`, `metric` and `model` (its `name` and `sha256`).
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in predictor.state_dict().items()}
-    metadata = {"schema": 1, "kind": "predictor", **about}
-    write_atomic(path, save(tensors, {"patchrank": json.dumps(metadata, sort_keys=True)}))
+    write_tensors(path, "predictor", predictor.state_dict(), about)
 
 
 def load_predictor(path: str | Path) -> tuple[nn.Module, dict]:
@@ -39,16 +34,7 @@ def load_predictor(path: str | Path) -> tuple[nn.Module, dict]:
     Raises:
         UserError: the file is missing, is no safetensors file, or holds something other than a predictor.
     """
-    try:
-        content = read_bytes(path)
-        tensors, about = load(content), _metadata(content)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"predictor file {path}: cannot be read ({error})") from error
-    if about.get("kind") != "predictor" or about.get("schema") != 1:
-        raise UserError(f"predictor file {path}: its metadata names no predictor of schema 1, but {about or 'nothing'}")
-    lacking = [key for key in ABOUT if key not in about]
-    if lacking:
-        raise UserError(f"predictor file {path}: its metadata lacks {', '.join(lacking)}")
+    tensors, about = read_tensors(path, "predictor", ABOUT)
     try:
         predictor = _create_described(about)
         predictor.load_state_dict(tensors)
@@ -104,9 +90,3 @@ def _has_gaps(predictor: nn.Module) -> bool:
 
 def _create_described(about: Mapping) -> nn.Module:
     return create_predictor(about["name"], about["embed_dim"], tuple(about["grid"]), **about["kwargs"])
-
-
-def _metadata(content: bytes) -> dict:
-    """What the header of a safetensors file says under our key: 8 bytes of length, then JSON."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return json.loads(header.get("__metadata__", {}).get("patchrank", "{}"))

@@ -87,12 +87,13 @@ def load_pair(clip: nn.Module, path: str | Path) -> None:
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Loads weights that are known to fit; takes them back if the predictor in use was fitted to others."""
-    fitted = getattr(getattr(model.pruner, "reducer", None), "fitted", False)
-    before = {key: value.clone() for key, value in model.state_dict().items()} if fitted else {}
+    """Loads weights that are known to fit; takes them back if predictor or prompts in use are for others."""
+    tied = getattr(getattr(model.pruner, "reducer", None), "fitted", False) or model.num_prompt_tokens > 0
+    before = {key: value.clone() for key, value in model.state_dict().items()} if tied else {}
     model.load_state_dict(weights)
     try:
         model.check_predictor()
+        model.check_prompts()
     except UserError:
         model.load_state_dict(before)
         raise

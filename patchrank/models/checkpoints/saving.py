@@ -26,8 +26,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     """Writes an image tower with its predictor's weights and all pruning settings, whole or not at all.
 
-    An unpruned tower is written without a predictor: `predictor_path` names a file of this machine. A directory that
-    holds an earlier tower is replaced.
+    An unpruned tower is written without a predictor: `predictor_path` names a file of this machine. Prompts have a
+    file of their own and are not written. A directory that holds an earlier tower is replaced.
 
     Args:
         model: made by `timm.create_model`.
@@ -75,7 +75,7 @@ def _target(directory: str | Path) -> Path:
 def _arguments(model: PrunedVisionTransformer) -> dict:
     """The pruning settings in force, beside the arguments that timm keeps."""
     settings = {field.name: getattr(model.pruning, field.name) for field in fields(Pruning)}
-    return settings | {"predictor_path": None, "predictor_init": _record(model)}
+    return settings | {"predictor_path": None, "predictor_init": _record(model), "prompts_path": None}
 
 
 def _record(model: PrunedVisionTransformer) -> dict | None:

@@ -1,0 +1,48 @@
+"""How prompts are tuned where nobody says otherwise: CoOp's and MaPLe's settings, and their learning rates."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from patchrank.config import PromptConfig
+from patchrank.data.tasks import find_task
+from patchrank.models.clip import Clip
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD, in both
+WARM_UP = 1e-5  # the learning rate of the first epoch, in both
+FEW_PATCHES = 100  # on smaller grids 16 visual tokens would undo the pruning
+
+
+class Preset(NamedTuple):
+    lr: float
+    batch_size: int
+    epochs: int
+
+
+PRESETS = {"coop": Preset(2e-3, 32, 50), "maple": Preset(3.5e-3, 4, 5)}
+
+
+def learning_rates(lr: float, epochs: int) -> list[float]:
+    """The rate of each epoch: one of warm-up, then a cosine whose counter starts after it, so it never reaches 0."""
+    return [WARM_UP] + [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs - 1)]
+
+
+def complete(config: PromptConfig, clip: Clip, task: str) -> PromptConfig:
+    """The same settings with none left open.
+
+    The preset is `coop` where text alone is learned, else `maple`; words to start from tell how many tokens there are.
+    """
+    name = config.preset or ("coop" if config.mode == "T" else "maple")
+    chosen = {"preset": name, "num_tokens": _num_tokens(config, clip), "augment": not find_task(task).embedded}
+    return config.model_copy(update=_open(config, chosen | PRESETS[name]._asdict()))
+
+
+def _open(config: PromptConfig, chosen: dict) -> dict:
+    return {key: value for key, value in chosen.items() if getattr(config, key) is None}
+
+
+def _num_tokens(config: PromptConfig, clip: Clip) -> int:
+    if config.words is not None:
+        return len(clip.embed_words(config.words))
+    return 4 if clip.visual.num_patches < FEW_PATCHES else 16

@@ -1,0 +1,268 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from named_copies import make_named
+from PIL import Image
+
+from patchrank.config import PromptConfig
+from patchrank.data.digits import DigitScenes
+from patchrank.data.few_shot import few_shot
+from patchrank.data.tasks import load_split
+from patchrank.errors import UserError
+from patchrank.evaluate import main as evaluate_main
+from patchrank.models.prompt_files import load_prompts
+from patchrank.prompt import main as prompt_main
+from patchrank.prompting import tuning
+from patchrank.prompting.presets import complete, learning_rates
+from patchrank.prompting.shots import Augment, Feed, load_shots
+from patchrank.prompting.tuning import accuracy, frozen, state_path, tune_prompts
+
+# facts that others published: CoOp's rates at 50 epochs, MaPLe's at 5
+COOP = (1e-5, 0.002, 0.00199803, 0.00199211, 0.00198229)
+MAPLE = (1e-5, 0.0035, 0.00316578, 0.00229078, 0.00120922)
+
+
+@pytest.fixture(scope="module")
+def train():
+    return load_shots("digits_ink", 1, 1)
+
+
+@pytest.fixture(scope="module")
+def val():
+    return load_split("digits_ink", "val", 30)
+
+
+def config(mode="TV", **changes):
+    named = dict(mode=mode, num_tokens=2, preset="maple", epochs=3, lr=0.05, batch_size=4, augment=False)
+    return PromptConfig(**named | changes)
+
+
+def content(path):
+    return (path.read_bytes(), path.with_name(path.name + ".state").exists())
+
+
+def test_learning_rates_are_the_published_ones():
+    assert learning_rates(0.002, 50)[:5] == pytest.approx(COOP, rel=1e-5)
+    assert learning_rates(0.002, 50)[-1] == pytest.approx(7.885e-6, rel=1e-3)
+    assert learning_rates(0.0035, 5) == pytest.approx(MAPLE, rel=1e-5)
+    assert len(learning_rates(0.002, 50)) == 50 and learning_rates(1.0, 1) == [1e-5]
+
+
+def test_what_is_left_open_comes_from_the_preset_and_the_tower(clip):
+    text, both = (complete(PromptConfig(mode=mode), clip, "digits") for mode in ("T", "TV"))
+    assert (text.preset, text.lr, text.batch_size, text.epochs) == ("coop", 0.002, 32, 50)
+    assert (both.preset, both.lr, both.batch_size, both.epochs) == ("maple", 0.0035, 4, 5)
+    assert both.num_tokens == 4 and not both.augment
+    named = complete(PromptConfig(mode="TV", preset="coop", epochs=2, words="a photo of"), clip, "caltech101")
+    assert (named.lr, named.epochs, named.num_tokens, named.augment) == (0.002, 2, 3, True)
+    large = SimpleNamespace(visual=SimpleNamespace(num_patches=196))
+    assert complete(PromptConfig(), large, "digits").num_tokens == 16
+
+
+def test_shots_are_drawn_as_coop_draws_them():
+    whole, drawn = DigitScenes("adapt"), load_shots("digits", 2, 3)
+    places = few_shot(whole.labels.tolist(), [], 2, 3)[0]
+    assert drawn.ids == [whole.ids[i] for i in places] and sorted(drawn.labels) == sorted(2 * list(range(10)))
+
+
+@pytest.mark.parametrize("mode", ("T", "V", "TV"))
+def test_frozen_means_frozen(clip, train, tmp_path, mode):
+    clip.visual.set_pruning(keep_rate=0.5)
+    before = {key: value.clone() for key, value in clip.state_dict().items()}
+    assert any(key.startswith("visual.pruner.") for key in before)
+    flags = [parameter.requires_grad for parameter in clip.parameters()]
+    tuned = tune_prompts(clip, train, None, config(mode, epochs=2), 1, str(tmp_path / "p"), quiet=True)
+    after = clip.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert clip.prompts is None and all(parameter.grad is None for parameter in clip.parameters())
+    assert flags == [parameter.requires_grad for parameter in clip.parameters()]
+    start = tuning.start(clip, train, config(mode, epochs=2), 1).prompts.state_dict()
+    assert not any(torch.equal(start[key], value) for key, value in tuned.prompts.state_dict().items())
+
+
+def test_tuning_learns_what_it_is_shown(clip, train, tmp_path):
+    tuned = tune_prompts(
+        clip, train, None, config(epochs=10, lr=0.02, batch_size=10), 1, str(tmp_path / "p"), quiet=True
+    )
+    losses = [epoch["loss"] for epoch in tuned.about["history"]]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_seed_gives_the_same_bytes_twice_and_another_one_others(clip, train, tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    for path, seed in zip(paths, (1, 1, 2)):
+        tune_prompts(clip, train, None, config(epochs=2), seed, str(path), quiet=True)
+    first, again, other = (path.read_bytes() for path in paths)
+    assert first == again != other
+
+
+@pytest.mark.parametrize("patience", (None, 1))
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(clip, train, val, tmp_path, monkeypatch, patience):
+    settings, whole, cut = config(epochs=4, patience=patience, lr=0.2), tmp_path / "whole", tmp_path / "cut"
+    tune_prompts(clip, train, val, settings, 1, str(whole), quiet=True)
+    real, epochs = tuning.train_epoch, []
+
+    def killed(clip, feed, train, state, epoch, bar):
+        epochs.append(epoch)
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        return real(clip, feed, train, state, epoch, bar)
+
+    monkeypatch.setattr(tuning, "train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune_prompts(clip, train, val, settings, 1, str(cut), quiet=True)
+    assert epochs == [0, 1] and not cut.exists() and clip.prompts is None
+    tune_prompts(clip, train, val, settings, 1, str(cut), quiet=True)
+    assert epochs[2] == 1  # the first is not done again
+    assert content(cut) == content(whole) and not content(cut)[1]
+    count = len(epochs)
+    again = tune_prompts(clip, train, val, settings, 1, str(cut), quiet=True)
+    assert len(epochs) == count and again.seconds == []
+
+
+def test_a_state_of_another_run_or_a_damaged_one_is_left_alone(clip, train, tmp_path, capsys, monkeypatch):
+    path, state = tmp_path / "p", tmp_path / "p.state"
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "save_prompts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tune_prompts(clip, train, None, config(epochs=1), 1, str(path), quiet=True)
+    assert state_path(str(path)) == str(state) and state.exists()
+    tune_prompts(clip, train, None, config(epochs=1), 2, str(path), quiet=True)
+    assert "of a run with other settings" in capsys.readouterr().err
+    state.write_bytes(b"no tensors")
+    fresh = tmp_path / "fresh"
+    for place in (path, fresh):
+        tune_prompts(clip, train, None, config(epochs=1), 3, str(place), quiet=True)
+    assert "cannot be read" in capsys.readouterr().err and path.read_bytes() == fresh.read_bytes()
+
+
+def test_early_stop_keeps_the_best_epoch_on_val(clip, train, val, tmp_path, monkeypatch):
+    found = iter([50.0, 70.0, 70.0, 60.0, 90.0])
+    monkeypatch.setattr(tuning, "accuracy", lambda *_: next(found))
+    stopped, short = tmp_path / "stopped", tmp_path / "short"
+    tuned = tune_prompts(clip, train, val, config(epochs=5, patience=2), 1, str(stopped), quiet=True)
+    assert [epoch["val_accuracy"] for epoch in tuned.about["history"]] == [50, 70, 70, 60] and tuned.about["epoch"] == 2
+    assert tuned.about["seen"]["images"] == len(train) + len(val)
+    monkeypatch.setattr(tuning, "learning_rates", lambda lr, epochs: learning_rates(lr, 5)[:epochs])
+    whole = tune_prompts(clip, train, None, config(epochs=2), 1, str(short), quiet=True)
+    assert torch.equal(tuned.prompts.text, whole.prompts.text)
+
+
+def test_cached_embeddings_change_nothing(clip, train, tmp_path):
+    clip.visual.set_pruning(keep_rate=0.6)
+    settings = config("T", batch_size=5)
+    assert Feed(clip, train, settings, 1).cached and not Feed(clip, train, settings, 1, cache=False).cached
+    files = []
+    for cache in (True, False):
+        path = tmp_path / str(cache)
+        tune_prompts(clip, train, None, settings, 1, str(path), quiet=True, cache=cache)
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_every_epoch_has_an_order_of_its_own_and_leaves_a_rest_out(clip, train):
+    feed = Feed(clip, train, config(batch_size=4), 1)
+    orders = [[label for _, labels in feed.batches(epoch) for label in labels.tolist()] for epoch in (0, 1, 0)]
+    assert feed.steps == 2 and len(orders[0]) == 8 and orders[0] == orders[2] != orders[1]
+    assert Feed(clip, train, config(batch_size=99), 1).steps == 1
+    with frozen(clip):
+        assert len(next(Feed(clip, train, config(batch_size=99), 1).batches(0))[1]) == len(train)
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone(clip):
+    image = Image.effect_noise((90, 70), 80).convert("RGB")
+    state, augment = torch.get_rng_state(), Augment(clip, 1)
+    first = augment(image, 0, 3)
+    assert first.shape == (3, 64, 64) and torch.equal(first, Augment(clip, 1)(image, 0, 3))
+    assert torch.equal(state, torch.get_rng_state())
+    others = (augment(image, 1, 3), augment(image, 0, 4), Augment(clip, 2)(image, 0, 3))
+    assert not any(torch.equal(first, other) for other in others)
+    draws = [augment._draw(image, seed) for seed in range(200)]
+    areas = [height * width / 6300 for (_, _, height, width), _ in draws]
+    assert 0.07 < min(areas) < 0.2 and 0.9 < max(areas) <= 1 and 70 < sum(flip for _, flip in draws) < 130
+
+
+def test_photographs_are_augmented_and_repeatable(clip, tmp_path):
+    make_named(tmp_path / "data", "caltech101")
+    drawn = load_shots("caltech101", 2, 1, str(tmp_path / "data"))
+    settings = complete(config("T", augment=None), clip, "caltech101")
+    assert settings.augment and len(drawn) == 12 and not Feed(clip, drawn, settings, 1).cached
+    files = [tmp_path / name for name in "ab"]
+    for path in files:
+        tune_prompts(clip, drawn, None, settings, 1, str(path), quiet=True)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_images_without_names_are_refused(tmp_path):
+    for n in range(2):
+        path = tmp_path / "train" / f"{n}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(path)
+    with pytest.raises(UserError, match="folder/train: prompts need labels and class names, but there are no labels"):
+        load_shots("folder", 1, 1, str(tmp_path))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(clip, train, tmp_path):
+    with pytest.raises(UserError, match="the loss is (nan|inf) at learning rate .*; near: a lower --lr"):
+        tune_prompts(clip, train, None, config(lr=1e30), 1, str(tmp_path / "p"), quiet=True)
+    assert clip.prompts is None
+
+
+def test_class_specific_tokens_and_words(clip, train, tmp_path):
+    settings = complete(config("T", class_specific=True, words="a photo of", num_tokens=None, epochs=2), clip, "digits")
+    tuned = tune_prompts(clip, train, None, settings, 1, str(tmp_path / "p"), quiet=True)
+    assert tuned.prompts.text.shape[:2] == (10, 3) and not torch.equal(*tuned.prompts.text[:2])
+
+
+FLAGS = ["--data", "digits", "--keep-rate", "0.6", "--seed", "1"]
+
+
+def test_the_command_ends_with_a_row_that_evaluate_confirms(tmp_path, capsys, monkeypatch):
+    out = str(tmp_path / "p.safetensors")
+    flags = [*FLAGS, "--limit", "64", "--shots", "2", "--epochs", "2", "--lr", "0.3", "--out", out]
+    prompt_main(flags)
+    row = json.loads(capsys.readouterr().out)
+    evaluate_main([*FLAGS, "--limit", "64", "--prompts", out])
+    evaluated = json.loads(capsys.readouterr().out)
+    assert row["accuracy"] == evaluated["accuracy"] and row["gmacs"] == evaluated["gmacs"]
+    evaluate_main([*FLAGS, "--limit", "64"])
+    assert row["accuracy_zero_shot"] == json.loads(capsys.readouterr().out)["accuracy"]
+    assert (row["mode"], row["num_tokens"], row["preset"], row["split"]) == ("TV", 4, "maple", "val")
+    assert row["n_seen_images"] == row["n_seen_labels"] == 20 and row["seconds_per_epoch"] > 0
+    assert load_prompts(out)[1]["pruning"]["keep_rate"] == 0.6 and list((tmp_path / "p.safetensors.logs").iterdir())
+    monkeypatch.setattr("patchrank.prompt.tune_prompts", lambda *_, **__: pytest.fail("it was done"))
+    prompt_main(flags)
+    assert json.loads(capsys.readouterr().out) == row
+
+
+def test_mode_none_learns_nothing(tmp_path, capsys, clip):
+    out = tmp_path / "p"
+    prompt_main([*FLAGS, "--mode", "none", "--limit", "20", "--out", str(out)])
+    row = json.loads(capsys.readouterr().out)
+    clip.visual.set_pruning(keep_rate=0.6)
+    assert row["accuracy"] == row["accuracy_zero_shot"] == accuracy(clip, load_split("digits", "val", 20))
+    assert row["n_seen_images"] == 0 and row["shots"] is None and not out.exists()
+
+
+def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(tmp_path, capsys):
+    prompt_main([*FLAGS, "--shots", "2", "--dry-run", "--out", str(tmp_path / "p")])
+    row = json.loads(capsys.readouterr().out)
+    assert row["steps"] == 25 and row["seconds_per_step"] > 0 and row["memory_mib"] > 100
+    assert row["seconds"] == pytest.approx(25 * row["seconds_per_step"], rel=0.05) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    (
+        (["--prompts", "x"], "--prompts: tuning starts from"),
+        (["--split", "adapt"], "--split adapt: prompts are tuned on it"),
+        (["--class-specific"], "class-specific prompts need mode 'T'"),
+        (["--words", "a photo", "--num-tokens", "3"], "words to start from must be"),
+        (["--data", "digit"], "data 'digit' does not exist"),
+    ),
+)
+def test_flags_that_make_no_sense_are_refused(flags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        prompt_main(["--shots", "1", "--out", str(tmp_path / "p"), *flags])
