@@ -291,3 +291,15 @@ def test_weights_at_hand_need_no_hub(tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match=r"\('open_clip_model.safetensors',\)"):
         overlay = {"hf_hub_filename": "open_clip_model.safetensors"}
         tiny("patchrank_clip_b16", pretrained=True, pretrained_cfg_overlay=overlay)
+
+
+@torch.no_grad()
+def test_features_of_the_tower_that_ships_with_its_predictor():
+    tower = timm.create_model("patchrank_clip_digits", pretrained=True, keep_rate=0.6).eval()
+    features = timm.create_model(
+        "patchrank_clip_digits", pretrained=True, keep_rate=0.6, features_only=True, out_indices=(5, 11)
+    ).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = tower.forward_intermediates(images, indices=[5, 11], intermediates_only=True)
+    for ours, theirs in zip(features(images), expected):
+        assert ours.shape == (2, 64, 8, 8) and torch.equal(ours, theirs)

@@ -65,10 +65,9 @@ def _create_patchrank_clip(variant: str, pretrained: bool = False, **kwargs) -> 
         **kwargs,
     )
     update_model_args(model, act_layer=kwargs["act_layer"])  # so that a tower that is saved comes back with it
-    if pretrained:
-        tower = getattr(model, "model", model)
-        tower.check_predictor()
-        tower.check_prompts()
+    if pretrained and not kwargs.get("features_only"):  # timm takes a layer off those, and with it their fingerprint
+        model.check_predictor()
+        model.check_prompts()
     return model
 
 
