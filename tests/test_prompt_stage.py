@@ -151,15 +151,15 @@ def test_early_stop_keeps_the_best_epoch_on_val(clip, train, val, tmp_path, monk
 
 
 def test_cached_embeddings_change_nothing(clip, train, tmp_path):
+    """To float noise: kernels sum in another order where batches are of another size."""
     clip.visual.set_pruning(keep_rate=0.6)
     settings = config("T", batch_size=5)
     assert Feed(clip, train, settings, 1).cached and not Feed(clip, train, settings, 1, cache=False).cached
-    files = []
+    learned = []
     for cache in (True, False):
-        path = tmp_path / str(cache)
-        tune_prompts(clip, train, None, settings, 1, str(path), quiet=True, cache=cache)
-        files.append(path.read_bytes())
-    assert files[0] == files[1]
+        path = str(tmp_path / str(cache))
+        learned.append(tune_prompts(clip, train, None, settings, 1, path, quiet=True, cache=cache).prompts.text)
+    torch.testing.assert_close(*learned, atol=1e-7, rtol=1e-5)
 
 
 def test_every_epoch_has_an_order_of_its_own_and_leaves_a_rest_out(clip, train):

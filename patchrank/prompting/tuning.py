@@ -61,7 +61,7 @@ def tune_prompts(
         val: looked at if `config.patience` says so, and not else; the prompts are then of its best epoch.
         config: complete (`presets.complete`), of a mode that learns something.
         seed: of the start, and of order and augmentation in every epoch.
-        cache: embeds images once where nothing about them changes; changes time alone.
+        cache: embeds images once where nothing about them changes; changes time alone, and figures by float noise.
         logs: folder for TensorBoard.
 
     Raises:
