@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -120,17 +121,22 @@ def test_ray_leaves_nothing_of_its_own_behind(killed_and_finished):
 
 
 def test_an_interrupt_ends_with_130_and_keeps_what_was_finished(tmp_path):
-    (tmp_path / "log").touch()
+    """Of more trials than can be under way: those are finished first, so that four might all be done by then."""
+    (tmp_path / "space.yaml").write_text("seed: {grid: [0, 1]}\npruning.keep_rate: {grid: [0.8, 0.7, 0.6, 0.5]}\n")
+    source = find_text("sweeps/locations.yaml").replace("../search_spaces/locations.yaml", "space.yaml")
+    few = re.sub(r"n_train: .*, n_test: \d+", "n_train: 32, n_val: 16, n_test: 48", source)
+    (tmp_path / "sweep.yaml").write_text(few)
+    command = [sys.executable, "-m", "patchrank.tune", "sweep.yaml", *SMALL]
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(COMMAND, cwd=tmp_path, stderr=log)
-        while not trials(tmp_path):
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=log)
+        while not list(tmp_path.glob("runs/locations/trials/*.json")):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 130
     said = (tmp_path / "log").read_text()
     assert "running again goes on from here" in said and "Traceback" not in said
-    assert 1 <= len(trials(tmp_path)) < 4
+    assert 1 <= len(list(tmp_path.glob("runs/locations/trials/*.json"))) < 8
 
 
 def test_a_failed_trial_is_recorded_tried_again_and_tells_in_the_exit_status(killed_and_finished, monkeypatch):
