@@ -65,9 +65,12 @@ class PromptConfig(Strict):
     """How learned tokens are tuned; None: the preset's, or what the tower asks for (`patchrank.prompting.presets`)."""
 
     mode: Literal["none", "T", "V", "TV"] = "TV"
+    loss: Literal["cross_entropy", "distill"] = "cross_entropy"  # distill: back to the whole image's embedding
+    norm_gains: bool = False  # gains of the image tower's LayerNorms are learned as well
     num_tokens: int | None = Field(None, ge=1)
-    preset: Literal["coop", "maple"] | None = None
-    shots: int = Field(16, ge=1)  # images of each class
+    preset: Literal["coop", "maple", "digits", "distill"] | None = None
+    shots: int = Field(16, ge=1)  # images of each class, with their labels
+    images: int | None = Field(None, ge=1)  # that distillation sees, without labels
     epochs: int | None = Field(None, ge=1)
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     batch_size: int | None = Field(None, ge=1)
@@ -75,7 +78,21 @@ class PromptConfig(Strict):
     class_specific: bool = False
     words: str | None = Field(None, min_length=1)  # to start from, in place of N(0, 0.02)
     augment: bool | None = None  # CoOp's crops and flips; None: photographs alone, since flips change digits
-    patience: int | None = Field(None, ge=1)  # epochs without a better accuracy on val, after which it stops
+    patience: int | None = Field(None, ge=1)  # epochs that are no better on val, after which it stops
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen towers; what is learned is fp32
+    checkpointing: bool = False  # computes activations twice instead of keeping them
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> PromptConfig:
+        if self.loss == "distill" and self.mode not in ("none", "V"):
+            raise ValueError(f"loss 'distill' learns visual tokens alone, so mode must be 'V', but is {self.mode!r}")
+        if self.norm_gains and self.mode == "T":
+            raise ValueError("norm_gains are the image tower's, so mode must be 'V' or 'TV', but is 'T'")
+        if self.class_specific and self.mode not in ("none", "T"):
+            raise ValueError(
+                f"class-specific prompts need mode 'T', since an image's class is not known; mode is {self.mode!r}"
+            )
+        return self
 
 
 class TrialConfig(Strict):
@@ -88,7 +105,7 @@ class TrialConfig(Strict):
     predictor: PredictorConfig = PredictorConfig()
     pruning: PruningConfig = PruningConfig()
     controls: list[Literal["random", "reversed"]] = []  # other orders in which a predictor's trial drops as much
-    prompt: None = None
+    prompt: PromptConfig | None = None
 
 
 class SearchConfig(Strict):
@@ -131,11 +148,14 @@ class Claim(Strict):
     of: dict[str, Any]  # settings: dotted path -> value, or a part of the value where it is a mapping
     against: str | float | dict[str, Any] | None = None  # a key of BESIDE, a number, or what to change in `of`
     measure: Literal[
-        "accuracy", "unpruned", "random", "reversed", "agreement", "cosine",
-        "matching", "matching_prior", "kendall", "ndcg", "val_accuracy", "val_unpruned", "val_agreement", "val_cosine",
+        "accuracy", "unpruned", "random", "reversed", "agreement", "cosine", "drift",
+        "matching", "matching_prior", "kendall", "ndcg",
+        "val_accuracy", "val_unpruned", "val_agreement", "val_cosine", "val_drift",
     ]  # fmt: skip
     at_least: float | None = Field(None, allow_inf_nan=False)  # left out: above 0
     within: float | None = Field(None, gt=0, allow_inf_nan=False)
+    share: float | None = Field(None, gt=0, allow_inf_nan=False)  # at most so much of what it is set against
+    task: str | None = None  # on the images of this task alone
     each: list[str] = []  # one comparison for each value of these paths, or for each task
 
     @field_validator("of", "against", "each")
@@ -163,8 +183,12 @@ class Claim(Strict):
 
     @model_validator(mode="after")
     def _one_rule(self) -> Claim:
-        if self.at_least is not None and self.within is not None:
-            raise ValueError("at_least and within exclude each other")
+        if sum(rule is not None for rule in (self.at_least, self.within, self.share)) > 1:
+            raise ValueError("at_least and within exclude each other, and share both")
+        if self.share is not None and not isinstance(self.against, (str, dict)):
+            raise ValueError("share needs another side in `against`, of which it is one")
+        if self.task is not None and "task" in self.each:
+            raise ValueError("task names one task, and `each` asks for all of them")
         return self
 
 

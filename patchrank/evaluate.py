@@ -91,7 +91,9 @@ def evaluate(
     unpruned: Tensor | None = None,
     tokens: Tensor | None = None,
 ) -> Evaluation:
-    """Zero-shot classification of a split with the pruning that `clip.visual` has, beside the same tower unpruned.
+    """Zero-shot classification of a split with the pruning and prompts in force, beside the pair as it came.
+
+    What is called unpruned has no prompts either: it is what pruning, and tuning to win it back, are measured by.
 
     Args:
         controls: also rank at `random` (by `seed` and each image's pixels), or `reversed` (the reducer's, negated).
@@ -99,7 +101,7 @@ def evaluate(
         unpruned, tokens: (n, E) and (n, P + N, D), what `embed_unpruned` and `embed_shared` gave for these images;
             computed here if left out.
     """
-    head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
+    heads = _heads(clip, split)
     device = clip.logit_scale.device
     parts: list[dict[str, Tensor]] = []
     bar = tqdm(total=len(split), desc=f"evaluate {split.task}/{split.split}", unit="image", disable=quiet)
@@ -113,10 +115,21 @@ def evaluate(
     kept = joined.pop("kept").cpu().numpy()
     return Evaluation(
         labels=None if split.labels is None else np.asarray(split.labels),
-        answers={} if head is None else {name: (z @ head.T).argmax(-1).cpu().numpy() for name, z in joined.items()},
+        answers={
+            name: (z @ heads[name == "unpruned"].T).argmax(-1).cpu().numpy() for name, z in joined.items() if heads
+        },
         cosine={name: (z * joined["unpruned"]).sum(-1).cpu().numpy() for name, z in joined.items()},
         kept=kept,
     )
+
+
+def _heads(clip: Clip, split: ImageSplit) -> tuple[Tensor, ...]:
+    """Class embeddings with the prompts in force and without; none where classes have no names."""
+    if not split.classes:
+        return ()
+    with clip.unprompted():
+        plain = clip.zero_shot_head(split.classes, split.templates)
+    return clip.zero_shot_head(split.classes, split.templates), plain
 
 
 def _one_batch(
@@ -131,8 +144,9 @@ def _one_batch(
     pruned = tower.forward_pruned(images, scores, tokens)
     if unpruned is not None:
         whole = unpruned
-    else:  # where nothing is pruned, both are one and the same
-        whole = pruned.embedding if tower.pruner is None else tower.forward_suffix(tower.embed(images), 1)
+    else:  # where nothing is pruned or inserted, both are one and the same
+        untouched = tower.pruner is None and not tower.num_prompt_tokens
+        whole = pruned.embedding if untouched else tower.forward_whole(images)
     out = {"unpruned": whole, "pruned": pruned.embedding}
     if "random" in controls:
         drawn = random_scores(images, tower.num_patches, seed)
@@ -144,10 +158,10 @@ def _one_batch(
 
 @torch.inference_mode()
 def embed_unpruned(clip: Clip, split: ImageSplit, batch_size: int = BATCH_SIZE) -> Tensor:
-    """Embeddings (n, E), not normalised, of a split by the tower with nothing pruned; many trials share them."""
+    """Embeddings (n, E), not normalised, of a split by the tower as it came; many trials share them."""
     tower, device = clip.visual, clip.logit_scale.device
     batches = split.batches(clip.transform(), batch_size)
-    return torch.cat([tower.forward_suffix(tower.embed(images.to(device)), 1).cpu() for images, _ in batches])
+    return torch.cat([tower.forward_whole(images.to(device)).cpu() for images, _ in batches])
 
 
 @torch.inference_mode()

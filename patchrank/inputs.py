@@ -67,6 +67,8 @@ class Inputs:
             tokens = self.shared_tokens(task, "test")
             return None if tokens is None else tokens[: self.data.n_oracle]
         split, tower = self.reference(task, part).split, self.clip.visual
+        if tower.num_prompt_tokens:  # those change a sequence from its start
+            return None
         if 4 * len(split) * (tower.num_patches + tower.num_leading_tokens) * tower.embed_dim > IN_MEMORY:
             return None
         key = "tokens", task, part, tower.shared_layer
@@ -107,8 +109,12 @@ def num_bytes(result: object) -> int:
 def load_part(task: str, part: str, data: DataConfig, limit: int | None) -> ImageSplit:
     """The first images of a part of a task's data; `train` is whatever the task calls its training split."""
     name = find_task(task).training if part == "train" else part
-    templates = None if data.templates is None else template_set(data.templates)
-    return load_split(task, name, limit, data.root, data.vocabulary, templates)
+    return load_split(task, name, limit, data.root, data.vocabulary, templates_of(data))
+
+
+def templates_of(data: DataConfig) -> tuple[str, ...] | None:
+    """Prompts in place of each task's own, None where those hold."""
+    return None if data.templates is None else template_set(data.templates)
 
 
 def load_inputs(trial: TrialConfig, device: str = "cpu", heads: str | None = None) -> Inputs:

@@ -1,7 +1,10 @@
 """Phase III: tunes learned tokens of both towers on a few labelled images of each class (section 3.3).
 
+Or, without labels, visual tokens that bring a pruned tower's embeddings back to the whole one's (--loss distill).
+
 python -m patchrank.prompt --data digits --mode TV --keep-rate 0.6 --shots 16 --seed 1 --out runs/prompts.safetensors
 python -m patchrank.evaluate --data digits --prompts runs/prompts.safetensors --keep-rate 0.6
+python -m patchrank.prompt --data digits --mode V --loss distill --norm-gains --keep-rate 0.4
 python -m patchrank.prompt --model patchrank_clip_b16 --data caltech101 --data-root /data --mode TV --dry-run
 """
 
@@ -15,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
+from typing import get_args
 
 import torch
 
@@ -32,13 +36,14 @@ from patchrank.config import PromptConfig, validate
 from patchrank.data.images import ImageSplit
 from patchrank.data.tasks import find_task
 from patchrank.errors import UserError
-from patchrank.evaluate import macs_row
+from patchrank.evaluate import Evaluation, embed_unpruned, evaluate, macs_row
 from patchrank.files import check_writable, content_id, exists, read_json, resolve, write_json
 from patchrank.models.clip import Clip
 from patchrank.models.text import template_set
-from patchrank.prompting.presets import complete, learning_rates
-from patchrank.prompting.shots import Feed, check_named, load_shots
-from patchrank.prompting.tuning import accuracy, frozen, run_id, seen, start, step, tune_prompts
+from patchrank.prompting.learning import PRECISIONS, ready, start, step
+from patchrank.prompting.presets import IMAGES, PRESETS, complete, learning_rates
+from patchrank.prompting.shots import Feed, check_named, load_train
+from patchrank.prompting.tuning import run_id, seen, tune_prompts
 
 PRUNING = ("keep_rate", "locations", "reducer", "leftovers")
 DRY_STEPS = 4  # one that warms up, and those that are timed
@@ -53,22 +58,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = complete(validate(PromptConfig, named, "flags"), clip, args.data)
     if config.mode == "none":
         split = check_named(load_split_from(args, "val"))
-        print(json.dumps(_row(args, clip, config, split, None, [])))
+        print(json.dumps(_row(args, clip, config, evaluate(clip, split), None, [])))
         return
     templates = None if args.templates is None else template_set(args.templates)
-    train = load_shots(args.data, config.shots, args.seed, args.data_root, args.vocabulary, templates)
+    train = load_train(args.data, config, args.seed, args.data_root, args.vocabulary, templates)
     if args.dry_run:
         print(json.dumps(dry_run(clip, train, config, args.seed)))
         return
-    split = check_named(load_split_from(args, "val"))
-    print(json.dumps(_tuned_row(args, clip, config, train, split)))
+    print(json.dumps(_tuned_row(args, clip, config, train, _measured(args, config, args.split))))
+
+
+def _measured(args: argparse.Namespace, config: PromptConfig, name: str | None) -> ImageSplit:
+    """The split that a row or an early stop reads, with the labels and names that cross-entropy needs."""
+    split = load_split_from(argparse.Namespace(**vars(args) | {"split": name}), "val")
+    return split if config.loss == "distill" else check_named(split)
 
 
 def _tuned_row(
     args: argparse.Namespace, clip: Clip, config: PromptConfig, train: ImageSplit, split: ImageSplit
 ) -> dict:
     """The result row; that of a finished run comes from beside its prompts, at once."""
-    val = _watched(args, split) if config.patience is not None else None
+    val = None
+    if config.patience is not None:  # it reads val, whatever the row is measured on
+        val = split if split.split == "val" else _measured(args, config, "val")
     run = run_id(clip, train, val, config, args.seed)
     key = content_id([run, split.task, split.ids_sha256(), split.labels, split.classes, split.templates])
     beside = f"{args.out}.row.json"
@@ -78,9 +90,11 @@ def _tuned_row(
     logs = None if "://" in args.out else f"{args.out}.logs"
     tuned = tune_prompts(clip, train, val, config, args.seed, args.out, logs=logs)
     print(f"prompts: {args.out}", file=sys.stderr)
-    before = accuracy(clip, split)
+    unpruned = embed_unpruned(clip, split)
+    before = evaluate(clip, split, unpruned=unpruned)
     clip.set_prompts(tuned.prompts)
-    row = _row(args, clip, config, split, before, tuned.seconds) | _seen(seen(train, val, config))
+    found = evaluate(clip, split, unpruned=unpruned)
+    row = _row(args, clip, config, found, before, tuned.seconds) | _seen(seen(train, val, config))
     write_json(beside, {"key": key, "row": row})
     return row
 
@@ -89,29 +103,26 @@ def _row(
     args: argparse.Namespace,
     clip: Clip,
     config: PromptConfig,
-    split: ImageSplit,
-    before: float | None,
+    found: Evaluation,
+    before: Evaluation | None,
     seconds: Sequence[float],
 ) -> dict:
-    """The result row; `before` is the accuracy without prompts, None where there are none."""
-    found, learns = accuracy(clip, split), before is not None
-    about = {"model": args.model, "data": args.data, "split": split.split, "n_images": len(split), "seed": args.seed}
-    about |= {key: getattr(args, key) for key in PRUNING}
-    tuned = {key: getattr(config, key) if learns else None for key in ("num_tokens", "preset", "shots", "epochs", "lr")}
-    measured = {"accuracy": found, "accuracy_zero_shot": before if learns else found}
+    """The result row; `before` is the same pruning without prompts, None where there are none."""
+    about = {"model": args.model, "data": args.data, "split": args.split or "val", "n_images": len(found.kept)}
+    about |= {"seed": args.seed} | {key: getattr(args, key) for key in PRUNING} | {"mode": config.mode}
+    settings = ("num_tokens", "preset", "shots", "images", "epochs", "lr", "norm_gains", "precision")
+    unused = {"images" if config.loss == "cross_entropy" else "shots"}
+    about |= {key: None if before is None or key in unused else getattr(config, key) for key in settings}
+    ours, theirs = found.row(), (before or found).row()
+    measured = {key: value for key in ("accuracy", "cosine") if key in ours for value in [ours[key]]}
+    measured |= {f"{key}_zero_shot": theirs[key] for key in measured}
+    measured |= {key: ours[key] for key in ("accuracy_unpruned", "agreement") if key in ours}
     spent = {"seconds_per_epoch": round(sum(seconds) / len(seconds), 3) if seconds else None}
-    return about | {"mode": config.mode} | tuned | _seen({}) | measured | {"gmacs": macs_row(clip)["gmacs"]} | spent
+    return about | {"loss": config.loss} | _seen({}) | measured | {"gmacs": macs_row(clip)["gmacs"]} | spent
 
 
 def _seen(of: dict) -> dict[str, int]:
     return {"n_seen_images": of.get("images", 0), "n_seen_labels": of.get("labels", 0)}
-
-
-def _watched(args: argparse.Namespace, split: ImageSplit) -> ImageSplit:
-    """Val, which early stopping reads whatever the row is measured on."""
-    if split.split == "val":
-        return split
-    return check_named(load_split_from(argparse.Namespace(**vars(args) | {"split": "val"})))
 
 
 def dry_run(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> dict[str, float]:
@@ -119,22 +130,21 @@ def dry_run(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> d
 
     Memory is the device's where it counts its own, else the process's; both with the weights of the pair.
     """
-    with frozen(clip), torch.inference_mode(False), torch.enable_grad():
-        state, feed = start(clip, train, config, seed), Feed(clip, train, config, seed)
+    with ready(clip, config):
+        few, steps = train.first(config.batch_size), max(1, len(train) // config.batch_size)
+        state, feed = start(clip, train, config, seed), Feed(clip, few, config, seed)
         state.optimizer.param_groups[0]["lr"] = learning_rates(config.lr, config.epochs)[0]
         clip.set_prompts(state.prompts)
         times = [time.perf_counter()]
         for epoch in range(DRY_STEPS):
-            for rows, labels in islice(feed.batches(epoch), 1):
-                step(clip, feed, train, state, rows, labels)  # reads the loss back, and so waits for the device
+            for rows, targets in islice(feed.batches(epoch), 1):
+                step(feed, state, rows, targets)  # reads the loss back, and so waits for the device
             times.append(time.perf_counter())
     each = (times[-1] - times[1]) / (DRY_STEPS - 1)
-    spent = {"seconds_per_step": each, "seconds_per_epoch": each * feed.steps}
-    spent["seconds"] = each * feed.steps * config.epochs
+    spent = {"seconds_per_step": each, "seconds_per_epoch": each * steps}
+    spent["seconds"] = each * steps * config.epochs
     spent = {key: round(value, 4) for key, value in spent.items()}
-    return (
-        {"mode": config.mode, "batch_size": config.batch_size, "steps": feed.steps * config.epochs} | spent | _memory()
-    )
+    return {"mode": config.mode, "batch_size": config.batch_size, "steps": steps * config.epochs} | spent | _memory()
 
 
 def _memory() -> dict[str, float]:
@@ -161,20 +171,31 @@ def _parser() -> argparse.ArgumentParser:
     add_model_flags(parser, out="runs/prompts.safetensors")
     add_data_flags(parser, "val, for the row; images to learn from are drawn from train or adapt", batch_size=None)
     add_pruning_flags(parser)
-    defaults = PromptConfig()
+    _add_prompt_flags(parser, PromptConfig())
+    parser.add_argument("--dry-run", action="store_true", help="print time and memory of a few steps, and stop")
+    return parser
+
+
+def _add_prompt_flags(parser: argparse.ArgumentParser, defaults: PromptConfig) -> None:
+    """The settings of `PromptConfig`."""
+    losses = get_args(PromptConfig.model_fields["loss"].annotation)
+    which = "coop in mode T, distill for that loss, digits for the embedded model, else maple"
     parser.add_argument("--mode", default=defaults.mode, choices=("none", "T", "V", "TV"), help="whose tokens to learn")
+    parser.add_argument("--loss", default=defaults.loss, choices=losses, help="distill: without labels, in mode V")
+    parser.add_argument("--norm-gains", action="store_true", help="the image tower's LayerNorms learn gains as well")
     parser.add_argument("--num-tokens", type=positive, help="default: 16; below 100 patches 4")
-    parser.add_argument("--preset", choices=("coop", "maple"), help="default: coop in mode T, else maple")
-    parser.add_argument("--shots", type=positive, default=defaults.shots, help="images of each class")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help=f"default: {which}")
+    parser.add_argument("--shots", type=positive, default=defaults.shots, help="images of each class, and their labels")
+    parser.add_argument("--images", type=positive, help=f"that distillation sees, without labels (default: {IMAGES})")
     parser.add_argument("--epochs", type=positive, help="default: the preset's, as for --lr and --batch-size")
     parser.add_argument("--lr", type=positive_float)
     parser.add_argument("--bias", action="store_true", help="gives the map to visual tokens one, as MaPLe does")
     parser.add_argument("--class-specific", action="store_true", help="tokens of each class's own, in mode T")
     parser.add_argument("--words", metavar="TEXT", help="to start from, in place of random tokens")
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, help="default: photographs alone")
-    parser.add_argument("--patience", type=positive, help="epochs without a better accuracy on val before it stops")
-    parser.add_argument("--dry-run", action="store_true", help="print time and memory of a few steps, and stop")
-    return parser
+    parser.add_argument("--patience", type=positive, help="epochs that are no better on val before it stops")
+    parser.add_argument("--precision", default=defaults.precision, choices=tuple(PRECISIONS), help="of both towers")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory: activations are computed twice")
 
 
 if __name__ == "__main__":

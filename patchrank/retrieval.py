@@ -171,15 +171,21 @@ def _below(ks: Sequence[int], candidates: int) -> list[int]:
 
 
 def _embed(clip: Clip, split: ImageSplit, batch_size: int, quiet: bool, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Unit embeddings (n, E) of a split by the pruned tower and by the unpruned one, in one pass over its images."""
+    """Unit embeddings (n, E) of a split by the tower in force and as it came, in one pass over its images.
+
+    Both share the layers before the first location, unless prompts stand in the sequence from the start.
+    """
     tower, ours, theirs = clip.visual, [], []
+    prompted = tower.num_prompt_tokens > 0
+    untouched = tower.pruner is None and not prompted
     bar = tqdm(total=len(split), desc=f"retrieval {split.task}/{split.split}", unit="image", disable=quiet)
     for images, _ in split.batches(clip.transform(), batch_size):
         images = images.to(clip.logit_scale.device)
-        tokens = tower.forward_prefix(images, tower.shared_layer)
-        if index is None or tower.pruner is None:
-            theirs.append(_unit(tower.forward_suffix(tokens, tower.shared_layer)))
-        if tower.pruner is not None:
+        tokens = None if prompted else tower.forward_prefix(images, tower.shared_layer)
+        if index is None or untouched:
+            whole = tower.forward_whole(images) if prompted else tower.forward_suffix(tokens, tower.shared_layer)
+            theirs.append(_unit(whole))
+        if not untouched:
             ours.append(_unit(tower.forward_pruned(images, tokens=tokens).embedding))
         bar.update(len(images))
     bar.close()
@@ -208,8 +214,7 @@ def _check_order(clip: Clip, split: ImageSplit, batch_size: int, index: Tensor) 
     """Refuses an index in which images, taken evenly from the split, are not nearest to their own rows."""
     places = [i * len(split) // PROBES for i in range(PROBES)] if len(split) > PROBES else list(range(len(split)))
     batches = split.take(places).batches(clip.transform(), batch_size)
-    plain = [clip.visual.forward_suffix(clip.visual.embed(images.to(index.device)), 1) for images, _ in batches]
-    plain = torch.cat(plain)
+    plain = torch.cat([clip.visual.forward_whole(images.to(index.device)) for images, _ in batches])
     fault = _fault(index, (len(split), plain.shape[1]))
     if fault:
         raise UserError(f"index {fault}")

@@ -32,6 +32,8 @@ from patchrank.layers.predictors import check_location, create_predictor, load_p
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
 from patchrank.models.tags import find_weights
+from patchrank.prompting import tuning
+from patchrank.tuned import check_prompt, learns, lessons_id, prompted
 
 SCHEMA = 1
 VERSIONS = {"golden": golden.VERSION, "fit": fit.VERSION, "evaluate": evaluation.VERSION}
@@ -69,6 +71,8 @@ def check_trial(trial: TrialConfig) -> None:
             f"predictor.loss {trial.predictor.loss!r} does not exist; {near(trial.predictor.loss, fit.LOSSES)}"
         )
     tower.set_pruning(**trial.pruning.model_dump(), predictor_init="random")
+    if learns(trial):
+        check_prompt(trial, tower)
 
 
 @lru_cache(maxsize=64)
@@ -100,7 +104,13 @@ def remove_at(trial: TrialConfig) -> int:
 def trial_id(trial: TrialConfig, fingerprint: dict) -> str:
     """Names a trial by all that its result depends on."""
     settings = trial.model_dump(exclude={"model": {"checkpoint"}, "data": {"root", "vocabulary"}})  # mere places
-    return content_id({"schema": SCHEMA, "trial": settings, **fingerprint, "versions": VERSIONS})
+    versions = VERSIONS | ({"prompt": tuning.VERSION} if learns(trial) else {})
+    return content_id({"schema": SCHEMA, "trial": settings, **fingerprint, "versions": versions})
+
+
+def fingerprint(trial: TrialConfig, inputs: Inputs) -> dict:
+    """Of all weights and images that a trial reads, for its id."""
+    return inputs.fingerprint(trial_tasks(trial)) | lessons_id(trial, inputs)
 
 
 def is_fitted(trial: TrialConfig) -> bool:
@@ -138,7 +148,7 @@ def run_trial(trial: TrialConfig, inputs: Inputs, root: str, shards: str, sweep:
         root, shards: folders or fsspec URLs of records, and of shards and predictors.
         sweep: name that the record carries.
     """
-    identity = trial_id(trial, inputs.fingerprint(trial_tasks(trial)))
+    identity = trial_id(trial, fingerprint(trial, inputs))
     try:
         record, arrays = _measure(trial, inputs, shards, quiet)
     except Exception as error:
@@ -173,12 +183,12 @@ def _measure(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tu
     arrays: dict[str, np.ndarray] = {"grid": np.asarray(inputs.clip.visual.patch_embed.grid_size)}
     tasks: dict[str, dict] = {}
     for task in trial.data.tasks:
-        tasks[task], found = _measure_task(trial, task, inputs, paths, shards, quiet)
+        tasks[task], found, costs = _measure_task(trial, task, inputs, paths, shards, quiet)
         arrays |= {f"{task}.{name}": array for name, array in found.items()}
     _lap(seconds, "tasks", clock)
     record = {
         "config": trial.model_dump(),
-        "metrics": _summary(trial, inputs, tasks, arrays),
+        "metrics": _summary(trial, inputs, tasks, arrays) | costs,
         "shards": [folder.key for _, folder in folders.values()],
         "env": {
             "patchrank": patchrank.__version__,
@@ -193,19 +203,21 @@ def _measure(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tu
 
 def _measure_task(
     trial: TrialConfig, task: str, inputs: Inputs, paths: dict[Need, str], shards: str, quiet: bool
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics of one task and, per image, what they are means of."""
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, float]]:
+    """Metrics of one task; per image, what they are means of; and what an image costs, which no task changes."""
     quality = _rank(trial, task, inputs, paths, shards, quiet)
     row = fit.matching(quality, inputs.clip.visual.num_patches) if quality else {}
     is_oracle = trial.pruning.reducer == "golden"
     of_val, of_test = (_oracle(trial, paths[task, part]) if is_oracle else None for part in ("val", "oracle"))
-    controls = trial.controls if trial.pruning.reducer == "predictor" else ()
-    val, val_split = _evaluate(trial, inputs, task, "val", (), of_val, quiet)
-    test, split = _evaluate(trial, inputs, task, "oracle" if is_oracle else "test", controls, of_test, quiet)
+    controls = trial.controls if trial.pruning.reducer == "predictor" and not learns(trial) else ()
+    with prompted(trial, task, inputs, shards, quiet) as seen:
+        val, val_split = _evaluate(trial, inputs, task, "val", (), of_val, quiet)
+        test, split = _evaluate(trial, inputs, task, "oracle" if is_oracle else "test", controls, of_test, quiet)
+        costs = evaluation.macs_row(inputs.clip)
     arrays = _per_image(test, split) | {f"val_{key}": array for key, array in _per_image(val, val_split).items()}
     arrays |= quality | _pictures(inputs, test, split, max(1, PICTURES // len(trial.data.tasks)))
     row |= test.row() | {f"val_{key}": value for key, value in val.row().items()} | {"n_images": len(split)}
-    return row, arrays
+    return row | seen, arrays, costs
 
 
 def _evaluate(
@@ -225,7 +237,7 @@ def _evaluate(
 
 
 def _summary(trial: TrialConfig, inputs: Inputs, tasks: dict[str, dict], arrays: dict[str, np.ndarray]) -> dict:
-    """A row's metrics: means over tasks, costs, counts, and each task's own."""
+    """A row's metrics but for costs: means over tasks, counts, and each task's own."""
     kept = arrays[f"{trial.data.tasks[0]}.pictures_kept"].shape[1]
     fitted_on = fit_tasks(trial)[:1] if trial.predictor.fit_on == "own" else fit_tasks(trial)
     counts = {
@@ -235,7 +247,7 @@ def _summary(trial: TrialConfig, inputs: Inputs, tasks: dict[str, dict], arrays:
         "n_kept": kept,
         "n_tokens": inputs.clip.visual.num_patches,
     }
-    return mean_over(list(tasks.values())) | evaluation.macs_row(inputs.clip) | counts | {"tasks": tasks}
+    return mean_over(list(tasks.values())) | counts | {"tasks": tasks}
 
 
 def _rank(

@@ -152,6 +152,7 @@ def test_other_widths_are_refused(clip, path, about):
 def written(path, about, tensors=None, **changes):
     """A file of mode TV by hand, with some of its metadata changed."""
     shape = {"mode": "TV", "num_tokens": 4, "text_width": 64, "image_width": 64, "bias": False, "classes": None}
+    shape |= {"num_norms": 0}
     metadata = {"schema": 1, "kind": "prompts", **about, **shape, **changes}
     metadata = {key: value for key, value in metadata.items() if value != "left out"}
     save_file(tensors or dict(create().state_dict()), path, {"patchrank": json.dumps(metadata)})
@@ -172,6 +173,8 @@ def written(path, about, tensors=None, **changes):
         ({"image_width": None}, "must be whole numbers"),
         ({"image_width": 96}, r"its metadata says .*\(96, 64\)"),
         ({"bias": True}, "its metadata says .*to_visual.bias"),
+        ({"num_norms": 26}, r"its metadata says .*'norm_gains': \(26, 64\)"),
+        ({"num_norms": "26"}, "must be whole numbers"),
         ({"classes": "zero"}, "classes must be a list of names or null"),
         ({"classes": ["a", "b"]}, r"its metadata says {'text': \(2, 4, 64\)"),
         ({"model": {"name": "n", "sha256": "0"}}, "describes no prompts .'blocks_sha256'"),
@@ -234,7 +237,8 @@ def test_commands_take_prompts(path, about, capsys):
         evaluate_main(["--data", "digits", "--split", "val", "--limit", "8", "--keep-rate", "0.5", *flags])
         rows.append(json.loads(capsys.readouterr().out))
     assert rows[0]["prompts"] is None and rows[1]["prompts"] == str(path)
-    assert rows[1]["gmacs_unpruned"] > rows[0]["gmacs_unpruned"] and rows[1]["gmacs"] > rows[0]["gmacs"]
+    assert rows[1]["gmacs_unpruned"] == rows[0]["gmacs_unpruned"] and rows[1]["gmacs"] > rows[0]["gmacs"]
+    assert rows[1]["accuracy_unpruned"] == rows[0]["accuracy_unpruned"]  # of the pair as it came
     assert rows[1]["cosine"] != rows[0]["cosine"]
 
 

@@ -14,10 +14,11 @@ from patchrank.errors import UserError
 from patchrank.evaluate import main as evaluate_main
 from patchrank.models.prompt_files import load_prompts
 from patchrank.prompt import main as prompt_main
-from patchrank.prompting import tuning
+from patchrank.prompting import learning, tuning
+from patchrank.prompting.learning import frozen
 from patchrank.prompting.presets import complete, learning_rates
 from patchrank.prompting.shots import Augment, Feed, load_shots
-from patchrank.prompting.tuning import accuracy, frozen, state_path, tune_prompts
+from patchrank.prompting.tuning import accuracy, state_path, tune_prompts
 
 # facts that others published: CoOp's rates at 50 epochs, MaPLe's at 5
 COOP = (1e-5, 0.002, 0.00199803, 0.00199211, 0.00198229)
@@ -53,12 +54,17 @@ def test_learning_rates_are_the_published_ones():
 def test_what_is_left_open_comes_from_the_preset_and_the_tower(clip):
     text, both = (complete(PromptConfig(mode=mode), clip, "digits") for mode in ("T", "TV"))
     assert (text.preset, text.lr, text.batch_size, text.epochs) == ("coop", 0.002, 32, 50)
-    assert (both.preset, both.lr, both.batch_size, both.epochs) == ("maple", 0.0035, 4, 5)
-    assert both.num_tokens == 4 and not both.augment
+    assert (both.preset, both.lr, both.batch_size, both.epochs) == ("digits", 0.1, 8, 15)
+    assert both.num_tokens == 4 and both.words == "a photo of the" and not both.augment
+    maple = complete(PromptConfig(preset="maple", num_tokens=3), clip, "digits")
+    assert (maple.lr, maple.batch_size, maple.epochs, maple.words) == (0.0035, 4, 5, None)
+    distil = complete(PromptConfig(mode="V", loss="distill"), clip, "digits")
+    assert (distil.preset, distil.images) == ("distill", 2048)
     named = complete(PromptConfig(mode="TV", preset="coop", epochs=2, words="a photo of"), clip, "caltech101")
     assert (named.lr, named.epochs, named.num_tokens, named.augment) == (0.002, 2, 3, True)
-    large = SimpleNamespace(visual=SimpleNamespace(num_patches=196))
+    large = SimpleNamespace(visual=SimpleNamespace(num_patches=196), name="patchrank_clip_b16")
     assert complete(PromptConfig(), large, "digits").num_tokens == 16
+    assert complete(PromptConfig(), large, "digits").preset == "maple"
 
 
 def test_shots_are_drawn_as_coop_draws_them():
@@ -78,7 +84,7 @@ def test_frozen_means_frozen(clip, train, tmp_path, mode):
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert clip.prompts is None and all(parameter.grad is None for parameter in clip.parameters())
     assert flags == [parameter.requires_grad for parameter in clip.parameters()]
-    start = tuning.start(clip, train, config(mode, epochs=2), 1).prompts.state_dict()
+    start = learning.start(clip, train, config(mode, epochs=2), 1).prompts.state_dict()
     assert not any(torch.equal(start[key], value) for key, value in tuned.prompts.state_dict().items())
 
 
@@ -104,11 +110,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(clip, train, val, tmp
     tune_prompts(clip, train, val, settings, 1, str(whole), quiet=True)
     real, epochs = tuning.train_epoch, []
 
-    def killed(clip, feed, train, state, epoch, bar):
+    def killed(feed, state, epoch, bar):
         epochs.append(epoch)
         if len(epochs) == 2:
             raise KeyboardInterrupt
-        return real(clip, feed, train, state, epoch, bar)
+        return real(feed, state, epoch, bar)
 
     monkeypatch.setattr(tuning, "train_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -229,7 +235,7 @@ def test_the_command_ends_with_a_row_that_evaluate_confirms(tmp_path, capsys, mo
     assert row["accuracy"] == evaluated["accuracy"] and row["gmacs"] == evaluated["gmacs"]
     evaluate_main([*FLAGS, "--limit", "64"])
     assert row["accuracy_zero_shot"] == json.loads(capsys.readouterr().out)["accuracy"]
-    assert (row["mode"], row["num_tokens"], row["preset"], row["split"]) == ("TV", 4, "maple", "val")
+    assert (row["mode"], row["num_tokens"], row["preset"], row["split"]) == ("TV", 4, "digits", "val")
     assert row["n_seen_images"] == row["n_seen_labels"] == 20 and row["seconds_per_epoch"] > 0
     assert load_prompts(out)[1]["pruning"]["keep_rate"] == 0.6 and list((tmp_path / "p.safetensors.logs").iterdir())
     monkeypatch.setattr("patchrank.prompt.tune_prompts", lambda *_, **__: pytest.fail("it was done"))
@@ -249,8 +255,8 @@ def test_mode_none_learns_nothing(tmp_path, capsys, clip):
 def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(tmp_path, capsys):
     prompt_main([*FLAGS, "--shots", "2", "--dry-run", "--out", str(tmp_path / "p")])
     row = json.loads(capsys.readouterr().out)
-    assert row["steps"] == 25 and row["seconds_per_step"] > 0 and row["memory_mib"] > 100
-    assert row["seconds"] == pytest.approx(25 * row["seconds_per_step"], rel=0.05) and not list(tmp_path.iterdir())
+    assert row["steps"] == 2 * 15 and row["seconds_per_step"] > 0 and row["memory_mib"] > 100
+    assert row["seconds"] == pytest.approx(30 * row["seconds_per_step"], rel=0.05) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -191,15 +191,22 @@ def test_prompts_of_another_width_are_refused(pair, images):
 
 
 def test_evaluation_of_a_prompted_pair(clip):
-    split, prompts = load_split("digits", "val", 12), Prompts("TV", B, 64, 64)
+    split = load_split("digits", "val", 12).loaded(clip.transform(), 1 << 30)
+    prompts = Prompts("TV", B, 64, 64)
     try:
         clip.set_prompts(prompts)
         clip.visual.set_pruning(keep_rate=0.5)
         found = evaluate(clip, split, controls=["random"], quiet=True)
         whole = F.normalize(embed_unpruned(clip, split), dim=-1)
-        answers = (whole @ clip.prompted_head(split.classes, prompts).T).argmax(-1)
+        pruned = F.normalize(clip.visual(split.tensors), dim=-1)
+        answers = (pruned @ clip.prompted_head(split.classes, prompts).T).argmax(-1)
     finally:
         clip.set_prompts(None)
-    assert found.answers["unpruned"].tolist() == answers.tolist()
+    assert found.answers["pruned"].tolist() == answers.tolist()
+    clip.visual.set_pruning(keep_rate=1.0)  # "unpruned" is the pair as it came, without prompts of either tower
+    as_it_came = F.normalize(clip.visual(split.tensors), dim=-1)
+    torch.testing.assert_close(whole, as_it_came, atol=1e-6, rtol=1e-5)
+    plain = (as_it_came @ clip.zero_shot_head(split.classes, split.templates).T).argmax(-1)
+    assert found.answers["unpruned"].tolist() == plain.tolist()
     assert found.kept.shape == (12, 32) and found.kept.max() < 64
     assert 0.5 < found.row()["cosine"] < 1

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from patchrank.config import Claim, ReportConfig, TrialConfig
+from patchrank.config import Claim, PromptConfig, ReportConfig, TrialConfig
 from patchrank.errors import UserError
 from patchrank.report import paper_rows, write_report
 from patchrank.report.__main__ import main
@@ -34,7 +34,7 @@ class Run:
         config["data"] |= {"tasks": list(tasks)}
         for path, value in settings.items():
             section, _, key = path.partition("__")
-            config[section] |= {key: value} if key else value
+            config[section] = (config[section] or {}) | ({key: value} if key else value)
         lost = LOSSES[config["pruning"]["reducer"]] if lost is None else lost
         arrays = {"grid": np.array([4, 4])}
         for task in tasks:
@@ -144,15 +144,18 @@ def test_oracles_alone_need_no_column_of_their_own(run):
 
 
 def test_controls_stand_below_and_the_papers_average_beside(run):
-    run.add(tasks=["digits"], controls=["random", "reversed"], pruning__locations=[2, 3, 4, 5])
-    run.add(tasks=["digits"], pruning__locations=[3])
-    run.add(tasks=["digits"], pruning__locations=[4, 6, 8, 10], pruning__keep_rate=0.5)
+    tuned = PromptConfig(mode="TV").model_dump()
+    run.add(tasks=["digits"], controls=["random", "reversed"], pruning__locations=[2, 3, 4, 5], prompt=tuned)
+    run.add(tasks=["digits"], pruning__locations=[3], prompt=tuned)
+    run.add(tasks=["digits"], pruning__locations=[4, 6, 8, 10], pruning__keep_rate=0.5, prompt=tuned)
+    run.add(tasks=["digits"], pruning__locations=[2, 3, 4, 5])
     head, rows = run.table(["pruning.locations"], paper_rows("table7"))
     assert head[2] == "accuracy"  # a single task needs no mean
     assert [row["ranked by"] for row in rows[1:4]] == ["predictor", "at random (control)", "reversed (control)"]
     assert rows[2]["accuracy"] == "50.0" and rows[2]["change"].startswith("**-45.00**")
     papers = [row["paper (see below)"] for row in rows[1:]]
-    assert papers == ["78.6", "", "", "", ""]  # other locations, or another keep rate than the paper's 60 %
+    # the rest has other locations, another keep rate than the paper's 60 %, or none of its prompts
+    assert papers == ["78.6", "", "", "", "", ""]
 
 
 def test_a_section_axis_is_named_by_what_it_changes_and_unread_settings_are_left_out(run):

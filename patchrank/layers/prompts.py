@@ -33,13 +33,16 @@ class Prompts(nn.Module):
         seed: of the start, tokens from N(0, 0.02) and the map from PyTorch's own for linear layers; no global
             generator is touched.
         words: (b, D_t), embeddings of words to start from instead.
+        num_norms: how many LayerNorms of the image tower learn a gain each as well; in modes V and TV alone.
 
     Raises:
-        UserError: an unknown mode, class-specific tokens in another mode than T, or words that are not b.
+        UserError: an unknown mode, class-specific tokens in another mode than T, gains in mode T, or words that are
+            not b.
 
     Attributes:
         text: P_t, (b, D_t) or (C, b, D_t).
         to_visual: M, None in mode T.
+        norm_gains: (num_norms, D_v), what comes to 1; None without.
         about, source: what the file says that these came from, {} where they came from none; and what errors call them.
     """
 
@@ -53,9 +56,10 @@ class Prompts(nn.Module):
         bias: bool = False,
         seed: int = 0,
         words: Tensor | None = None,
+        num_norms: int = 0,
     ):
         super().__init__()
-        _check(mode, num_tokens, text_dim, classes, words)
+        _check(mode, num_tokens, text_dim, classes, words, num_norms)
         self.mode, self.classes = mode, None if classes is None else tuple(classes)
         self.about: dict = {}
         self.source = "prompts"
@@ -64,6 +68,7 @@ class Prompts(nn.Module):
         start = STD * torch.randn(shape, generator=generator) if words is None else words.detach().expand(shape)
         self.text = nn.Parameter(start.float().clone(memory_format=torch.contiguous_format))
         self.to_visual = None if mode == "T" else _linear(text_dim, image_dim, bias, generator)
+        self.norm_gains = nn.Parameter(torch.zeros(num_norms, image_dim)) if num_norms else None
 
     @property
     def num_tokens(self) -> int:
@@ -133,13 +138,17 @@ def _linear(in_features: int, out_features: int | None, bias: bool, generator: t
     return layer
 
 
-def _check(mode: str, num_tokens: int, text_dim: int, classes: Sequence[str] | None, words: Tensor | None) -> None:
+def _check(
+    mode: str, num_tokens: int, text_dim: int, classes: Sequence[str] | None, words: Tensor | None, num_norms: int
+) -> None:
     if mode not in MODES:
         raise UserError(f"prompt mode {mode!r} does not exist; {near(mode, MODES)}")
     if num_tokens < 1:
         raise UserError(f"num_tokens of prompts must be at least 1, but is {num_tokens}")
     if classes is not None and mode != "T":
         raise UserError(f"class-specific prompts need mode 'T', since an image's class is not known; mode is {mode!r}")
+    if num_norms and mode == "T":
+        raise UserError("norm gains are the image tower's, and prompts of mode T have no visual part; near: V, TV")
     if classes is not None and not classes:
         raise UserError("class-specific prompts need class names, but there are none")
     if words is not None and tuple(words.shape) != (num_tokens, text_dim):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -97,6 +98,17 @@ class Clip(nn.Module):
             check_pair(self, prompts)
         self.visual.set_prompts(prompts if prompts is not None and prompts.inserts_visual else None)
         self._prompts = () if prompts is None else (prompts,)
+
+    @contextmanager
+    def unprompted(self) -> Iterator[None]:
+        """The pair without the learned tokens in use, for the length of a block."""
+        prompts = self._prompts
+        self._prompts = ()
+        try:
+            with self.visual.unprompted():
+                yield
+        finally:
+            self._prompts = prompts
 
     def prompts_about(self) -> dict[str, str]:
         """What beside `sha256` decides on embeddings: the fingerprint of prompts in use, {} where none are."""

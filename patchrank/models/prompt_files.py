@@ -12,7 +12,8 @@ from patchrank.errors import UserError
 from patchrank.layers.prompts import Prompts
 from patchrank.tensor_files import read_tensors, write_tensors
 
-SHAPE = ("mode", "num_tokens", "text_width", "image_width", "bias", "classes")  # what the prompts tell themselves
+# what the prompts tell themselves
+SHAPE = ("mode", "num_tokens", "text_width", "image_width", "bias", "classes", "num_norms")
 MODEL = ("name", "sha256", "blocks_sha256")  # of the pair, and of its image tower alone
 MAX_FOUND = 160  # characters of what a file holds, so that errors stay short
 PRUNING = ("keep_rate", "locations", "drop_counts", "reducer", "leftovers")
@@ -117,6 +118,7 @@ def _shape(prompts: Prompts) -> dict:
         "image_width": None if linear is None else linear.out_features,
         "bias": linear is not None and linear.bias is not None,
         "classes": None if prompts.classes is None else list(prompts.classes),
+        "num_norms": 0 if prompts.norm_gains is None else len(prompts.norm_gains),
     }
 
 
@@ -131,6 +133,8 @@ def _expected(about: Mapping) -> dict[str, tuple[int, ...]]:
     if about["mode"] != "T":
         shapes["to_visual.weight"] = widths
         shapes |= {"to_visual.bias": widths[:1]} if about["bias"] else {}
+    if about["num_norms"]:
+        shapes["norm_gains"] = (about["num_norms"], about["image_width"])
     if any(type(size) is not int for shape in shapes.values() for size in shape):
         raise TypeError("num_tokens and widths must be whole numbers")
     return shapes
@@ -139,7 +143,8 @@ def _expected(about: Mapping) -> dict[str, tuple[int, ...]]:
 def _create(about: Mapping, tensors: Mapping[str, Tensor]) -> Prompts:
     """Prompts as described, from tensors that are known to fit."""
     sizes = (about["num_tokens"], about["text_width"], about["image_width"])
-    prompts = Prompts(about["mode"], *sizes, classes=about["classes"], bias=bool(about["bias"]))
+    how = {"classes": about["classes"], "bias": bool(about["bias"]), "num_norms": about["num_norms"]}
+    prompts = Prompts(about["mode"], *sizes, **how)
     with torch.no_grad():
         prompts.load_state_dict(tensors)
     return prompts

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from timm.models._input import update_model_args
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from patchrank.layers.norm_gains import scale_norms
 from patchrank.layers.prompts import count_visual, insert, remove
 from patchrank.layers.pruning_block import check_grid
 from patchrank.models.prompt_files import check_tower, load_visual
@@ -20,6 +24,7 @@ class PromptedTower:
 
     num_prompt_tokens = 0
     _prompts: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no part of the tower's weights
+    _scaled: tuple[RemovableHandle, ...] = ()  # norms with gains of the prompts
 
     @property
     def num_leading_tokens(self) -> int:
@@ -33,7 +38,7 @@ class PromptedTower:
         change. Nothing changes if anything is wrong.
 
         Args:
-            prompts: with `visual()`, (b, D); see `patchrank.layers.prompts.Prompts`.
+            prompts: with `visual()`, (b, D), and perhaps `norm_gains`; see `patchrank.layers.prompts.Prompts`.
 
         Raises:
             UserError: they are of another width, have no visual part, or come from a file for another tower; or this
@@ -44,6 +49,16 @@ class PromptedTower:
         self._hold(prompts)
         if "prompts_path" in getattr(self, "_model_args", {}):
             update_model_args(self, prompts_path=None)
+
+    @contextmanager
+    def unprompted(self) -> Iterator[None]:
+        """The tower without its learned tokens and gains, for the length of a block."""
+        prompts = self._prompts
+        self._hold(None)
+        try:
+            yield
+        finally:
+            self._hold(*prompts or (None,))
 
     def check_prompts(self) -> None:
         """Refuses prompts from a file that were tuned with other weights than this tower's."""
@@ -57,7 +72,12 @@ class PromptedTower:
     def _hold(self, prompts: nn.Module | None) -> None:
         if prompts is not None:
             check_grid(self, "a visual prompt")
-        self.num_prompt_tokens = 0 if prompts is None else count_visual(prompts, self.embed_dim)
+        count = 0 if prompts is None else count_visual(prompts, self.embed_dim)
+        gains = getattr(prompts, "norm_gains", None)
+        scaled = () if gains is None else tuple(scale_norms(self, gains))
+        for handle in self._scaled:
+            handle.remove()
+        self.num_prompt_tokens, self._scaled = count, scaled
         self._prompts = () if prompts is None else (prompts,)
 
     def _with_prompts(self, x: Tensor) -> Tensor:

@@ -164,6 +164,11 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             x = self._block(block, x)
         return x
 
+    def forward_whole(self, images: Tensor) -> Tensor:
+        """Embeddings (B, E) of the tower as it came: nothing dropped, and no prompts."""
+        with self.unprompted():
+            return self.forward_suffix(self.embed(images), 1)
+
     def forward_suffix(self, x: Tensor, layer: int) -> Tensor:
         """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning."""
         for block in self.blocks[layer - 1 : -1]:
@@ -245,8 +250,9 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         return Macs(vision_macs(self, tuple(drops), tuple(drops.values()), self.cls_only), predictor=ranking)
 
     def macs_unpruned(self) -> Macs:
-        """What one image costs the tower with nothing pruned."""
-        return Macs(vision_macs(self))
+        """What one image costs the tower as it came: with nothing pruned, and no prompts."""
+        with self.unprompted():
+            return Macs(vision_macs(self))
 
     def _is_plain_call(self, attn_mask: Tensor | None, is_causal: bool) -> bool:
         plain = self.pruner is None and not self._prompts

@@ -1,8 +1,8 @@
-"""The images that prompts are tuned on: few of each class, drawn and augmented as CoOp does, in a seeded order."""
+"""The images that prompts are tuned on: few of each class as CoOp draws them, or many without labels; seeded order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
 
@@ -52,6 +52,24 @@ def load_shots(
     return train.take(few_shot(train.labels, [], shots, seed)[0])
 
 
+def load_train(
+    task: str,
+    config: PromptConfig,
+    seed: int,
+    root: str | None = None,
+    vocabulary: str | None = None,
+    templates: Sequence[str] | None = None,
+) -> ImageSplit:
+    """What a complete configuration learns from: shots, or for distillation the first images of the training split.
+
+    Raises:
+        UserError: as `load_shots`; distillation asks for neither labels nor names.
+    """
+    if config.loss == "distill":
+        return load_split(task, find_task(task).training, config.images, root, vocabulary, templates)
+    return load_shots(task, config.shots, seed, root, vocabulary, templates)
+
+
 def check_named(split: ImageSplit) -> ImageSplit:
     """Refuses images from which no class can be learned, or told."""
     lacking = "labels" if split.labels is None else "class names" if not split.classes else None
@@ -90,7 +108,7 @@ class Feed:
 
     Args:
         config: complete.
-        cache: embeds all images once, where the image tower learns nothing and nothing augments.
+        cache: embeds all images once, where nothing about their embeddings changes.
 
     Attributes:
         cached: whether batches are of embeddings (b, E), unit vectors, instead of images (b, 3, H, W).
@@ -98,35 +116,48 @@ class Feed:
     """
 
     def __init__(self, clip: Clip, train: ImageSplit, config: PromptConfig, seed: int, cache: bool = True):
-        self.transform, self.seed, self.batch_size = clip.transform(), seed, config.batch_size
+        self.clip, self.config, self.seed = clip, config, seed
+        self.transform, self.batch_size = clip.transform(), config.batch_size
         self.augment = Augment(clip, seed) if config.augment else None
         self.split = train if config.augment else train.loaded(self.transform, IN_MEMORY)
-        self.labels, self.device = torch.tensor(train.labels), clip.logit_scale.device
-        self.cached = cache and config.mode == "T" and not config.augment
+        self.device, cache = clip.logit_scale.device, cache and not config.augment
+        self.cached = cache and config.mode == "T"
         self.steps = max(1, len(train) // self.batch_size)
-        self.rows = self._embed(clip) if self.cached else self.split.tensors
+        self.rows = self._all(embed) if self.cached else self.split.tensors
+        if config.loss == "distill":
+            self.targets = self._all(embed_whole) if cache else None
+        else:
+            self.targets = torch.tensor(train.labels)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images or embeddings, and labels (b,)."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.labels)).tolist()
+        """Images or embeddings, and what they should tell: labels (b,), or the embeddings (b, E) to come back to."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.split)).tolist()
         size = self.batch_size
         parts = [order[step * size : (step + 1) * size] for step in range(self.steps)]
         loaded = (
             ahead(lambda i: self._one(epoch, i), parts) if self.rows is None else ((self.rows[p], p) for p in parts)
         )
         for rows, part in loaded:
-            yield rows.to(self.device), self.labels[part].to(self.device)
+            rows = rows.to(self.device)
+            yield rows, embed_whole(self.clip, rows) if self.targets is None else self.targets[part].to(self.device)
 
     def _one(self, epoch: int, place: int) -> Tensor:
         image = self.split.image(place)
         return self.transform(image) if self.augment is None else self.augment(image, epoch, place)
 
     @torch.no_grad()
-    def _embed(self, clip: Clip) -> Tensor:
+    def _all(self, function: Callable[[Clip, Tensor], Tensor]) -> Tensor:
+        """What a function gives for all images, (n, E)."""
         batches = self.split.batches(self.transform, self.batch_size)
-        return torch.cat([embed(clip, images.to(self.device)) for images, _ in batches])
+        return torch.cat([function(self.clip, images.to(self.device)) for images, _ in batches])
 
 
 def embed(clip: Clip, images: Tensor) -> Tensor:
     """Unit vectors (b, E), with pruning and prompts as they are in force."""
-    return F.normalize(clip.visual.forward_pruned(images).embedding, dim=-1)
+    return F.normalize(clip.visual.forward_pruned(images).embedding.float(), dim=-1)
+
+
+@torch.no_grad()
+def embed_whole(clip: Clip, images: Tensor) -> Tensor:
+    """Unit vectors (b, E) of the tower as it came: nothing pruned, no prompts."""
+    return F.normalize(clip.visual.forward_whole(images).float(), dim=-1)

@@ -21,17 +21,17 @@ KIND = "prompt state"
 
 @dataclass
 class State:
-    """history: loss, accuracy (%) on training images and seconds of each epoch, and accuracy on val where it stops by
-    it; best: the prompts of the epoch that is best on val, where it stops by it."""
+    """history: loss, accuracy (%) or cosine on training images and seconds of each epoch, and the same on val where it
+    stops by it; best: the prompts of the epoch that is best on val, where it stops by it."""
 
     prompts: Prompts
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def best_epoch(self) -> int | None:
         """The first of those that are best on val, from 0; None where nothing looks at val."""
-        values = [epoch["val_accuracy"] for epoch in self.history if "val_accuracy" in epoch]
+        values = [epoch[key] for epoch in self.history for key in ("val_accuracy", "val_cosine") if key in epoch]
         return values.index(max(values)) if values else None
 
     def is_done(self, epochs: int, patience: int | None) -> bool:
@@ -49,7 +49,7 @@ def save_state(state: State, path: str, run: str) -> None:
     tensors = {f"prompts.{key}": value for key, value in state.prompts.state_dict().items()}
     tensors |= {f"best.{key}": value for key, value in state.best.items()}
     for key, parameter in state.prompts.named_parameters():
-        tensors[f"momentum.{key}"] = state.optimizer.state[parameter]["momentum_buffer"]
+        tensors |= {f"optimizer.{key}:{name}": value for name, value in state.optimizer.state[parameter].items()}
     write_tensors(path, KIND, tensors, {"run": run, "history": state.history})
 
 
@@ -65,11 +65,13 @@ def restore_state(state: State, path: str, run: str) -> None:
     if about["run"] != run:
         print(f"{path}: of a run with other settings, so this one starts anew", file=sys.stderr)
         return
-    parts = {part: _part(tensors, part, state.prompts.text.device) for part in ("prompts", "best", "momentum")}
+    parts = {part: _part(tensors, part, state.prompts.text.device) for part in ("prompts", "best", "optimizer")}
     state.prompts.load_state_dict(parts["prompts"])
     state.history, state.best = about["history"], parts["best"]
-    for key, parameter in state.prompts.named_parameters():
-        state.optimizer.state[parameter]["momentum_buffer"] = parts["momentum"][key]
+    parameters = dict(state.prompts.named_parameters())
+    for key, value in parts["optimizer"].items():
+        name, _, entry = key.partition(":")
+        state.optimizer.state[parameters[name]][entry] = value.cpu() if value.ndim == 0 else value  # Adam counts there
 
 
 def _part(tensors: dict[str, Tensor], name: str, device: torch.device) -> dict[str, Tensor]:

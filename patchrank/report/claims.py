@@ -19,7 +19,7 @@ from patchrank.metrics import Interval, holm, paired_interval
 from patchrank.report.names import plain
 from patchrank.report.results import Setting, Values
 
-PLAIN = {"cosine", "val_cosine", "kendall", "ndcg"}  # measures that are no percentages
+PLAIN = {"cosine", "val_cosine", "drift", "val_drift", "kendall", "ndcg"}  # measures that are no percentages
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
     made, missing = [], []
     for setting, other, task in _pairs(claim, selected, settings):
         what = _what(claim, setting, selected, task)
-        found = _differences(claim, (setting, claim.measure), other, [task] if task else setting.tasks)
+        tasks = [task] if task else [claim.task] if claim.task else setting.tasks
+        found = _differences(claim, (setting, claim.measure), other, tasks)
         if isinstance(found, str):
             missing.append(", ".join(_texts(what)) + ": " + found if what else found)
         else:
@@ -189,6 +190,8 @@ def _differences(claim: Claim, ours: Side, other: Side | float | None, tasks: Se
     if other is None:
         return "nothing to compare with"
     sides = [ours, other] if isinstance(other, tuple) else [ours]
+    if lacking := [task for task in tasks for setting, _ in sides if task not in setting.tasks]:
+        return f"no task {lacking[0]}"
     if lacking := [measure for setting, measure in sides if not setting.has(measure)]:
         return f"no {lacking[0]}"
     per_task = [_same_images(claim, sides, task) for task in tasks]
@@ -196,6 +199,8 @@ def _differences(claim: Claim, ours: Side, other: Side | float | None, tasks: Se
     clusters = np.concatenate([values[0].clusters for values in per_task])
     if len(set(clusters)) < 2:
         return "fewer than two digits"
+    if claim.share is not None:
+        return claim.share * b - a, clusters
     return a - (b if len(sides) == 2 else other), clusters
 
 
@@ -263,7 +268,7 @@ def _counts(judgement: Judgement) -> str:
 
 def _is_contest(claim: Claim) -> bool:
     """Whether it asks which side is above the other, so that true is a win and refuted a loss."""
-    return _is_difference(claim) and claim.within is None and not claim.at_least
+    return _is_difference(claim) and claim.within is None and claim.share is None and not claim.at_least
 
 
 def _is_difference(claim: Claim) -> bool:
@@ -274,7 +279,8 @@ def _is_difference(claim: Claim) -> bool:
 def _figure(claim: Claim, interval: Interval) -> str:
     """As "-0.10 [-0.30, +0.10] points"."""
     estimate, low, high = (_number(claim, value) for value in interval[:3])
-    return f"{estimate} [{low}, {high}]{_unit(claim)}"
+    below = f", what is left below {claim.share:g} of it" if claim.share is not None else ""
+    return f"{estimate} [{low}, {high}]{_unit(claim)}{below}"
 
 
 def _number(claim: Claim, value: float) -> str:

@@ -52,10 +52,12 @@ def _lines(settings: Sequence[Setting], axes: Sequence[str]) -> list[Line]:
     rests = {name: name.removeprefix(ranking(points[0])).removeprefix("; ") for name, points in groups.items()}
     others = [rest for rest in dict.fromkeys(rests.values()) if rest]
     by_reducer = len(set(reducers.values())) == len(groups)
+    taken = {COLOURS.get(reducer) for name, reducer in reducers.items() if by_reducer or not rests[name]}
+    palette = [colour for colour in PALETTE if colour not in taken]
     lines = []
     for name, reducer in reducers.items():
         own = by_reducer or not rests[name]
-        colour = COLOURS.get(reducer, OTHER) if own else PALETTE[others.index(rests[name]) % len(PALETTE)]
+        colour = COLOURS.get(reducer, OTHER) if own else palette[others.index(rests[name]) % len(palette)]
         style = {"golden": "--", "random": ":"}.get(reducer, "-")
         look = {"color": colour, "ls": style, "marker": MARKERS.get(reducer, "P"), "label": name}
         lines.append((look, groups[name]))

@@ -35,7 +35,8 @@ def what_was_measured(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     counts = _alternatives(setting.count(task) for setting in others for task in setting.tasks)
     each = " each" if len(tasks) > 1 else ""
     images = f"{counts} test images{each} of {_and(f'`{task}`' for task in tasks)}"
-    sentences = [f"Zero-shot accuracy in percent of {models} on {images}.", _fitted(settings), _seeds(settings)]
+    what = "Accuracy" if _learning(settings) else "Zero-shot accuracy"
+    sentences = [f"{what} in percent of {models} on {images}.", _fitted(settings), _learned(settings), _seeds(settings)]
     if any(setting.is_oracle for setting in settings):
         few = min(setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks)
         sentences.append(
@@ -58,6 +59,7 @@ def legend(settings: Sequence[Setting], table: str) -> str:
         "Agreement and cosine: with the unpruned answer and embedding.": True,
         "Matching: how much of the golden ranking's top 51 % is found, beside the position prior and chance, in "
         "percent, on val, where learning rates were chosen by it.": "matching, prior, chance" in columns,
+        "Seen: images, and their labels, that a task's ranking and prompts learned from.": "images seen" in columns,
         "GMACs: one image, its ranking included.": True,
         "Controls drop as many tokens, at random or the most important first.": controls,
         "Val: accuracy on validation images, by which choices are made.": "val" in columns,
@@ -67,11 +69,26 @@ def legend(settings: Sequence[Setting], table: str) -> str:
 
 def _fitted(settings: Sequence[Setting]) -> str:
     val = _alternatives(len(setting.arrays[0][f"{task}.val_ids"]) for setting in settings for task in setting.tasks)
-    fitted = [setting for setting in settings if setting.config["pruning"]["reducer"] in ("predictor", "prior")]
+    fitted = [setting for setting in settings if setting.is_fitted]
     if not fitted:
         return f"Validation: {val} images of each task."
     train = _alternatives(int(setting.metrics["n_train"]) for setting in fitted)
     return f"Rankings were fitted on {train} other images; validation: {val} images of each task."
+
+
+def _learning(settings: Sequence[Setting]) -> list[Setting]:
+    return [setting for setting in settings if setting.metrics.get("n_seen_images")]
+
+
+def _learned(settings: Sequence[Setting]) -> str:
+    """What prompts were tuned on."""
+    said = []
+    for loss, how in (("cross_entropy", "with their labels"), ("distill", "without labels, by distillation")):
+        having = [setting for setting in _learning(settings) if setting.config["prompt"]["loss"] == loss]
+        counts = _alternatives(int(setting.metrics["n_seen_images"]) for setting in having)
+        said.append(f"{counts} images of each task {how}" if having else "")
+    said = " or ".join(filter(None, said))
+    return f"Prompts were tuned on {said}; the unpruned tower has none." if said else ""
 
 
 def _seeds(settings: Sequence[Setting]) -> str:

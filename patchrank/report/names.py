@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from patchrank.config import value_at
 from patchrank.report.results import Setting
 
-RANKED_BY = "ranked by"
+RANKED_BY, PROMPTS = "ranked by", "prompts"
 KEEP_RATE, LOCATIONS = "pruning.keep_rate", "pruning.locations"
+MODES = {"T": "text", "V": "visual", "TV": "text + visual"}
 RANKINGS = {
     "predictor": "predictor",
     "prior": "position prior",
@@ -30,6 +31,8 @@ def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[st
     for axis in axes:
         if axis == "pruning.reducer":
             columns[RANKED_BY] = rankings
+        elif axis.split(".")[0] == "prompt":
+            columns[PROMPTS] = [prompts(setting) for setting in settings]
         elif axis != "seed":
             columns[_short(axis, columns)] = _texts(settings, axis)
     return columns if RANKED_BY in columns else columns | {RANKED_BY: rankings}
@@ -45,6 +48,7 @@ def labels(settings: Sequence[Setting], axes: Sequence[str], without: Sequence[s
     rankings = columns.pop(RANKED_BY)
     spoken = [[_spoken(column, text) for text in texts] for column, texts in columns.items()]
     if len(set(rankings)) > 1 or not spoken:
+        spoken = [[text.replace("no prompts", "") for text in texts] for texts in spoken]
         spoken.insert(0, rankings)
     return ["; ".join(filter(None, texts)) for texts in zip(*spoken)]
 
@@ -52,6 +56,15 @@ def labels(settings: Sequence[Setting], axes: Sequence[str], without: Sequence[s
 def ranking(setting: Setting) -> str:
     reducer = setting.config["pruning"]["reducer"]
     return RANKINGS.get(reducer, reducer)
+
+
+def prompts(setting: Setting) -> str:
+    """What a setting learned beside its ranking: "none", "text + visual", "visual + gains, distilled"."""
+    config = setting.config["prompt"] or {"mode": "none"}
+    if config["mode"] == "none":
+        return "none"
+    gains = " + gains" * config["norm_gains"]
+    return f"{MODES[config['mode']]}{gains}" + ", distilled" * (config["loss"] == "distill")
 
 
 def plain(value: object, axis: str = "") -> str:
@@ -69,6 +82,9 @@ def _spoken(column: str, text: str) -> str:
     """A value that can stand without its column's head: "60 % kept", "window 3"."""
     if column == "locations":
         return layers(text)
+    if column == PROMPTS:
+        which, comma, how = text.partition(",")
+        return "no prompts" if text == "none" else f"{which} prompts{comma}{how}"
     if not text or column in SPOKEN:
         return text and SPOKEN[column].format(text)
     return f"{column} {text}" if text == "none" or text[0] in "-.0123456789" else text

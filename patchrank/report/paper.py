@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 import patchrank
-from patchrank.config import value_at
+from patchrank.config import leaves
 from patchrank.errors import UserError, near
 from patchrank.report.markdown import table
 from patchrank.report.names import plain
@@ -23,13 +23,18 @@ def paper_rows(key: str | None) -> dict | None:
 
 
 def papers_figure(paper: dict | None, config: dict) -> str:
-    """The paper's average for the same setting, where its table is about one swept setting and the rate is the same."""
-    if paper is None or "axis" not in paper:
+    """The paper's average for the same setting; "" where its table has none."""
+    if paper is None or config["pruning"]["drop_counts"]:
         return ""
-    if config["pruning"]["keep_rate"] != paper["keep_rate"] or config["pruning"]["drop_counts"]:
-        return ""
-    value = value_at(config, paper["axis"])
-    return next((f"{theirs['values'][-1]:.1f}" for theirs in paper["rows"] if theirs["key"] == value), "")
+    found = {"prompt.mode": "none"} | leaves(config)
+    same = (row for row in paper["rows"] if _settings(paper, row) and _settings(paper, row).items() <= found.items())
+    return next((f"{row['values'][-1]:.1f}" for row in same), "")
+
+
+def _settings(paper: dict, row: dict) -> dict:
+    """What settings of ours a row of the paper is for, by path."""
+    axis = {paper["axis"]: row["key"]} if "axis" in paper else {}
+    return paper.get("settings", {}) | row.get("settings", {}) | axis
 
 
 def paper_section(paper: dict | None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from patchrank.files import join, read_bytes
 
-# what can be compared: measure -> array of the trial, and whether it is a share that is shown in percent
+# what can be compared: measure -> array of the trial, and how it is shown: times a factor, and plus an offset
 MEASURES = {
     "accuracy": ("right_pruned", 100),
     "unpruned": ("right_unpruned", 100),
@@ -20,6 +20,7 @@ MEASURES = {
     "reversed": ("right_reversed", 100),
     "agreement": ("same", 100),
     "cosine": ("cosine", 1),
+    "drift": ("cosine", -1000, 1000),  # thousandths of 1 - cosine
     "matching": ("matching", 1),  # on validation images, as all that follow
     "matching_prior": ("matching_prior", 1),
     "kendall": ("kendall", 1),
@@ -28,6 +29,7 @@ MEASURES = {
     "val_unpruned": ("val_right_unpruned", 100),
     "val_agreement": ("val_same", 100),
     "val_cosine": ("val_cosine", 1),
+    "val_drift": ("val_cosine", -1000, 1000),
 }
 ON_VAL = {"matching", "matching_prior", "kendall", "ndcg"} | {name for name in MEASURES if name.startswith("val_")}
 
@@ -65,6 +67,11 @@ class Setting:
         """Whether it was ranked by scores that were computed on the very images, on a subset of them."""
         return self.config["pruning"]["reducer"] == "golden"
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its ranking was fitted to golden scores of other images."""
+        return self.config["pruning"]["reducer"] in ("predictor", "prior")
+
     @cached_property
     def metrics(self) -> dict[str, float]:
         """The rows' metrics that are plain numbers, averaged over seeds."""
@@ -94,10 +101,11 @@ class Setting:
     def _of_seed(
         self, arrays: dict[str, np.ndarray], measure: str, task: str | None, limit: int | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        name, scale = MEASURES[measure]
+        name, scale, *offset = MEASURES[measure]
         ids = "val_ids" if measure in ON_VAL else "ids"
         tasks = [task] if task else self.tasks
-        values = np.concatenate([arrays[f"{task}.{name}"][:limit] * float(scale) for task in tasks])
+        values = np.concatenate([arrays[f"{task}.{name}"][:limit].astype(float) for task in tasks])
+        values = values * scale + sum(offset)
         return values, np.concatenate([arrays[f"{task}.{ids}"][:limit] for task in tasks])
 
 

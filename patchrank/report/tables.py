@@ -13,8 +13,10 @@ from patchrank.report.results import Setting
 
 CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
 MATCHING = ("matching_rate", "matching_prior", "matching_chance")
-PAPER, RANKING = "paper (see below)", "ranking MMACs"
-MEASURED = ("agreement", "cosine", "matching, prior, chance", "Kendall", "NDCG", "GMACs", RANKING, "val", PAPER)
+PAPER, RANKING, DRIFT = "paper (see below)", "ranking MMACs", "1000 (1 - cosine)"
+SEEN = ("images seen", "labels seen")
+FOUND = ("agreement", "cosine", DRIFT, "matching, prior, chance", "Kendall", "NDCG")
+MEASURED = (*FOUND, *SEEN, "GMACs", RANKING, "val", PAPER)
 ON_SUBSET = "°"  # marks figures that were measured on the oracles' subset alone
 
 
@@ -27,9 +29,11 @@ def main_table(settings: Sequence[Setting], axes: Sequence[str], paper: dict | N
     """
     names, few = swept(settings, axes), subset(settings)
     rows: list[dict[str, str]] = []
+    learned = any("n_seen_images" in setting.metrics for setting in settings)
     for n, setting in enumerate(settings):
         name = {column: texts[n] for column, texts in names.items()}
-        rows.append(name | _row(setting, few) | {PAPER: papers_figure(paper, setting.config)})
+        beside = (_seen(setting) if learned else {}) | {PAPER: papers_figure(paper, setting.config)}
+        rows.append(name | _row(setting, few) | beside)
         rows += [name | _control(setting, control, few) for control in CONTROLS if setting.has(control)]
     titles = [column for column in names if _tells(column, rows)] or [RANKED_BY]
     rows = [{titles[0]: "nothing pruned"} | _unpruned(tower, few) for tower in _towers(settings)] + rows
@@ -55,6 +59,15 @@ def _row(setting: Setting, few: int | None) -> dict[str, str]:
     row |= {name: f"{m[name.lower()]:.2f}" for name in ("Kendall", "NDCG") if name.lower() in m}
     ranking = 1000 * m.get("gmacs_predictor", 0)
     return row | {"GMACs": f"{m['gmacs']:.4f}", RANKING: f"{ranking:.2f}" * bool(ranking)} | _val(m, "val_accuracy")
+
+
+def _seen(setting: Setting) -> dict[str, str]:
+    """What a ranking and prompts learned from, of each task, and how far the embedding is from the one it had."""
+    pruned = setting.config["pruning"]["keep_rate"] < 1 or setting.config["pruning"]["drop_counts"]
+    ranked = setting.metrics["n_train"] if setting.is_fitted and pruned else 0
+    named = ranked if setting.config["golden"]["metric"] == "label" else 0
+    counts = [ranked + setting.metrics.get("n_seen_images", 0), named + setting.metrics.get("n_seen_labels", 0)]
+    return dict(zip(SEEN, (f"{count:g}" for count in counts))) | {DRIFT: f"{mean(setting, 'drift'):.2f}"}
 
 
 def _control(setting: Setting, control: str, few: int | None) -> dict[str, str]:

@@ -11,8 +11,9 @@ from patchrank.config import Rule, TrialConfig, validate, value_at
 from patchrank.errors import UserError, near
 from patchrank.files import exists, join, list_names, read_json, remove
 from patchrank.inputs import Inputs, load_inputs
-from patchrank.trial import check_trial, fit_tasks, trial_id, trial_tasks
+from patchrank.trial import check_trial, fingerprint, fit_tasks, trial_id
 from patchrank.tune.spec import Sweep
+from patchrank.tuned import lessons_key
 
 
 @dataclass
@@ -73,9 +74,9 @@ class Plan:
 
     def identify(self, trial: TrialConfig) -> str:
         """The id that this trial's record has, or would have."""
-        key = json.dumps([_inputs_key(trial), fit_tasks(trial)])
+        key = json.dumps([_inputs_key(trial), fit_tasks(trial), lessons_key(trial)])
         if key not in self.fingerprints:
-            self.fingerprints[key] = self.inputs(trial).fingerprint(trial_tasks(trial))
+            self.fingerprints[key] = fingerprint(trial, self.inputs(trial))
         return trial_id(trial, self.fingerprints[key])
 
     def inputs(self, trial: TrialConfig) -> Inputs:

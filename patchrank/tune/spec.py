@@ -11,7 +11,11 @@ from patchrank.config import Rule, SweepConfig, TrialConfig, known_keys, parse_y
 from patchrank.errors import UserError, near
 from patchrank.files import resolve
 
-QUICK = {"data": {"n_train": 32, "n_val": 16, "n_test": 48, "n_oracle": 16}, "predictor": {"epochs": 10}}
+QUICK = {
+    "data": {"n_train": 32, "n_val": 16, "n_test": 48, "n_oracle": 16},
+    "predictor": {"epochs": 10},
+    "prompt": {"epochs": 2, "shots": 2, "images": 32},
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ def _resolve_places(trial: TrialConfig, raw: dict) -> None:
 def _shrink(config: SweepConfig, raw: dict) -> None:
     """Caps counts for a smoke run; overrides come later and win."""
     for part, caps in QUICK.items():
+        if getattr(config.trial, part) is None:
+            continue
         settings = getattr(config.trial, part).model_dump()
         smaller = {key: cap if settings[key] is None else min(cap, settings[key]) for key, cap in caps.items()}
         raw.setdefault("trial", {}).setdefault(part, {}).update(smaller)
