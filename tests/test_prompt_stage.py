@@ -59,7 +59,7 @@ def test_what_is_left_open_comes_from_the_preset_and_the_tower(clip):
     maple = complete(PromptConfig(preset="maple", num_tokens=3), clip, "digits")
     assert (maple.lr, maple.batch_size, maple.epochs, maple.words) == (0.0035, 4, 5, None)
     distil = complete(PromptConfig(mode="V", loss="distill"), clip, "digits")
-    assert (distil.preset, distil.images) == ("distill", 2048)
+    assert (distil.preset, distil.images) == ("distill", 1024)
     named = complete(PromptConfig(mode="TV", preset="coop", epochs=2, words="a photo of"), clip, "caltech101")
     assert (named.lr, named.epochs, named.num_tokens, named.augment) == (0.002, 2, 3, True)
     large = SimpleNamespace(visual=SimpleNamespace(num_patches=196), name="patchrank_clip_b16")

@@ -12,7 +12,7 @@ from patchrank.models.clip import Clip
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD, in CoOp and MaPLe
 WARM_UP = 1e-5  # the learning rate of the first epoch, in both
 FEW_PATCHES = 100  # on smaller grids 16 visual tokens would undo the pruning
-IMAGES = 2048  # that distillation sees
+IMAGES = 1024  # that distillation sees
 
 
 class Preset(NamedTuple):
