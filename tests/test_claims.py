@@ -316,6 +316,9 @@ def test_measures_are_those_of_results():
         ({"against": "unprunde"}, "accuracy against 'unprunde' cannot be compared; known: accuracy against unpruned"),
         ({"against": "prior"}, "accuracy against 'prior' cannot be compared"),
         ({"say": "two\nlines"}, "say is"),
+        ({"share": 0.5, "within": 1.0}, "exclude each other"),
+        ({"share": 0.5}, "share needs another side"),
+        ({"task": "digits", "each": ["task"]}, "task names one task"),
         ({"expect": 3}, "key 'expect' does not exist"),
     ],
 )
@@ -344,3 +347,32 @@ def test_a_loss_that_luck_explains_refutes_no_claim_of_several():
     assert judgement.comparisons[0].verdict == "refuted" and judgement.verdict == "open"
     pairs = [part for rate in (0.1, 0.2) for part in against_random(worse(full, 40), full, pruning__keep_rate=rate)]
     assert judge(claim(**BEATS_RANDOM, each=["pruning.keep_rate"]), pairs).verdict == "refuted"
+
+
+def prompted(arrays, mode, loss="cross_entropy", **changes):
+    found = setting(arrays, **changes)
+    for row in found.rows:
+        row["config"]["prompt"] = {"mode": mode, "loss": loss}
+    return found
+
+
+def test_a_share_is_of_what_the_other_side_has():
+    """1 - cosine of 4 thousandths against 10, and against 6."""
+    ours = prompted({"cosine": np.full(N, 0.996)}, "V", "distill")
+    claimed = claim(of={"prompt.loss": "distill"}, against={"prompt.mode": "none", "prompt.loss": "cross_entropy"},
+                    measure="drift", share=0.5)  # fmt: skip
+    far, near = (prompted({"cosine": np.full(N, value)}, "none") for value in (0.990, 0.994))
+    assert judge(claimed, [ours, far]).verdict == "true"
+    assert judge(claimed, [ours, far]).comparisons[0].interval.estimate == pytest.approx(1.0)
+    assert judge(claimed, [ours, near]).verdict == "refuted"
+    assert "what is left below 0.5 of it" in judge(claimed, [ours, far]).figure
+
+
+def test_a_claim_may_be_about_one_task():
+    right = {"digits": np.ones(N, bool), "digits_ink": np.arange(N) % 2 == 0}
+    found = setting({"right_pruned": right, "right_unpruned": np.ones(N, bool)}, tasks=("digits", "digits_ink"))
+    lost, none = (judge(claim(against="unpruned", task=task), [found]) for task in ("digits_ink", "digits"))
+    assert lost.comparisons[0].interval.estimate == pytest.approx(-50) and lost.comparisons[0].interval.n == N
+    assert none.comparisons[0].interval.estimate == 0
+    missing = judge(claim(against="unpruned", task="digits_full"), [found])
+    assert missing.verdict == "not measured" and "no task digits_full" in missing.figure

@@ -168,6 +168,39 @@ def test_cached_embeddings_change_nothing(clip, train, tmp_path):
     torch.testing.assert_close(*learned, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ("T", "TV"))
+def test_checkpointing_changes_nothing_but_memory(clip, train, tmp_path, mode, monkeypatch):
+    clip.visual.set_pruning(keep_rate=0.6)
+    calls, real = [], torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        "torch.utils.checkpoint.checkpoint", lambda *args, **named: calls.append(1) or real(*args, **named)
+    )
+    files = [tmp_path / name for name in "ab"]
+    for path, checkpointing in zip(files, (False, True)):
+        settings = config(mode, epochs=2, checkpointing=checkpointing)
+        tune_prompts(clip, train, None, settings, 1, str(path), quiet=True)
+        assert bool(calls) == checkpointing
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not clip.visual.grad_checkpointing and not clip.text.transformer.grad_checkpointing
+
+
+@pytest.mark.parametrize("mode", ("T", "TV"))
+def test_mixed_precision_learns_fp32_numbers_close_to_those_of_fp32(clip, train, mode):
+    clip.visual.set_pruning(keep_rate=0.6)
+    losses, gradients = [], []
+    for precision in ("fp32", "bf16"):
+        settings, few = config(mode, precision=precision), train.first(4)
+        with learning.ready(clip, settings):
+            state, feed = learning.start(clip, few, settings, 1), Feed(clip, few, settings, 1, cache=False)
+            state.optimizer.param_groups[0]["lr"] = 0.1
+            clip.set_prompts(state.prompts)
+            losses.append(learning.step(feed, state, *next(feed.batches(0)))[0])
+            gradients.append(state.prompts.text.grad)
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert gradients[1].dtype == torch.float32 == state.prompts.text.dtype
+    assert torch.cosine_similarity(*(each.flatten() for each in gradients), dim=0) > 0.9
+
+
 def test_every_epoch_has_an_order_of_its_own_and_leaves_a_rest_out(clip, train):
     feed = Feed(clip, train, config(batch_size=4), 1)
     orders = [[label for _, labels in feed.batches(epoch) for label in labels.tolist()] for epoch in (0, 1, 0)]

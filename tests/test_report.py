@@ -10,6 +10,7 @@ from patchrank.errors import UserError
 from patchrank.report import paper_rows, write_report
 from patchrank.report.__main__ import main
 from patchrank.report.compare import change, subset
+from patchrank.report.curves import _lines
 from patchrank.report.drawing import scale_points
 from patchrank.report.names import labels, swept
 from patchrank.report.paper import paper_section
@@ -29,7 +30,7 @@ class Run:
         self.root, self.rows = root, []
         (root / "trials").mkdir(parents=True)
 
-    def add(self, lost=None, tasks=TASKS, controls=(), seed=0, **settings):
+    def add(self, lost=None, tasks=TASKS, controls=(), seed=0, seen=None, **settings):
         config = TrialConfig().model_dump() | {"seed": seed}
         config["data"] |= {"tasks": list(tasks)}
         for path, value in settings.items():
@@ -42,12 +43,19 @@ class Run:
         name = f"{len(self.rows):04d}"
         np.savez(self.root / "trials" / f"{name}.npz", **arrays)
         self.rows.append(self._row(name, config, arrays))
+        if seen:
+            self.rows[-1]["metrics"] |= dict(zip(("n_seen_images", "n_seen_labels"), seen))
 
     def _task(self, task, config, lost, controls):
         n = ORACLE if config["pruning"]["reducer"] == "golden" else DIGITS * SCENES
         right = np.arange(n) >= 6  # the first 6 images are wrong, pruned or not
         ids = np.array([f"{task}/test/{place % DIGITS:04d}-{place // DIGITS}" for place in range(n)])
-        found = {"ids": ids, "right_unpruned": right, "right_pruned": right & (np.arange(n) < n - lost)}
+        found = {
+            "ids": ids,
+            "cosine": np.full(n, 0.99),
+            "right_unpruned": right,
+            "right_pruned": right & (np.arange(n) < n - lost),
+        }
         found |= {f"right_{name}": np.arange(n) < n // 2 for name in controls}
         found["val_ids"] = np.array([f"{task}/val/{place:04d}-0" for place in range(20)])
         pictures = np.full((6, 16, 16, 3), 200, np.uint8)
@@ -144,10 +152,10 @@ def test_oracles_alone_need_no_column_of_their_own(run):
 
 
 def test_controls_stand_below_and_the_papers_average_beside(run):
-    tuned = PromptConfig(mode="TV").model_dump()
-    run.add(tasks=["digits"], controls=["random", "reversed"], pruning__locations=[2, 3, 4, 5], prompt=tuned)
-    run.add(tasks=["digits"], pruning__locations=[3], prompt=tuned)
-    run.add(tasks=["digits"], pruning__locations=[4, 6, 8, 10], pruning__keep_rate=0.5, prompt=tuned)
+    both = tuned("TV")
+    run.add(tasks=["digits"], controls=["random", "reversed"], pruning__locations=[2, 3, 4, 5], prompt=both)
+    run.add(tasks=["digits"], pruning__locations=[3], prompt=both)
+    run.add(tasks=["digits"], pruning__locations=[4, 6, 8, 10], pruning__keep_rate=0.5, prompt=both)
     run.add(tasks=["digits"], pruning__locations=[2, 3, 4, 5])
     head, rows = run.table(["pruning.locations"], paper_rows("table7"))
     assert head[2] == "accuracy"  # a single task needs no mean
@@ -156,6 +164,44 @@ def test_controls_stand_below_and_the_papers_average_beside(run):
     papers = [row["paper (see below)"] for row in rows[1:]]
     # the rest has other locations, another keep rate than the paper's 60 %, or none of its prompts
     assert papers == ["78.6", "", "", "", "", ""]
+
+
+def tuned(mode, loss="cross_entropy", gains=False):
+    return PromptConfig(mode=mode, loss=loss, norm_gains=gains).model_dump()
+
+
+def test_prompts_are_one_column_and_say_what_they_have_seen(run):
+    axes = ["pruning.keep_rate", "prompt.mode", "prompt.loss", "prompt.norm_gains", "seed"]
+    run.add(prompt=tuned("none"))
+    run.add(prompt=tuned("TV"), seen=(160, 160))
+    run.add(prompt=tuned("V", "distill", True), seen=(1024, 0))
+    run.add(prompt=tuned("none"), pruning__keep_rate=1.0)
+    head, rows = run.table(axes, paper_rows("table5"))
+    assert head[:2] == ["kept", "prompts"]
+    assert [row["prompts"] for row in rows[1:]] == ["none", "text + visual", "visual + gains, distilled", "none"]
+    assert [row["images seen"] for row in rows[1:]] == ["256", "416", "1280", "0"]  # with 256 of the ranking
+    assert [row["labels seen"] for row in rows[1:]] == ["0", "160", "0", "0"]
+    assert rows[1]["1000 (1 - cosine)"] == "10.00"
+    assert [row["paper (see below)"] for row in rows[1:]] == ["66.3", "79.5", "", "67.9"]
+    names = labels(run.settings(), axes)
+    assert names[:3] == ["60 % kept; no prompts", "60 % kept; text + visual prompts",
+                         "60 % kept; visual + gains prompts, distilled"]  # fmt: skip
+    said = run.report(axes)
+    page = (run.root / "report.md").read_text()
+    assert "160 images of each task with their labels or 1024 images of each task without labels" in page
+    assert page.count("Zero-shot accuracy") == 0 and "text + visual" in said.table
+
+
+def test_tuned_curves_have_colours_of_their_own(run):
+    for rate in (0.8, 0.5):
+        for mode in ("none", "T", "TV"):
+            run.add(prompt=tuned(mode), pruning__keep_rate=rate)
+        run.add(prompt=tuned("none"), pruning__keep_rate=rate, pruning__reducer="cls_attention")
+    axes = ["pruning.keep_rate", "pruning.reducer", "prompt.mode"]
+    lines = _lines(run.settings(), axes)
+    names = ["predictor", "predictor; text prompts", "predictor; text + visual prompts", "CLS attention"]
+    assert sorted(look["label"] for look, _ in lines) == sorted(names)
+    assert len({look["color"] for look, _ in lines}) == 4 and all(len(points) == 2 for _, points in lines)
 
 
 def test_a_section_axis_is_named_by_what_it_changes_and_unread_settings_are_left_out(run):
