@@ -354,6 +354,19 @@ def test_the_index_copies_reports_and_says_what_each_found(tmp_path):
     assert (tmp_path / "docs" / "one.md").read_text() == (tmp_path / "one" / "report.md").read_text()
 
 
+def test_an_index_keeps_what_it_said_of_other_tables(tmp_path):
+    for name, lost in (("one", 0), ("two", 0), ("one", 30)):
+        run = Run(tmp_path / f"{name}{lost}")
+        run.add(lost=lost)
+        run.report([], table=name)
+        main([str(run.root), "--out", str(tmp_path / "docs")])
+    index = (tmp_path / "docs" / "README.md").read_text()
+    one, two = index.split("## [")[1:]
+    assert one.startswith("one]") and "Accuracy falls in 1" in one
+    assert two.startswith("two]") and "Accuracy falls in 0" in two
+    assert index.count("Brought up to date by") == 1 and "docs/ablations" not in index
+
+
 @pytest.mark.parametrize("case", ["quick", "nothing", "twice"])
 def test_the_index_refuses_and_writes_nothing(run, tmp_path, case):
     run.add()

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from patchrank.errors import UserError
 from patchrank.files import join, read_bytes, read_json, write_atomic
 
+HEAD = "## ["  # what a section begins with
+
 
 def write_index(runs: Sequence[str], out: str, command: str) -> str:
     """Copies each run's report and pictures into `out`, and writes `README.md` there; returns its path.
+
+    What an earlier index says of other tables stays, so that one sweep run anew does not ask for all of them.
 
     Args:
         runs: folders or fsspec URLs that `python -m patchrank.tune` wrote.
@@ -26,10 +30,20 @@ def write_index(runs: Sequence[str], out: str, command: str) -> str:
     files = {name: content for run, table in zip(runs, tables) for name, content in _files(run, table).items()}
     for name, content in files.items():
         write_atomic(join(out, name), content)
-    sections = [_section(summary) for summary in summaries]
-    text = "\n\n".join([f"# Ablations\n\nMade by `{command}` on {datetime.date.today()}.", *sections])
+    sections = _earlier(join(out, "README.md")) | {each["table"]: _section(each) for each in summaries}
+    made = f"Brought up to date by `{command}` on {datetime.date.today()}; each section says what it was made by."
+    text = "\n\n".join(["# Ablations", made, *sections.values()])
     write_atomic(join(out, "README.md"), text + "\n")
     return join(out, "README.md")
+
+
+def _earlier(path: str) -> dict[str, str]:
+    """Sections of an index by their tables, in their order; none where there is no index yet."""
+    try:
+        _, *sections = read_bytes(path).decode().split(HEAD)
+    except FileNotFoundError:
+        return {}
+    return {section.partition("]")[0]: (HEAD + section).strip() for section in sections}
 
 
 def _summary(run: str) -> dict:
@@ -54,6 +68,6 @@ def _files(run: str, table: str) -> dict[str, bytes]:
 
 
 def _section(summary: dict) -> str:
-    head = f"## [{summary['table']}]({summary['table']}.md)\n\n{summary['found']}"
+    head = f"{HEAD}{summary['table']}]({summary['table']}.md)\n\n{summary['found']}"
     how = f"By `python -m patchrank.tune {summary['command']}`, {summary['date']}."
     return "\n\n".join(filter(None, [head, "\n".join(f"- {claim['line']}" for claim in summary["claims"]), how]))
