@@ -329,9 +329,9 @@ def _written(loc: tuple, raw: Any) -> tuple[tuple, Any]:
 
 
 def value_at(config: dict, path: str) -> object:
-    """The value at a dotted path of a plain configuration."""
+    """The value at a dotted path of a plain configuration; None below a section that is left out."""
     for part in path.split("."):
-        config = config[part]
+        config = None if config is None else config[part]
     return config
 
 

@@ -7,7 +7,7 @@ import pytest
 from patchrank.config import TrialConfig, validate
 from patchrank.errors import UserError
 from patchrank.metrics import holm, paired_interval
-from patchrank.report.claims import Claim, Judgement, claims_table, judge
+from patchrank.report.claims import Claim, Judgement, claims_table, is_about, judge
 from patchrank.report.results import MEASURES, Setting
 
 DIGITS, SCENES = 60, 2
@@ -376,3 +376,12 @@ def test_a_claim_may_be_about_one_task():
     assert none.comparisons[0].interval.estimate == 0
     missing = judge(claim(against="unpruned", task="digits_full"), [found])
     assert missing.verdict == "not measured" and "no task digits_full" in missing.figure
+
+
+def test_a_list_stands_for_any_of_its_values_unless_the_setting_is_a_list():
+    near, far = (setting({"right_pruned": np.ones(N, bool)}, pruning__keep_rate=rate) for rate in (0.8, 0.2))
+    rates = claim(of={"pruning.keep_rate": [0.8, 0.5]})
+    assert is_about(rates, near) and not is_about(rates, far)
+    assert is_about(claim(of={"pruning.locations": [4, 6, 8, 10]}), near)
+    assert not is_about(claim(of={"pruning.locations": [[4, 6, 8, 10], [1]]}), near)
+    assert not is_about(claim(of={"prompt.mode": "TV"}), near)  # which has no prompts

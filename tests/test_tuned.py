@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from patchrank import trial as trials
-from patchrank.config import TrialConfig, known_keys
+from patchrank.config import TrialConfig, known_keys, value_at
 from patchrank.errors import UserError
 from patchrank.files import content_id
 from patchrank.inputs import load_inputs
@@ -149,3 +149,14 @@ def test_no_row_is_made_of_prompts_that_learned_nothing(run):
     tasks = record["metrics"]["tasks"]
     assert tasks["digits"]["cosine"] != tasks["digits_ink"]["cosine"]
     assert np.isfinite(record["metrics"]["accuracy"])
+
+
+def test_prompts_may_be_swept_or_set_where_a_sweep_has_none(tmp_path):
+    where = [f"root={tmp_path}", f"shards={tmp_path}"]
+    assert load_sweep("scores", [*where, "trial.prompt.mode=T"]).config.trial.prompt.mode == "T"
+    with pytest.raises(UserError, match="seed holds no keys"):
+        load_sweep("scores", [*where, "trial.seed.x=1"])
+    (tmp_path / "space.yaml").write_text("prompt.mode: {grid: [none, V]}")
+    plan = make_plan(load_sweep("scores", [*where, f"spaces=[{tmp_path}/space.yaml]", "report.claims=[]"]))
+    assert [plan.trial(cell.values).prompt.mode for cell in plan.cells] == ["none", "V"]
+    assert value_at(BASE.model_dump() | {"prompt": None}, "prompt.mode") is None

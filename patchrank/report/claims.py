@@ -108,7 +108,7 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
     Raises:
         UserError: several settings for one comparison, or sides with different images.
     """
-    selected = [setting for setting in settings if leaves(claim.of).items() <= leaves(setting.config).items()]
+    selected = [setting for setting in settings if is_about(claim, setting)]
     _check_one_each(claim, selected)
     made, missing = [], []
     for setting, other, task in _pairs(claim, selected, settings):
@@ -122,6 +122,19 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
     overall = _overall([found for _, found in made]) if len(made) > 1 else None
     missing = missing if made or missing else ["no such setting in this run"]
     return Judgement(claim, _comparisons(claim, made), missing, overall)
+
+
+def is_about(claim: Claim, setting: Setting) -> bool:
+    """Whether a setting has what `of` says; a list stands for any of its values where the setting itself is no list."""
+    found = leaves(setting.config)
+    return all(
+        path in found and (found[path] in value if _is_choice(value, found[path]) else found[path] == value)
+        for path, value in leaves(claim.of).items()
+    )
+
+
+def _is_choice(value: Any, found: Any) -> bool:
+    return isinstance(value, list) and not isinstance(found, list)
 
 
 def _comparisons(claim: Claim, made: Sequence[tuple[dict, Differences]]) -> list[Comparison]:

@@ -158,6 +158,7 @@ def _replaced(base: TrialConfig, values: dict[str, object]) -> dict:
         *parts, last = path.split(".")
         place = raw
         for part in parts:
+            place[part] = {} if place[part] is None else place[part]  # a section that was left out begins here
             place = place[part]
         whole = isinstance(value, dict) and isinstance(place[last], dict)
         place[last] = {**place[last], **value} if whole else value

@@ -96,7 +96,9 @@ def _override(raw: dict, text: str) -> str:
     *path, last = key.split(".")
     place = raw
     for part in path:
-        place = place.setdefault(part, {}) if isinstance(place, dict) else place
+        if isinstance(place, dict):
+            place[part] = {} if place.get(part) is None else place[part]
+            place = place[part]
     if not isinstance(place, dict):
         raise UserError(f"override {text!r}: {'.'.join(path)} holds no keys")
     place[last] = parse_yaml(value, f"override {text!r}")
