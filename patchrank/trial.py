@@ -10,30 +10,26 @@ import datetime
 import io
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import timm
 import torch
 from PIL import ImageOps
 
 import patchrank
 from patchrank import evaluate as evaluation
 from patchrank import fit, golden
-from patchrank.config import DataConfig, TrialConfig
+from patchrank.config import TrialConfig
 from patchrank.data.images import ImageSplit
 from patchrank.data.shards import ShardFolder
-from patchrank.errors import UserError, near
+from patchrank.errors import UserError
 from patchrank.files import content_id, join, remove, write_atomic, write_json
-from patchrank.inputs import Inputs, load_part, mean_over
-from patchrank.layers import pruning
-from patchrank.layers.predictors import check_location, create_predictor, load_predictor, save_predictor
+from patchrank.inputs import Inputs, mean_over
+from patchrank.layers.predictors import load_predictor, save_predictor
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
-from patchrank.models.tags import find_weights
 from patchrank.prompting import tuning
-from patchrank.tuned import check_prompt, learns, lessons_id, prompted
+from patchrank.tuned import learns, lessons_id, prompted
 
 SCHEMA = 1
 VERSIONS = {"golden": golden.VERSION, "fit": fit.VERSION, "evaluate": evaluation.VERSION}
@@ -45,55 +41,6 @@ class Need(NamedTuple):
 
     task: str
     part: str
-
-
-def check_trial(trial: TrialConfig) -> None:
-    """Checks a configuration against registries, depth and grid, before anything starts.
-
-    Raises:
-        UserError: names the setting, the rule it broke and the near alternative.
-    """
-    find_weights(trial.model.name)
-    for key, tasks in (("data.tasks", trial.data.tasks), ("predictor.fit_on", fit_tasks(trial))):
-        if len(set(tasks)) < len(tasks):
-            raise UserError(f"{key} must not name a task twice, but is {tasks}")
-        for task in tasks:
-            _check_task(task, trial.data.model_dump_json())
-    tower = _empty_tower(trial.model.name)
-    pruning.check_locations((remove_at(trial),), len(tower.blocks))
-    pruning.windows(tower.patch_embed.grid_size, trial.golden.window, trial.golden.stride)
-    golden.check_rounds(trial.golden.rounds, tower.num_patches)
-    create_predictor(trial.predictor.name, tower.embed_dim, tower.patch_embed.grid_size, **_shape(trial))
-    if trial.pruning.reducer == "predictor":
-        check_location(trial.predictor.name, trial.pruning.locations[0])
-    if trial.predictor.loss not in fit.LOSSES:
-        raise UserError(
-            f"predictor.loss {trial.predictor.loss!r} does not exist; {near(trial.predictor.loss, fit.LOSSES)}"
-        )
-    tower.set_pruning(**trial.pruning.model_dump(), predictor_init="random")
-    if learns(trial):
-        check_prompt(trial, tower)
-
-
-@lru_cache(maxsize=64)
-def _check_task(task: str, data: str) -> None:
-    """Whether a task's images are there, with the labels that accuracy needs."""
-    config = DataConfig.model_validate_json(data)
-    split = load_part(task, "test", config, 64)  # as many as a few broken images among them cannot spoil
-    if split.labels is None:
-        raise UserError(
-            f"data.tasks: {task!r} in {config.root} has no labels, and a trial measures accuracy; "
-            "the stages golden, fit and evaluate need none"
-        )
-    if not split.classes:
-        raise UserError(f"data.tasks: labels of {task!r} in {config.root} are numbers: name them by data.vocabulary")
-
-
-@lru_cache(maxsize=4)
-def _empty_tower(name: str) -> torch.nn.Module:
-    """A tower without content, to check settings against."""
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return timm.create_model(name)
 
 
 def remove_at(trial: TrialConfig) -> int:
@@ -288,8 +235,8 @@ def _fitted(trial: TrialConfig, clip: Clip, train: fit.Ranked, path: str, quiet:
         return cached.to(clip.logit_scale.device)
     settings = trial.predictor.model_dump()
     how = {name: settings[name] for name in ("name", "loss", "epochs", "lr")} | {"seed": trial.seed, "quiet": quiet}
-    predictor = fit.fit_predictor(train, grid, **how, **_shape(trial))
-    about = fit.describe(clip, settings["name"], location, trial.golden.metric, **_shape(trial))
+    predictor = fit.fit_predictor(train, grid, **how, **predictor_shape(trial))
+    about = fit.describe(clip, settings["name"], location, trial.golden.metric, **predictor_shape(trial))
     save_predictor(predictor, path, about)
     return predictor
 
@@ -301,7 +248,8 @@ def _cached(path: str) -> torch.nn.Module | None:
         return None
 
 
-def _shape(trial: TrialConfig) -> dict:
+def predictor_shape(trial: TrialConfig) -> dict:
+    """What a predictor of a trial is built with, beside its name and tower."""
     own = {"dim": trial.predictor.dim, "head": trial.predictor.head}
     return {} if trial.predictor.name == "prior" else own
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from patchrank import evaluate, fit, golden
+from patchrank.checks import check_trial
 from patchrank.config import TrialConfig
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
@@ -20,7 +21,7 @@ from patchrank.evaluate import embed_unpruned
 from patchrank.inputs import load_inputs
 from patchrank.models.clip import create_clip
 from patchrank.models.tags import TEXT_CFGS
-from patchrank.trial import check_trial, run_trial, trial_id
+from patchrank.trial import run_trial, trial_id
 
 SHAPES = {  # vision width, layers, patch
     "patchrank_clip_xsmall16": (256, 10, 16),

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from patchrank.checks import check_trial
 from patchrank.config import TrialConfig
 from patchrank.errors import UserError
 from patchrank.evaluate import embed_shared, evaluate
 from patchrank.inputs import load_inputs
 from patchrank.models.clip import create_clip
-from patchrank.trial import check_trial, needed_shards, run_trial, trial_id, trial_tasks
+from patchrank.trial import needed_shards, run_trial, trial_id, trial_tasks
 from patchrank.tune.plan import configure
 
 BASE = TrialConfig.model_validate(

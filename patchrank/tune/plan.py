@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from patchrank.checks import check_trial
 from patchrank.config import Rule, TrialConfig, validate, value_at
 from patchrank.errors import UserError, near
 from patchrank.files import exists, join, list_names, read_json, remove
 from patchrank.inputs import Inputs, load_inputs
-from patchrank.trial import check_trial, fingerprint, fit_tasks, trial_id
+from patchrank.trial import fingerprint, fit_tasks, trial_id
 from patchrank.tune.spec import Sweep
 from patchrank.tuned import lessons_key
 
