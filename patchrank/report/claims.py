@@ -292,8 +292,8 @@ def _is_difference(claim: Claim) -> bool:
 def _figure(claim: Claim, interval: Interval) -> str:
     """As "-0.10 [-0.30, +0.10] points"."""
     estimate, low, high = (_number(claim, value) for value in interval[:3])
-    below = f", what is left below {claim.share:g} of it" if claim.share is not None else ""
-    return f"{estimate} [{low}, {high}]{_unit(claim)}{below}"
+    what = f"{claim.share:g} of theirs less ours " if claim.share is not None else ""
+    return f"{what}{estimate} [{low}, {high}]{_unit(claim)}"
 
 
 def _number(claim: Claim, value: float) -> str:
