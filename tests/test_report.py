@@ -185,7 +185,7 @@ def test_prompts_are_one_column_and_say_what_they_have_seen(run):
     assert [row["paper (see below)"] for row in rows[1:]] == ["66.3", "79.5", "", "67.9"]
     names = labels(run.settings(), axes)
     assert names[:3] == ["60 % kept; no prompts", "60 % kept; text + visual prompts",
-                         "60 % kept; visual + gains prompts, distilled"]  # fmt: skip
+                         "60 % kept; visual prompts + gains, distilled"]  # fmt: skip
     said = run.report(axes)
     page = (run.root / "report.md").read_text()
     assert "160 images of each task with their labels or 1024 images of each task without labels" in page

@@ -83,8 +83,8 @@ def _spoken(column: str, text: str) -> str:
     if column == "locations":
         return layers(text)
     if column == PROMPTS:
-        which, comma, how = text.partition(",")
-        return "no prompts" if text == "none" else f"{which} prompts{comma}{how}"
+        which = "no" if text == "none" else text.removesuffix(", distilled").removesuffix(" + gains")
+        return f"{which} prompts{text.removeprefix(which) if text != 'none' else ''}"
     if not text or column in SPOKEN:
         return text and SPOKEN[column].format(text)
     return f"{column} {text}" if text == "none" or text[0] in "-.0123456789" else text
