@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -207,7 +208,16 @@ class Rule(Strict):
     int_: list[int] | None = Field(None, alias="int", min_length=2, max_length=2)
     step: float | None = Field(None, gt=0)
     log: bool = False
-    when: dict[str, list[Any]] | None = None
+    when: dict[str, list[Any]] | list[dict[str, list[Any]]] | None = None  # of several, any one
+
+    @property
+    def conditions(self) -> list[dict[str, list[Any]]]:
+        """Of which one must be met, all that it says; an empty one always is."""
+        return self.when if isinstance(self.when, list) else [self.when or {}]
+
+    def holds(self, values: Callable[[str], Any]) -> bool:
+        """Whether one condition is met; `values` gives the value at a path."""
+        return any(all(values(path) in allowed for path, allowed in each.items()) for each in self.conditions)
 
     @property
     def kind(self) -> str:

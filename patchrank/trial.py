@@ -29,7 +29,7 @@ from patchrank.layers.predictors import load_predictor, save_predictor
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
 from patchrank.prompting import tuning
-from patchrank.tuned import learns, lessons_id, prompted
+from patchrank.tuned import Learned, learns, lessons_id, prompted
 
 SCHEMA = 1
 VERSIONS = {"golden": golden.VERSION, "fit": fit.VERSION, "evaluate": evaluation.VERSION}
@@ -51,6 +51,7 @@ def remove_at(trial: TrialConfig) -> int:
 def trial_id(trial: TrialConfig, fingerprint: dict) -> str:
     """Names a trial by all that its result depends on."""
     settings = trial.model_dump(exclude={"model": {"checkpoint"}, "data": {"root", "vocabulary"}})  # mere places
+    settings["prompt"] = None  # the fingerprint has what is left of it once a preset has filled it in
     versions = VERSIONS | ({"prompt": tuning.VERSION} if learns(trial) else {})
     return content_id({"schema": SCHEMA, "trial": settings, **fingerprint, "versions": versions})
 
@@ -157,14 +158,30 @@ def _measure_task(
     is_oracle = trial.pruning.reducer == "golden"
     of_val, of_test = (_oracle(trial, paths[task, part]) if is_oracle else None for part in ("val", "oracle"))
     controls = trial.controls if trial.pruning.reducer == "predictor" and not learns(trial) else ()
-    with prompted(trial, task, inputs, shards, quiet) as seen:
+    with prompted(trial, task, inputs, shards, quiet) as learned:
         val, val_split = _evaluate(trial, inputs, task, "val", (), of_val, quiet)
         test, split = _evaluate(trial, inputs, task, "oracle" if is_oracle else "test", controls, of_test, quiet)
         costs = evaluation.macs_row(inputs.clip)
     arrays = _per_image(test, split) | {f"val_{key}": array for key, array in _per_image(val, val_split).items()}
     arrays |= quality | _pictures(inputs, test, split, max(1, PICTURES // len(trial.data.tasks)))
     row |= test.row() | {f"val_{key}": value for key, value in val.row().items()} | {"n_images": len(split)}
-    return row | seen, arrays, costs
+    return row | _seen(trial, task, inputs, learned), arrays, costs
+
+
+def _seen(trial: TrialConfig, task: str, inputs: Inputs, learned: Learned | None) -> dict[str, int]:
+    """How many images, and labels of images, ranking and prompts have seen between them; {} without prompts."""
+    if learned is None:
+        return {}
+    fitted_on = [task] if trial.predictor.fit_on == "own" else fit_tasks(trial)
+    ranked = {name for each in fitted_on if is_ranked(trial, inputs) for name in inputs.split(each, "train").ids}
+    labelled = ranked if trial.golden.metric == "label" else set()
+    seen = {"n_seen_images": len(ranked | learned.images), "n_seen_labels": len(labelled | learned.labels)}
+    return seen | {"n_prompt_images": len(learned.images)}
+
+
+def is_ranked(trial: TrialConfig, inputs: Inputs) -> bool:
+    """Whether something that was fitted decides on what is dropped."""
+    return is_fitted(trial) and inputs.clip.visual.pruner is not None
 
 
 def _evaluate(

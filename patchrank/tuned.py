@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from torch import nn
 
@@ -12,10 +13,19 @@ from patchrank.data.images import ImageSplit
 from patchrank.errors import UserError
 from patchrank.files import content_id, join
 from patchrank.inputs import Inputs, templates_of
-from patchrank.models.text import tokenize
+from patchrank.models.text import CONTEXT_LENGTH, tokenize
 from patchrank.prompting.presets import complete
 from patchrank.prompting.shots import load_train
-from patchrank.prompting.tuning import check_distillation, run_id, seen, tune_prompts
+from patchrank.prompting.tuning import check_distillation, recipe, run_id, tune_prompts
+
+MAX_TOKENS = CONTEXT_LENGTH - 10  # what is left holds start, end and the name of a class
+
+
+class Learned(NamedTuple):
+    """Ids of the images that prompts were tuned on, and of those among them whose labels were read."""
+
+    images: set[str]
+    labels: set[str]
 
 
 def learns(trial: TrialConfig) -> bool:
@@ -31,6 +41,16 @@ def check_prompt(trial: TrialConfig, tower: nn.Module) -> None:
     """
     config = trial.prompt
     check_distillation(config, tower)
+    if trial.pruning.reducer == "golden":
+        raise UserError(
+            "pruning.reducer 'golden' ranks images that were scored, and prompts learn from others; near: predictor"
+        )
+    if trial.seed < 0:
+        raise UserError(f"seed must be a whole number from 0 where prompts are tuned, but is {trial.seed}")
+    if (config.num_tokens or 0) > MAX_TOKENS:
+        raise UserError(
+            f"prompt.num_tokens is {config.num_tokens}, but must leave room for a class name; near: {MAX_TOKENS}"
+        )
     if config.words is None or config.num_tokens is None:
         return
     count = int(tokenize([config.words])[0].argmax()) - 1  # without start and end
@@ -49,33 +69,35 @@ def lessons(trial: TrialConfig, task: str, inputs: Inputs) -> ImageSplit:
 
 
 def lessons_key(trial: TrialConfig) -> list | None:
-    """What decides on which images those are, beside model and data."""
-    return [trial.prompt.loss, trial.prompt.shots, trial.prompt.images, trial.seed] if learns(trial) else None
+    """What decides on `lessons_id`, beside model and data."""
+    return [trial.prompt.model_dump(), trial.seed] if learns(trial) else None
 
 
 def lessons_id(trial: TrialConfig, inputs: Inputs) -> dict[str, str]:
-    """Fingerprint of those images, {} for a trial without prompts."""
+    """Fingerprint of those images, and of what a preset fills in; {} for a trial without prompts."""
     if not learns(trial):
         return {}
     splits = [lessons(trial, task, inputs) for task in trial.data.tasks]
-    return {"lessons": content_id([[each.ids_sha256(), each.labels, each.classes] for each in splits])}
+    images = [[each.ids_sha256(), each.labels, each.classes] for each in splits]
+    settings = [recipe(complete(trial.prompt, inputs.clip, task)) for task in trial.data.tasks]
+    return {"lessons": content_id([images, settings])}
 
 
 @contextmanager
-def prompted(trial: TrialConfig, task: str, inputs: Inputs, shards: str, quiet: bool) -> Iterator[dict[str, int]]:
-    """The pair with a trial's prompts for the length of a block; yields what these have seen, {} without any.
+def prompted(trial: TrialConfig, task: str, inputs: Inputs, shards: str, quiet: bool) -> Iterator[Learned | None]:
+    """The pair with a trial's prompts for the length of a block; yields what these have seen, None without any.
 
     The pruning of the trial must be in force.
     """
     if not learns(trial):
-        yield {}
+        yield None
         return
     clip, config = inputs.clip, complete(trial.prompt, inputs.clip, task)
     train, val = lessons(trial, task, inputs), inputs.split(task, "val")
     path = join(shards, "prompts", f"{run_id(clip, train, val, config, trial.seed)[:16]}.safetensors")
     clip.set_prompts(tune_prompts(clip, train, val, config, trial.seed, path, quiet=quiet).prompts)
     try:
-        found = seen(train, val, config)
-        yield {"n_seen_images": found["images"], "n_seen_labels": found["labels"]}
+        images = {*train.ids, *(val.ids if config.patience is not None else ())}
+        yield Learned(images, set() if config.loss == "distill" else images)
     finally:
         clip.set_prompts(None)

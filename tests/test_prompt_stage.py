@@ -54,7 +54,7 @@ def test_learning_rates_are_the_published_ones():
 def test_what_is_left_open_comes_from_the_preset_and_the_tower(clip):
     text, both = (complete(PromptConfig(mode=mode), clip, "digits") for mode in ("T", "TV"))
     assert (text.preset, text.lr, text.batch_size, text.epochs) == ("coop", 0.002, 32, 50)
-    assert (both.preset, both.lr, both.batch_size, both.epochs) == ("digits", 0.1, 8, 15)
+    assert (both.preset, both.lr, both.batch_size, both.epochs) == ("digits", 0.1, 4, 15)
     assert both.num_tokens == 4 and both.words == "a photo of the" and not both.augment
     maple = complete(PromptConfig(preset="maple", num_tokens=3), clip, "digits")
     assert (maple.lr, maple.batch_size, maple.epochs, maple.words) == (0.0035, 4, 5, None)
@@ -288,8 +288,8 @@ def test_mode_none_learns_nothing(tmp_path, capsys, clip):
 def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(tmp_path, capsys):
     prompt_main([*FLAGS, "--shots", "2", "--dry-run", "--out", str(tmp_path / "p")])
     row = json.loads(capsys.readouterr().out)
-    assert row["steps"] == 2 * 15 and row["seconds_per_step"] > 0 and row["memory_mib"] > 100
-    assert row["seconds"] == pytest.approx(30 * row["seconds_per_step"], rel=0.05) and not list(tmp_path.iterdir())
+    assert row["steps"] == 5 * 15 and row["seconds_per_step"] > 0 and row["memory_mib"] > 100
+    assert row["seconds"] == pytest.approx(75 * row["seconds_per_step"], rel=0.05) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

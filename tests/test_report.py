@@ -44,7 +44,7 @@ class Run:
         np.savez(self.root / "trials" / f"{name}.npz", **arrays)
         self.rows.append(self._row(name, config, arrays))
         if seen:
-            self.rows[-1]["metrics"] |= dict(zip(("n_seen_images", "n_seen_labels"), seen))
+            self.rows[-1]["metrics"] |= dict(zip(("n_prompt_images", "n_seen_images", "n_seen_labels"), seen))
 
     def _task(self, task, config, lost, controls):
         n = ORACLE if config["pruning"]["reducer"] == "golden" else DIGITS * SCENES
@@ -173,13 +173,13 @@ def tuned(mode, loss="cross_entropy", gains=False):
 def test_prompts_are_one_column_and_say_what_they_have_seen(run):
     axes = ["pruning.keep_rate", "prompt.mode", "prompt.loss", "prompt.norm_gains", "seed"]
     run.add(prompt=tuned("none"))
-    run.add(prompt=tuned("TV"), seen=(160, 160))
-    run.add(prompt=tuned("V", "distill", True), seen=(1024, 0))
+    run.add(prompt=tuned("TV"), seen=(160, 401, 160))
+    run.add(prompt=tuned("V", "distill", True), seen=(1024, 1024, 0))
     run.add(prompt=tuned("none"), pruning__keep_rate=1.0)
     head, rows = run.table(axes, paper_rows("table5"))
     assert head[:2] == ["kept", "prompts"]
     assert [row["prompts"] for row in rows[1:]] == ["none", "text + visual", "visual + gains, distilled", "none"]
-    assert [row["images seen"] for row in rows[1:]] == ["256", "416", "1280", "0"]  # with 256 of the ranking
+    assert [row["images seen"] for row in rows[1:]] == ["256", "401", "1024", "0"]  # 256 of the ranking among them
     assert [row["labels seen"] for row in rows[1:]] == ["0", "160", "0", "0"]
     assert rows[1]["1000 (1 - cosine)"] == "10.00"
     assert [row["paper (see below)"] for row in rows[1:]] == ["66.3", "79.5", "", "67.9"]

@@ -10,7 +10,7 @@ from patchrank.config import TrialConfig, known_keys, value_at
 from patchrank.errors import UserError
 from patchrank.files import content_id
 from patchrank.inputs import load_inputs
-from patchrank.prompting import tuning
+from patchrank.prompting import presets, tuning
 from patchrank.trial import fingerprint, run_trial, trial_id
 from patchrank.tune.plan import configure, make_plan
 from patchrank.tune.spec import load_sweep
@@ -53,7 +53,7 @@ def test_rows_say_what_prompts_saw_and_cost_and_keep_the_pair_as_it_came_beside(
         assert metrics["gmacs_unpruned"] == plain["gmacs_unpruned"]
     assert both["gmacs"] == distilled["gmacs"] > text["gmacs"] == plain["gmacs"]
     assert text["cosine"] == plain["cosine"] != both["cosine"]  # text leaves images alone
-    assert (both["n_seen_images"], both["n_seen_labels"]) == (10, 10)
+    assert (both["n_prompt_images"], both["n_seen_images"], both["n_seen_labels"]) == (10, 10, 10)
     assert (distilled["n_seen_images"], distilled["n_seen_labels"]) == (10, 0)
     assert "n_seen_images" not in plain and inputs.clip.prompts is None
 
@@ -79,7 +79,15 @@ def test_a_failed_evaluation_leaves_no_prompts_to_the_next_trial(run, inputs, mo
     assert inputs.clip.prompts is None and inputs.clip.visual.num_prompt_tokens == 0
 
 
-def test_ids_depend_on_the_images_that_prompts_learn_from(inputs):
+def test_images_that_ranking_and_prompts_share_are_counted_once(run, inputs):
+    metrics = run(prompt__mode="V", prompt__loss="distill", pruning__reducer="prior", golden__stride=2)["metrics"]
+    assert (metrics["n_prompt_images"], metrics["n_train"], metrics["n_seen_images"]) == (10, 16, 16)
+    labelled = run(prompt__mode="TV", pruning__reducer="prior", golden__metric="label", golden__stride=2)["metrics"]
+    ids = {*lessons(named(prompt__mode="TV"), "digits", inputs).ids, *inputs.split("digits", "train").ids}
+    assert labelled["tasks"]["digits"]["n_seen_labels"] == len(ids) <= 26
+
+
+def test_ids_depend_on_images_and_presets_that_prompts_come_from(inputs, monkeypatch):
     def identity(**changes):
         return trial_id(named(**changes), fingerprint(named(**changes), inputs))
 
@@ -88,6 +96,9 @@ def test_ids_depend_on_the_images_that_prompts_learn_from(inputs):
     assert len(set(ids)) == 5 and identity(prompt__mode="TV") == ids[0]
     drawn = [lessons(named(prompt__mode="TV", seed=seed), "digits", inputs) for seed in (0, 1)]
     assert len(drawn[0]) == 10 and drawn[0].ids != drawn[1].ids
+    with monkeypatch.context() as patch:  # a preset that changes makes other prompts, so those are other trials
+        patch.setitem(presets.PRESETS, "digits", presets.PRESETS["digits"]._replace(lr=0.5))
+        assert identity(prompt__mode="TV") != ids[0] and identity() == ids[-1]
     key = ("lessons", "digits", "cross_entropy", 1, 10, 0)
     inputs._recent[key] = replace(inputs._recent[key], labels=[9] * 10)
     changed = trial_id(named(prompt__mode="TV"), fingerprint(named(prompt__mode="TV"), inputs))
@@ -99,6 +110,8 @@ def test_a_trial_without_prompts_has_the_id_that_it_had_before_there_were_any(in
     plain = named(prompt=None)
     settings = plain.model_dump(exclude={"model": {"checkpoint"}, "data": {"root", "vocabulary"}})
     assert settings["prompt"] is None
+    off = named(prompt__mode="none", prompt__lr=0.5)
+    assert trial_id(off, fingerprint(off, inputs)) == trial_id(plain, fingerprint(plain, inputs))
     found = inputs.fingerprint(trials.trial_tasks(plain))
     before = content_id({"schema": 1, "trial": settings, **found, "versions": trials.VERSIONS})
     assert trial_id(plain, fingerprint(plain, inputs)) == before
@@ -111,6 +124,9 @@ def test_a_trial_without_prompts_has_the_id_that_it_had_before_there_were_any(in
         ({"prompt.mode": "TV", "prompt.loss": "distill"}, "mode must be 'V'"),
         ({"prompt.mode": "TV", "prompt.words": "a photo of", "prompt.num_tokens": 4}, "are 3 tokens"),
         ({"prompt.mode": "TX"}, "prompt.mode is 'TX'"),
+        ({"prompt.mode": "TV", "pruning.reducer": "golden"}, "prompts learn from others"),
+        ({"prompt.mode": "TV", "prompt.num_tokens": 74}, "must leave room for a class name; near: 67"),
+        ({"prompt.mode": "TV", "seed": -1}, "seed must be a whole number from 0"),
         ({"prompt.shots": 0}, "prompt.shots is 0"),
     ],
 )

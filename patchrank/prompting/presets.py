@@ -26,7 +26,7 @@ class Preset(NamedTuple):
 PRESETS = {
     "coop": Preset(2e-3, 32, 50),
     "maple": Preset(3.5e-3, 4, 5),
-    "digits": Preset(0.1, 8, 15, words="a photo of the"),  # the embedded towers are 64 wide: more and longer steps
+    "digits": Preset(0.1, 4, 15, words="a photo of the"),  # the embedded towers are 64 wide: more and longer steps
     "distill": Preset(3e-3, 16, 8, optimizer="adam"),
 }
 

@@ -23,7 +23,7 @@ from patchrank.models.clip import Clip
 from patchrank.models.prompt_files import describe, load_prompts, save_prompts
 from patchrank.prompting.learning import ready, start, train_epoch
 from patchrank.prompting.logs import Logs
-from patchrank.prompting.presets import learning_rates
+from patchrank.prompting.presets import PRESETS, learning_rates
 from patchrank.prompting.shots import Feed, embed
 from patchrank.prompting.state import State, restore_state, save_state
 
@@ -91,8 +91,13 @@ def run_id(clip: Clip, train: ImageSplit, val: ImageSplit | None, config: Prompt
         None if split is None else [split.task, split.ids_sha256(), split.labels, split.classes, split.templates]
         for split in (train, watched)
     ]
-    settings = [config.model_dump(exclude={"checkpointing"}), seed, clip.transform_settings()]
+    settings = [recipe(config), seed, clip.transform_settings()]
     return content_id([VERSION, describe(clip), reducer, seen, settings])
+
+
+def recipe(config: PromptConfig) -> list:
+    """All that a complete configuration does to the prompts; computing activations twice does nothing."""
+    return [config.model_dump(exclude={"checkpointing"}), list(PRESETS[config.preset])]
 
 
 def check_distillation(config: PromptConfig, tower: nn.Module) -> None:

@@ -77,7 +77,7 @@ def _fitted(settings: Sequence[Setting]) -> str:
 
 
 def _learning(settings: Sequence[Setting]) -> list[Setting]:
-    return [setting for setting in settings if setting.metrics.get("n_seen_images")]
+    return [setting for setting in settings if "n_prompt_images" in setting.metrics]
 
 
 def _learned(settings: Sequence[Setting]) -> str:
@@ -85,7 +85,7 @@ def _learned(settings: Sequence[Setting]) -> str:
     said = []
     for loss, how in (("cross_entropy", "with their labels"), ("distill", "without labels, by distillation")):
         having = [setting for setting in _learning(settings) if setting.config["prompt"]["loss"] == loss]
-        counts = _alternatives(int(setting.metrics["n_seen_images"]) for setting in having)
+        counts = _alternatives(int(setting.metrics["n_prompt_images"]) for setting in having)
         said.append(f"{counts} images of each task {how}" if having else "")
     said = " or ".join(filter(None, said))
     return f"Prompts were tuned on {said}; the unpruned tower has none." if said else ""

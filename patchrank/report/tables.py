@@ -55,8 +55,9 @@ def _row(setting: Setting, few: int | None) -> dict[str, str]:
     m = setting.metrics
     own = _accuracies(setting, "accuracy") | {"agreement": f"{m['agreement']:.1f}", "cosine": f"{m['cosine']:.4f}"}
     row = _marked(own, setting, few) | _on_subset(setting, "accuracy", few)
-    row |= {"matching, prior, chance": ", ".join(f"{m[key]:.1f}" for key in MATCHING if key in m)}
-    row |= {name: f"{m[name.lower()]:.2f}" for name in ("Kendall", "NDCG") if name.lower() in m}
+    if "V" not in (setting.config["prompt"] or {"mode": "none"})["mode"]:  # those change what a predictor sees
+        row |= {"matching, prior, chance": ", ".join(f"{m[key]:.1f}" for key in MATCHING if key in m)}
+        row |= {name: f"{m[name.lower()]:.2f}" for name in ("Kendall", "NDCG") if name.lower() in m}
     ranking = 1000 * m.get("gmacs_predictor", 0)
     return row | {"GMACs": f"{m['gmacs']:.4f}", RANKING: f"{ranking:.2f}" * bool(ranking)} | _val(m, "val_accuracy")
 
@@ -66,7 +67,7 @@ def _seen(setting: Setting) -> dict[str, str]:
     pruned = setting.config["pruning"]["keep_rate"] < 1 or setting.config["pruning"]["drop_counts"]
     ranked = setting.metrics["n_train"] if setting.is_fitted and pruned else 0
     named = ranked if setting.config["golden"]["metric"] == "label" else 0
-    counts = [ranked + setting.metrics.get("n_seen_images", 0), named + setting.metrics.get("n_seen_labels", 0)]
+    counts = [setting.metrics.get(key, alone) for key, alone in (("n_seen_images", ranked), ("n_seen_labels", named))]
     return dict(zip(SEEN, (f"{count:g}" for count in counts))) | {DRIFT: f"{mean(setting, 'drift'):.2f}"}
 
 

@@ -100,9 +100,9 @@ class Plan:
     def records_of(self, cell: Cell) -> Iterator[tuple[dict, dict[str, object]]]:
         """Finished records of a cell, each with the values that its sampled axes took."""
         if not self.sampled:
-            record = self.record(self.identify(self.trial(cell.values)))
-            if record:
-                yield record, {}
+            trial = self.trial(cell.values)
+            if record := self.record(self.identify(trial)):
+                yield record | {"config": trial.model_dump()}, {}  # the same trial may be written in several ways
             return
         for record in self._all_records():
             drawn = {key: value_at(record["config"], key) for key in self.sampled}
@@ -129,7 +129,7 @@ def _inputs_key(trial: TrialConfig) -> str:
 
 def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
     """Whether a rule may have drawn a value, beside the values of other axes."""
-    if any(others.get(key) not in allowed for key, allowed in (rule.when or {}).items()):
+    if not rule.holds(others.get):
         return False
     if rule.kind == "choice":
         return value in rule.choice
@@ -205,7 +205,7 @@ def _standing(point: dict[str, object], grid: dict[str, Rule], base: TrialConfig
 
 def _meets(key: str, rule: Rule, raw: dict) -> bool:
     try:
-        return all(value_at(raw, path) in allowed for path, allowed in (rule.when or {}).items())
+        return rule.holds(lambda path: value_at(raw, path))
     except (KeyError, TypeError) as error:
         raise UserError(f"{key}: when names {error.args[0]!r}, which is no setting of a trial") from error
 
@@ -216,6 +216,7 @@ def _check_sampled(plan: Plan, key: str, rule: Rule) -> None:
         raise UserError(f"{key}: a mapping can stand in a grid, but not be sampled; near: {key}.<setting>")
     for value in rule.choice or rule.uniform or rule.int_:
         plan.trial(plan.cells[0].values | {key: value})
-    unknown = sorted(set(rule.when or {}) - set(plan.sampled) - set(plan.cells[0].values))
+    named = {path for each in rule.conditions for path in each}
+    unknown = sorted(named - set(plan.sampled) - set(plan.cells[0].values))
     if unknown:
         raise UserError(f"{key}: when names {unknown[0]!r}, which is not swept; {near(unknown[0], plan.sweep.axes)}")

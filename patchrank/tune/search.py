@@ -111,7 +111,7 @@ def sample(trial: optuna.Trial, rules: dict[str, Rule], cell: dict[str, object])
     """Draws the sampled axes around a cell; one whose `when` is not met is left at its setting."""
     values = dict(cell)
     for key, rule in rules.items():
-        if all(values.get(other) in allowed for other, allowed in (rule.when or {}).items()):
+        if rule.holds(values.get):
             values[key] = _draw(trial, key, rule)
     return values
 
