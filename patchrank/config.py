@@ -324,6 +324,8 @@ def _first_problem(schema: type[BaseModel], raw: dict, error: ValidationError) -
     path = ".".join(map(str, place))
     if problems[0]["type"] == "extra_forbidden":
         return f"key {path!r} does not exist; {near(str(place[-1]), known_keys(schema, place[:-1]))}"
+    if problems[0]["type"] == "value_error" and isinstance(value, dict):  # of keys that do not fit each other
+        return f"{path}: {problems[0]['ctx']['error']}".removeprefix(": ")
     rules = [each["msg"].removeprefix("Input ") for each in problems if each["loc"][: len(place)] == place]
     return f"{path} is {value!r}, but {', or '.join(dict.fromkeys(rules))}"
 

@@ -39,6 +39,7 @@ from patchrank.layers.reducers import Random, TokenState
 from patchrank.layers.reducers.random import sample_keys
 from patchrank.metrics import percent
 from patchrank.models.clip import Clip
+from patchrank.models.prompt_files import describe
 from patchrank.models.text import text_shape
 
 VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
@@ -206,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(args)
     settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
     clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings)
+    _note_pruning(clip)
     split = load_split_from(args)
     found = shard_matching(clip, args.shards) if args.shards else {}
     measured = _retrieval(args, clip, split) if args.task == "retrieval" else _classification(args, clip, split)
@@ -227,6 +229,15 @@ def _check(args: argparse.Namespace) -> None:
     for place in (args.out, args.index):
         if place is not None:
             check_writable(os.path.dirname(resolve(place)))
+
+
+def _note_pruning(clip: Clip) -> None:
+    """Says so where prompts from a file were tuned with another pruning than is in force."""
+    theirs = {} if clip.prompts is None else clip.prompts.about.get("pruning", {})
+    ours = describe(clip)["pruning"]
+    other = [f"{key} {value} (here {ours[key]})" for key, value in theirs.items() if ours.get(key) != value]
+    if other:
+        print(f"note: {clip.prompts.source} was tuned with {', '.join(other)}", file=sys.stderr)
 
 
 def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:

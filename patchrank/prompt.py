@@ -4,7 +4,7 @@ Or, without labels, visual tokens that bring a pruned tower's embeddings back to
 
 python -m patchrank.prompt --data digits --mode TV --keep-rate 0.6 --shots 16 --seed 1 --out runs/prompts.safetensors
 python -m patchrank.evaluate --data digits --prompts runs/prompts.safetensors --keep-rate 0.6
-python -m patchrank.prompt --data digits --mode V --loss distill --norm-gains --keep-rate 0.4
+python -m patchrank.prompt --mode V --loss distill --norm-gains --keep-rate 0.4 --out runs/distilled.safetensors
 python -m patchrank.prompt --model patchrank_clip_b16 --data caltech101 --data-root /data --mode TV --dry-run
 """
 
@@ -37,13 +37,13 @@ from patchrank.data.images import ImageSplit
 from patchrank.data.tasks import find_task
 from patchrank.errors import UserError
 from patchrank.evaluate import Evaluation, embed_unpruned, evaluate, macs_row
-from patchrank.files import check_writable, content_id, exists, read_json, resolve, write_json
+from patchrank.files import check_writable, content_id, read_json, resolve, write_json
 from patchrank.models.clip import Clip
 from patchrank.models.text import template_set
-from patchrank.prompting.learning import PRECISIONS, ready, start, step
+from patchrank.prompting.learning import ready, start, step
 from patchrank.prompting.presets import IMAGES, PRESETS, complete, learning_rates
-from patchrank.prompting.shots import Feed, check_named, load_train
-from patchrank.prompting.tuning import run_id, seen, tune_prompts
+from patchrank.prompting.shots import PRECISIONS, Feed, check_named, load_train
+from patchrank.prompting.tuning import check_distillation, finished, run_id, seen, tune_prompts
 
 PRUNING = ("keep_rate", "locations", "reducer", "leftovers")
 DRY_STEPS = 4  # one that warms up, and those that are timed
@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings)
     named = {key: getattr(args, key) for key in PromptConfig.model_fields}
     config = complete(validate(PromptConfig, named, "flags"), clip, args.data)
+    if config.mode == "none" and args.dry_run:
+        raise UserError("--dry-run: mode none tunes nothing; near: --mode TV")
+    check_distillation(config, clip.visual)
     if config.mode == "none":
         split = check_named(load_split_from(args, "val"))
         print(json.dumps(_row(args, clip, config, evaluate(clip, split), None, [])))
@@ -65,13 +68,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         print(json.dumps(dry_run(clip, train, config, args.seed)))
         return
-    print(json.dumps(_tuned_row(args, clip, config, train, _measured(args, config, args.split))))
+    split = _measured(args, config, args.split)
+    check_apart(train, split)
+    print(json.dumps(_tuned_row(args, clip, config, train, split)))
 
 
 def _measured(args: argparse.Namespace, config: PromptConfig, name: str | None) -> ImageSplit:
     """The split that a row or an early stop reads, with the labels and names that cross-entropy needs."""
     split = load_split_from(argparse.Namespace(**vars(args) | {"split": name}), "val")
     return split if config.loss == "distill" else check_named(split)
+
+
+def check_apart(train: ImageSplit, split: ImageSplit) -> None:
+    """Refuses to measure prompts on the images that they learned from."""
+    if shared := set(train.ids) & set(split.ids):
+        raise UserError(
+            f"split {split.split!r}: {len(shared)} of its {len(split)} images are those that prompts learn from, so it "
+            "tells nothing; near: --split val"
+        )
 
 
 def _tuned_row(
@@ -85,7 +99,7 @@ def _tuned_row(
     key = content_id([run, split.task, split.ids_sha256(), split.labels, split.classes, split.templates])
     beside = f"{args.out}.row.json"
     known = read_json(beside)
-    if known is not None and known["key"] == key and exists(args.out):
+    if isinstance(known, dict) and known.get("key") == key and finished(args.out, run) is not None:
         return known["row"]
     logs = None if "://" in args.out else f"{args.out}.logs"
     tuned = tune_prompts(clip, train, val, config, args.seed, args.out, logs=logs)
@@ -162,6 +176,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--prompts: tuning starts from random tokens or from words; near: --words, --out")
     if args.mode != "none" and args.split == task.training:
         raise UserError(f"--split {args.split}: prompts are tuned on it, so it tells nothing; near: val")
+    if args.seed < 0:
+        raise UserError(f"--seed must be a whole number from 0, but is {args.seed}")
     check_writable(os.path.dirname(resolve(args.out)))
 
 
@@ -180,12 +196,14 @@ def _add_prompt_flags(parser: argparse.ArgumentParser, defaults: PromptConfig) -
     """The settings of `PromptConfig`."""
     losses = get_args(PromptConfig.model_fields["loss"].annotation)
     which = "coop in mode T, distill for that loss, digits for the embedded model, else maple"
-    parser.add_argument("--mode", default=defaults.mode, choices=("none", "T", "V", "TV"), help="whose tokens to learn")
+    parser.add_argument(
+        "--mode", default=defaults.mode, choices=("none", "T", "V", "TV"), help="whose tokens learn (default: TV)"
+    )
     parser.add_argument("--loss", default=defaults.loss, choices=losses, help="distill: without labels, in mode V")
     parser.add_argument("--norm-gains", action="store_true", help="the image tower's LayerNorms learn gains as well")
     parser.add_argument("--num-tokens", type=positive, help="default: 16; below 100 patches 4")
     parser.add_argument("--preset", choices=tuple(PRESETS), help=f"default: {which}")
-    parser.add_argument("--shots", type=positive, default=defaults.shots, help="images of each class, and their labels")
+    parser.add_argument("--shots", type=positive, default=defaults.shots, help="of each class, labelled (default: 16)")
     parser.add_argument("--images", type=positive, help=f"that distillation sees, without labels (default: {IMAGES})")
     parser.add_argument("--epochs", type=positive, help="default: the preset's, as for --lr and --batch-size")
     parser.add_argument("--lr", type=positive_float)

@@ -83,8 +83,10 @@ def retrieval(
     pruned, unpruned = _embed(clip, split, batch_size, quiet, index)
     shares = image_shares(pruned, unpruned, ks, quiet)
     texts, right = _texts(clip, split, quiet)
+    with clip.unprompted():
+        plain = texts if split.captions is not None else _texts(clip, split, quiet)[0]
     if texts is not None:
-        shares |= text_shares(pruned, unpruned, texts, right, ks, quiet)
+        shares |= text_shares(pruned, unpruned, texts, right, ks, quiet, plain)
     if split.captions is not None:
         shares |= text_to_image_shares(pruned, unpruned, texts, right, ks, quiet)
     drift = own_distance(pruned, unpruned, torch.arange(len(pruned), device=pruned.device))
@@ -124,8 +126,9 @@ def text_shares(
     right: Tensor | None = None,
     ks: Sequence[int] = KS,
     quiet: bool = True,
+    plain: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Image to text: images (n, E) of both towers against `texts` (T, E).
+    """Image to text: images (n, E) of both towers against `texts` (T, E), unpruned ones against `plain` if it is given.
 
     `text_recall@k`, `text_recall@k_unpruned`: fewer than k texts are nearer than the true one, at the places `right`
     (n,); only where these are known. `texts@k`: of the k texts that the unpruned image finds, the share that the
@@ -135,10 +138,11 @@ def text_shares(
     if not ks:
         return {}
     shares, found = {}, []
-    for end, images in (("", pruned), ("_unpruned", unpruned)):
-        found.append(nearest(images, texts, max(ks), what=f"texts{end}", quiet=quiet))
+    sides = ("", pruned, texts), ("_unpruned", unpruned, texts if plain is None else plain)
+    for end, images, own in sides:
+        found.append(nearest(images, own, max(ks), what=f"texts{end}", quiet=quiet))
         if right is not None:
-            true = own_distance(images, texts, right)
+            true = own_distance(images, own, right)
             shares |= {f"text_recall@{k}{end}": is_within(found[-1], true, k) for k in ks}
     return shares | {f"texts@{k}": shared(*found, k) for k in ks}
 

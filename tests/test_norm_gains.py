@@ -8,9 +8,12 @@ import torch
 from test_prompts import B, create
 from torch import nn
 
+import patchrank
 from patchrank.errors import UserError
-from patchrank.layers.norm_gains import layer_norms, scale_norms
+from patchrank.layers.norm_gains import gain_hooks, layer_norms
 from patchrank.layers.prompts import Prompts
+from patchrank.models.open_clip_tower import open_clip_configs
+from patchrank.models.prompt_files import describe, save_prompts
 
 NORMS = 26  # norm_pre, two of each of 12 layers, and the last
 
@@ -98,7 +101,7 @@ def test_gains_of_another_tower_are_refused_and_change_nothing(tower, images):
     with pytest.raises(UserError, match="norm gains are the image tower's"):
         create("T", num_norms=NORMS)
     with pytest.raises(UserError, match="norm gains must have shape"):
-        scale_norms(timm.create_model("patchrank_clip_digits", depth=2, locations=(2,)), torch.zeros(26, 64))
+        gain_hooks(timm.create_model("patchrank_clip_digits", depth=2, locations=(2,)), torch.zeros(26, 64))
 
 
 def test_a_copy_of_a_tower_has_gains_of_its_own(tower, images):
@@ -113,3 +116,46 @@ def test_a_copy_of_a_tower_has_gains_of_its_own(tower, images):
 def test_gains_are_part_of_the_fingerprint():
     first, other = gained(1), gained(2)
     assert isinstance(first, Prompts) and first.sha256() != other.sha256()
+
+
+@torch.no_grad()
+def test_features_only_towers_carry_gains_through_a_look_at_the_tower_as_it_came(tmp_path, clip, images):
+    prompts = Prompts("V", B, 64, 64, num_norms=NORMS)
+    prompts.norm_gains.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    save_prompts(prompts, tmp_path / "p", describe(clip))
+    how = {"pretrained": True, "features_only": True, "out_indices": (3,)}
+    tower = timm.create_model("patchrank_clip_digits", prompts_path=tmp_path / "p", **how).eval()
+    expected = tower(images)[0]
+    with tower.model.unprompted():
+        torch.testing.assert_close(
+            tower(images)[0], timm.create_model("patchrank_clip_digits", **how).eval()(images)[0]
+        )
+    assert torch.equal(tower(images)[0], expected) and tower.model.num_prompt_tokens == B
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("before", [False, True])
+def test_unprune_takes_gains_along_or_gives_those_back_that_were_there(images, before):
+    model = open_clip_model("patchrank-digits")
+    own, other = gained_for(model.visual.trunk, 1), gained_for(model.visual.trunk, 2)
+    model.visual.trunk.set_prompts(own if before else None)
+    expected = model.encode_image(images)
+    patchrank.prune_open_clip(model, keep_rate=1.0)
+    model.visual.trunk.set_prompts(other)
+    assert not torch.allclose(model.encode_image(images), expected, atol=1e-3)
+    patchrank.unprune(model)
+    assert torch.equal(model.encode_image(images), expected)
+
+
+def gained_for(tower, seed):
+    prompts = Prompts("V", B, 64, tower.embed_dim, num_norms=len(layer_norms(tower)))
+    prompts.norm_gains.normal_(std=0.2, generator=torch.Generator().manual_seed(seed))
+    return prompts
+
+
+def open_clip_model(name):
+    import open_clip
+
+    open_clip.add_model_config(open_clip_configs())
+    torch.manual_seed(0)
+    return open_clip.create_model(name).eval()

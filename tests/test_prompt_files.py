@@ -90,13 +90,16 @@ def test_a_file_of_mode_t_is_for_pairs(clip, path, about, images):
 
 
 @torch.no_grad()
-def test_a_saved_tower_has_no_prompts(path, about, images, tmp_path):
+def test_prompts_are_no_part_of_a_saved_tower_and_not_dropped_in_silence(path, about, images, tmp_path):
     save_prompts(create(), path, about)
     tower = timm.create_model(NAME, pretrained=True, prompts_path=path).eval()
+    with pytest.raises(UserError, match="prompts are no part of a tower that is saved: set_prompts.None. first"):
+        patchrank.save_pretrained(tower, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    tower.set_prompts(None)
     patchrank.save_pretrained(tower, tmp_path / "saved")
     assert str(path) not in (tmp_path / "saved" / "config.json").read_text()
     saved = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
-    tower.set_prompts(None)
     assert torch.equal(saved(images), tower(images))
 
 

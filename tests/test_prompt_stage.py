@@ -12,6 +12,7 @@ from patchrank.data.few_shot import few_shot
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.evaluate import main as evaluate_main
+from patchrank.models.clip import create_clip
 from patchrank.models.prompt_files import load_prompts
 from patchrank.prompt import main as prompt_main
 from patchrank.prompting import learning, tuning
@@ -300,8 +301,67 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(tmp_path, capsys):
         (["--class-specific"], "class-specific prompts need mode 'T'"),
         (["--words", "a photo", "--num-tokens", "3"], "words to start from must be"),
         (["--data", "digit"], "data 'digit' does not exist"),
+        (["--seed", "-1"], "--seed must be a whole number from 0, but is -1"),
+        (["--mode", "none", "--dry-run"], "mode none tunes nothing"),
+        (["--mode", "V", "--loss", "distill", "--dry-run"], "nothing is pruned; near: a lower keep_rate"),
+        (["--loss", "distill"], "^flags: loss 'distill' learns visual tokens alone, so mode must be 'V', but is 'TV'$"),
     ),
 )
 def test_flags_that_make_no_sense_are_refused(flags, message, tmp_path):
     with pytest.raises(UserError, match=message):
         prompt_main(["--shots", "1", "--out", str(tmp_path / "p"), *flags])
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", '{"key": "other", "row": {}}'])
+def test_a_row_that_is_not_this_runs_is_made_again(tmp_path, capsys, content):
+    out = tmp_path / "p"
+    flags = [*FLAGS, "--limit", "10", "--shots", "1", "--epochs", "1", "--out", str(out)]
+    prompt_main(flags)
+    row = json.loads(capsys.readouterr().out)
+    (tmp_path / "p.row.json").write_text(content)
+    prompt_main(flags)
+    again = json.loads(capsys.readouterr().out)
+    assert {**again, "seconds_per_epoch": 0} == {**row, "seconds_per_epoch": 0}
+    prompt_main([*flags, "--seed", "2"])  # another run's prompts take the place
+    capsys.readouterr()
+    prompt_main(flags)
+    assert json.loads(capsys.readouterr().out)["accuracy"] == row["accuracy"]
+    assert load_prompts(out)[1]["seed"] == 1
+
+
+def test_a_pair_that_has_prompts_tunes_as_one_without(clip, train, tmp_path):
+    clip.visual.set_pruning(keep_rate=0.6)
+    own = learning.start(clip, train, config("TV"), 7).prompts
+    files = [tmp_path / name for name in "ab"]
+    tune_prompts(clip, train, None, config("T"), 1, str(files[0]), quiet=True)
+    clip.set_prompts(own)
+    try:
+        tune_prompts(clip, train, None, config("T"), 1, str(files[1]), quiet=True)
+        assert clip.prompts is own and clip.visual.num_prompt_tokens == 2
+    finally:
+        clip.set_prompts(None)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_tower_with_prompts_of_its_own_keeps_them(clip, train, tmp_path):
+    own = learning.start(clip, train, config("V"), 7).prompts
+    clip.visual.set_prompts(own)
+    try:
+        tune_prompts(clip, train, None, config("T", epochs=1), 1, str(tmp_path / "p"), quiet=True)
+        assert clip.visual.num_prompt_tokens == 2 and clip.prompts is None
+    finally:
+        clip.visual.set_prompts(None)
+    with pytest.raises(UserError, match="of a pair it is prompts=FILE"):
+        create_clip("patchrank_clip_digits", prompts_path=str(tmp_path / "p"))
+
+
+def test_prompts_are_not_measured_on_what_they_learned_from(tmp_path):
+    for n in range(20):
+        path = tmp_path / "images" / str(n % 2) / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((20, 20), 20 + n).save(path)
+    where = ["--data", "folder", "--data-root", str(tmp_path / "images"), "--keep-rate", "0.5", "--mode", "V"]
+    for how in (["--shots", "1"], ["--loss", "distill"]):
+        with pytest.raises(UserError, match="split 'all': .* of its 20 images are those that prompts learn from"):
+            prompt_main([*where, *how, "--split", "all", "--out", str(tmp_path / "p")])
+    assert not (tmp_path / "p").exists()

@@ -192,6 +192,13 @@ def test_prompts_are_one_column_and_say_what_they_have_seen(run):
     assert page.count("Zero-shot accuracy") == 0 and "text + visual" in said.table
 
 
+def test_other_settings_of_prompts_have_columns_of_their_own(run):
+    for shots in (1, 16):
+        run.add(prompt=tuned("TV") | {"shots": shots})
+    columns = swept(run.settings(), ["prompt.mode", "prompt.shots"])
+    assert columns["shots"] == ["1", "16"] and columns["prompts"] == ["text + visual"] * 2
+
+
 def test_tuned_curves_have_colours_of_their_own(run):
     for rate in (0.8, 0.5):
         for mode in ("none", "T", "TV"):

@@ -11,6 +11,7 @@ import patchrank
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.evaluate import embed_unpruned, evaluate
+from patchrank.layers.prompts import Prompts
 from patchrank.nearest import is_within, nearest, own_distance, shared
 from patchrank.retrieval import image_shares, read_index, retrieval, text_shares, text_to_image_shares, write_index
 
@@ -270,3 +271,21 @@ def test_an_index_that_is_shifted_from_some_row_on_is_refused(clip):
     with pytest.raises(UserError, match="of 64 images taken evenly 4[0-9] are nearest to their own rows"):
         retrieval(clip, split, quiet=True, index=shifted)
     assert retrieval(clip, split, quiet=True, index=index).row()["image_recall@1"] == 100
+
+
+@torch.no_grad()
+def test_unpruned_texts_and_images_are_of_the_pair_as_it_came(clip, split):
+    plain = retrieval(clip, split, quiet=True).row()
+    prompts = Prompts("TV", 4, 64, 64, seed=3)
+    prompts.text.mul_(200)  # no class is told any more
+    clip.set_prompts(prompts)
+    try:
+        found, row = retrieval(clip, split, quiet=True), evaluate(clip, split, quiet=True).row()
+    finally:
+        clip.set_prompts(None)
+    learned = found.row()
+    assert learned["text_recall@1_unpruned"] == plain["text_recall@1_unpruned"] == row["accuracy_unpruned"]
+    assert learned["text_recall@1"] == row["accuracy"] < learned["text_recall@1_unpruned"]
+    assert learned["texts@1"] == pytest.approx(row["agreement"]) and learned["texts@1"] < 100
+    assert torch.equal(found.unpruned, F.normalize(embed_unpruned(clip, split), dim=-1))
+    assert learned["drift_mean"] == pytest.approx(1 - row["cosine"], abs=1e-5) and learned["drift_mean"] > 1e-3

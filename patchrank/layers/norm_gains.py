@@ -5,6 +5,7 @@ A pruned sequence has other statistics than a whole one; gains let the frozen la
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -19,8 +20,11 @@ def layer_norms(tower: nn.Module) -> list[nn.LayerNorm]:
     return [norm for norm in found if isinstance(norm, nn.LayerNorm)]
 
 
-def scale_norms(tower: nn.Module, gains: Tensor) -> list[RemovableHandle]:
-    """Lets every LayerNorm w x + b give (1 + g) w x + b from now on; removing the handles undoes it.
+Hooked = tuple[nn.LayerNorm, Callable]
+
+
+def gain_hooks(tower: nn.Module, gains: Tensor) -> list[Hooked]:
+    """What lets every LayerNorm w x + b give (1 + g) w x + b, once it is hooked on by `hook`.
 
     Args:
         gains: g, (norms, D), in the order of `layer_norms`; gradients reach them.
@@ -34,7 +38,12 @@ def scale_norms(tower: nn.Module, gains: Tensor) -> list[RemovableHandle]:
             f"norm gains must have shape ({len(norms)}, {tower.embed_dim}) for this image tower, but have "
             f"{tuple(gains.shape)}"
         )
-    return [norm.register_forward_hook(partial(_scale, gains, place)) for place, norm in enumerate(norms)]
+    return [(norm, partial(_scale, gains, place)) for place, norm in enumerate(norms)]
+
+
+def hook(hooks: Sequence[Hooked]) -> tuple[RemovableHandle, ...]:
+    """Hooks them on; removing the handles undoes it."""
+    return tuple(norm.register_forward_hook(function) for norm, function in hooks)
 
 
 def _scale(gains: Tensor, place: int, norm: nn.LayerNorm, inputs: tuple, output: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
+from patchrank.errors import UserError
 from patchrank.files import content_id, join, read_bytes, weights_sha256, write_atomic
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.download import download_pair
@@ -219,6 +220,8 @@ def create_clip(
             that were tuned with another pair.
     """
     weights = find_weights(name)
+    if "prompts_path" in pruning:
+        raise UserError("prompts_path is for an image tower alone; of a pair it is prompts=FILE")
     source = checkpoint if checkpoint is not None or not pretrained else weights.file or download_pair(weights)
     ships = pretrained and checkpoint is None and weights.file is not None
     visual = timm.create_model(name, pretrained=ships, **pruning)  # with its predictor, where one ships

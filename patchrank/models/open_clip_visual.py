@@ -64,8 +64,11 @@ class OpenClipTrunk(PrunedVisionTransformer):
         return self
 
     def give_back(self) -> VisionTransformer:
-        """What `around` was given, with the weights as they are now."""
+        """What `around` was given, with the weights as they are now and the prompts that it had."""
         (trunk,) = self.original
+        self.set_prompts(None)  # gains of norms hang on modules that both share
+        if isinstance(trunk, PrunedVisionTransformer):
+            trunk._insert(trunk._prompts, trunk._hooks, trunk.num_prompt_tokens)
         trunk._parameters.update(self._parameters)
         trunk._buffers.update(self._buffers)
         trunk._modules.update({name: module for name, module in self._modules.items() if name != "pruner"})

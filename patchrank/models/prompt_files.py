@@ -13,7 +13,7 @@ from patchrank.layers.prompts import Prompts
 from patchrank.tensor_files import read_tensors, write_tensors
 
 # what the prompts tell themselves
-SHAPE = ("mode", "num_tokens", "text_width", "image_width", "bias", "classes", "num_norms")
+SHAPE = ("mode", "num_tokens", "text_width", "image_width", "bias", "classes")  # and num_norms, where there are any
 MODEL = ("name", "sha256", "blocks_sha256")  # of the pair, and of its image tower alone
 MAX_FOUND = 160  # characters of what a file holds, so that errors stay short
 PRUNING = ("keep_rate", "locations", "drop_counts", "reducer", "leftovers")
@@ -133,7 +133,7 @@ def _expected(about: Mapping) -> dict[str, tuple[int, ...]]:
     if about["mode"] != "T":
         shapes["to_visual.weight"] = widths
         shapes |= {"to_visual.bias": widths[:1]} if about["bias"] else {}
-    if about["num_norms"]:
+    if about.get("num_norms"):
         shapes["norm_gains"] = (about["num_norms"], about["image_width"])
     if any(type(size) is not int for shape in shapes.values() for size in shape):
         raise TypeError("num_tokens and widths must be whole numbers")
@@ -143,7 +143,7 @@ def _expected(about: Mapping) -> dict[str, tuple[int, ...]]:
 def _create(about: Mapping, tensors: Mapping[str, Tensor]) -> Prompts:
     """Prompts as described, from tensors that are known to fit."""
     sizes = (about["num_tokens"], about["text_width"], about["image_width"])
-    how = {"classes": about["classes"], "bias": bool(about["bias"]), "num_norms": about["num_norms"]}
+    how = {"classes": about["classes"], "bias": bool(about["bias"]), "num_norms": about.get("num_norms", 0)}
     prompts = Prompts(about["mode"], *sizes, **how)
     with torch.no_grad():
         prompts.load_state_dict(tensors)

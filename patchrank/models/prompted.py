@@ -10,7 +10,7 @@ from timm.models._input import update_model_args
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from patchrank.layers.norm_gains import scale_norms
+from patchrank.layers.norm_gains import Hooked, gain_hooks, hook
 from patchrank.layers.prompts import count_visual, insert, remove
 from patchrank.layers.pruning_block import check_grid
 from patchrank.models.prompt_files import check_tower, load_visual
@@ -24,7 +24,8 @@ class PromptedTower:
 
     num_prompt_tokens = 0
     _prompts: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no part of the tower's weights
-    _scaled: tuple[RemovableHandle, ...] = ()  # norms with gains of the prompts
+    _hooks: tuple[Hooked, ...] = ()  # gains of the prompts, and the norms that they belong to
+    _hooked: tuple[RemovableHandle, ...] = ()
 
     @property
     def num_leading_tokens(self) -> int:
@@ -53,12 +54,12 @@ class PromptedTower:
     @contextmanager
     def unprompted(self) -> Iterator[None]:
         """The tower without its learned tokens and gains, for the length of a block."""
-        prompts = self._prompts
-        self._hold(None)
+        before = self._prompts, self._hooks, self.num_prompt_tokens
+        self._insert((), (), 0)
         try:
             yield
         finally:
-            self._hold(*prompts or (None,))
+            self._insert(*before)
 
     def check_prompts(self) -> None:
         """Refuses prompts from a file that were tuned with other weights than this tower's."""
@@ -74,11 +75,15 @@ class PromptedTower:
             check_grid(self, "a visual prompt")
         count = 0 if prompts is None else count_visual(prompts, self.embed_dim)
         gains = getattr(prompts, "norm_gains", None)
-        scaled = () if gains is None else tuple(scale_norms(self, gains))
-        for handle in self._scaled:
+        hooks = () if gains is None else tuple(gain_hooks(self, gains))
+        self._insert(() if prompts is None else (prompts,), hooks, count)
+
+    def _insert(self, prompts: tuple[nn.Module, ...], hooks: tuple[Hooked, ...], count: int) -> None:
+        """What is known to fit."""
+        for handle in self._hooked:
             handle.remove()
-        self.num_prompt_tokens, self._scaled = count, scaled
-        self._prompts = () if prompts is None else (prompts,)
+        self._prompts, self._hooks, self.num_prompt_tokens = prompts, hooks, count
+        self._hooked = hook(hooks)
 
     def _with_prompts(self, x: Tensor) -> Tensor:
         """Prefix and patches (B, P + N, D) with the prompts in between; they have no position."""

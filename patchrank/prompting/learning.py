@@ -18,11 +18,10 @@ from patchrank.layers.norm_gains import layer_norms
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip
 from patchrank.prompting.presets import MOMENTUM, PRESETS, WEIGHT_DECAY
-from patchrank.prompting.shots import Feed, embed
+from patchrank.prompting.shots import Feed, autocast, embed
 from patchrank.prompting.state import State
 
 FIGURES = {"cross_entropy": "accuracy", "distill": "cosine"}  # what is shown beside each loss
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @contextmanager
@@ -34,15 +33,14 @@ def ready(clip: Clip, config: PromptConfig) -> Iterator[None]:
 
 @contextmanager
 def frozen(clip: Clip) -> Iterator[None]:
-    """The pair in evaluation mode and without gradients; afterwards it is as it was, its own prompts included."""
+    """The pair in evaluation mode, without gradients and prompts; afterwards it is as it was, its prompts included."""
     modes = [(module, module.training) for module in clip.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in clip.parameters()]
-    prompts = clip.prompts
     try:
         clip.eval().requires_grad_(False)
-        yield
+        with clip.unprompted():
+            yield
     finally:
-        clip.set_prompts(prompts)
         for module, training in modes:
             module.training = training
         for parameter, value in wanted:
@@ -104,7 +102,7 @@ def step(feed: Feed, state: State, rows: Tensor, targets: Tensor) -> tuple[float
         The loss, and of each image (b,) whether it was told right, as 0 or 100, or its cosine to the target.
     """
     clip, config = feed.clip, feed.config
-    with torch.autocast(rows.device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32"):
+    with autocast(config, rows.device):
         images = _embed(feed, state.prompts, rows)
         head = None if config.loss == "distill" else _head(clip, feed.split, state.prompts)
     if head is None:

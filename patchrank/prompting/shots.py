@@ -23,6 +23,7 @@ from patchrank.data.vocabulary import read_vocabulary
 from patchrank.errors import UserError
 from patchrank.models.clip import Clip
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 IN_MEMORY = 1 << 30  # bytes that transformed images may take
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the crops
 _DRAWING = Lock()  # torchvision draws from torch's global generator, which reading threads share
@@ -149,7 +150,13 @@ class Feed:
     def _all(self, function: Callable[[Clip, Tensor], Tensor]) -> Tensor:
         """What a function gives for all images, (n, E)."""
         batches = self.split.batches(self.transform, self.batch_size)
-        return torch.cat([function(self.clip, images.to(self.device)) for images, _ in batches])
+        with autocast(self.config, self.device):
+            return torch.cat([function(self.clip, images.to(self.device)) for images, _ in batches])
+
+
+def autocast(config: PromptConfig, device: torch.device) -> torch.autocast:
+    """The precision that a configuration gives the towers."""
+    return torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32")
 
 
 def embed(clip: Clip, images: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def tune_prompts(
     """
     check_distillation(config, clip.visual)
     run = run_id(clip, train, val, config, seed)
-    if (known := _finished(out, run)) is not None:
+    if (known := finished(out, run)) is not None:
         return Tuned(known.to(clip.logit_scale.device), known.about, [])
     with ready(clip, config):
         state = start(clip, train, config, seed)
@@ -148,7 +148,7 @@ def accuracy(clip: Clip, split: ImageSplit) -> float:
     return percent(torch.cat(answers).numpy() == np.asarray(split.labels))
 
 
-def _finished(out: str, run: str) -> Prompts | None:
+def finished(out: str, run: str) -> Prompts | None:
     """The prompts that this very run left; None where there is no such file, or it is of another."""
     if not exists(out):
         return None

@@ -31,7 +31,7 @@ def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[st
     for axis in axes:
         if axis == "pruning.reducer":
             columns[RANKED_BY] = rankings
-        elif axis.split(".")[0] == "prompt":
+        elif axis in ("prompt", "prompt.mode", "prompt.loss", "prompt.norm_gains"):
             columns[PROMPTS] = [prompts(setting) for setting in settings]
         elif axis != "seed":
             columns[_short(axis, columns)] = _texts(settings, axis)

@@ -26,7 +26,7 @@ def papers_figure(paper: dict | None, config: dict) -> str:
     """The paper's average for the same setting; "" where its table has none."""
     if paper is None or config["pruning"]["drop_counts"]:
         return ""
-    found = {"prompt.mode": "none"} | leaves(config)
+    found = {"prompt.mode": "none", "prompt.loss": "cross_entropy", "prompt.norm_gains": False} | leaves(config)
     same = (row for row in paper["rows"] if _settings(paper, row) and _settings(paper, row).items() <= found.items())
     return next((f"{row['values'][-1]:.1f}" for row in same), "")
 

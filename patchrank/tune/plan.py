@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from patchrank.checks import check_trial
-from patchrank.config import Rule, TrialConfig, validate, value_at
+from patchrank.config import PromptConfig, Rule, TrialConfig, known_keys, validate, value_at
 from patchrank.errors import UserError, near
 from patchrank.files import exists, join, list_names, read_json, remove
 from patchrank.inputs import Inputs, load_inputs
@@ -159,7 +159,7 @@ def _replaced(base: TrialConfig, values: dict[str, object]) -> dict:
         *parts, last = path.split(".")
         place = raw
         for part in parts:
-            place[part] = {} if place[part] is None else place[part]  # a section that was left out begins here
+            place[part] = PromptConfig().model_dump() if place[part] is None else place[part]  # which alone may be null
             place = place[part]
         whole = isinstance(value, dict) and isinstance(place[last], dict)
         place[last] = {**place[last], **value} if whole else value
@@ -204,10 +204,11 @@ def _standing(point: dict[str, object], grid: dict[str, Rule], base: TrialConfig
 
 
 def _meets(key: str, rule: Rule, raw: dict) -> bool:
-    try:
-        return rule.holds(lambda path: value_at(raw, path))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{key}: when names {error.args[0]!r}, which is no setting of a trial") from error
+    for path in (path for each in rule.conditions for path in each):
+        *parents, last = path.split(".")
+        if last not in known_keys(TrialConfig, tuple(parents)):
+            raise UserError(f"{key}: when names {last!r}, which is no setting of a trial")
+    return rule.holds(lambda path: value_at(raw, path))
 
 
 def _check_sampled(plan: Plan, key: str, rule: Rule) -> None:

@@ -145,6 +145,9 @@ def rank_pictures(
     images = torch.stack([transform(image) for image in pictures.images]).to(device)
     head = clip.zero_shot_head(pictures.classes, pictures.templates)
     labels = None if pictures.labels is None else torch.tensor(pictures.labels, device=device)
+    with clip.unprompted():  # the pair as it came
+        plain = clip.zero_shot_head(pictures.classes, pictures.templates)
+        whole = kept_by(clip, images, plain, "golden", [1.0], locations)[0]
     pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed}
     # what takes no time goes first, so that it also fails first
     bar = tqdm([name for name in rankers if name not in METRICS], desc="rank", disable=quiet, delay=1)
@@ -157,7 +160,7 @@ def rank_pictures(
         pixels=_pixels(clip, images),
         grid=tower.patch_embed.grid_size,
         keep_rates=tuple(keep_rates),
-        unpruned=kept_by(clip, images, head, "golden", [1.0], locations)[0],
+        unpruned=whole,
         rows={name: rows[name] for name in rankers},
         about=f"{clip.name}, patches leave before layer{'s'[: len(locations) > 1]} {', '.join(map(str, locations))}",
         golden=golden,

@@ -74,6 +74,11 @@ def _target(directory: str | Path) -> Path:
 
 def _arguments(model: PrunedVisionTransformer) -> dict:
     """The pruning settings in force, beside the arguments that timm keeps."""
+    if model.num_prompt_tokens:
+        raise UserError(
+            "prompts are no part of a tower that is saved: set_prompts(None) first; they stay in a file of their own, "
+            "for prompts_path"
+        )
     settings = {field.name: getattr(model.pruning, field.name) for field in fields(Pruning)}
     return settings | {"predictor_path": None, "predictor_init": _record(model), "prompts_path": None}
 
