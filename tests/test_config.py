@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.config import Rule, SweepConfig, TrialConfig, parse_yaml, validate
+from patchrank.config import Rule, SweepConfig, TrialConfig, validate
 from patchrank.errors import UserError
+from patchrank.plain_yaml import parse_yaml
 from patchrank.tune.plan import make_plan
 from patchrank.tune.spec import find_sweep, load_sweep
 

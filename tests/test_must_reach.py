@@ -2,8 +2,9 @@
 
 import pytest
 
-from patchrank.config import TrialConfig, read_yaml
+from patchrank.config import TrialConfig
 from patchrank.inputs import load_inputs
+from patchrank.plain_yaml import read_yaml
 from patchrank.trial import run_trial
 from patchrank.tune.spec import find_sweep
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import Field
 
-from patchrank.config import Strict, read_yaml, validate
+from patchrank.config import Strict, validate
 from patchrank.data.images import ImageSplit
 from patchrank.errors import UserError, near
+from patchrank.plain_yaml import read_yaml
 
 
 class _File(Strict):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import patchrank
-from patchrank.config import Rule, SweepConfig, TrialConfig, known_keys, parse_yaml, read_yaml, validate
+from patchrank.config import Rule, SweepConfig, TrialConfig, known_keys, validate
 from patchrank.errors import UserError, near
 from patchrank.files import resolve
+from patchrank.plain_yaml import parse_yaml, read_yaml
 
 QUICK = {
     "data": {"n_train": 32, "n_val": 16, "n_test": 48, "n_oracle": 16},
