@@ -10,7 +10,7 @@ from patchrank.errors import UserError
 from patchrank.report import paper_rows, write_report
 from patchrank.report.__main__ import main
 from patchrank.report.compare import change, subset
-from patchrank.report.curves import _lines
+from patchrank.report.curves import _draw, _lines
 from patchrank.report.drawing import scale_points
 from patchrank.report.names import labels, swept
 from patchrank.report.paper import paper_section
@@ -190,6 +190,13 @@ def test_prompts_are_one_column_and_say_what_they_have_seen(run):
     page = (run.root / "report.md").read_text()
     assert "160 images of each task with their labels or 1024 images of each task without labels" in page
     assert page.count("Zero-shot accuracy") == 0 and "text + visual" in said.table
+
+
+def test_panels_show_all_rates_of_the_sweep_though_a_row_may_lack_some(run):
+    run.add(pruning__keep_rate=0.8)
+    panel = Figure().add_subplot()
+    _draw(panel, _lines(run.settings(), ["pruning.keep_rate"]), "digits", [20.0, 80.0, 100.0])
+    assert panel.get_xlim() == (103, 17) and list(panel.get_xticks()) == [20, 80, 100]
 
 
 def test_other_settings_of_prompts_have_columns_of_their_own(run):

@@ -25,12 +25,14 @@ def draw_curves(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
     from matplotlib.figure import Figure
 
     lines, rows, tasks = _lines(settings, axes), _rows(settings, axes), all_tasks(settings)
+    rates = sorted({100 * value_at(setting.config, KEEP_RATE) for setting in settings})  # of all panels: they share them
     height = (2.6 if len(rows) > 1 else 2.5) * len(rows) + 0.35 + 0.22 * -(-len(lines) // 3)
     figure = Figure(figsize=(3.3 * max(2, len(tasks)), height), layout="constrained")
     panels, spans = figure.subplots(len(rows), len(tasks), squeeze=False, sharex=True), []
     for (where, members), row in zip(rows.items(), panels):
         for task, panel in zip(tasks, row):
-            spans.append(_draw(panel, [(look, _among(points, members, task)) for look, points in lines], task))
+            here = [(look, _among(points, members, task)) for look, points in lines]
+            spans.append(_draw(panel, here, task, rates))
             panel.set_title(f"{_unpruned(members, task)}{where}", fontsize=9)
     for panel in panels[:, 0]:
         panel.set_ylabel("change of accuracy, points", fontsize=9)
@@ -86,16 +88,14 @@ def _unpruned(members: Sequence[Setting], task: str) -> str:
     return f"{task}, unpruned {mean(reference, 'unpruned', task):.1f} %" if reference else task
 
 
-def _draw(panel, lines: Sequence[Line], task: str) -> np.ndarray:
+def _draw(panel, lines: Sequence[Line], task: str, rates: Sequence[float]) -> np.ndarray:
     """One panel; returns what its bands span."""
     lines = [(look, points) for look, points in lines if points]
-    rates = sorted({100 * value_at(point.config, KEEP_RATE) for _, points in lines for point in points})
     panel.axhline(0, color="black", lw=0.9, ls=(0, (4, 3)), label="unpruned", zorder=1)
     span = np.concatenate([np.zeros(1), *(_draw_line(panel, points, look, task) for look, points in lines)])
     scale_points(panel, "y", span)
-    if rates:
-        panel.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)
-        panel.set_xlim(max(rates) + 3, min(rates) - 3)  # the more is dropped, the further right
+    panel.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)
+    panel.set_xlim(max(rates) + 3, min(rates) - 3)  # the more is dropped, the further right
     panel.grid(axis="y", lw=0.4, color="#dddddd")
     panel.spines[["top", "right"]].set_visible(False)
     return span
