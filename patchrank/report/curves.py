@@ -25,7 +25,7 @@ def draw_curves(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
     from matplotlib.figure import Figure
 
     lines, rows, tasks = _lines(settings, axes), _rows(settings, axes), all_tasks(settings)
-    rates = sorted({100 * value_at(setting.config, KEEP_RATE) for setting in settings})  # of all panels: they share them
+    rates = sorted({100 * value_at(setting.config, KEEP_RATE) for setting in settings})  # of all panels
     height = (2.6 if len(rows) > 1 else 2.5) * len(rows) + 0.35 + 0.22 * -(-len(lines) // 3)
     figure = Figure(figsize=(3.3 * max(2, len(tasks)), height), layout="constrained")
     panels, spans = figure.subplots(len(rows), len(tasks), squeeze=False, sharex=True), []
