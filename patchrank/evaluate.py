@@ -233,8 +233,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def _note_pruning(clip: Clip) -> None:
     """Says so where prompts from a file were tuned with another pruning than is in force."""
-    theirs = {} if clip.prompts is None else clip.prompts.about.get("pruning", {})
-    ours = describe(clip)["pruning"]
+    if clip.prompts is None:  # to describe a pair is to hash its weights
+        return
+    theirs, ours = clip.prompts.about.get("pruning", {}), describe(clip)["pruning"]
     other = [f"{key} {value} (here {ours[key]})" for key, value in theirs.items() if ours.get(key) != value]
     if other:
         print(f"note: {clip.prompts.source} was tuned with {', '.join(other)}", file=sys.stderr)

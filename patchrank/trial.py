@@ -157,6 +157,7 @@ def _measure_task(
     row = fit.matching(quality, inputs.clip.visual.num_patches) if quality else {}
     is_oracle = trial.pruning.reducer == "golden"
     of_val, of_test = (_oracle(trial, paths[task, part]) if is_oracle else None for part in ("val", "oracle"))
+    # prompts are tuned for one order of dropping, so another order beside them would say nothing
     controls = trial.controls if trial.pruning.reducer == "predictor" and not learns(trial) else ()
     with prompted(trial, task, inputs, shards, quiet) as learned:
         val, val_split = _evaluate(trial, inputs, task, "val", (), of_val, quiet)
@@ -173,15 +174,11 @@ def _seen(trial: TrialConfig, task: str, inputs: Inputs, learned: Learned | None
     if learned is None:
         return {}
     fitted_on = [task] if trial.predictor.fit_on == "own" else fit_tasks(trial)
-    ranked = {name for each in fitted_on if is_ranked(trial, inputs) for name in inputs.split(each, "train").ids}
+    decides = is_fitted(trial) and inputs.clip.visual.pruner is not None  # where nothing leaves, no ranking does
+    ranked = {name for each in fitted_on if decides for name in inputs.split(each, "train").ids}
     labelled = ranked if trial.golden.metric == "label" else set()
     seen = {"n_seen_images": len(ranked | learned.images), "n_seen_labels": len(labelled | learned.labels)}
     return seen | {"n_prompt_images": len(learned.images)}
-
-
-def is_ranked(trial: TrialConfig, inputs: Inputs) -> bool:
-    """Whether something that was fitted decides on what is dropped."""
-    return is_fitted(trial) and inputs.clip.visual.pruner is not None
 
 
 def _evaluate(

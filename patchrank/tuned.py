@@ -37,7 +37,8 @@ def check_prompt(trial: TrialConfig, tower: nn.Module) -> None:
     """Checks what a trial's prompts ask of each other and of its pruning, before anything starts.
 
     Raises:
-        UserError: distillation where nothing is pruned, or words that are not as many tokens as there are to be.
+        UserError: distillation where nothing is pruned, a ranking by oracles, a seed below 0, more tokens than leave
+            room for a class name, or words that are not as many tokens as there are to be.
     """
     config = trial.prompt
     check_distillation(config, tower)

@@ -12,6 +12,7 @@ import timm
 import torch
 
 import patchrank
+from patchrank.prompting import tuning
 
 
 def pytest_unconfigure():
@@ -43,3 +44,21 @@ def tower():
 @pytest.fixture
 def images():
     return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def killed_in_second_epoch(monkeypatch):
+    """Interrupts the second epoch of prompt tuning that is begun; the list of all that were begun."""
+    real, begun = tuning.train_epoch, []
+
+    def train_epoch(feed, state, epoch, bar):
+        begun.append(epoch)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return real(feed, state, epoch, bar)
+
+    def arm():
+        monkeypatch.setattr(tuning, "train_epoch", train_epoch)
+        return begun
+
+    return arm

@@ -14,7 +14,7 @@ from patchrank.evaluate import evaluate
 from patchrank.evaluate import main as evaluate_main
 from patchrank.models.prompt_files import load_prompts
 from patchrank.prompt import main as prompt_main
-from patchrank.prompting import learning, tuning
+from patchrank.prompting import learning
 from patchrank.prompting.presets import complete
 from patchrank.prompting.shots import Feed, load_train
 from patchrank.prompting.tuning import tune_prompts
@@ -106,21 +106,13 @@ def test_labels_change_nothing(pruned, train, tmp_path):
 
 @pytest.mark.parametrize("patience", [None, 1])
 def test_a_killed_run_goes_on_with_adams_state_and_ends_with_the_same_bytes(
-    pruned, train, tmp_path, monkeypatch, patience
+    pruned, train, tmp_path, killed_in_second_epoch, patience
 ):
     settings, whole, cut = config(norm_gains=True, patience=patience), tmp_path / "whole", tmp_path / "cut"
     val = load_split("digits_ink", "val", 8)
     tuned = tune_prompts(pruned, train, val, settings, 1, str(whole), quiet=True)
     assert ("val_cosine" in tuned.about["history"][0]) == bool(patience)
-    real, epochs = tuning.train_epoch, []
-
-    def killed(feed, state, epoch, bar):
-        epochs.append(epoch)
-        if len(epochs) == 2:
-            raise KeyboardInterrupt
-        return real(feed, state, epoch, bar)
-
-    monkeypatch.setattr(tuning, "train_epoch", killed)
+    epochs = killed_in_second_epoch()
     with pytest.raises(KeyboardInterrupt):
         tune_prompts(pruned, train, val, settings, 1, str(cut), quiet=True)
     tune_prompts(pruned, train, val, settings, 1, str(cut), quiet=True)

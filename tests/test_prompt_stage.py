@@ -106,18 +106,12 @@ def test_a_seed_gives_the_same_bytes_twice_and_another_one_others(clip, train, t
 
 
 @pytest.mark.parametrize("patience", (None, 1))
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(clip, train, val, tmp_path, monkeypatch, patience):
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    clip, train, val, tmp_path, killed_in_second_epoch, patience
+):
     settings, whole, cut = config(epochs=4, patience=patience, lr=0.2), tmp_path / "whole", tmp_path / "cut"
     tune_prompts(clip, train, val, settings, 1, str(whole), quiet=True)
-    real, epochs = tuning.train_epoch, []
-
-    def killed(feed, state, epoch, bar):
-        epochs.append(epoch)
-        if len(epochs) == 2:
-            raise KeyboardInterrupt
-        return real(feed, state, epoch, bar)
-
-    monkeypatch.setattr(tuning, "train_epoch", killed)
+    epochs = killed_in_second_epoch()
     with pytest.raises(KeyboardInterrupt):
         tune_prompts(clip, train, val, settings, 1, str(cut), quiet=True)
     assert epochs == [0, 1] and not cut.exists() and clip.prompts is None
