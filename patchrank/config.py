@@ -28,7 +28,7 @@ class DataConfig(Strict):
     templates: Literal["plain", "openai7", "openai80"] | None = None  # prompts in place of each task's own
     n_train: int | None = Field(256, ge=1)  # images of each task
     n_val: int | None = Field(128, ge=1)
-    n_test: int | None = Field(None, ge=1)
+    n_test: int | None = Field(None, ge=0)  # 0: trials do not look at test
     n_oracle: int | None = Field(None, ge=1)  # the first test images, which alone `golden` rankings are made for
 
 
@@ -106,15 +106,63 @@ class TrialConfig(Strict):
     prompt: PromptConfig | None = None
 
 
+class AshaConfig(Strict):
+    """Ends trials early that fall behind others after as many epochs (asynchronous successive halving)."""
+
+    of: Literal["predictor", "prompt"]  # whose epochs are compared: by matching on val, or by accuracy on val
+    grace: int = Field(1, ge=1)  # epochs before anything is ended
+    reduction: float = Field(3, gt=1)  # one in so many goes on at each rung
+
+
 class SearchConfig(Strict):
     method: Literal["grid", "random", "optuna"] = "grid"
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"  # Optuna's, for method optuna
     samples: int = Field(20, ge=1)  # per grid cell; a pure grid needs none
     seed: int = 0
+    round: int = Field(16, ge=2)  # trials between two measurements of milliseconds, which need the machine to themselves
+    asha: AshaConfig | None = None
+
+
+# never a test figure: test is read for the report alone. ms: of one image, measured, not counted
+Measured = Literal["val_accuracy", "val_agreement", "val_cosine", "matching_rate", "gmacs", "ms"]
 
 
 class Objective(Strict):
-    metric: Literal["val_accuracy", "gmacs", "matching_rate"]  # never a test figure: test is read for the report alone
+    metric: Measured
     mode: Literal["min", "max"]
+
+
+class Constraint(Strict):
+    """A bound that a trial must keep to be worth anything."""
+
+    metric: Measured
+    at_most: float | None = Field(None, allow_inf_nan=False)
+    at_least: float | None = Field(None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Constraint:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("exactly one of at_most and at_least must be there")
+        return self
+
+    def excess(self, metrics: dict[str, float]) -> float:
+        """By how much it is broken; at or below 0 where it is kept."""
+        value = metrics[self.metric]
+        return value - self.at_most if self.at_least is None else self.at_least - value
+
+
+class BenchmarkConfig(Strict):
+    """How milliseconds are measured, where an objective or a constraint asks for them."""
+
+    batch_size: int = Field(32, ge=1)
+    repeats: int = Field(30, ge=3)  # of each tower, in turns
+
+
+class Loggers(Strict):
+    """Trackers that hear of every trial, by Ray's own callbacks; keys go to those as they stand."""
+
+    wandb: dict[str, Any] | None = None
+    mlflow: dict[str, Any] | None = None
 
 
 class Resources(Strict):
@@ -251,7 +299,12 @@ class SweepConfig(Strict):
     search: SearchConfig = SearchConfig()
     trial: TrialConfig = TrialConfig()
     objectives: list[Objective] = Field([Objective(metric="val_accuracy", mode="max")], min_length=1)
+    constraints: list[Constraint] = []
     resources: Resources = Resources()
+    time_limit: float | None = Field(None, gt=0)  # seconds, after which a trial is ended and counts as failed
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    imports: list[str] = []  # modules that register components of yours, importable on every node
+    loggers: Loggers = Loggers()
     report: ReportConfig
 
 
