@@ -14,7 +14,7 @@ from patchrank.inputs import load_part
 from patchrank.layers import pruning
 from patchrank.layers.predictors import check_location, create_predictor
 from patchrank.models.tags import find_weights
-from patchrank.trial import fit_tasks, predictor_shape, remove_at
+from patchrank.trial import fit_tasks, is_fitted, predictor_shape, remove_at
 from patchrank.tuned import check_prompt, learns
 
 
@@ -44,6 +44,19 @@ def check_trial(trial: TrialConfig) -> None:
     tower.set_pruning(**trial.pruning.model_dump(), predictor_init="random")
     if learns(trial):
         check_prompt(trial, tower)
+
+
+def counted_gmacs(trial: TrialConfig) -> float:
+    """GMACs of one image with a trial's pruning, its ranking included and learned tokens left out; nothing is run."""
+    tower, how = _empty_tower(trial.model.name), {}
+    if is_fitted(trial):
+        name = "prior" if trial.pruning.reducer == "prior" else trial.predictor.name
+        shape = {} if name == "prior" else predictor_shape(trial)
+        with torch.device("meta"):
+            how["predictor"] = create_predictor(name, tower.embed_dim, tower.patch_embed.grid_size, **shape)
+    tower.set_pruning(keep_rate=1.0, drop_counts=None)
+    tower.set_pruning(**trial.pruning.model_dump(), **how)
+    return tower.macs().image / 1e9
 
 
 @lru_cache(maxsize=64)

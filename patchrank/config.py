@@ -119,7 +119,7 @@ class SearchConfig(Strict):
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"  # Optuna's, for method optuna
     samples: int = Field(20, ge=1)  # per grid cell; a pure grid needs none
     seed: int = 0
-    round: int = Field(16, ge=2)  # trials between two measurements of milliseconds, which need the machine to themselves
+    round: int = Field(16, ge=2)  # trials between two measurements of milliseconds, beside which nothing runs
     asha: AshaConfig | None = None
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import datetime
 import io
+import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -99,11 +101,11 @@ def run_trial(trial: TrialConfig, inputs: Inputs, root: str, shards: str, sweep:
     identity = trial_id(trial, fingerprint(trial, inputs))
     try:
         record, arrays = _measure(trial, inputs, shards, quiet)
+        _check_finite(record["metrics"])
     except Exception as error:
-        about = {"id": identity, "sweep": sweep, "status": "error", "config": trial.model_dump()}
-        write_json(
-            join(root, "trials", f"{identity}.error.json"), about | {"error": f"{type(error).__name__}: {error}"}
-        )
+        with suppress(UserError):  # what went wrong first is what counts, and a full disk takes no records
+            failed = error_record(trial, identity, sweep, f"{type(error).__name__}: {error}")
+            write_json(join(root, "trials", f"{identity}.error.json"), failed)
         raise
     record = {
         "schema": SCHEMA,
@@ -119,6 +121,19 @@ def run_trial(trial: TrialConfig, inputs: Inputs, root: str, shards: str, sweep:
     write_json(join(root, "trials", f"{identity}.json"), record)  # last: a record means that all is there
     remove(join(root, "trials", f"{identity}.error.json"))
     return record
+
+
+def _check_finite(metrics: dict) -> None:
+    """Raises `ValueError` for a result that is no number: no search may take it for one."""
+    wrong = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {metrics[wrong[0]]}, which is no result")
+
+
+def error_record(trial: TrialConfig, identity: str, sweep: str, error: str) -> dict:
+    """What is written of a trial that failed."""
+    about = {"schema": SCHEMA, "id": identity, "sweep": sweep, "status": "error", "date": f"{datetime.date.today()}"}
+    return about | {"config": trial.model_dump(), "error": error}
 
 
 def _measure(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tuple[dict, dict[str, np.ndarray]]:

@@ -10,7 +10,7 @@ from patchrank.evaluate import embed_shared, evaluate
 from patchrank.inputs import load_inputs
 from patchrank.models.clip import create_clip
 from patchrank.trial import needed_shards, run_trial, trial_id, trial_tasks
-from patchrank.tune.plan import configure
+from patchrank.tune.cells import configure
 
 BASE = TrialConfig.model_validate(
     {

@@ -203,7 +203,7 @@ def test_commands_end_with_one_line_and_status_2(tmp_path):
 def test_fresh_runs_everything_again_but_a_plan_removes_nothing(killed_and_finished, monkeypatch):
     folder, _, _ = killed_and_finished
     before = trials(folder)
-    said = run(folder, "--plan", "--fresh")
+    said = run(folder, "--dry-run", "--fresh")
     assert "0 done, 4 to run" in said and ": done" not in said
     assert trials(folder) == before
 
@@ -215,7 +215,7 @@ def test_a_record_without_its_arrays_is_made_again(killed_and_finished):
     assert plan.missing() == 0
     arrays = next(folder.glob("runs/locations-quick/trials/*.npz"))
     arrays.rename(arrays.with_suffix(".away"))
-    plan.records.clear()
+    plan.records.refresh()
     assert plan.missing() == 1
     arrays.with_suffix(".away").rename(arrays)
 
@@ -276,7 +276,7 @@ def finish(plan, values: dict, folder: Path) -> str:
     trial = plan.trial(values)
     identity = trial_id(trial, plan.inputs(trial).fingerprint(trial_tasks(trial)))
     metrics = {"val_accuracy": 100 * trial.pruning.keep_rate}
-    record = {"id": identity, "status": "ok", "config": trial.model_dump(), "metrics": metrics}
+    record = {"schema": 1, "id": identity, "status": "ok", "config": trial.model_dump(), "metrics": metrics}
     (folder / "runs/locations/trials").mkdir(parents=True, exist_ok=True)
     (folder / f"runs/locations/trials/{identity}.json").write_text(json.dumps(record))
     (folder / f"runs/locations/trials/{identity}.npz").write_bytes(b"")

@@ -12,7 +12,8 @@ from patchrank.files import content_id
 from patchrank.inputs import load_inputs
 from patchrank.prompting import presets, tuning
 from patchrank.trial import fingerprint, run_trial, trial_id
-from patchrank.tune.plan import configure, make_plan
+from patchrank.tune.cells import configure
+from patchrank.tune.plan import make_plan
 from patchrank.tune.spec import load_sweep
 from patchrank.tuned import lessons
 

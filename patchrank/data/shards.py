@@ -62,10 +62,11 @@ class ShardFolder:
 
     def faults(self) -> dict[int, str]:
         """What is wrong with each shard that is not as it should be: `{1: "truncated: 512 of 3072 bytes"}`."""
-        found = {index: self._fault(index) for index in range(len(self.sizes))}
+        found = {index: self.fault(index) for index in range(len(self.sizes))}
         return {index: fault for index, fault in found.items() if fault}
 
-    def _fault(self, index: int) -> str | None:
+    def fault(self, index: int) -> str | None:
+        """What is wrong with one shard; None where nothing is."""
         record = read_json(join(self.path, f"{_stem(index)}.json"))
         if record is None or record.get("samples") != self.sizes[index]:
             return "not made yet"

@@ -1,17 +1,22 @@
-"""Starting Ray, quietly, and asking whether it can give what a trial takes."""
+"""Starting or joining Ray, quietly, and asking whether it can give what a trial takes."""
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+import patchrank
 from patchrank.config import Resources
 from patchrank.errors import UserError
+from patchrank.tune.progress import say
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -19,29 +24,49 @@ QUIET = {
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_task_oom_retries": "3",  # of scoring, for which Ray would go on for ever
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # interrupts.py has one for both signals
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # one trial without a metric would end the whole sweep
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+POLL = 2.0  # seconds between two looks at a cluster that is to grow
 
 
-def check_machine(resources: Resources, address: str | None) -> None:
+@dataclass(frozen=True)
+class Where:
+    """Which Ray to run on: a cluster's address, or None for this machine's own.
+
+    wait: seconds that a cluster may take to get the nodes that a trial needs.
+    """
+
+    address: str | None = None
+    wait: float = 0.0
+    dashboard: bool = False
+
+
+def check_machine(resources: Resources, where: Where) -> None:
     """Refuses, before Ray starts, what this machine does not have; clusters are asked later.
 
     Raises:
         UserError: says what is asked for and what is there.
     """
-    if address is not None:
+    if where.address is not None:
         return
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
-    _check("gpu", resources.gpu, gpus, "this machine")
-    _check("cpu", resources.cpu, cpus, "this machine")
+    for kind, wanted, there in (("gpu", resources.gpu, gpus), ("cpu", resources.cpu, cpus)):
+        if wanted > there:
+            near = f"near: resources.{kind}={there:g}"
+            raise UserError(f"resources.{kind} is {wanted:g}, but this machine has {there:g}; {near}")
 
 
 @contextmanager
-def ray_cluster(resources: Resources, address: str | None) -> Iterator[int]:
+def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ()) -> Iterator[int]:
     """Ray for the length of a block; yields how many trials fit at a time.
+
+    Args:
+        modules: of the user's, which travel to a cluster's nodes with this package.
 
     Raises:
         UserError: no cluster at the address, or no node that can hold a trial.
@@ -53,33 +78,79 @@ def ray_cluster(resources: Resources, address: str | None) -> Iterator[int]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="ray")
     started = not ray.is_initialized()
-    dashboard = None if address else False
+    if started:
+        _start(where, modules)
     try:
-        if started:
-            ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"Ray cluster {address!r} cannot be reached ({str(error).splitlines()[0]})") from error
-    try:
-        yield _slots(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        yield _slots_in_time(resources, where.wait)
     finally:
         if started:  # a notebook's own cluster is left as it was
             ray.shutdown()
 
 
-def _slots(resources: Resources, nodes: list[dict]) -> int:
-    for kind, wanted in (("gpu", resources.gpu), ("cpu", resources.cpu)):
-        _check(
-            kind, wanted, max((node.get(kind.upper(), 0) for node in nodes), default=0), "the cluster's largest node"
+def _start(where: Where, modules: Sequence[str]) -> None:
+    import ray
+
+    how: dict = {"include_dashboard": where.dashboard} if where.address is None else {}
+    if where.address is not None and not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        how["runtime_env"] = {"py_modules": _shipped(modules)}  # a submitted job has its own
+    try:
+        context = ray.init(where.address or "local", logging_level=logging.ERROR, log_to_driver=False, **how)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"Ray cluster {where.address!r} cannot be reached ({str(error).strip().splitlines()[0]})"
+        ) from error
+    url = context.dashboard_url
+    if url:
+        say(f"dashboard: http://{url.removeprefix('http://')}  (if it asks for a token: ray get-auth-token)")
+
+
+def _shipped(modules: Sequence[str]) -> list[str]:
+    """Folders and files that nodes get: this package, and the user's modules."""
+    import importlib
+
+    files = [Path(importlib.import_module(name.partition(".")[0]).__file__) for name in modules]
+    return [str(Path(patchrank.__file__).parent), *(str(f.parent if f.name == "__init__.py" else f) for f in files)]
+
+
+def _slots_in_time(resources: Resources, wait: float) -> int:
+    """`slots`, asked again until nodes have come or time is over."""
+    import ray
+
+    deadline, asked = time.monotonic() + wait, False
+    while True:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        try:
+            return slots(resources, {node["NodeManagerAddress"]: node["Resources"] for node in nodes})
+        except UserError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not asked:
+                say(f"{error}; waiting up to {wait:g} seconds for nodes")
+                _ask_for_nodes(resources)
+                asked = True
+        time.sleep(POLL)
+
+
+def _ask_for_nodes(resources: Resources) -> None:
+    """Lets an autoscaler know what a trial takes; a cluster without one ignores it."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[{kind.upper(): amount for kind, amount in resources.model_dump().items() if amount}])
+
+
+def slots(resources: Resources, nodes: dict[str, dict]) -> int:
+    """How many trials fit at a time on nodes, given as address -> what Ray says it has.
+
+    Raises:
+        UserError: names what a trial needs and what each node has.
+    """
+    wanted = {kind: amount for kind, amount in resources.model_dump().items() if amount}
+    fitting = [min(node.get(kind.upper(), 0) / amount for kind, amount in wanted.items()) for node in nodes.values()]
+    found = sum(int(each + 1e-9) for each in fitting)
+    if not found:
+        needs = ", ".join(f"{kind} {amount:g}" for kind, amount in wanted.items())
+        has = [f"{name}: cpu {node.get('CPU', 0):g}, gpu {node.get('GPU', 0):g}" for name, node in nodes.items()]
+        raise UserError(
+            f"no node holds a trial: each needs {needs} (resources), and there are {'; '.join(has) or 'no nodes'}"
         )
-    slots = sum(
-        int(min(node.get(kind.upper(), 0) / wanted for kind, wanted in resources.model_dump().items() if wanted))
-        for node in nodes
-    )
-    if not slots:
-        raise UserError(f"no node of the cluster has both {resources.cpu:g} cpu and {resources.gpu:g} gpu for a trial")
-    return slots
-
-
-def _check(kind: str, wanted: float, there: float, where: str) -> None:
-    if wanted > there:
-        raise UserError(f"resources.{kind} is {wanted:g}, but {where} has {there:g}; near: resources.{kind}={there:g}")
+    return found

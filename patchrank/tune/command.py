@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 DESCRIPTION = """Runs a sweep: plans, makes golden shards, runs what is missing with Ray Tune, writes the report.
@@ -23,13 +22,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, values read as YAML")
     parser.add_argument("--quick", action="store_true", help="a smoke run on few images, in a folder of its own")
     parser.add_argument("--fresh", action="store_true", help="ignore the records of earlier runs")
-    parser.add_argument("--plan", action="store_true", help="print what would be done, and stop")
-    parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="Ray cluster (default: this machine)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it takes, and stop")
+    parser.add_argument("--address", help="Ray cluster: auto, host:port or ray://... (default: RAY_ADDRESS, or none)")
+    parser.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="that a cluster may take to get the nodes it needs"
+    )
+    parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard, where Ray is started here")
     args = parser.parse_intermixed_args(argv)
     print(f"reading {args.sweep} ...", file=sys.stderr, flush=True)  # the imports below take seconds
 
     from patchrank.cli import run_command
     from patchrank.tune.driver import run_sweep
 
-    options = {"quick": args.quick, "fresh": args.fresh, "plan_only": args.plan, "address": args.address}
+    options = {key: getattr(args, key) for key in ("quick", "fresh", "dry_run", "address", "wait", "dashboard")}
     run_command(lambda: run_sweep(args.sweep, args.overrides, **options).exit_code)

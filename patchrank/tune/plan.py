@@ -7,32 +7,25 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from patchrank.checks import check_trial
-from patchrank.config import PromptConfig, Rule, TrialConfig, known_keys, validate, value_at
+from patchrank.config import Rule, TrialConfig, value_at
 from patchrank.errors import UserError, near
-from patchrank.files import exists, join, list_names, read_json, remove
 from patchrank.inputs import Inputs, load_inputs
-from patchrank.trial import fingerprint, fit_tasks, trial_id
+from patchrank.trial import fingerprint, fit_tasks, is_fitted, trial_id
+from patchrank.tune.cells import Cell, allows, configure, fits, grid_points, random_points
+from patchrank.tune.records import Records
 from patchrank.tune.spec import Sweep
 from patchrank.tuned import lessons_key
 
 
 @dataclass
-class Cell:
-    """One point of the grid: a trial, or a search over the sampled axes around it."""
-
-    values: dict[str, object]
-    samples: int
-
-
-@dataclass
 class Plan:
-    """All cells of a sweep, its sampled axes, and the records that there are already."""
+    """All cells of a sweep, the axes that a search samples around them, and the records that there are already."""
 
     sweep: Sweep
     cells: list[Cell]
     sampled: dict[str, Rule]
-    records: dict[str, dict] = field(default_factory=dict)
+    records: Records
+    left_out: int = 0  # points of the grid that break a bound on GMACs
     fingerprints: dict[str, dict] = field(default_factory=dict)
     _inputs: dict[str, Inputs] = field(default_factory=dict)
     _trials: dict[str, TrialConfig] = field(default_factory=dict)
@@ -45,22 +38,30 @@ class Plan:
         return sum(cell.samples for cell in self.cells)
 
     def missing(self) -> int:
-        """How many trials have no record."""
+        """How many trials have neither finished nor been ended early."""
         return sum(max(0, cell.samples - len(list(self.records_of(cell)))) for cell in self.cells)
 
     def rows(self) -> list[dict]:
         """Finished records in plan order."""
-        return [record for cell in self.cells for record, _ in self.records_of(cell)]
+        return [record for cell in self.cells for record, _ in self.records_of(cell) if record["status"] == "ok"]
+
+    def stopped(self) -> list[dict]:
+        """Records of trials that were ended early, in plan order."""
+        return [record for cell in self.cells for record, _ in self.records_of(cell) if record["status"] == "stopped"]
+
+    def failures(self) -> list[tuple[dict[str, object], dict]]:
+        """Swept settings of trials that failed when they ran last, and what these left."""
+        return [(values, record) for cell in self.cells for values, record in self._failures_of(cell)]
 
     def forget(self) -> None:
         """Removes the records of this plan; shards and predictors stay."""
-        for row in self.rows():
-            remove(join(self.sweep.config.root, "trials", f"{row['id']}.json"))
-        self.records.clear()
+        for record in [*self.rows(), *self.stopped(), *(record for _, record in self.failures())]:
+            self.records.forget(record["id"])
 
     def staged(self) -> list[TrialConfig]:
         """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
         choices = {key: rule.choice for key, rule in self.sampled.items() if rule.kind == "choice"}
+        choices |= {key: _whole(rule) for key, rule in self.sampled.items() if rule.kind == "int_"}
         parts = ("model", "data", "golden", "predictor.fit_on", "pruning.locations", "pruning.reducer")
         scoring = {key: values for key, values in choices.items() if key.startswith(parts)}
         drawn = [dict(zip(scoring, values)) for values in itertools.product(*scoring.values())]
@@ -88,27 +89,36 @@ class Plan:
         return self._inputs[key]
 
     def record(self, identity: str) -> dict | None:
-        """The finished record of a trial, if there is one."""
-        if identity not in self.records:
-            path = join(self.sweep.config.root, "trials", identity)
-            found = read_json(f"{path}.json")
-            if found is None or found.get("status") != "ok" or found.get("id") != identity or not exists(f"{path}.npz"):
-                return None
-            self.records[identity] = found
-        return self.records[identity]
+        """The record of a trial that need not run again: finished, or ended early under the rules in force."""
+        asha = self.sweep.config.search.asha
+        return self.records.finished(identity) or self.records.stopped(identity, asha and asha.model_dump())
 
     def records_of(self, cell: Cell) -> Iterator[tuple[dict, dict[str, object]]]:
-        """Finished records of a cell, each with the values that its sampled axes took."""
+        """Records of a cell that count, each with the values that its sampled axes took."""
         if not self.sampled:
             trial = self.trial(cell.values)
             if record := self.record(self.identify(trial)):
                 yield record | {"config": trial.model_dump()}, {}  # the same trial may be written in several ways
             return
-        for record in self._all_records():
-            drawn = {key: value_at(record["config"], key) for key in self.sampled}
-            drawn = {k: v for k, v in drawn.items() if allows(self.sampled[k], v, cell.values | drawn)}
-            if self._names(record, cell.values | drawn):
+        for found in self.records.all():
+            record, drawn = self.record(found["id"]), self._drawn(found, cell)
+            if found is record and self._names(record, cell.values | drawn):
                 yield record, drawn
+
+    def _failures_of(self, cell: Cell) -> Iterator[tuple[dict[str, object], dict]]:
+        if not self.sampled:
+            record = self.records.failed(self.identify(self.trial(cell.values)))
+            found = [(cell.values, record)] if record else []
+        else:
+            errors = [record for record in self.records.all() if record["status"] == "error"]
+            named = [(cell.values | self._drawn(record, cell), record) for record in errors]
+            found = [pair for pair in named if self._names(pair[1], pair[0])]
+        yield from (pair for pair in found if not self.record(pair[1]["id"]))
+
+    def _drawn(self, record: dict, cell: Cell) -> dict[str, object]:
+        """The values that sampled axes took in a record, those that may have been drawn around this cell."""
+        drawn = {key: value_at(record["config"], key) for key in self.sampled}
+        return {k: v for k, v in drawn.items() if allows(self.sampled[k], v, cell.values | drawn)}
 
     def _names(self, record: dict, values: dict[str, object]) -> bool:
         """Whether the sweep's trial with these values is the one that the record is of."""
@@ -117,107 +127,66 @@ class Plan:
         except UserError:
             return False
 
-    def _all_records(self) -> list[dict]:
-        folder = join(self.sweep.config.root, "trials")
-        names = [name.removesuffix(".json") for name in list_names(folder) if name.endswith(".json")]
-        return [record for name in names if "." not in name and (record := self.record(name))]
-
 
 def _inputs_key(trial: TrialConfig) -> str:
     return json.dumps([trial.model.model_dump(), trial.data.model_dump()])
 
 
-def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
-    """Whether a rule may have drawn a value, beside the values of other axes."""
-    if not rule.holds(others.get):
-        return False
-    if rule.kind == "choice":
-        return value in rule.choice
-    low, high = rule.uniform if rule.kind == "uniform" else rule.int_
-    return isinstance(value, int | float) and low <= value <= high
+def _whole(rule: Rule) -> list[int]:
+    """All values of a whole-number axis, both bounds among them."""
+    low, high = rule.int_
+    return list(range(low, high + 1, int(rule.step or 1)))
 
 
-def configure(base: TrialConfig, values: dict[str, object]) -> TrialConfig:
-    """`base` with settings replaced by path; a mapping changes the keys that it names of a whole section.
+def make_plan(sweep: Sweep, fresh: bool = False) -> Plan:
+    """Expands grid axes, and those of a random search, into cells, and checks every one of them.
 
-    Raises:
-        UserError: a value that does not fit its setting.
-    """
-    raw = _replaced(base, values)
-    where = ", ".join(f"{path}={value}" for path, value in values.items()) or "trial"
-    trial = validate(TrialConfig, raw, where)
-    try:
-        check_trial(trial)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    return trial
-
-
-def _replaced(base: TrialConfig, values: dict[str, object]) -> dict:
-    raw = base.model_dump()
-    for path, value in values.items():
-        *parts, last = path.split(".")
-        place = raw
-        for part in parts:
-            place[part] = PromptConfig().model_dump() if place[part] is None else place[part]  # which alone may be null
-            place = place[part]
-        whole = isinstance(value, dict) and isinstance(place[last], dict)
-        place[last] = {**place[last], **value} if whole else value
-    return raw
-
-
-def make_plan(sweep: Sweep) -> Plan:
-    """Expands grid axes into cells and checks every one of them.
+    Args:
+        fresh: whether records that cannot be used are passed over.
 
     Raises:
-        UserError: a cell that cannot run, or sampled axes under `method: grid`.
+        UserError: a cell that cannot run, sampled axes under `method: grid`, bounds that nothing keeps, an objective
+            that no trial returns, or a record that cannot be used.
     """
-    search = sweep.config.search
+    search, base = sweep.config.search, sweep.config.trial
     grid = {key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}
     sampled = {key: rule for key, rule in sweep.axes.items() if rule.kind != "grid"}
     if sampled and search.method == "grid":
         raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; near: random, optuna")
-    samples = search.samples if sampled else 1
-    cells = [Cell(values, samples) for values in _points(grid, sweep.config.trial)]
-    plan = Plan(sweep, cells, sampled)
-    for cell in cells:
-        plan.trial(cell.values)
+    points = grid_points(grid, base)
     for key, rule in sampled.items():
-        _check_sampled(plan, key, rule)
+        _check_sampled(sweep, points[0], key, rule)
+    is_random = search.method == "random" or search.sampler == "random"
+    if sampled and is_random:
+        bounds = sweep.config.constraints
+        points = [drawn for point in points for drawn in random_points(point, sampled, base, search, bounds)]
+    adaptive = {} if is_random else sampled
+    kept = points if adaptive else [point for point in points if fits(configure(base, point), sweep.config.constraints)]
+    if not kept:
+        raise UserError(f"constraints: none of {len(points) or 'the'} points of the search space keeps them")
+    cells = [Cell(point, search.samples if adaptive else 1) for point in kept]
+    plan = Plan(sweep, cells, adaptive, Records(sweep.config.root, fresh), len(points) - len(kept))
+    _check_objectives(plan)
     return plan
 
 
-def _points(grid: dict[str, Rule], base: TrialConfig) -> list[dict[str, object]]:
-    """Points of the grid, each once; an axis stands only in those that meet its `when`."""
-    points: dict[str, dict[str, object]] = {}
-    for values in itertools.product(*(rule.grid for rule in grid.values())):
-        point = _standing(dict(zip(grid, values)), grid, base)
-        points.setdefault(json.dumps(_replaced(base, point), sort_keys=True), point)
-    return list(points.values())
+def _check_objectives(plan: Plan) -> None:
+    """Refuses objectives and bounds that no trial of the plan can return."""
+    wanted = {each.metric for each in (*plan.sweep.config.objectives, *plan.sweep.config.constraints)}
+    trials = plan.staged()
+    if "matching_rate" in wanted and not any(map(is_fitted, trials)):
+        raise UserError("objectives: no trial returns 'matching_rate', which takes a fitted ranking; near: val_cosine")
+    if "ms" in wanted and all(trial.pruning.reducer == "golden" for trial in trials):
+        raise UserError("objectives: no trial returns 'ms', since golden rankings cannot be deployed; near: gmacs")
 
 
-def _standing(point: dict[str, object], grid: dict[str, Rule], base: TrialConfig) -> dict[str, object]:
-    """The axes of a point whose `when` is met; an axis that falls may take others with it."""
-    raw = _replaced(base, point)
-    left = {key: value for key, value in point.items() if _meets(key, grid[key], raw)}
-    return left if left == point else _standing(left, grid, base)
-
-
-def _meets(key: str, rule: Rule, raw: dict) -> bool:
-    for path in (path for each in rule.conditions for path in each):
-        *parents, last = path.split(".")
-        if last not in known_keys(TrialConfig, tuple(parents)):
-            raise UserError(f"{key}: when names {last!r}, which is no setting of a trial")
-    return rule.holds(lambda path: value_at(raw, path))
-
-
-def _check_sampled(plan: Plan, key: str, rule: Rule) -> None:
+def _check_sampled(sweep: Sweep, point: dict[str, object], key: str, rule: Rule) -> None:
     """Tries every choice, or both bounds, of a sampled axis; and knows the axes that its `when` names."""
     if any(isinstance(value, dict) for value in rule.choice or ()):
         raise UserError(f"{key}: a mapping can stand in a grid, but not be sampled; near: {key}.<setting>")
     for value in rule.choice or rule.uniform or rule.int_:
-        plan.trial(plan.cells[0].values | {key: value})
+        configure(sweep.config.trial, point | {key: value})
     named = {path for each in rule.conditions for path in each}
-    unknown = sorted(named - set(plan.sampled) - set(plan.cells[0].values))
+    unknown = sorted(named - set(sweep.axes))
     if unknown:
-        raise UserError(f"{key}: when names {unknown[0]!r}, which is not swept; {near(unknown[0], plan.sweep.axes)}")
+        raise UserError(f"{key}: when names {unknown[0]!r}, which is not swept; {near(unknown[0], sweep.axes)}")

@@ -22,6 +22,8 @@ def print_plan(plan: Plan, jobs: list, missing: int) -> None:
     say(f"sweep {config.name}: {plan.size} trials, {plan.size - missing} done, {missing} to run")
     for note in plan.sweep.notes:
         say(f"  note: {note}")
+    if plan.left_out:
+        say(f"  note: {plan.left_out} points of the grid break the bound on GMACs and are left out")
     for warning in sorted({WARNINGS.get(trial.predictor.loss, "") for trial in _fitted(plan)} - {""}):
         say(f"  note: {warning}")
     for cell in plan.cells[:SHOWN]:
@@ -31,9 +33,9 @@ def print_plan(plan: Plan, jobs: list, missing: int) -> None:
     if len(plan.cells) > SHOWN:
         say(f"  and {len(plan.cells) - SHOWN} more")
     for job in jobs:
-        data, size = job.folder.header["data"], len(job.folder.sizes)
+        count, size = job.folder.header["data"]["count"], len(job.folder.sizes)
         state = f"{len(job.faults)} of {size} to make" if job.faults else "ready"
-        say(f"  golden shards of {data['task']}/{data['split']} ({data['count']} images): {state}")
+        say(f"  golden shards of {job.name} ({count} images): {state}")
     say(f"  records in {config.root}/trials, {config.resources.cpu:g} cpu and {config.resources.gpu:g} gpu a trial")
 
 

@@ -1,104 +1,46 @@
-"""What to try next: one Optuna study per cell of the grid, in memory, rebuilt from records at every start.
+"""What to try next. Nothing here is the truth: records are, so that a killed driver loses nothing.
 
-Ray asks, this answers. Nothing here is the truth: records are, so that a killed driver loses nothing.
+A plan whose trials are all known beforehand is worked off in order. Around sampled axes Optuna searches, with one study
+per cell of the grid, in memory and rebuilt from records at every start.
 """
 
 from __future__ import annotations
 
-import json
 import math
+from collections import deque
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
-from patchrank.config import Rule
 from patchrank.files import content_id
+from patchrank.tune.cells import MOST, TRIES, fits
 from patchrank.tune.plan import Plan
+from patchrank.tune.spaces import distribution, encode, sample
 
-TRIES = 50  # asks for something new before a cell counts as exhausted
+SAMPLERS = {
+    "tpe": optuna.samplers.TPESampler,
+    "nsga2": optuna.samplers.NSGAIISampler,
+}
 
 
-class CellSearch(Searcher):
-    """Suggests trials that have no record yet, round-robin over cells."""
+def create_search(plan: Plan) -> Searcher:
+    """The search that a plan asks for."""
+    return CellSearch(plan) if plan.sampled else ListSearch(plan)
+
+
+class ListSearch(Searcher):
+    """Suggests the trials of a plan that have no record yet, in order."""
 
     def __init__(self, plan: Plan):
-        objectives = plan.sweep.config.objectives
-        super().__init__(metric=objectives[0].metric, mode=objectives[0].mode)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.plan = plan
-        self.objectives = objectives
-        self.known = [list(plan.records_of(cell)) for cell in plan.cells]
-        self.studies = [self._study(n) for n in range(len(plan.cells))]
-        self.ids: list[list[str]] = [[] for _ in plan.cells]  # of every cell, finished or under way, in order
-        self.live: dict[str, tuple[int, int]] = {}  # Ray's trial id -> cell, number in its study
-        self._replay()
+        super().__init__(metric=plan.sweep.config.objectives[0].metric, mode=plan.sweep.config.objectives[0].mode)
+        self.left = deque(cell.values for cell in plan.cells if not list(plan.records_of(cell)))
 
-    def _study(self, cell: int) -> optuna.Study:
-        """A study whose draws do not begin again where earlier runs of the sweep began."""
-        search = self.plan.sweep.config.search
-        sampler = optuna.samplers.TPESampler if search.method == "optuna" else optuna.samplers.RandomSampler
-        directions = ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
-        seed = int(content_id([search.seed, cell, len(self.known[cell])])[:8], 16)
-        return optuna.create_study(sampler=sampler(seed=seed), directions=directions)
-
-    def _replay(self) -> None:
-        """Tells every study what records know of its cell."""
-        for n, known in enumerate(self.known):
-            for record, drawn in known:
-                distributions = {key: distribution(self.plan.sampled[key]) for key in drawn}
-                params = {key: encode(self.plan.sampled[key], value) for key, value in drawn.items()}
-                values = self._values(record["metrics"])
-                state = TrialState.FAIL if values is None else TrialState.COMPLETE
-                self.studies[n].add_trial(
-                    optuna.trial.create_trial(params=params, distributions=distributions, values=values, state=state)
-                )
-                self.ids[n].append(record["id"])
-
-    def suggest(self, trial_id: str) -> dict | str | None:
-        order = sorted(range(len(self.ids)), key=lambda n: len(self.ids[n]))
-        for n in order:
-            if len(self.ids[n]) >= self.plan.cells[n].samples:
-                continue
-            number, identity, values = self._ask(n)
-            if identity is None:
-                self.plan.cells[n].samples = len(self.ids[n])  # exhausted
-                continue
-            self.ids[n].append(identity)
-            self.live[trial_id] = n, number
-            return {"values": values}
-        return Searcher.FINISHED
-
-    def _ask(self, n: int) -> tuple[int, str | None, dict]:
-        """A configuration of cell n that is not among its ids: Optuna repeats itself on discrete axes."""
-        for _ in range(TRIES + len(self.ids[n])):
-            asked = self.studies[n].ask()
-            values = sample(asked, self.plan.sampled, self.plan.cells[n].values)
-            identity = self.plan.identify(self.plan.trial(values))
-            if identity not in self.ids[n]:
-                return asked.number, identity, values
-            record = self.plan.record(identity)
-            self._tell(n, asked.number, record and record["metrics"])
-        return -1, None, {}
-
-    def _tell(self, n: int, number: int, metrics: dict | None) -> None:
-        values = self._values(metrics or {})
-        if values is None:
-            self.studies[n].tell(number, state=TrialState.FAIL)
-        else:
-            self.studies[n].tell(number, values)
-
-    def _values(self, metrics: dict) -> list[float] | None:
-        """The objectives' values; None if one of them is missing or not a number."""
-        values = [metrics.get(objective.metric) for objective in self.objectives]
-        return None if any(value is None or math.isnan(value) for value in values) else values
-
-    def on_trial_result(self, trial_id: str, result: dict) -> None:
-        pass
+    def suggest(self, trial_id: str) -> dict | str:
+        return {"values": self.left.popleft()} if self.left else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        n, number = self.live.pop(trial_id)
-        self._tell(n, number, None if error else result)
+        pass
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: Ray may take its snapshots, but records are what a later run starts from."""
@@ -107,33 +49,103 @@ class CellSearch(Searcher):
         """Nothing, for the same reason."""
 
 
-def sample(trial: optuna.Trial, rules: dict[str, Rule], cell: dict[str, object]) -> dict[str, object]:
-    """Draws the sampled axes around a cell; one whose `when` is not met is left at its setting."""
-    values = dict(cell)
-    for key, rule in rules.items():
-        if rule.holds(values.get):
-            values[key] = _draw(trial, key, rule)
-    return values
+class CellSearch(ListSearch):
+    """Asks one Optuna study per cell, round-robin over cells, for trials that have no record yet."""
 
+    def __init__(self, plan: Plan):
+        super().__init__(plan)
+        self.plan = plan
+        self.objectives = plan.sweep.config.objectives
+        self.constraints = plan.sweep.config.constraints
+        self.known = [list(plan.records_of(cell)) for cell in plan.cells]
+        self.studies = [self._study(n) for n in range(len(plan.cells))]
+        self.ids: list[list[str]] = [[] for _ in plan.cells]  # of every cell, finished or under way, in order
+        self.live: dict[str, tuple[int, optuna.Trial, str]] = {}  # by Ray's trial id: cell, Optuna's trial, ours
+        self.measured: dict[str, dict] = {}  # metrics by id
+        self._replay()
 
-def _draw(trial: optuna.Trial, key: str, rule: Rule) -> object:
-    if rule.kind == "choice":
-        return json.loads(trial.suggest_categorical(key, distribution(rule).choices))
-    if rule.kind == "uniform":
-        drawn = trial.suggest_float(key, *rule.uniform, step=rule.step, log=rule.log)
-        return float(f"{drawn:.10g}")  # steps of 0.1 should read 0.6, not 0.6000000000000001
-    return trial.suggest_int(key, *rule.int_, step=int(rule.step or 1), log=rule.log)
+    def _study(self, cell: int) -> optuna.Study:
+        """A study whose draws do not begin again where earlier runs of the sweep began."""
+        search = self.plan.sweep.config.search
+        directions = ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
+        seed = int(content_id([search.seed, cell, len(self.known[cell])])[:8], 16)
+        study = optuna.create_study(sampler=SAMPLERS[search.sampler](seed=seed), directions=directions)
+        for values, _ in self.plan.failures():  # those are tried again before anything new
+            if self.plan.cells[cell].values.items() <= values.items():
+                rules = self.plan.sampled
+                study.enqueue_trial({key: encode(rules[key], values[key]) for key in rules if key in values})
+        return study
 
+    def _replay(self) -> None:
+        """Tells every study what records know of its cell."""
+        for n, known in enumerate(self.known):
+            for record, drawn in known:
+                self.studies[n].add_trial(self._past(record, drawn))
+                self.ids[n].append(record["id"])
+                self.measured[record["id"]] = record["metrics"]
 
-def distribution(rule: Rule) -> optuna.distributions.BaseDistribution:
-    """Optuna's form of a rule; bounds are inclusive."""
-    if rule.kind == "choice":
-        return optuna.distributions.CategoricalDistribution([encode(rule, choice) for choice in rule.choice])
-    if rule.kind == "uniform":
-        return optuna.distributions.FloatDistribution(*rule.uniform, log=rule.log, step=rule.step)
-    return optuna.distributions.IntDistribution(*rule.int_, log=rule.log, step=int(rule.step or 1))
+    def _past(self, record: dict, drawn: dict[str, object]) -> optuna.trial.FrozenTrial:
+        values = self._values(record["metrics"]) if record["status"] == "ok" else None
+        trial = create_trial(
+            params={key: encode(self.plan.sampled[key], value) for key, value in drawn.items()},
+            distributions={key: distribution(self.plan.sampled[key]) for key in drawn},
+            values=values,
+            state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+        )
+        self._bound(trial, record["metrics"])
+        return trial
 
+    def suggest(self, trial_id: str) -> dict | str:
+        for n in sorted(range(len(self.ids)), key=lambda n: len(self.ids[n])):
+            if len(self.ids[n]) >= self.plan.cells[n].samples:
+                continue
+            asked, identity, values = self._ask(n)
+            if identity is None:
+                self.plan.cells[n].samples = len(self.ids[n])  # exhausted
+                continue
+            self.ids[n].append(identity)
+            self.live[trial_id] = n, asked, identity
+            return {"values": values}
+        return Searcher.FINISHED
 
-def encode(rule: Rule, value: object) -> object:
-    """A value as Optuna holds it: choices, which may be lists, as JSON."""
-    return json.dumps(value) if rule.kind == "choice" else value
+    def _ask(self, n: int) -> tuple[optuna.Trial | None, str | None, dict]:
+        """A configuration of cell n that is not among its ids and may keep the bounds: Optuna repeats itself."""
+        repeated = 0
+        for _ in range(MOST):
+            asked = self.studies[n].ask()
+            values = sample(asked, self.plan.sampled, self.plan.cells[n].values)
+            trial = self.plan.trial(values)
+            identity = self.plan.identify(trial)
+            if identity not in self.ids[n] and fits(trial, self.constraints):
+                return asked, identity, values
+            self._tell(n, asked, self.measured.get(identity))
+            repeated += identity in self.ids[n]
+            if repeated > TRIES + len(self.ids[n]):
+                break
+        return None, None, {}
+
+    def _tell(self, n: int, asked: optuna.Trial, metrics: dict | None) -> None:
+        values = self._values(metrics or {})
+        if values is None:
+            self.studies[n].tell(asked, state=TrialState.FAIL)
+        else:
+            self._bound(asked, metrics)
+            self.studies[n].tell(asked, values)
+
+    def _values(self, metrics: dict) -> list[float] | None:
+        """The objectives' values; None if one of them is missing or not a number."""
+        values = [metrics.get(objective.metric) for objective in self.objectives]
+        return None if any(value is None or math.isnan(value) for value in values) else values
+
+    def _bound(self, trial: optuna.Trial | optuna.trial.FrozenTrial, metrics: dict) -> None:
+        """Notes by how much a trial breaks the bounds; samplers learn to stay within them."""
+        for bound in self.constraints:
+            if bound.metric in metrics:
+                trial.set_constraint(bound.metric, bound.excess(metrics))
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        n, asked, identity = self.live.pop(trial_id)
+        result = None if error or not result or "failure" in result else result
+        if result is not None:
+            self.measured[identity] = result
+        self._tell(n, asked, result)

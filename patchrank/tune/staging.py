@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 
@@ -15,6 +14,8 @@ from patchrank.golden import BATCH_SIZE, report_faults
 from patchrank.trial import needed_shards
 from patchrank.tune.plan import Plan
 
+ROUNDS = 3  # looks at what there is, of which a node that was lost may have taken some
+
 
 @dataclass
 class Job:
@@ -23,6 +24,13 @@ class Job:
     trial: TrialConfig
     folder: ShardFolder
     faults: dict[int, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.header['data']['task']}/{self.folder.header['data']['split']}"
+
+    def images(self, index: int) -> int:
+        return self.folder.sizes[index]
 
 
 def staging_jobs(plan: Plan) -> list[Job]:
@@ -35,39 +43,66 @@ def staging_jobs(plan: Plan) -> list[Job]:
     return list(jobs.values())
 
 
-def stage(plan: Plan, jobs: list[Job], slots: int) -> None:
-    """Makes what is missing with Ray tasks, a few shards each, and then every manifest. Raises what a task raised."""
-    import ray
+def stage(plan: Plan, jobs: list[Job]) -> None:
+    """Makes what is missing, one Ray task a shard, and then every manifest.
 
-    from patchrank.tune.worker import score_some
+    Ray repeats tasks whose worker or node was lost; what was lost after it was made is found and made again.
 
-    resources, waiting = plan.sweep.config.resources, []
-    total = sum(len(job.faults) for job in jobs)
-    for job in jobs:
+    Raises:
+        UserError: a shard that cannot be made, with its cause.
+    """
+    resources, made = plan.sweep.config.resources, [job for job in jobs if job.faults]
+    for job in made:
         report_faults(job.folder, job.faults)
-        remote = score_some.options(num_cpus=resources.cpu, num_gpus=resources.gpu)
-        for chunk in _chunks(sorted(job.faults), max(1, math.ceil(total / (4 * slots)))):
-            args = job.trial.model_dump(), plan.sweep.config.shards, job.folder.key, chunk
-            waiting.append(remote.remote(*args, resources.cpu, resources.gpu))
-    every = 1.0 if sys.stderr.isatty() else 15.0
-    with tqdm(total=total, desc="golden shards", unit="shard", disable=not total, mininterval=every) as bar:
-        while waiting:
-            done, waiting = ray.wait(waiting, timeout=1.0)
-            bar.update(sum(_results(done)))
+    for _ in range(ROUNDS):
+        wanted = [(job, index) for job in made for index in sorted(job.faults)]
+        if not wanted:
+            break
+        _await({_submit(plan, job, index): (job, index) for job, index in wanted})
+        for job in made:
+            job.faults = job.folder.faults()
     for job in jobs:
-        if job.faults or not job.folder.complete():
+        if job in made or not job.folder.complete():
             job.folder.finish(batch=BATCH_SIZE, threads=max(1, int(resources.cpu)))
 
 
-def _results(done: list) -> list[int]:
-    """What tasks returned; bad input comes out as itself, without Ray's wrapping."""
+def _submit(plan: Plan, job: Job, index: int):
+    from patchrank.tune.worker import score_one
+
+    config = plan.sweep.config
+    how = {"num_cpus": config.resources.cpu, "num_gpus": config.resources.gpu}
+    task = score_one.options(name=f"score {job.name} shard {index}", **how)
+    job_description = {"imports": config.imports, "sweep": config.name, **config.resources.model_dump()}
+    return task.remote(job.trial.model_dump(), config.shards, job.folder.key, index, job_description)
+
+
+def _await(waiting: dict) -> None:
+    """Waits for all tasks, with a bar that counts images."""
+    import ray
+
+    total, every = sum(job.images(index) for job, index in waiting.values()), 1.0 if sys.stderr.isatty() else 15.0
+    with tqdm(total=total, desc="golden scores", unit="image", mininterval=every, smoothing=0.1) as bar:
+        while waiting:
+            done, _ = ray.wait(list(waiting), timeout=1.0)
+            for task in done:
+                job, index = waiting.pop(task)
+                _check(task, job, index)
+                bar.update(job.images(index))
+
+
+def _check(task, job: Job, index: int) -> None:
+    """Raises what a task ended with: bad input as itself, all else with the shard that it was about."""
     import ray
 
     try:
-        return ray.get(done)
+        ray.get(task)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, UserError) else error from None
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise _unmade(job, index, f"{type(error.cause).__name__}: {error.cause}") from None
+    except ray.exceptions.RayError as error:
+        raise _unmade(job, index, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
 
 
-def _chunks(items: list[int], size: int) -> list[list[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+def _unmade(job: Job, index: int, cause: str) -> UserError:
+    return UserError(f"shard {index} of {job.name} in {job.folder.path} cannot be made ({cause})")

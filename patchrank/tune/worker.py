@@ -1,4 +1,4 @@
-"""What runs inside Ray's workers: one trial, or the scoring of a few shards."""
+"""What runs inside Ray's workers: one trial, or the scoring of one shard."""
 
 from __future__ import annotations
 
@@ -13,32 +13,48 @@ from patchrank.config import TrialConfig
 from patchrank.files import join
 from patchrank.golden import score_shard
 from patchrank.inputs import Inputs, load_inputs
-from patchrank.trial import needed_shards, run_trial
-from patchrank.tune.plan import configure
+from patchrank.trial import fingerprint, needed_shards, run_trial, trial_id
+from patchrank.tune.cells import configure
+from patchrank.tune.limits import find_outcome, time_limit
 
 
-def run_one(config: dict, base: dict, root: str, shards: str, sweep: str, cpu: float, gpu: float) -> None:
-    """Tune's trainable: `config["values"]` are settings that replace those of the trial `base`.
+def run_one(config: dict, job: dict) -> None:
+    """Tune's trainable: `config["values"]` are settings that replace those of the trial `job["base"]`.
 
-    The record is written before Tune hears of the result.
+    The record is written before Tune hears of the result. A trial that fails reports why and does not raise: Tune is to
+    try again where a worker or its node was lost, and not where the same would happen again.
     """
-    torch.set_num_threads(max(1, int(cpu)))
-    trial = configure(TrialConfig.model_validate(base), config["values"])
-    inputs = _inputs(trial.model_dump_json(), _device(gpu), shards)
-    record = run_trial(trial, inputs, root, shards, sweep, quiet=True)
-    tune.report(record["metrics"])
+    torch.set_num_threads(max(1, int(job["cpu"])))
+    try:
+        found = _run(config["values"], job)
+    except Exception as error:
+        found = {"failure": f"{type(error).__name__}: {error}"}
+    tune.report(found)
 
 
-@ray.remote(max_retries=2, retry_exceptions=[OSError])
-def score_some(trial: dict, shards: str, key: str, indices: list[int], cpu: float, gpu: float) -> int:
-    """Makes some shards of one folder; returns how many."""
-    torch.set_num_threads(max(1, int(cpu)))
+def _run(values: dict, job: dict) -> dict:
+    """Metrics of a trial with its id, or the failure that an earlier attempt of the same run ended with."""
+    root, shards = job["root"], job["shards"]
+    trial = configure(TrialConfig.model_validate(job["base"]), values)
+    inputs = _inputs(trial.model_dump_json(), _device(job["gpu"]), shards)
+    identity = trial_id(trial, fingerprint(trial, inputs))
+    known = find_outcome(root, identity, job["run"])
+    if known is not None:
+        return known
+    with time_limit(job["time_limit"], root, trial, identity, job["sweep"], job["run"]):
+        record = run_trial(trial, inputs, root, shards, job["sweep"], quiet=True)
+    return record["metrics"] | {"id": identity}
+
+
+@ray.remote(max_retries=3, retry_exceptions=[OSError], max_calls=0)  # a worker keeps its model from shard to shard
+def score_one(trial: dict, shards: str, key: str, index: int, job: dict) -> None:
+    """Makes one shard of a folder, if no earlier attempt has."""
+    torch.set_num_threads(max(1, int(job["cpu"])))
     config = TrialConfig.model_validate(trial)
-    inputs = _inputs(config.model_dump_json(), _device(gpu), shards)
+    inputs = _inputs(config.model_dump_json(), _device(job["gpu"]), shards)
     split, folder = next(pair for pair in needed_shards(config, inputs, shards).values() if pair[1].key == key)
-    for index in indices:
+    if folder.fault(index):
         score_shard(inputs.clip, split, folder, index)
-    return len(indices)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,43 @@
+"""Rules of sampled axes, as Optuna has them: what a rule draws, and what it may have drawn."""
+
+from __future__ import annotations
+
+import json
+
+import optuna
+
+from patchrank.config import Rule
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def sample(trial: optuna.Trial, rules: dict[str, Rule], cell: dict[str, object]) -> dict[str, object]:
+    """Draws the sampled axes around a cell; one whose `when` is not met is left at its setting."""
+    values = dict(cell)
+    for key, rule in rules.items():
+        if rule.holds(values.get):
+            values[key] = _draw(trial, key, rule)
+    return values
+
+
+def _draw(trial: optuna.Trial, key: str, rule: Rule) -> object:
+    if rule.kind == "choice":
+        return json.loads(trial.suggest_categorical(key, distribution(rule).choices))
+    if rule.kind == "uniform":
+        drawn = trial.suggest_float(key, *rule.uniform, step=rule.step, log=rule.log)
+        return float(f"{drawn:.10g}")  # steps of 0.1 should read 0.6, not 0.6000000000000001
+    return trial.suggest_int(key, *rule.int_, step=int(rule.step or 1), log=rule.log)
+
+
+def distribution(rule: Rule) -> optuna.distributions.BaseDistribution:
+    """Optuna's form of a rule; bounds are inclusive."""
+    if rule.kind == "choice":
+        return optuna.distributions.CategoricalDistribution([encode(rule, choice) for choice in rule.choice])
+    if rule.kind == "uniform":
+        return optuna.distributions.FloatDistribution(*rule.uniform, log=rule.log, step=rule.step)
+    return optuna.distributions.IntDistribution(*rule.int_, log=rule.log, step=int(rule.step or 1))
+
+
+def encode(rule: Rule, value: object) -> object:
+    """A value as Optuna holds it: choices, which may be lists, as JSON."""
+    return json.dumps(value) if rule.kind == "choice" else value
