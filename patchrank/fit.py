@@ -30,7 +30,7 @@ from patchrank.errors import UserError, near
 from patchrank.golden import METRICS
 from patchrank.layers.predictors import Prior, check_location, create_predictor, save_predictor
 from patchrank.layers.pruning import check_locations
-from patchrank.metrics import kendall, matching_each, ndcg, position_prior, top_k
+from patchrank.metrics import kendall, matching_each, matching_rate, ndcg, position_prior, top_k
 from patchrank.models.clip import Clip
 
 VERSION = 1  # of the fitting: bump it when the same shards would give another predictor
@@ -131,6 +131,7 @@ def fit_predictor(
     lr: float = 1e-3,
     seed: int = 0,
     quiet: bool = False,
+    after_epoch: Callable[[int, nn.Module], None] | None = None,
     **kwargs,
 ) -> nn.Module:
     """Trains a predictor on tokens and golden scores; the optimiser is the authors' (Adam, cosine to a tenth).
@@ -141,6 +142,8 @@ def fit_predictor(
         name, **kwargs: predictor, and its own settings (`dim`, `head`); `prior` has none and needs no training.
         loss: `bce`, `listwise` or `eq8` (which warns).
         seed: of the start and of the order of images; the global generators are left alone.
+        after_epoch: called after each epoch, from 1, with the predictor as it stands, in evaluation mode; what it
+            raises ends the fitting. Nothing that is fitted depends on it.
     """
     if loss not in LOSSES:
         raise UserError(f"loss {loss!r} does not exist; {near(loss, LOSSES)}")
@@ -150,22 +153,32 @@ def fit_predictor(
     if loss in WARNINGS:
         warnings.warn(WARNINGS[loss], stacklevel=2)
     device = data.patches.device
-    order = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode(False):
+    order, drawing = torch.Generator().manual_seed(seed), [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=drawing), torch.inference_mode(False):
         torch.manual_seed(seed)
         predictor = create_predictor(name, data.patches.shape[-1], grid_size, **kwargs).to(device).train()
         # inference tensors cannot be saved for backward
         data = Ranked(*(part.clone() if part.is_inference() else part for part in data))
         optimizer = torch.optim.Adam(predictor.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=lr * LAST_LR_SHARE)
-        for _ in tqdm(range(epochs), desc=f"fit {name}", unit="epoch", disable=quiet):
+        for epoch in tqdm(range(epochs), desc=f"fit {name}", unit="epoch", disable=quiet):
             for batch in torch.randperm(len(data.golden), generator=order).split(BATCH_SIZE):
                 cls, patches, golden = (part[batch.to(device)] for part in data)
                 optimizer.zero_grad()
                 LOSSES[loss](predictor(cls, patches), golden).backward()
                 optimizer.step()
             scheduler.step()
+            if after_epoch is not None:
+                with torch.random.fork_rng(devices=drawing):
+                    after_epoch(epoch + 1, predictor.eval())
+                predictor.train()
     return predictor.eval()
+
+
+@torch.inference_mode()
+def matching_on(predictor: nn.Module, data: Ranked) -> float:
+    """Matching rate (%) of a predictor on images, as `matching` has it."""
+    return matching_rate(predictor(data.cls, data.patches).cpu().numpy(), data.golden.cpu().numpy())
 
 
 @torch.inference_mode()

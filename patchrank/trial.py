@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,17 +20,17 @@ from PIL import ImageOps
 
 import patchrank
 from patchrank import evaluate as evaluation
-from patchrank import fit, golden
+from patchrank import fit, fitted, golden, tuned
 from patchrank.config import TrialConfig
 from patchrank.data.images import ImageSplit
 from patchrank.data.shards import ShardFolder
 from patchrank.errors import UserError
 from patchrank.files import content_id, join, remove, write_atomic, write_json
+from patchrank.fitted import fit_tasks, is_fitted
+from patchrank.fitted import predictor_shape as predictor_shape
 from patchrank.inputs import Inputs, mean_over
-from patchrank.layers.predictors import load_predictor, save_predictor
-from patchrank.layers.reducers import REDUCERS
-from patchrank.models.clip import Clip
 from patchrank.prompting import tuning
+from patchrank.steps import Steps
 from patchrank.tuned import Learned, learns, lessons_id, prompted
 
 SCHEMA = 1
@@ -63,18 +63,6 @@ def fingerprint(trial: TrialConfig, inputs: Inputs) -> dict:
     return inputs.fingerprint(trial_tasks(trial)) | lessons_id(trial, inputs)
 
 
-def is_fitted(trial: TrialConfig) -> bool:
-    """Whether the trial's reducer ranks by something that is fitted to golden scores."""
-    return getattr(REDUCERS.get(trial.pruning.reducer), "fitted", False)
-
-
-def fit_tasks(trial: TrialConfig) -> list[str]:
-    """The tasks whose images the ranking of a trial is fitted on; none for one that is not fitted."""
-    if not is_fitted(trial):
-        return []
-    return trial.data.tasks if trial.predictor.fit_on == "own" else trial.predictor.fit_on
-
-
 def trial_tasks(trial: TrialConfig) -> list[str]:
     """All tasks that a trial reads, each once."""
     return list(dict.fromkeys([*trial.data.tasks, *fit_tasks(trial)]))
@@ -90,23 +78,43 @@ def needed_shards(trial: TrialConfig, inputs: Inputs, root: str) -> dict[Need, t
     return {need: (split, golden.shard_folder(inputs.clip, split, root, **settings)) for need, split in splits.items()}
 
 
-def run_trial(trial: TrialConfig, inputs: Inputs, root: str, shards: str, sweep: str, quiet: bool = False) -> dict:
+def num_steps(trial: TrialConfig, inputs: Inputs, of: Literal["predictor", "prompt"]) -> int:
+    """How many steps a trial reports if nothing it trains is there already (see `patchrank.steps`); 0: it has none."""
+    return fitted.num_epochs(trial) if of == "predictor" else tuned.num_epochs(trial, inputs)
+
+
+def run_trial(
+    trial: TrialConfig,
+    inputs: Inputs,
+    root: str,
+    shards: str,
+    sweep: str,
+    quiet: bool = False,
+    steps: Steps | None = None,
+) -> dict:
     """Runs one configuration and writes `<root>/trials/<id>.json`, or `<id>.error.json` if it fails.
 
     Args:
-        inputs: as `load_inputs(trial)` gave them; other trials of the same model and data may use them too.
+        inputs: as `load_inputs(trial)` gave them; other trials of the same model and data may use them too, one after
+            the other, since each prunes the pair for its own length.
         root, shards: folders or fsspec URLs of records, and of shards and predictors.
         sweep: name that the record carries.
+        steps: hears of every epoch of what is trained, and may end the trial by raising: what it raises comes out
+            here, and no record of any kind is written.
     """
     identity = trial_id(trial, fingerprint(trial, inputs))
     try:
-        record, arrays = _measure(trial, inputs, shards, quiet)
+        record, arrays = _measure(trial, inputs, shards, quiet, steps)
         _check_finite(record["metrics"])
     except Exception as error:
+        if steps is not None and steps.ended:
+            raise
         with suppress(UserError):  # what went wrong first is what counts, and a full disk takes no records
             failed = error_record(trial, identity, sweep, f"{type(error).__name__}: {error}")
             write_json(join(root, "trials", f"{identity}.error.json"), failed)
         raise
+    finally:
+        inputs.clip.visual.set_pruning(keep_rate=1.0, drop_counts=None)
     record = {
         "schema": SCHEMA,
         "id": identity,
@@ -136,7 +144,9 @@ def error_record(trial: TrialConfig, identity: str, sweep: str, error: str) -> d
     return about | {"config": trial.model_dump(), "error": error}
 
 
-def _measure(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tuple[dict, dict[str, np.ndarray]]:
+def _measure(
+    trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool, steps: Steps | None
+) -> tuple[dict, dict[str, np.ndarray]]:
     clock, seconds = time.perf_counter(), {}
     folders = needed_shards(trial, inputs, shards)
     paths = {
@@ -146,7 +156,7 @@ def _measure(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tu
     arrays: dict[str, np.ndarray] = {"grid": np.asarray(inputs.clip.visual.patch_embed.grid_size)}
     tasks: dict[str, dict] = {}
     for task in trial.data.tasks:
-        tasks[task], found, costs = _measure_task(trial, task, inputs, paths, shards, quiet)
+        tasks[task], found, costs = _measure_task(trial, task, inputs, paths, shards, quiet, steps)
         arrays |= {f"{task}.{name}": array for name, array in found.items()}
     _lap(seconds, "tasks", clock)
     record = {
@@ -165,16 +175,22 @@ def _measure(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tu
 
 
 def _measure_task(
-    trial: TrialConfig, task: str, inputs: Inputs, paths: dict[Need, str], shards: str, quiet: bool
+    trial: TrialConfig,
+    task: str,
+    inputs: Inputs,
+    paths: dict[Need, str],
+    shards: str,
+    quiet: bool,
+    steps: Steps | None,
 ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, float]]:
     """Metrics of one task; per image, what they are means of; and what an image costs, which no task changes."""
-    quality = _rank(trial, task, inputs, paths, shards, quiet)
+    quality = fitted.rank(trial, task, inputs, paths, shards, quiet, steps)
     row = fit.matching(quality, inputs.clip.visual.num_patches) if quality else {}
     is_oracle = trial.pruning.reducer == "golden"
     of_val, of_test = (_oracle(trial, paths[task, part]) if is_oracle else None for part in ("val", "oracle"))
     # prompts are tuned for one order of dropping, so another order beside them would say nothing
     controls = trial.controls if trial.pruning.reducer == "predictor" and not learns(trial) else ()
-    with prompted(trial, task, inputs, shards, quiet) as learned:
+    with prompted(trial, task, inputs, shards, quiet, steps) as learned:
         val, val_split = _evaluate(trial, inputs, task, "val", (), of_val, quiet)
         test, split = _evaluate(trial, inputs, task, "oracle" if is_oracle else "test", controls, of_test, quiet)
         costs = evaluation.macs_row(inputs.clip)
@@ -224,63 +240,6 @@ def _summary(trial: TrialConfig, inputs: Inputs, tasks: dict[str, dict], arrays:
         "n_tokens": inputs.clip.visual.num_patches,
     }
     return mean_over(list(tasks.values())) | counts | {"tasks": tasks}
-
-
-def _rank(
-    trial: TrialConfig, task: str, inputs: Inputs, paths: dict[Need, str], shards: str, quiet: bool
-) -> dict[str, np.ndarray]:
-    """Sets the pruning of the trial on the tower; what is fitted is fitted first, and its ranking is measured."""
-    visual, settings = inputs.clip.visual, trial.pruning.model_dump()
-    visual.set_pruning(keep_rate=1.0, drop_counts=None)
-    if not is_fitted(trial):
-        visual.set_pruning(seed=trial.seed, **settings)
-        return {}
-    own = [task] if trial.predictor.fit_on == "own" else trial.predictor.fit_on
-    train_paths, val_path = [paths[name, "train"] for name in own], paths[task, "val"]
-    metric, location = trial.golden.metric, trial.pruning.locations[0]
-    train = fit.pooled([inputs.ranked(path, metric, location, quiet) for path in train_paths])
-    name = _ranker_id(trial, [path.rsplit("/", 1)[-1] for path in train_paths])
-    predictor = _fitted(trial, inputs.clip, train, join(shards, "predictors", f"{name}.safetensors"), quiet)
-    visual.set_pruning(predictor=predictor, seed=trial.seed, **settings)
-    val = inputs.ranked(val_path, metric, location, quiet)
-    return inputs.once((name, val_path), lambda: fit.rank_quality(predictor, fit.prior_of(train), val))
-
-
-def _ranker_id(trial: TrialConfig, shards: list[str]) -> str:
-    """Names what a trial fits by all that it depends on."""
-    settings = trial.predictor.model_dump(exclude={"fit_on"}) | {"seed": trial.seed}
-    settings = {"name": "prior"} if trial.pruning.reducer == "prior" else settings
-    what = [shards, trial.golden.metric, trial.pruning.locations[0], settings, fit.VERSION]
-    return content_id(what)[:16]
-
-
-def _fitted(trial: TrialConfig, clip: Clip, train: fit.Ranked, path: str, quiet: bool) -> torch.nn.Module:
-    """The ranker of a trial, from the cache if one was fitted to the same shards in the same way."""
-    grid, location = clip.visual.patch_embed.grid_size, trial.pruning.locations[0]
-    if trial.pruning.reducer == "prior":
-        return fit.fit_predictor(train, grid, "prior")
-    cached = _cached(path)
-    if cached is not None:
-        return cached.to(clip.logit_scale.device)
-    settings = trial.predictor.model_dump()
-    how = {name: settings[name] for name in ("name", "loss", "epochs", "lr")} | {"seed": trial.seed, "quiet": quiet}
-    predictor = fit.fit_predictor(train, grid, **how, **predictor_shape(trial))
-    about = fit.describe(clip, settings["name"], location, trial.golden.metric, **predictor_shape(trial))
-    save_predictor(predictor, path, about)
-    return predictor
-
-
-def _cached(path: str) -> torch.nn.Module | None:
-    try:
-        return load_predictor(path)[0]
-    except UserError:
-        return None
-
-
-def predictor_shape(trial: TrialConfig) -> dict:
-    """What a predictor of a trial is built with, beside its name and tower."""
-    own = {"dim": trial.predictor.dim, "head": trial.predictor.head}
-    return {} if trial.predictor.name == "prior" else own
 
 
 def _oracle(trial: TrialConfig, path: str) -> np.ndarray:

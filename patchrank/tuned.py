@@ -17,6 +17,7 @@ from patchrank.models.text import CONTEXT_LENGTH, tokenize
 from patchrank.prompting.presets import complete
 from patchrank.prompting.shots import load_train
 from patchrank.prompting.tuning import check_distillation, recipe, run_id, tune_prompts
+from patchrank.steps import Steps, listener
 
 MAX_TOKENS = CONTEXT_LENGTH - 10  # what is left holds start, end and the name of a class
 
@@ -84,8 +85,17 @@ def lessons_id(trial: TrialConfig, inputs: Inputs) -> dict[str, str]:
     return {"lessons": content_id([images, settings])}
 
 
+def num_epochs(trial: TrialConfig, inputs: Inputs) -> int:
+    """How many epochs of tuning a trial has in all, if it finds no prompts and nothing stops it early."""
+    if not learns(trial):
+        return 0
+    return sum(complete(trial.prompt, inputs.clip, task).epochs for task in trial.data.tasks)
+
+
 @contextmanager
-def prompted(trial: TrialConfig, task: str, inputs: Inputs, shards: str, quiet: bool) -> Iterator[Learned | None]:
+def prompted(
+    trial: TrialConfig, task: str, inputs: Inputs, shards: str, quiet: bool, steps: Steps | None = None
+) -> Iterator[Learned | None]:
     """The pair with a trial's prompts for the length of a block; yields what these have seen, None without any.
 
     The pruning of the trial must be in force.
@@ -94,9 +104,10 @@ def prompted(trial: TrialConfig, task: str, inputs: Inputs, shards: str, quiet: 
         yield None
         return
     clip, config = inputs.clip, complete(trial.prompt, inputs.clip, task)
-    train, val = lessons(trial, task, inputs), inputs.split(task, "val")
+    train, val = lessons(trial, task, inputs), inputs.reference(task, "val").split
     path = join(shards, "prompts", f"{run_id(clip, train, val, config, trial.seed)[:16]}.safetensors")
-    clip.set_prompts(tune_prompts(clip, train, val, config, trial.seed, path, quiet=quiet).prompts)
+    hear = listener(steps, "prompt", config.epochs * trial.data.tasks.index(task))
+    clip.set_prompts(tune_prompts(clip, train, val, config, trial.seed, path, quiet=quiet, after_epoch=hear).prompts)
     try:
         images = {*train.ids, *(val.ids if config.patience is not None else ())}
         yield Learned(images, set() if config.loss == "distill" else images)

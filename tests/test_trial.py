@@ -137,10 +137,10 @@ def test_an_id_depends_on_the_data_of_every_task(inputs):
     ],
 )
 def test_a_fitted_ranker_is_named_by_all_that_it_depends_on(changes):
-    from patchrank.trial import _ranker_id
+    from patchrank.fitted import ranker_id
 
-    assert _ranker_id(configure(BASE, changes), ["a"]) != _ranker_id(BASE, ["a"]) != _ranker_id(BASE, ["a", "b"])
-    assert _ranker_id(configure(BASE, {"pruning.keep_rate": 0.3}), ["a"]) == _ranker_id(BASE, ["a"])
+    assert ranker_id(configure(BASE, changes), ["a"]) != ranker_id(BASE, ["a"]) != ranker_id(BASE, ["a", "b"])
+    assert ranker_id(configure(BASE, {"pruning.keep_rate": 0.3}), ["a"]) == ranker_id(BASE, ["a"])
 
 
 def test_seeds_fit_different_predictors(run):

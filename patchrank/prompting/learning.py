@@ -104,7 +104,7 @@ def step(feed: Feed, state: State, rows: Tensor, targets: Tensor) -> tuple[float
     clip, config = feed.clip, feed.config
     with autocast(config, rows.device):
         images = _embed(feed, state.prompts, rows)
-        head = None if config.loss == "distill" else _head(clip, feed.split, state.prompts)
+        head = None if config.loss == "distill" else head_of(clip, feed.split, state.prompts)
     if head is None:
         found = (images * targets).sum(-1)
         loss = (1 - found).mean()
@@ -124,8 +124,8 @@ def _embed(feed: Feed, prompts: Prompts, rows: Tensor) -> Tensor:
         return embed(feed.clip, rows)
 
 
-def _head(clip: Clip, split: ImageSplit, prompts: Prompts) -> Tensor:
-    """Class embeddings that gradients pass through; the hand-written text's in mode V."""
-    if prompts.inserts_text:
+def head_of(clip: Clip, split: ImageSplit, prompts: Prompts | None) -> Tensor:
+    """Class embeddings that gradients pass through, made anew each time; the hand-written text's, kept, in mode V."""
+    if prompts is not None and prompts.inserts_text:
         return clip.prompted_head(split.classes, prompts)
     return clip.zero_shot_head(split.classes, split.templates)

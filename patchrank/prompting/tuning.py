@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from patchrank.layers.prompts import Prompts
 from patchrank.metrics import percent
 from patchrank.models.clip import Clip
 from patchrank.models.prompt_files import describe, load_prompts, save_prompts
-from patchrank.prompting.learning import ready, start, train_epoch
+from patchrank.prompting.learning import head_of, ready, start, train_epoch
 from patchrank.prompting.logs import Logs
 from patchrank.prompting.presets import PRESETS, learning_rates
 from patchrank.prompting.shots import Feed, embed
@@ -48,6 +49,7 @@ def tune_prompts(
     quiet: bool = False,
     cache: bool = True,
     logs: str | None = None,
+    after_epoch: Callable[[int, float], None] | None = None,
 ) -> Tuned:
     """Learned tokens for a pair, written to `out`; the pair stays as it is.
 
@@ -61,6 +63,9 @@ def tune_prompts(
         seed: of the start, and of order and augmentation in every epoch.
         cache: embeds images once where nothing about them changes; changes time alone, and figures by float noise.
         logs: folder for TensorBoard.
+        after_epoch: called after each epoch, from 1, with the accuracy (%) on `val`, or 100 times the cosine to the
+            tower as it came where that is learned; what it raises ends the tuning, and the same call would go on from
+            there. Nothing that is learned or written depends on it.
 
     Raises:
         UserError: impossible prompts, distillation where nothing is pruned, or a loss that is no number.
@@ -74,7 +79,7 @@ def tune_prompts(
         restore_state(state, state_path(out), run)
         feed = Feed(clip, train, config, seed, cache)
         clip.set_prompts(state.prompts)
-        _run(feed, val, state, lambda: save_state(state, state_path(out), run), quiet, logs)
+        _run(feed, val, state, lambda: save_state(state, state_path(out), run), quiet, logs, after_epoch)
     if state.best:
         state.prompts.load_state_dict(state.best)
     about = {**describe(clip), **_about(train, val, config, seed, state), "run": run}
@@ -111,29 +116,37 @@ def state_path(out: str) -> str:
 
 
 def _run(
-    feed: Feed, val: ImageSplit | None, state: State, save: Callable[[], None], quiet: bool, logs: str | None
+    feed: Feed,
+    val: ImageSplit | None,
+    state: State,
+    save: Callable[[], None],
+    quiet: bool,
+    logs: str | None,
+    after_epoch: Callable[[int, float], None] | None,
 ) -> None:
     """The epochs that are still to come; `save` writes the state after each."""
     config = feed.config
-    rates, writer = learning_rates(config.lr, config.epochs), Logs(logs)
-    bar = tqdm(total=config.epochs * feed.steps, initial=len(state.history) * feed.steps, unit="step", disable=quiet)
-    bar.set_description(f"tune {config.mode}")
-    while not state.is_done(config.epochs, config.patience):
-        epoch, started = len(state.history), time.perf_counter()
-        state.optimizer.param_groups[0]["lr"] = rates[epoch]
-        measured = train_epoch(feed, state, epoch, bar)
-        if config.patience is not None:
-            measured |= _watch(feed, val)
-        state.history.append(measured | {"seconds": round(time.perf_counter() - started, 3)})
-        state.remember_best()
-        save()
-        writer.write(epoch, state.history[-1] | {"lr": rates[epoch]})
-    bar.close()
-    writer.close()
+    rates, total, done = learning_rates(config.lr, config.epochs), config.epochs * feed.steps, len(state.history)
+    bar = tqdm(total=total, initial=done * feed.steps, desc=f"tune {config.mode}", unit="step", disable=quiet)
+    with bar, closing(Logs(logs)) as writer:
+        while not state.is_done(config.epochs, config.patience):
+            epoch, started = len(state.history), time.perf_counter()
+            state.optimizer.param_groups[0]["lr"] = rates[epoch]
+            measured = train_epoch(feed, state, epoch, bar)
+            watched = _watch(feed, val) if config.patience is not None or after_epoch is not None else {}
+            if config.patience is not None:
+                measured |= watched
+            state.history.append(measured | {"seconds": round(time.perf_counter() - started, 3)})
+            state.remember_best()
+            save()
+            writer.write(epoch, state.history[-1] | {"lr": rates[epoch]})
+            if after_epoch is not None:
+                cosine = watched.get("val_cosine")
+                after_epoch(epoch + 1, watched["val_accuracy"] if cosine is None else 100 * cosine)
 
 
 def _watch(feed: Feed, val: ImageSplit) -> dict[str, float]:
-    """What an early stop goes by."""
+    """How good the prompts are as they stand."""
     if feed.config.loss == "distill":
         return {"val_cosine": float(evaluate(feed.clip, val, quiet=True).cosine["pruned"].mean())}
     return {"val_accuracy": accuracy(feed.clip, val)}
@@ -142,7 +155,7 @@ def _watch(feed: Feed, val: ImageSplit) -> dict[str, float]:
 @torch.inference_mode()
 def accuracy(clip: Clip, split: ImageSplit) -> float:
     """Accuracy (%) on a split with pruning and prompts in force: the figure that `patchrank.evaluate` gives."""
-    head, device, answers = clip.zero_shot_head(split.classes, split.templates), clip.logit_scale.device, []
+    head, device, answers = head_of(clip, split, clip.prompts), clip.logit_scale.device, []
     for images, _ in split.batches(clip.transform(), BATCH_SIZE):
         answers.append((embed(clip, images.to(device)) @ head.T).argmax(-1).cpu())
     return percent(torch.cat(answers).numpy() == np.asarray(split.labels))

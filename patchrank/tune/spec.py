@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import patchrank
+from patchrank.components import import_modules
 from patchrank.config import Rule, SweepConfig, TrialConfig, known_keys, validate
 from patchrank.errors import UserError, near
 from patchrank.files import resolve
@@ -44,6 +45,7 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     changed = [_override(raw, text) for text in overrides]
     where = f"{path}" + (" with overrides" if overrides else "")
     config = validate(SweepConfig, raw, where)
+    import_modules(config.imports)
     _resolve_places(config.trial, raw)
     config = validate(SweepConfig, raw, where)
     axes = _read_axes([path.parent / space for space in config.spaces])

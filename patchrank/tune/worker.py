@@ -9,6 +9,7 @@ import ray
 import torch
 from ray import tune
 
+from patchrank.components import import_modules
 from patchrank.config import TrialConfig
 from patchrank.files import join
 from patchrank.golden import score_shard
@@ -35,6 +36,7 @@ def run_one(config: dict, job: dict) -> None:
 def _run(values: dict, job: dict) -> dict:
     """Metrics of a trial with its id, or the failure that an earlier attempt of the same run ended with."""
     root, shards = job["root"], job["shards"]
+    import_modules(job["imports"])
     trial = configure(TrialConfig.model_validate(job["base"]), values)
     inputs = _inputs(trial.model_dump_json(), _device(job["gpu"]), shards)
     identity = trial_id(trial, fingerprint(trial, inputs))
@@ -50,6 +52,7 @@ def _run(values: dict, job: dict) -> dict:
 def score_one(trial: dict, shards: str, key: str, index: int, job: dict) -> None:
     """Makes one shard of a folder, if no earlier attempt has."""
     torch.set_num_threads(max(1, int(job["cpu"])))
+    import_modules(job["imports"])
     config = TrialConfig.model_validate(trial)
     inputs = _inputs(config.model_dump_json(), _device(job["gpu"]), shards)
     split, folder = next(pair for pair in needed_shards(config, inputs, shards).values() if pair[1].key == key)
