@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from ray.tune import Callback
 from tqdm import tqdm
@@ -14,75 +16,99 @@ from patchrank.errors import UserError
 from patchrank.files import join, write_json
 from patchrank.trial import error_record
 from patchrank.tune.plan import Plan
-from patchrank.tune.progress import describe
+from patchrank.tune.progress import Failure, describe
 
+NO_MEMORY = "its worker was killed by Ray: the node ran out of memory"
 SHOWN = ("val_accuracy", "val_cosine", "gmacs", "accuracy")
+
+
+class Running(NamedTuple):
+    """A trial under way: the values of its axes, the actor it runs on, and since when."""
+
+    values: dict[str, object]
+    actor: object
+    began: float
 
 
 class Progress(Callback):
     """Shows how trials go on, since Ray's own reporting is off, and records those that cannot do so themselves."""
 
-    def __init__(self, plan: Plan, total: int, run: str):
-        self.plan, self.run = plan, run
+    def __init__(self, plan: Plan, total: int, run: str, retries: int):
+        self.plan, self.run, self.retries, self.left = plan, run, retries, total
         self.bar = tqdm(total=total, desc="trials", unit="trial", file=sys.stderr)
         self.every = 1.0 if sys.stderr.isatty() else 15.0  # seconds between refreshes; logs should stay readable
         self.shown = 0.0
-        self.started: dict[str, float] = {}
-        self.failures: dict[str, tuple[str, str]] = {}  # by trial id: its settings in words, and its cause
+        self.running: dict[str, Running] = {}  # by Ray's trial id
+        self.kills: Counter[str] = Counter()  # for memory, by trial id
+        self.failures: dict[str, Failure] = {}  # by trial id
 
     def __getstate__(self) -> dict:
         return {}  # Ray pickles its callbacks; a bar does not travel
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
-        self.started[trial.trial_id] = time.time()
-        self._show(trials)
+        self.running[trial.trial_id] = Running(trial.config["values"], trial.temporary_state.ray_actor, time.time())
+        self._show()
 
     def on_step_end(self, iteration, trials, **info) -> None:
-        self._show(trials)
+        self._show()
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
-        self._say(trial, f"is tried again ({_last_line(trial.error_file)})")
+        self._say(trial.config["values"], f"is tried again ({_cause(trial.error_file)})")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        found, took = trial.last_result or {}, time.time() - self.started.pop(trial.trial_id, time.time())
+        found, began = trial.last_result or {}, self.running.pop(trial.trial_id).began
         if "id" in found:
             figures = ", ".join(f"{key} {found[key]:.4g}" for key in SHOWN if key in found)
-            self._say(trial, f"{figures} ({took:.0f} s)")
+            self._say(trial.config["values"], f"{figures} ({time.time() - began:.0f} s)")
+            self._count()
         else:
-            self._fail(trial, found.get("failure", "it ended without reporting anything"))
-        self.bar.update()
+            self._fail(trial.config["values"], found.get("failure", "it ended without reporting anything"))
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        self.started.pop(trial.trial_id, None)
-        self._fail(trial, _last_line(trial.error_file))
+        self.running.pop(trial.trial_id, None)
+        self._fail(trial.config["values"], _cause(trial.error_file))
+
+    def out_of_memory(self, message: str) -> None:
+        """Takes note that Ray has killed workers for the memory they took: those it names, or else all there were."""
+        named = [each for each in self.running.values() if each.actor and each.actor._actor_id.hex() in message]
+        for values in [each.values for each in named or self.running.values()]:
+            identity = self.plan.identify(self.plan.trial(values))
+            self.kills[identity] += 1
+            if self.kills[identity] > self.retries:
+                self._fail(values, NO_MEMORY)
+            else:
+                self._say(values, f"is tried again ({NO_MEMORY})")
+        self.running.clear()
+
+    def _fail(self, values: dict[str, object], cause: str) -> None:
+        """Notes a failure; one that the trial could not write down itself is written down here."""
+        settings, config = self.plan.trial(values), self.plan.sweep.config
+        identity = self.plan.identify(settings)
+        self.failures[identity] = Failure(describe(values), cause)
+        self._say(values, cause)
+        self._count()
+        with suppress(UserError):  # of a store that takes nothing, the report at the end still tells
+            record = error_record(settings, identity, config.name, cause) | {"run": self.run}
+            write_json(join(config.root, "trials", f"{identity}.error.json"), record)
+
+    def _count(self) -> None:
+        self.left -= 1
         self.bar.update()
 
-    def _fail(self, trial, cause: str) -> None:
-        """Notes a failure; one that the trial could not write down itself is written down here."""
-        settings = self.plan.trial(trial.config["values"])
-        identity, root = self.plan.identify(settings), self.plan.sweep.config.root
-        self.failures[identity] = describe(trial.config["values"]), cause
-        self._say(trial, cause)
-        with suppress(UserError):  # of a store that takes nothing, the report at the end still tells
-            record = error_record(settings, identity, self.plan.sweep.config.name, cause)
-            write_json(join(root, "trials", f"{identity}.error.json"), record | {"run": self.run})
+    def _say(self, values: dict[str, object], text: str) -> None:
+        self.bar.write(f"  {describe(values)}: {text}", file=sys.stderr)
 
-    def _say(self, trial, text: str) -> None:
-        self.bar.write(f"  {describe(trial.config['values'])}: {text}", file=sys.stderr)
-
-    def _show(self, trials) -> None:
+    def _show(self) -> None:
         if time.time() - self.shown < self.every:
             return
         self.shown = time.time()
-        self.bar.set_postfix_str(f"{len(self.started)} running", refresh=True)
+        self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
 
 
-def _last_line(error_file: str | None) -> str:
+def _cause(error_file: str | None) -> str:
     """What ended a trial, from the traceback that Ray keeps: the only trace where a worker died."""
-    if not error_file or not Path(error_file).exists():
-        return "its worker died"
-    text = Path(error_file).read_text()
-    if "OutOfMemory" in text or "memory pressure" in text or "running low on memory" in text:
-        return "its worker was killed by Ray: the node ran out of memory"
+    text = Path(error_file).read_text() if error_file and Path(error_file).exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "its worker died"
+    if not lines or "worker process has died" in text or "ActorDiedError" in text:
+        return "its worker process died, or the node under it"
+    return lines[-1]

@@ -16,10 +16,10 @@ from patchrank.report import paper_rows, write_report
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.plan import Plan, make_plan
-from patchrank.tune.progress import describe, print_plan, say
+from patchrank.tune.progress import Failure, describe, print_plan, say
 from patchrank.tune.spec import load_sweep
 from patchrank.tune.staging import Job, stage, staging_jobs
-from patchrank.tune.trials import Failure, run_trials
+from patchrank.tune.trials import run_trials
 
 
 @dataclass(frozen=True)

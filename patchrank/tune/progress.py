@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 from patchrank.config import TrialConfig
 from patchrank.fit import WARNINGS
 from patchrank.tune.plan import Plan
 
 SHOWN = 16  # trials that a plan lists by name
+
+
+class Failure(NamedTuple):
+    """A trial that did not come to its end: its swept settings in words, and why."""
+
+    settings: str
+    cause: str
 
 
 def describe(values: dict[str, object]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 
 import optuna
 from optuna.trial import TrialState, create_trial
@@ -24,17 +25,18 @@ SAMPLERS = {
 }
 
 
-def create_search(plan: Plan) -> Searcher:
-    """The search that a plan asks for."""
-    return CellSearch(plan) if plan.sampled else ListSearch(plan)
+def create_search(plan: Plan, tried: Collection[str] = ()) -> Searcher:
+    """The search that a plan asks for; `tried` are ids of trials that failed in this very run."""
+    return CellSearch(plan, tried) if plan.sampled else ListSearch(plan, tried)
 
 
 class ListSearch(Searcher):
     """Suggests the trials of a plan that have no record yet, in order."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, tried: Collection[str] = ()):
         super().__init__(metric=plan.sweep.config.objectives[0].metric, mode=plan.sweep.config.objectives[0].mode)
-        self.left = deque(cell.values for cell in plan.cells if not list(plan.records_of(cell)))
+        ids = [None if plan.sampled else plan.identify(plan.trial(cell.values)) for cell in plan.cells]
+        self.left = deque(cell.values for cell, id_ in zip(plan.cells, ids) if not (plan.record(id_) or id_ in tried))
 
     def suggest(self, trial_id: str) -> dict | str:
         return {"values": self.left.popleft()} if self.left else Searcher.FINISHED
@@ -52,8 +54,9 @@ class ListSearch(Searcher):
 class CellSearch(ListSearch):
     """Asks one Optuna study per cell, round-robin over cells, for trials that have no record yet."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, tried: Collection[str] = ()):
         super().__init__(plan)
+        self.tried = frozenset(tried)
         self.plan = plan
         self.objectives = plan.sweep.config.objectives
         self.constraints = plan.sweep.config.constraints
@@ -70,14 +73,17 @@ class CellSearch(ListSearch):
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
         seed = int(content_id([search.seed, cell, len(self.known[cell])])[:8], 16)
         study = optuna.create_study(sampler=SAMPLERS[search.sampler](seed=seed), directions=directions)
-        for values, _ in self.plan.failures():  # those are tried again before anything new
-            if self.plan.cells[cell].values.items() <= values.items():
+        for values, record in self.plan.failures():  # those of earlier runs are tried again before anything new
+            if record["id"] not in self.tried and self.plan.cells[cell].values.items() <= values.items():
                 rules = self.plan.sampled
                 study.enqueue_trial({key: encode(rules[key], values[key]) for key in rules if key in values})
         return study
 
     def _replay(self) -> None:
-        """Tells every study what records know of its cell."""
+        """Tells every study what records know of its cell; what failed in this run has had its turn."""
+        for n, cell in enumerate(self.plan.cells):
+            failed = [record["id"] for values, record in self.plan.failures() if cell.values.items() <= values.items()]
+            self.ids[n].extend(identity for identity in failed if identity in self.tried)
         for n, known in enumerate(self.known):
             for record, drawn in known:
                 self.studies[n].add_trial(self._past(record, drawn))

@@ -5,47 +5,62 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.plan import Plan
-from patchrank.tune.progress import describe
+from patchrank.tune.progress import Failure, describe
+
+if TYPE_CHECKING:
+    from patchrank.tune.callback import Progress
 
 RETRIES = 2  # of a trial whose worker or node was lost
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A trial that did not come to its end: its swept settings in words, and why."""
-
-    settings: str
-    cause: str
 
 
 def run_trials(plan: Plan, count: int, slots: int, interrupts: Interrupts) -> dict[str, Failure]:
     """Runs up to `count` of the trials that are missing, `slots` at a time; returns those that failed, by id.
 
-    Ray's own notes go to a temporary folder of this machine: records are what counts, wherever they lie.
+    Tune takes back trials whose worker or node was lost, but comes to an end itself where Ray kills a worker for the
+    memory that it took: whatever is then left goes to a Tune of its own.
     """
-    from ray import tune
+    from ray.exceptions import OutOfMemoryError
 
     from patchrank.tune.callback import Progress
-    from patchrank.tune.search import create_search
 
     run = time.strftime("run-%Y%m%d-%H%M%S")
-    progress, notes = Progress(plan, count, run), tempfile.mkdtemp(prefix="patchrank-")
+    progress = Progress(plan, count, run, RETRIES)
+    with progress.bar:
+        while progress.left and not interrupts.happened:
+            try:
+                _fit(plan, progress, slots, interrupts)
+                break
+            except RuntimeError as error:
+                if not isinstance(error.__cause__, OutOfMemoryError):
+                    raise
+                progress.out_of_memory(str(error.__cause__))
+            plan.records.refresh()
+    return progress.failures
+
+
+def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> None:
+    """One Tune. Ray's own notes go to a temporary folder of this machine: records count, wherever they lie."""
+    from ray import tune
+
+    from patchrank.tune.search import create_search
+
+    notes = tempfile.mkdtemp(prefix="patchrank-")
     tuner = tune.Tuner(
-        _trainable(plan, run),
+        _trainable(plan, progress.run),
         tune_config=tune.TuneConfig(
-            search_alg=create_search(plan),
-            num_samples=count,
+            search_alg=create_search(plan, progress.failures),
+            num_samples=progress.left,
             max_concurrent_trials=slots,
             reuse_actors=True,
             trial_name_creator=lambda trial: describe(trial.config["values"]),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=run,
+            name=progress.run,
             verbose=0,
             callbacks=[progress],
             storage_path=notes,
@@ -56,9 +71,7 @@ def run_trials(plan: Plan, count: int, slots: int, interrupts: Interrupts) -> di
         with interrupts.told_to_tune():
             tuner.fit()
     finally:
-        progress.bar.close()
         shutil.rmtree(notes, ignore_errors=True)
-    return {identity: Failure(*failure) for identity, failure in progress.failures.items()}
 
 
 def _trainable(plan: Plan, run: str):
