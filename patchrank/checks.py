@@ -42,6 +42,8 @@ def check_trial(trial: TrialConfig) -> None:
             f"predictor.loss {trial.predictor.loss!r} does not exist; {near(trial.predictor.loss, fit.LOSSES)}"
         )
     tower.set_pruning(**trial.pruning.model_dump(), predictor_init="random")
+    if trial.controls and trial.data.n_test == 0:
+        raise UserError("controls are run on test images, which data.n_test 0 keeps out of sight; near: controls=[]")
     if learns(trial):
         check_prompt(trial, tower)
 
@@ -63,7 +65,8 @@ def counted_gmacs(trial: TrialConfig) -> float:
 def _check_task(task: str, data: str) -> None:
     """Whether a task's images are there, with the labels that accuracy needs."""
     config = DataConfig.model_validate_json(data)
-    split = load_part(task, "test", config, 64)  # as many as a few broken images among them cannot spoil
+    part = "val" if config.n_test == 0 else "test"
+    split = load_part(task, part, config, 64)  # as many as a few broken images among them cannot spoil
     if split.labels is None:
         raise UserError(
             f"data.tasks: {task!r} in {config.root} has no labels, and a trial measures accuracy; "

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from patchrank.cli import add_model_flags, create_clip_from, positive, positive_float, run_command
+from patchrank.config import TrialConfig
 from patchrank.data.shards import read_manifest, stream
 from patchrank.errors import UserError, near
 from patchrank.golden import METRICS
@@ -212,6 +213,12 @@ def pooled(parts: Sequence[Ranked]) -> Ranked:
 def prior_of(data: Ranked) -> np.ndarray:
     """The position prior of the images that a predictor was fitted on."""
     return position_prior(data.golden.cpu().numpy())
+
+
+def predictor_shape(trial: TrialConfig) -> dict:
+    """What a predictor of a trial is built with, beside its name and tower."""
+    own = {"dim": trial.predictor.dim, "head": trial.predictor.head}
+    return {} if trial.predictor.name == "prior" else own
 
 
 def describe(clip: Clip, name: str, location: int, metric: str, **kwargs) -> dict:

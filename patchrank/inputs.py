@@ -88,8 +88,9 @@ class Inputs:
         return self._recent[key]
 
     def fingerprint(self, tasks: Sequence[str]) -> dict:
-        """Of weights and data: part of a trial's identity."""
-        splits = [self.split(task, part) for task in tasks for part in PARTS]
+        """Of weights and data: part of a trial's identity. Where trials do not look at test, neither does this."""
+        parts = [part for part, count in PARTS.items() if getattr(self.data, count) != 0]
+        splits = [self.split(task, part) for task in tasks for part in parts]
         data = [[split.ids_sha256(), split.labels, split.classes, split.templates] for split in splits]
         return {"model": self.sha256, "data": content_id(data)}
 

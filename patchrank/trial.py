@@ -10,7 +10,6 @@ import datetime
 import io
 import math
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
@@ -26,8 +25,8 @@ from patchrank.data.images import ImageSplit
 from patchrank.data.shards import ShardFolder
 from patchrank.errors import UserError
 from patchrank.files import content_id, join, remove, write_atomic, write_json
+from patchrank.fit import predictor_shape as predictor_shape
 from patchrank.fitted import fit_tasks, is_fitted
-from patchrank.fitted import predictor_shape as predictor_shape
 from patchrank.inputs import Inputs, mean_over
 from patchrank.prompting import tuning
 from patchrank.steps import Steps
@@ -35,7 +34,8 @@ from patchrank.tuned import Learned, learns, lessons_id, prompted
 
 SCHEMA = 1
 VERSIONS = {"golden": golden.VERSION, "fit": fit.VERSION, "evaluate": evaluation.VERSION}
-PICTURES = 6  # test images, over all tasks, whose surviving tokens a report can draw
+PICTURES = 6  # images, over all tasks, whose surviving tokens a report can draw; of test, where that is looked at
+PREFIXES = {"val": "val_", "test": "", "oracle": ""}  # of the figures of a part
 
 
 class Need(NamedTuple):
@@ -68,10 +68,16 @@ def trial_tasks(trial: TrialConfig) -> list[str]:
     return list(dict.fromkeys([*trial.data.tasks, *fit_tasks(trial)]))
 
 
+def evaluated_parts(trial: TrialConfig) -> list[str]:
+    """The parts of a task's data that a trial is evaluated on; `n_test: 0` keeps test out of its sight altogether."""
+    last = "oracle" if trial.pruning.reducer == "golden" else "test"
+    return ["val"] if trial.data.n_test == 0 else ["val", last]
+
+
 def needed_shards(trial: TrialConfig, inputs: Inputs, root: str) -> dict[Need, tuple[ImageSplit, ShardFolder]]:
     """The sets of golden-rank shards that a trial reads, made or not, by task and part of its data."""
     settings = trial.golden.model_dump() | {"remove_at": remove_at(trial), "sha256": inputs.sha256}
-    parts = ("val", "oracle") if trial.pruning.reducer == "golden" else ("val",) if is_fitted(trial) else ()
+    parts = evaluated_parts(trial) if trial.pruning.reducer == "golden" else ["val"] if is_fitted(trial) else []
     needs = [Need(task, "train") for task in fit_tasks(trial)]
     needs += [Need(task, part) for task in trial.data.tasks for part in parts]
     splits = {need: inputs.split(*need) for need in needs}
@@ -81,6 +87,14 @@ def needed_shards(trial: TrialConfig, inputs: Inputs, root: str) -> dict[Need, t
 def num_steps(trial: TrialConfig, inputs: Inputs, of: Literal["predictor", "prompt"]) -> int:
     """How many steps a trial reports if nothing it trains is there already (see `patchrank.steps`); 0: it has none."""
     return fitted.num_epochs(trial) if of == "predictor" else tuned.num_epochs(trial, inputs)
+
+
+def make_shards(trial: TrialConfig, inputs: Inputs, root: str, quiet: bool) -> dict[Need, str]:
+    """Makes what is missing of the shards that a trial reads; their folders, by task and part of its data."""
+    folders = needed_shards(trial, inputs, root)
+    return {
+        need: golden.make_shards(inputs.clip, split, folder, quiet=quiet) for need, (split, folder) in folders.items()
+    }
 
 
 def run_trial(
@@ -148,10 +162,7 @@ def _measure(
     trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool, steps: Steps | None
 ) -> tuple[dict, dict[str, np.ndarray]]:
     clock, seconds = time.perf_counter(), {}
-    folders = needed_shards(trial, inputs, shards)
-    paths = {
-        need: golden.make_shards(inputs.clip, split, folder, quiet=quiet) for need, (split, folder) in folders.items()
-    }
+    paths = make_shards(trial, inputs, shards, quiet)
     clock = _lap(seconds, "shards", clock)
     arrays: dict[str, np.ndarray] = {"grid": np.asarray(inputs.clip.visual.patch_embed.grid_size)}
     tasks: dict[str, dict] = {}
@@ -162,7 +173,7 @@ def _measure(
     record = {
         "config": trial.model_dump(),
         "metrics": _summary(trial, inputs, tasks, arrays) | costs,
-        "shards": [folder.key for _, folder in folders.values()],
+        "shards": [path.rsplit("/", 1)[-1] for path in paths.values()],
         "env": {
             "patchrank": patchrank.__version__,
             "torch": torch.__version__,
@@ -185,18 +196,15 @@ def _measure_task(
 ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, float]]:
     """Metrics of one task; per image, what they are means of; and what an image costs, which no task changes."""
     quality = fitted.rank(trial, task, inputs, paths, shards, quiet, steps)
-    row = fit.matching(quality, inputs.clip.visual.num_patches) if quality else {}
-    is_oracle = trial.pruning.reducer == "golden"
-    of_val, of_test = (_oracle(trial, paths[task, part]) if is_oracle else None for part in ("val", "oracle"))
-    # prompts are tuned for one order of dropping, so another order beside them would say nothing
-    controls = trial.controls if trial.pruning.reducer == "predictor" and not learns(trial) else ()
+    row, arrays = fit.matching(quality, inputs.clip.visual.num_patches) if quality else {}, dict(quality)
     with prompted(trial, task, inputs, shards, quiet, steps) as learned:
-        val, val_split = _evaluate(trial, inputs, task, "val", (), of_val, quiet)
-        test, split = _evaluate(trial, inputs, task, "oracle" if is_oracle else "test", controls, of_test, quiet)
+        for part in evaluated_parts(trial):
+            found, split = evaluate_part(trial, inputs, task, part, paths, quiet)
+            row |= {PREFIXES[part] + key: value for key, value in found.row().items()}
+            arrays |= {PREFIXES[part] + key: array for key, array in _per_image(found, split).items()}
         costs = evaluation.macs_row(inputs.clip)
-    arrays = _per_image(test, split) | {f"val_{key}": array for key, array in _per_image(val, val_split).items()}
-    arrays |= quality | _pictures(inputs, test, split, max(1, PICTURES // len(trial.data.tasks)))
-    row |= test.row() | {f"val_{key}": value for key, value in val.row().items()} | {"n_images": len(split)}
+    arrays |= _pictures(inputs, found, split, max(1, PICTURES // len(trial.data.tasks)))
+    row["n_images"] = len(split) if part != "val" else 0
     return row | _seen(trial, task, inputs, learned), arrays, costs
 
 
@@ -212,17 +220,18 @@ def _seen(trial: TrialConfig, task: str, inputs: Inputs, learned: Learned | None
     return seen | {"n_prompt_images": len(learned.images)}
 
 
-def _evaluate(
-    trial: TrialConfig,
-    inputs: Inputs,
-    task: str,
-    part: str,
-    controls: Sequence[str],
-    scores: np.ndarray | None,
-    quiet: bool,
+def evaluate_part(
+    trial: TrialConfig, inputs: Inputs, task: str, part: str, paths: dict[Need, str], quiet: bool
 ) -> tuple[evaluation.Evaluation, ImageSplit]:
-    """One part of a task's data, by the pruning in force; what no pruning changes is computed once for all trials."""
+    """One part of a task's data, by the pruning in force; what no pruning changes is computed once for all trials.
+
+    Args:
+        paths: of golden-rank shards, by which oracles rank.
+    """
     split, unpruned = inputs.reference(task, part)
+    scores = _oracle(trial, paths[task, part]) if trial.pruning.reducer == "golden" else None
+    # prompts are tuned for one order of dropping, so another order beside them would say nothing
+    controls = trial.controls if part == "test" and trial.pruning.reducer == "predictor" and not learns(trial) else ()
     shared = {"unpruned": unpruned, "tokens": inputs.shared_tokens(task, part)}
     found = evaluation.evaluate(inputs.clip, split, controls, scores, seed=trial.seed, quiet=quiet, **shared)
     return found, split

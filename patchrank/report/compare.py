@@ -11,11 +11,13 @@ from patchrank.report.results import Setting
 def change(setting: Setting, task: str | None = None, limit: int | None = None, measure: str = "accuracy") -> Interval:
     """Points by which a measure differs from the unpruned accuracy, paired by image, its 95 % interval by digit.
 
+    Of test images, or of validation images where no others were looked at.
+
     Args:
         task: one task; None for all images of all tasks.
         limit: only the first so many images of each task.
     """
-    ours, unpruned = setting.values(measure, task, limit), setting.values("unpruned", task, limit)
+    ours, unpruned = (setting.values(setting.shown(name), task, limit) for name in (measure, "unpruned"))
     return paired_interval(ours.values, unpruned.values, ours.clusters)
 
 
@@ -38,4 +40,4 @@ def all_tasks(settings: Sequence[Setting]) -> list[str]:
 
 def mean(setting: Setting, measure: str = "accuracy", task: str | None = None, limit: int | None = None) -> float:
     """Over images and seeds; of one task, or of all images of all tasks."""
-    return float(setting.values(measure, task, limit).values.mean())
+    return float(setting.values(setting.shown(measure), task, limit).values.mean())

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 
 from patchrank.errors import UserError
-from patchrank.files import join, read_bytes, read_json, write_atomic
+from patchrank.files import exists, join, read_bytes, read_json, write_atomic
 
 HEAD = "## ["  # what a section begins with
 
@@ -60,6 +60,7 @@ def _summary(run: str) -> dict:
 def _files(run: str, table: str) -> dict[str, bytes]:
     """Name in the index's folder -> content."""
     pictures = [f"{table}-accuracy.png", f"{table}-tokens.png"]
+    pictures += [f"{table}-front.png"] if exists(join(run, f"{table}-front.png")) else []
     names = {f"{table}.md": "report.md", **dict(zip(pictures, pictures))}
     try:
         return {name: read_bytes(join(run, source)) for name, source in names.items()}

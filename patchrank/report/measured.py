@@ -18,6 +18,9 @@ FIXED = {  # what is said of a setting that the sweep does not vary
 }
 
 
+UNSEEN = "**No trial looked at test: all figures here are of validation images, by which choices are made.**"
+
+
 def how_made(rows: Sequence[dict], command: str) -> str:
     days = sorted({row["date"] for row in rows})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
@@ -34,16 +37,23 @@ def what_was_measured(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     others = [setting for setting in settings if not setting.is_oracle] or settings
     counts = _alternatives(setting.count(task) for setting in others for task in setting.tasks)
     each = " each" if len(tasks) > 1 else ""
-    images = f"{counts} test images{each} of {_and(f'`{task}`' for task in tasks)}"
+    on_val = settings[0].on_val
+    images = f"{counts} {'validation' if on_val else 'test'} images{each} of {_and(f'`{task}`' for task in tasks)}"
     what = "Accuracy" if _learning(settings) else "Zero-shot accuracy"
-    sentences = [f"{what} in percent of {models} on {images}.", _fitted(settings), _learned(settings), _seeds(settings)]
-    if any(setting.is_oracle for setting in settings):
-        few = min(setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks)
-        sentences.append(
-            "Oracles (golden) are ranked by scores of the very test images and could not be deployed; they saw the "
-            f"first {few} images of each task."
-        )
+    sentences = [f"{what} in percent of {models} on {images}.", UNSEEN * on_val]
+    sentences += [_fitted(settings), _learned(settings), _seeds(settings), _oracles(settings)]
     return " ".join(filter(None, [*sentences, _fixed(settings, axes), *_defaults(settings, axes)]))
+
+
+def _oracles(settings: Sequence[Setting]) -> str:
+    counts = [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]
+    if not counts:
+        return ""
+    which = "validation" if settings[0].on_val else "test"
+    return (
+        f"Oracles (golden) are ranked by scores of the very {which} images and could not be deployed; they saw the "
+        f"first {min(counts)} images of each task."
+    )
 
 
 def legend(settings: Sequence[Setting], table: str) -> str:
@@ -61,6 +71,7 @@ def legend(settings: Sequence[Setting], table: str) -> str:
         "percent, on val, where learning rates were chosen by it.": "matching, prior, chance" in columns,
         "Seen: images, and their labels, that a task's ranking and prompts learned from.": "images seen" in columns,
         "GMACs: one image, its ranking included.": True,
+        "Speed-up: against the unpruned tower, measured in turns with it.": "ms" in columns,
         "Controls drop as many tokens, at random or the most important first.": controls,
         "Val: accuracy on validation images, by which choices are made.": "val" in columns,
     }

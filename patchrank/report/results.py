@@ -49,10 +49,14 @@ class Values:
 
 @dataclass(frozen=True)
 class Setting:
-    """All rows of a sweep that differ in their seed alone, and the per-image arrays of each."""
+    """All rows of a sweep that differ in their seed alone, and the per-image arrays of each.
+
+    on_val: no trial looked at test (`data.n_test: 0`), so what is shown is of validation images.
+    """
 
     rows: list[dict]
     arrays: list[dict[str, np.ndarray]]
+    on_val: bool = False
 
     @property
     def config(self) -> dict:
@@ -76,7 +80,12 @@ class Setting:
     def metrics(self) -> dict[str, float]:
         """The rows' metrics that are plain numbers, averaged over seeds."""
         shared = [key for key, value in self.rows[0]["metrics"].items() if isinstance(value, int | float)]
+        shared = [key for key in shared if all(key in row["metrics"] for row in self.rows)]
         return {key: float(np.mean([row["metrics"][key] for row in self.rows])) for key in shared}
+
+    def shown(self, measure: str) -> str:
+        """A measure, or where no test image was looked at, the one of validation images that stands in its place."""
+        return f"val_{measure}" if self.on_val and f"val_{measure}" in MEASURES else measure
 
     def has(self, measure: str) -> bool:
         return all(f"{task}.{MEASURES[measure][0]}" in arrays for task in self.tasks for arrays in self.arrays)
@@ -95,8 +104,8 @@ class Setting:
         return [float(self._of_seed(arrays, measure, task, limit)[0].mean()) for arrays in self.arrays]
 
     def count(self, task: str) -> int:
-        """Test images of a task."""
-        return len(self.arrays[0][f"{task}.ids"])
+        """Images of a task that its figures are of."""
+        return len(self.arrays[0][f"{task}.{'val_ids' if self.on_val else 'ids'}"])
 
     def _of_seed(
         self, arrays: dict[str, np.ndarray], measure: str, task: str | None, limit: int | None
@@ -115,7 +124,9 @@ def read_settings(rows: Sequence[dict], root: str) -> list[Setting]:
     for row in rows:
         config = {key: value for key, value in row["config"].items() if key != "seed"}
         groups.setdefault(json.dumps(config, sort_keys=True), []).append(row)
-    return [Setting(group, [_arrays(root, row) for row in group]) for group in groups.values()]
+    arrays = [[_arrays(root, row) for row in group] for group in groups.values()]
+    on_val = any(row["config"]["data"]["n_test"] == 0 for row in rows)  # in one table all stand on the same images
+    return [Setting(group, found, on_val) for group, found in zip(groups.values(), arrays)]
 
 
 def _arrays(root: str, row: dict) -> dict[str, np.ndarray]:

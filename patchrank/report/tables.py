@@ -16,7 +16,8 @@ MATCHING = ("matching_rate", "matching_prior", "matching_chance")
 PAPER, RANKING, DRIFT = "paper (see below)", "ranking MMACs", "1000 (1 - cosine)"
 SEEN = ("images seen", "labels seen")
 FOUND = ("agreement", "cosine", DRIFT, "matching, prior, chance", "Kendall", "NDCG")
-MEASURED = (*FOUND, *SEEN, "GMACs", RANKING, "val", PAPER)
+SPEED = ("ms", "speed-up")
+MEASURED = (*FOUND, *SEEN, "GMACs", RANKING, *SPEED, "val", PAPER)
 ON_SUBSET = "°"  # marks figures that were measured on the oracles' subset alone
 
 
@@ -41,7 +42,9 @@ def main_table(settings: Sequence[Setting], axes: Sequence[str], paper: dict | N
     columns = [column for column in columns if any(row.get(column) for row in rows)]
     if len({row[RANKING] for row in rows if row.get(RANKING)}) == 1:
         columns.remove(RANKING)
-    heads = ["accuracy" if column == "mean" and len(all_tasks(settings)) == 1 else column for column in columns]
+    mean_of = "mean" if len(all_tasks(settings)) > 1 else "accuracy"
+    head = f"{mean_of}, val" if settings[0].on_val else mean_of
+    heads = [head if column == "mean" else column for column in columns]
     return table(heads, [[row.get(column, "") for column in columns] for row in rows], texts=len(titles))
 
 
@@ -53,13 +56,16 @@ def signed(interval: Interval) -> str:
 
 def _row(setting: Setting, few: int | None) -> dict[str, str]:
     m = setting.metrics
-    own = _accuracies(setting, "accuracy") | {"agreement": f"{m['agreement']:.1f}", "cosine": f"{m['cosine']:.4f}"}
+    agreement, cosine = (m[setting.shown(name)] for name in ("agreement", "cosine"))
+    own = _accuracies(setting, "accuracy") | {"agreement": f"{agreement:.1f}", "cosine": f"{cosine:.4f}"}
     row = _marked(own, setting, few) | _on_subset(setting, "accuracy", few)
     if "V" not in (setting.config["prompt"] or {"mode": "none"})["mode"]:  # those change what a predictor sees
         row |= {"matching, prior, chance": ", ".join(f"{m[key]:.1f}" for key in MATCHING if key in m)}
         row |= {name: f"{m[name.lower()]:.2f}" for name in ("Kendall", "NDCG") if name.lower() in m}
     ranking = 1000 * m.get("gmacs_predictor", 0)
-    return row | {"GMACs": f"{m['gmacs']:.4f}", RANKING: f"{ranking:.2f}" * bool(ranking)} | _val(m, "val_accuracy")
+    row |= {"GMACs": f"{m['gmacs']:.4f}", RANKING: f"{ranking:.2f}" * bool(ranking)}
+    row |= {"ms": f"{m['ms']:.3f}", "speed-up": f"{m['speedup']:.2f}"} if "ms" in m else {}
+    return row | _val(setting, "val_accuracy")
 
 
 def _seen(setting: Setting) -> dict[str, str]:
@@ -81,13 +87,13 @@ def _unpruned(setting: Setting, few: int | None) -> dict[str, str]:
     row = {task: f"{mean(setting, 'unpruned', task):.1f}" for task in setting.tasks if len(setting.tasks) > 1}
     row |= {"mean": f"{mean(setting, 'unpruned'):.1f}", "GMACs": f"{setting.metrics['gmacs_unpruned']:.4f}"}
     row |= {_on(few): f"{mean(setting, 'unpruned', limit=few):.1f}"} if few else {}
-    return row | _val(setting.metrics, "val_accuracy_unpruned")
+    return row | _val(setting, "val_accuracy_unpruned")
 
 
 def _accuracies(setting: Setting, measure: str) -> dict[str, str]:
     """Of each task and over all images: how far seeds lie apart, and the change against the unpruned tower."""
     row = {task: f"{mean(setting, measure, task):.1f}" for task in setting.tasks if len(setting.tasks) > 1}
-    seeds = setting.seeds(measure)
+    seeds = setting.seeds(setting.shown(measure))
     apart = f" ± {spread(seeds):.1f}" if len(seeds) > 1 else ""
     return row | {"mean": f"{mean(setting, measure):.1f}{apart}", "change": signed(change(setting, measure=measure))}
 
@@ -109,8 +115,9 @@ def _on(few: int | None) -> str:
     return f"on the oracles' {few}"
 
 
-def _val(metrics: dict[str, float], key: str) -> dict[str, str]:
-    return {"val": f"{metrics[key]:.1f}"} if key in metrics else {}
+def _val(setting: Setting, key: str) -> dict[str, str]:
+    """Beside figures of test images."""
+    return {"val": f"{setting.metrics[key]:.1f}"} if key in setting.metrics and not setting.on_val else {}
 
 
 def _tells(column: str, rows: Sequence[dict[str, str]]) -> bool:

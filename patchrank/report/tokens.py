@@ -1,4 +1,4 @@
-"""Which tokens survive: test images with their dropped patches veiled, a row for each setting."""
+"""Which tokens survive: images with their dropped patches veiled, a row for each setting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def veil_dropped(pictures: np.ndarray, kept: np.ndarray, grid: np.ndarray) -> np
 
 
 def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, str]:
-    """The first test images of all tasks (columns) with what survives in every setting (rows): PNG, and a caption."""
+    """The first images of all tasks (columns) with what survives in every setting (rows): PNG, and a caption."""
     from matplotlib.figure import Figure
 
     places, rate = _choose(settings, axes)
@@ -47,7 +47,8 @@ def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
     axis.spines[:].set_visible(False)
     some = f", for {len(places)} of {len(settings)} settings" if len(places) < len(settings) else ""
     which = f"{some}, with {rate} kept" if rate else some
-    return png(figure, 100), f"Which tokens survive, on test images{which}; dropped patches are veiled in grey."
+    images = "validation" if settings[0].on_val else "test"
+    return png(figure, 100), f"Which tokens survive, on {images} images{which}; dropped patches are veiled in grey."
 
 
 def _choose(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[list[int], str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
@@ -44,29 +45,49 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
         )
     plain = next(model.parameters()).dtype == torch.float32
     (model if plain else deepcopy(model).float()).check_predictor()  # as it will be when it is loaded
-    target = _target(directory)
+    target = find_target(directory)
     arguments = _arguments(model)
+    with staged_directory(target) as staged:
+        _write(model, staged, arguments)
+
+
+@contextmanager
+def staged_directory(target: Path) -> Iterator[Path]:
+    """An empty directory to write to, which takes the place of `target` once the block has ended without an error.
+
+    Raises:
+        UserError: what the file system raised.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
     except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     try:
-        _write(model, staged, arguments)
+        yield staged
+        os.chmod(staged, 0o755)
         _swap(staged, target)
     except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _target(directory: str | Path) -> Path:
+def find_target(directory: str | Path, names: Collection[str] = (CONFIG, WEIGHTS)) -> Path:
+    """The place of a directory that may be written, and replaced if it is there.
+
+    Args:
+        names: all that it may hold already.
+
+    Raises:
+        UserError: no local directory, or one that holds other files.
+    """
     if "://" in str(directory):
         raise UserError(f"cannot write {directory}: a tower is saved to a local directory")
     target = Path(directory).expanduser().absolute()
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UserError(f"cannot write {directory}: it is there and no directory of its own")
-    others = sorted({entry.name for entry in target.iterdir()} - {CONFIG, WEIGHTS}) if target.exists() else []
+    others = sorted({entry.name for entry in target.iterdir()} - set(names)) if target.exists() else []
     if others:
         raise UserError(f"cannot write {directory}: it holds other files, such as {others[0]!r}; name a new directory")
     return target
@@ -110,8 +131,7 @@ def _write(model: PrunedVisionTransformer, folder: Path, arguments: dict) -> Non
         save_config_for_hf(model, folder / CONFIG, model_args=arguments)
     except ValueError as error:  # timm's word for an argument that JSON cannot hold
         raise UserError(f"this tower cannot be saved: {error}") from error
-    for path, mode in ((folder / WEIGHTS, 0o644), (folder, 0o755)):
-        os.chmod(path, mode)
+    os.chmod(folder / WEIGHTS, 0o644)
 
 
 def _swap(staged: Path, target: Path) -> None:

@@ -1,0 +1,233 @@
+"""Milliseconds of an image with pruning and without, measured in turns on one machine.
+
+python -m patchrank.benchmark --keep-rate 0.6
+python -m patchrank.benchmark --model patchrank_clip_b16 --keep-rate 0.6 --reducer cls_attention --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from patchrank.cli import (
+    add_model_flags,
+    add_pruning_flags,
+    check_device,
+    create_clip_from,
+    positive,
+    run_command,
+)
+from patchrank.config import BenchmarkConfig, TrialConfig
+from patchrank.errors import UserError
+from patchrank.files import content_id, join, read_json, write_atomic, write_json
+from patchrank.fit import predictor_shape
+from patchrank.layers.norm_gains import layer_norms
+from patchrank.layers.predictors import create_predictor
+from patchrank.layers.prompts import Prompts
+from patchrank.models.clip import Clip, create_clip
+from patchrank.models.tags import find_weights
+from patchrank.prompting.presets import complete
+
+VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
+SCHEMA = 1
+WARM_UP = 3  # runs of each tower that count for nothing
+
+
+@torch.inference_mode()
+def measure(model: nn.Module, batch_size: int = 32, repeats: int = 30, seed: int = 0, quiet: bool = True) -> dict:
+    """Milliseconds per image of a pruned tower, and of the same tower with nothing pruned and no prompts.
+
+    The two take turns, so that whatever else the machine does falls on both alike; the first runs are thrown away.
+
+    Args:
+        model: a tower of ours or its pair, on the device to be measured.
+        batch_size: images of a run, random ones of the size that the tower was made for.
+        repeats: runs of each tower that count.
+
+    Returns:
+        `ms`, `ms_unpruned` (medians), `speedup` (their ratio), and `ms_quartiles`, `ms_unpruned_quartiles`.
+
+    Raises:
+        UserError: a ranking by oracles, which need scores that nobody could have in time.
+    """
+    tower = model.visual if isinstance(model, Clip) else model
+    if tower.pruner is not None and tower.pruning.reducer == "golden":
+        raise UserError("reducer 'golden' ranks by scores from outside, so it has no time of its own; near: prior")
+    towers = {"ms": tower, "ms_unpruned": unpruned_twin(tower)}
+    device = tower.pos_embed.device
+    images = torch.randn(batch_size, *tower.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(seed))
+    images = images.to(device, tower.pos_embed.dtype)
+    times: dict[str, list[float]] = {name: [] for name in towers}
+    for n in tqdm(range(WARM_UP + repeats), desc="benchmark", unit="turn", disable=quiet):
+        for name, each in towers.items():
+            spent = _seconds(each, images)
+            times[name] += [1000 * spent / batch_size] * (n >= WARM_UP)
+    found = {name: float(np.median(values)) for name, values in times.items()}
+    quartiles = {f"{name}_quartiles": np.percentile(values, [25, 75]).tolist() for name, values in times.items()}
+    return found | {"speedup": found["ms_unpruned"] / found["ms"]} | quartiles
+
+
+def unpruned_twin(tower: nn.Module) -> nn.Module:
+    """A copy of a tower as it came: nothing leaves, nothing is inserted, and all blocks are run in full."""
+    with tower.unprompted():
+        twin = copy.deepcopy(tower)
+    twin.set_pruning(keep_rate=1.0, drop_counts=None, cls_only_last="auto")
+    return twin
+
+
+def _seconds(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """What one run takes, waited for on devices that work on their own."""
+    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
+    wait()
+    start = time.perf_counter()
+    run(images)
+    wait()
+    return time.perf_counter() - start
+
+
+def hardware(device: str = "cpu") -> dict:
+    """What milliseconds belong to, and are not comparable without."""
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "torch": torch.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    """As Linux tells it; elsewhere what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def speed_settings(trial: TrialConfig) -> dict:
+    """What of a trial decides how long an image takes, and nothing else: no weights, data, seed or way of fitting."""
+    pruning, ranked = trial.pruning.model_dump(), None
+    if pruning["drop_counts"] is not None:
+        del pruning["keep_rate"]  # which they win over
+    if trial.pruning.keep_rate == 1 and trial.pruning.drop_counts is None:
+        pruning = None
+    elif trial.pruning.reducer == "predictor":
+        ranked = {"name": trial.predictor.name, **predictor_shape(trial)}
+    return {"model": trial.model.name, "pruning": pruning, "predictor": ranked, "prompts": _inserted(trial)}
+
+
+def _inserted(trial: TrialConfig) -> dict | None:
+    """Learned tokens that an image carries through the tower, and gains that its norms take; text is embedded once."""
+    prompt = trial.prompt
+    if prompt is None or "V" not in prompt.mode:
+        return None
+    known = ("num_tokens",) if prompt.num_tokens is not None else ("mode", "loss", "preset", "words")
+    return {key: getattr(prompt, key) for key in (*known, "norm_gains")}
+
+
+def speed_id(trial: TrialConfig, hardware: dict, benchmark: BenchmarkConfig) -> str:
+    """Names a measurement by all that milliseconds depend on; trials that differ in other things share it."""
+    what = {"settings": speed_settings(trial), "hardware": hardware, "benchmark": benchmark.model_dump()}
+    return content_id(what | {"schema": SCHEMA, "version": VERSION})
+
+
+def measure_trial(trial: TrialConfig, device: str, benchmark: BenchmarkConfig, folder: str) -> dict:
+    """A trial's milliseconds on this machine: read from `<folder>/<speed_id>.json`, or measured and written there.
+
+    Weights do not change speed, so the tower's are random. Nothing else should run on the machine meanwhile, and
+    torch's threads must be set before.
+
+    Raises:
+        UserError: an oracle, or a device that is not there.
+    """
+    machine = hardware(device)
+    identity = speed_id(trial, machine, benchmark)
+    path = join(folder, f"{identity}.json")
+    known = read_json(path)
+    if known is not None and known.get("id") == identity:
+        return known
+    check_device(device)
+    record = {"schema": SCHEMA, "id": identity, "settings": speed_settings(trial), "hardware": machine}
+    record |= {"benchmark": benchmark.model_dump(), "date": f"{datetime.date.today()}"}
+    record |= measure(random_tower(trial, device), benchmark.batch_size, benchmark.repeats)
+    write_json(path, record)
+    return record
+
+
+def random_tower(trial: TrialConfig, device: str = "cpu") -> nn.Module:
+    """A tower of a trial's structure with random weights, its ranker and its learned tokens among them."""
+    with torch.random.fork_rng(devices=[]):
+        tower, how = timm.create_model(trial.model.name).eval(), {}
+        if trial.pruning.reducer == "predictor":
+            name, grid = trial.predictor.name, tower.patch_embed.grid_size
+            how["predictor"] = create_predictor(name, tower.embed_dim, grid, **predictor_shape(trial)).eval()
+        tower.set_pruning(predictor_init="random", seed=trial.seed, **trial.pruning.model_dump(), **how)
+        tower.to(device)
+        if _inserted(trial) is not None:
+            tower.set_prompts(_random_prompts(trial, tower).to(device))
+    return tower
+
+
+def _random_prompts(trial: TrialConfig, tower: nn.Module) -> Prompts:
+    clip = create_clip(trial.model.name, pretrained=False)  # whose text tower tells how many tokens words are
+    config = complete(trial.prompt, clip, trial.data.tasks[0])
+    gains = len(layer_norms(tower)) if config.norm_gains else 0
+    return Prompts("V", config.num_tokens, clip.text.width, tower.embed_dim, num_norms=gains)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    check_device(args.device)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
+    tower = _tower(args, settings)
+    found = measure(tower, args.batch_size, args.repeats, args.seed, quiet=False)
+    costs = {"gmacs": tower.macs().image / 1e9, "gmacs_unpruned": tower.macs_unpruned().image / 1e9}
+    about = {"model": args.model, "batch_size": args.batch_size, "repeats": args.repeats}
+    line = json.dumps(about | settings | found | costs | {"hardware": hardware(args.device)})
+    if args.out:
+        write_atomic(args.out, line + "\n")
+    print(line)
+
+
+def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
+    """With weights where flags name some or some ship, since files fit theirs alone; with random ones elsewhere."""
+    if any((args.checkpoint, args.prompts, args.predictor, find_weights(args.model).file)):
+        return create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings).visual
+    torch.manual_seed(args.seed)
+    tower = timm.create_model(args.model, predictor_init="random", seed=args.seed, **settings)
+    print("weights are random, which changes no time", file=sys.stderr)
+    return tower.eval().to(args.device)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m patchrank.benchmark", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_model_flags(parser, out=None)
+    add_pruning_flags(parser)
+    defaults = BenchmarkConfig()
+    parser.add_argument("--batch-size", type=positive, default=defaults.batch_size, help="images of a run")
+    parser.add_argument("--repeats", type=positive, default=defaults.repeats, help="runs of each tower, in turns")
+    parser.add_argument("--threads", type=positive, help="that torch may use (default: all cores)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
