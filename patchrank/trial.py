@@ -129,14 +129,7 @@ def run_trial(
         raise
     finally:
         inputs.clip.visual.set_pruning(keep_rate=1.0, drop_counts=None)
-    record = {
-        "schema": SCHEMA,
-        "id": identity,
-        "sweep": sweep,
-        "status": "ok",
-        "date": f"{datetime.date.today()}",
-        **record,
-    }
+    record = _about(trial, identity, sweep, "ok") | record
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomic(join(root, "trials", f"{identity}.npz"), buffer.getvalue())
@@ -154,8 +147,17 @@ def _check_finite(metrics: dict) -> None:
 
 def error_record(trial: TrialConfig, identity: str, sweep: str, error: str) -> dict:
     """What is written of a trial that failed."""
-    about = {"schema": SCHEMA, "id": identity, "sweep": sweep, "status": "error", "date": f"{datetime.date.today()}"}
-    return about | {"config": trial.model_dump(), "error": error}
+    return _about(trial, identity, sweep, "error") | {"error": error}
+
+
+def stopped_record(trial: TrialConfig, identity: str, sweep: str, asha: dict, reached: dict) -> dict:
+    """What is written of a trial that was ended early: by which rules, and how far it had come."""
+    return _about(trial, identity, sweep, "stopped") | {"asha": asha, "reached": reached, "metrics": {}}
+
+
+def _about(trial: TrialConfig, identity: str, sweep: str, status: str) -> dict:
+    about = {"schema": SCHEMA, "id": identity, "sweep": sweep, "status": status, "date": f"{datetime.date.today()}"}
+    return about | {"config": trial.model_dump()}
 
 
 def _measure(
@@ -171,7 +173,6 @@ def _measure(
         arrays |= {f"{task}.{name}": array for name, array in found.items()}
     _lap(seconds, "tasks", clock)
     record = {
-        "config": trial.model_dump(),
         "metrics": _summary(trial, inputs, tasks, arrays) | costs,
         "shards": [path.rsplit("/", 1)[-1] for path in paths.values()],
         "env": {

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from patchrank.errors import UserError
 from patchrank.files import join, write_json
-from patchrank.trial import error_record
+from patchrank.trial import error_record, stopped_record
 from patchrank.tune.plan import Plan
 from patchrank.tune.progress import Failure, describe
+from patchrank.tune.steps import STEP, VALUE, was_stopped
 
 NO_MEMORY = "its worker was killed by Ray: the node ran out of memory"
 SHOWN = ("val_accuracy", "val_cosine", "gmacs", "accuracy")
@@ -61,6 +62,8 @@ class Progress(Callback):
             figures = ", ".join(f"{key} {found[key]:.4g}" for key in SHOWN if key in found)
             self._say(trial.config["values"], f"{figures} ({time.time() - began:.0f} s)")
             self._count()
+        elif was_stopped(found):
+            self._stop(trial.config["values"], found)
         else:
             self._fail(trial.config["values"], found.get("failure", "it ended without reporting anything"))
 
@@ -79,6 +82,15 @@ class Progress(Callback):
             else:
                 self._say(values, f"is tried again ({NO_MEMORY})")
         self.running.clear()
+
+    def _stop(self, values: dict[str, object], found: dict) -> None:
+        """Records that a trial was ended early, so that no later run begins it again."""
+        settings, config = self.plan.trial(values), self.plan.sweep.config
+        identity, reached = self.plan.identify(settings), {key: found[key] for key in (STEP, VALUE)}
+        self._say(values, f"ended after step {found[STEP]} at {found[VALUE]:.4g}, behind others")
+        self._count()
+        record = stopped_record(settings, identity, config.name, config.search.asha.model_dump(), reached)
+        write_json(join(config.root, "trials", f"{identity}.stopped.json"), record)
 
     def _fail(self, values: dict[str, object], cause: str) -> None:
         """Notes a failure; one that the trial could not write down itself is written down here."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchrank.files import check_writable, join, write_atomic
-from patchrank.report import paper_rows, write_report
+from patchrank.report import Report, paper_rows, write_report
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.plan import Plan, make_plan
@@ -78,14 +78,20 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, interrupts: Int
         return failed
 
 
+def _report(plan: Plan, rows: list[dict], failed: dict[str, Failure], command: str, unfinished: int) -> Report:
+    config = plan.sweep.config
+    told = {"objectives": config.objectives, "constraints": config.constraints, "failures": list(failed.values())}
+    return write_report(rows, config.root, config.report, list(plan.sweep.axes), command, unfinished, **told)
+
+
 def _conclude(plan: Plan, failed: dict[str, Failure], interrupted: bool, command: str) -> Outcome:
     """Rebuilds results and report from the records that belong to the plan, and says how it went."""
     rows, root = plan.rows(), plan.sweep.config.root
     failed = {record["id"]: Failure(describe(v), record["error"]) for v, record in plan.failures()} | failed
     unfinished = plan.missing()
     write_atomic(join(root, "results.jsonl"), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-    if rows:
-        report = write_report(rows, root, plan.sweep.config.report, list(plan.sweep.axes), command, unfinished)
+    if rows or failed:
+        report = _report(plan, rows, failed, command, unfinished)
         say(f"\n{report.table}\n\nreport: {report.path}")
     for failure in failed.values():
         say(f"failed: {failure.settings}: {failure.cause}")

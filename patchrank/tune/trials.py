@@ -7,6 +7,7 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
+from patchrank.trial import num_steps
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.plan import Plan
 from patchrank.tune.progress import Failure, describe
@@ -53,6 +54,7 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
         _trainable(plan, progress.run),
         tune_config=tune.TuneConfig(
             search_alg=create_search(plan, progress.failures),
+            scheduler=_scheduler(plan),
             num_samples=progress.left,
             max_concurrent_trials=slots,
             reuse_actors=True,
@@ -74,6 +76,16 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
         shutil.rmtree(notes, ignore_errors=True)
 
 
+def _scheduler(plan: Plan):
+    """What ends trials early; None where all run to their end."""
+    from patchrank.tune.steps import asha_scheduler
+
+    asha = plan.sweep.config.search.asha
+    if asha is None:
+        return None
+    return asha_scheduler(asha, max(num_steps(trial, plan.inputs(trial), asha.of) for trial in plan.staged()))
+
+
 def _trainable(plan: Plan, run: str):
     """Tune's trainable with all that a worker needs to know, under a name that a dashboard can show."""
     from ray import tune
@@ -83,6 +95,7 @@ def _trainable(plan: Plan, run: str):
     config, resources = plan.sweep.config, plan.sweep.config.resources.model_dump()
     job = {"base": config.trial.model_dump(), "root": config.root, "shards": config.shards, "sweep": config.name}
     job |= {"run": run, "time_limit": config.time_limit, "imports": config.imports, **resources}
+    job["asha"] = config.search.asha and config.search.asha.model_dump()
     trainable = tune.with_parameters(run_one, job=job)
     trainable.__name__ = f"trials of {config.name}"
     return tune.with_resources(trainable, resources)

@@ -10,13 +10,14 @@ import torch
 from ray import tune
 
 from patchrank.components import import_modules
-from patchrank.config import TrialConfig
+from patchrank.config import AshaConfig, TrialConfig
 from patchrank.files import join
 from patchrank.golden import score_shard
 from patchrank.inputs import Inputs, load_inputs
 from patchrank.trial import fingerprint, needed_shards, run_trial, trial_id
 from patchrank.tune.cells import configure
 from patchrank.tune.limits import find_outcome, time_limit
+from patchrank.tune.steps import reporting
 
 
 def run_one(config: dict, job: dict) -> None:
@@ -44,7 +45,8 @@ def _run(values: dict, job: dict) -> dict:
     if known is not None:
         return known
     with time_limit(job["time_limit"], root, trial, identity, job["sweep"], job["run"]):
-        record = run_trial(trial, inputs, root, shards, job["sweep"], quiet=True)
+        steps = reporting(AshaConfig(**job["asha"])) if job["asha"] else None
+        record = run_trial(trial, inputs, root, shards, job["sweep"], quiet=True, steps=steps)
     return record["metrics"] | {"id": identity}
 
 
