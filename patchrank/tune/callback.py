@@ -34,14 +34,14 @@ class Running(NamedTuple):
 class Progress(Callback):
     """Shows how trials go on, since Ray's own reporting is off, and records those that cannot do so themselves."""
 
-    def __init__(self, plan: Plan, total: int, run: str, retries: int):
+    def __init__(self, plan: Plan, total: int, run: str, retries: int, failed: dict[str, Failure]):
         self.plan, self.run, self.retries, self.left = plan, run, retries, total
         self.bar = tqdm(total=total, desc="trials", unit="trial", file=sys.stderr)
         self.every = 1.0 if sys.stderr.isatty() else 15.0  # seconds between refreshes; logs should stay readable
         self.shown = 0.0
         self.running: dict[str, Running] = {}  # by Ray's trial id
         self.kills: Counter[str] = Counter()  # for memory, by trial id
-        self.failures: dict[str, Failure] = {}  # by trial id
+        self.failures = dict(failed)  # by trial id
 
     def __getstate__(self) -> dict:
         return {}  # Ray pickles its callbacks; a bar does not travel

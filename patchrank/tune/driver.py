@@ -19,6 +19,7 @@ from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.progress import Failure, describe, print_plan, say
 from patchrank.tune.spec import load_sweep
 from patchrank.tune.staging import Job, stage, staging_jobs
+from patchrank.tune.timing import measure_alone
 from patchrank.tune.trials import run_trials
 
 
@@ -49,14 +50,14 @@ def run_sweep(
     sweep = load_sweep(spec, overrides, quick)
     check_machine(sweep.config.resources, where)
     paper_rows(sweep.config.report.paper)
-    plan = make_plan(sweep, fresh)
+    plan = make_plan(sweep, fresh, where.address is not None)
     missing = plan.size if fresh else plan.missing()
     jobs = staging_jobs(plan) if missing else []
     print_plan(plan, jobs, missing)
     if dry_run:
         return Outcome(plan.rows(), 0)
     command = " ".join([str(spec), *overrides]) + " --quick" * quick
-    if not missing:
+    if not missing and not plan.untimed():
         return _conclude(plan, {}, False, command)
     check_writable(sweep.config.shards)  # better now than after the first trial
     check_writable(sweep.config.root)
@@ -73,9 +74,25 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, interrupts: Int
         stage(plan, jobs)
         if fresh:  # only now: whatever went wrong before has cost no record
             plan.forget()
-        failed = run_trials(plan, plan.missing(), slots, interrupts)
-        plan.records.refresh()
-        return failed
+        return _rounds(plan, slots, interrupts)
+
+
+def _rounds(plan: Plan, slots: int, interrupts: Interrupts) -> dict[str, Failure]:
+    """Trials, and then their milliseconds; in rounds where a search is to learn from those."""
+    failed: dict[str, Failure] = {}
+    learns_from_time = plan.sampled and plan.speeds is not None
+    while not interrupts.happened:
+        left = plan.missing() - len(failed)
+        count = min(left, plan.sweep.config.search.round) if learns_from_time else left
+        if count > 0:
+            failed |= run_trials(plan, count, slots, interrupts, failed)
+            plan.refresh()
+        if not interrupts.happened and (untimed := plan.untimed()):
+            measure_alone(untimed, plan.sweep.config)
+            plan.refresh()
+        if count <= 0 or not learns_from_time:
+            break
+    return failed
 
 
 def _report(plan: Plan, rows: list[dict], failed: dict[str, Failure], command: str, unfinished: int) -> Report:

@@ -14,6 +14,7 @@ from patchrank.trial import fingerprint, fit_tasks, is_fitted, trial_id
 from patchrank.tune.cells import Cell, allows, configure, fits, grid_points, random_points
 from patchrank.tune.records import Records
 from patchrank.tune.spec import Sweep
+from patchrank.tune.timing import Speeds, beside, can_be_timed, own_hardware, wants_milliseconds
 from patchrank.tuned import lessons_key
 
 
@@ -25,6 +26,7 @@ class Plan:
     cells: list[Cell]
     sampled: dict[str, Rule]
     records: Records
+    speeds: Speeds | None  # None where nobody wants milliseconds
     left_out: int = 0  # points of the grid that break a bound on GMACs
     fingerprints: dict[str, dict] = field(default_factory=dict)
     _inputs: dict[str, Inputs] = field(default_factory=dict)
@@ -52,6 +54,18 @@ class Plan:
     def failures(self) -> list[tuple[dict[str, object], dict]]:
         """Swept settings of trials that failed when they ran last, and what these left."""
         return [(values, record) for cell in self.cells for values, record in self._failures_of(cell)]
+
+    def untimed(self) -> list[TrialConfig]:
+        """One finished trial of each structure whose milliseconds are wanted and not measured yet."""
+        if self.speeds is None:
+            return []
+        return self.speeds.lacking(TrialConfig.model_validate(row["config"]) for row in self.rows())
+
+    def refresh(self) -> None:
+        """Reads what trials and measurements have left since."""
+        self.records.refresh()
+        if self.speeds is not None:
+            self.speeds.refresh()
 
     def forget(self) -> None:
         """Removes the records of this plan; shards and predictors stay."""
@@ -91,7 +105,10 @@ class Plan:
     def record(self, identity: str) -> dict | None:
         """The record of a trial that need not run again: finished, or ended early under the rules in force."""
         asha = self.sweep.config.search.asha
-        return self.records.finished(identity) or self.records.stopped(identity, asha and asha.model_dump())
+        found = self.records.finished(identity) or self.records.stopped(identity, asha and asha.model_dump())
+        if found is None or self.speeds is None:
+            return found
+        return beside(found, self.speeds.of(TrialConfig.model_validate(found["config"])))
 
     def records_of(self, cell: Cell) -> Iterator[tuple[dict, dict[str, object]]]:
         """Records of a cell that count, each with the values that its sampled axes took."""
@@ -100,9 +117,10 @@ class Plan:
             if record := self.record(self.identify(trial)):
                 yield record | {"config": trial.model_dump()}, {}  # the same trial may be written in several ways
             return
-        for found in self.records.all():
-            record, drawn = self.record(found["id"]), self._drawn(found, cell)
-            if found is record and self._names(record, cell.values | drawn):
+        for identity in self.records.ids():
+            record = self.record(identity)
+            drawn = {} if record is None else self._drawn(record, cell)
+            if record is not None and self._names(record, cell.values | drawn):
                 yield record, drawn
 
     def _failures_of(self, cell: Cell) -> Iterator[tuple[dict[str, object], dict]]:
@@ -110,7 +128,7 @@ class Plan:
             record = self.records.failed(self.identify(self.trial(cell.values)))
             found = [(cell.values, record)] if record else []
         else:
-            errors = [record for record in self.records.all() if record["status"] == "error"]
+            errors = [record for name in self.records.ids() if (record := self.records.failed(name))]
             named = [(cell.values | self._drawn(record, cell), record) for record in errors]
             found = [pair for pair in named if self._names(pair[1], pair[0])]
         yield from (pair for pair in found if not self.record(pair[1]["id"]))
@@ -138,11 +156,12 @@ def _whole(rule: Rule) -> list[int]:
     return list(range(low, high + 1, int(rule.step or 1)))
 
 
-def make_plan(sweep: Sweep, fresh: bool = False) -> Plan:
+def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Plan:
     """Expands grid axes, and those of a random search, into cells, and checks every one of them.
 
     Args:
         fresh: whether records that cannot be used are passed over.
+        on_cluster: whether milliseconds are those of other machines than this one.
 
     Raises:
         UserError: a cell that cannot run, sampled axes under `method: grid`, bounds that nothing keeps, an objective
@@ -165,7 +184,10 @@ def make_plan(sweep: Sweep, fresh: bool = False) -> Plan:
     if not kept:
         raise UserError(f"constraints: none of {len(points) or 'the'} points of the search space keeps them")
     cells = [Cell(point, search.samples if adaptive else 1) for point in kept]
-    plan = Plan(sweep, cells, adaptive, Records(sweep.config.root, fresh), len(points) - len(kept))
+    speeds = None
+    if wants_milliseconds(sweep.config):
+        speeds = Speeds(sweep.config, None if on_cluster else own_hardware(sweep.config.resources))
+    plan = Plan(sweep, cells, adaptive, Records(sweep.config.root, fresh), speeds, len(points) - len(kept))
     _check_objectives(plan)
     return plan
 
@@ -176,7 +198,7 @@ def _check_objectives(plan: Plan) -> None:
     trials = plan.staged()
     if "matching_rate" in wanted and not any(map(is_fitted, trials)):
         raise UserError("objectives: no trial returns 'matching_rate', which takes a fitted ranking; near: val_cosine")
-    if "ms" in wanted and all(trial.pruning.reducer == "golden" for trial in trials):
+    if "ms" in wanted and not any(map(can_be_timed, trials)):
         raise UserError("objectives: no trial returns 'ms', since golden rankings cannot be deployed; near: gmacs")
 
 

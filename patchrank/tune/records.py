@@ -59,9 +59,9 @@ class Records:
         """What a trial left that failed when it ran last."""
         return self._read.get(f"{identity}.error.json")
 
-    def all(self) -> list[dict]:
-        """Records of all kinds, whichever sweep's they are, in the order of their names."""
-        return [self._read[name] for name in sorted(self._read) if self._read[name] is not None]
+    def ids(self) -> list[str]:
+        """Ids of all trials that left a record of any kind, whichever sweep's they are, sorted."""
+        return sorted({found["id"] for found in self._read.values() if found is not None})
 
     def forget(self, identity: str) -> None:
         """Removes all records of a trial."""

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 RETRIES = 2  # of a trial whose worker or node was lost
 
 
-def run_trials(plan: Plan, count: int, slots: int, interrupts: Interrupts) -> dict[str, Failure]:
+def run_trials(
+    plan: Plan, count: int, slots: int, interrupts: Interrupts, failed: dict[str, Failure]
+) -> dict[str, Failure]:
     """Runs up to `count` of the trials that are missing, `slots` at a time; returns those that failed, by id.
+
+    Args:
+        failed: what has failed before in this run of the driver, and has had its turn.
 
     Tune takes back trials whose worker or node was lost, but comes to an end itself where Ray kills a worker for the
     memory that it took: whatever is then left goes to a Tune of its own.
@@ -29,7 +34,7 @@ def run_trials(plan: Plan, count: int, slots: int, interrupts: Interrupts) -> di
     from patchrank.tune.callback import Progress
 
     run = time.strftime("run-%Y%m%d-%H%M%S")
-    progress = Progress(plan, count, run, RETRIES)
+    progress = Progress(plan, count, run, RETRIES, failed)
     with progress.bar:
         while progress.left and not interrupts.happened:
             try:

@@ -9,8 +9,9 @@ import ray
 import torch
 from ray import tune
 
+from patchrank.benchmark import measure_trial
 from patchrank.components import import_modules
-from patchrank.config import AshaConfig, TrialConfig
+from patchrank.config import AshaConfig, BenchmarkConfig, TrialConfig
 from patchrank.files import join
 from patchrank.golden import score_shard
 from patchrank.inputs import Inputs, load_inputs
@@ -60,6 +61,14 @@ def score_one(trial: dict, shards: str, key: str, index: int, job: dict) -> None
     split, folder = next(pair for pair in needed_shards(config, inputs, shards).values() if pair[1].key == key)
     if folder.fault(index):
         score_shard(inputs.clip, split, folder, index)
+
+
+@ray.remote(max_retries=3, max_calls=0)
+def time_one(trial: dict, benchmark: dict, folder: str, job: dict) -> None:
+    """Milliseconds of a trial's structure on this node, which has been cleared for it."""
+    torch.set_num_threads(max(1, int(job["cpu"])))
+    import_modules(job["imports"])
+    measure_trial(TrialConfig.model_validate(trial), job["device"], BenchmarkConfig(**benchmark), folder)
 
 
 @lru_cache(maxsize=1)
