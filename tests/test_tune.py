@@ -15,7 +15,7 @@ from patchrank.errors import UserError
 from patchrank.trial import trial_id, trial_tasks
 from patchrank.tune.driver import run_sweep
 from patchrank.tune.plan import make_plan
-from patchrank.tune.search import CellSearch
+from patchrank.tune.search import CellSearch, create_search
 from patchrank.tune.spec import load_sweep
 
 SMALL = ["trial.data.tasks=[digits]", "trial.prompt.mode=none"]  # a third of the work, and half of the trials
@@ -236,18 +236,21 @@ def test_sampled_axes_are_checked_before_anything_starts(sampled, tmp_path, axis
         make_plan(load_sweep(str(tmp_path / "sweep.yaml")))
 
 
-def test_random_search_goes_on_where_it_stopped(sampled, tmp_path):
-    overrides = ["search.method=random", "search.samples=40"]
-    (tmp_path / "space.yaml").write_text("pruning.keep_rate: {uniform: [0.3, 0.9]}")
+def test_a_random_search_is_a_plan_that_the_seed_alone_decides(sampled, tmp_path):
+    overrides = ["search.method=random", "search.samples=20"]
     plan = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), overrides))
-    first = CellSearch(plan)
-    for n in range(35):
-        finish(plan, first.suggest(f"t{n}")["values"], tmp_path)
-    plan = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), overrides))
-    again = CellSearch(plan)
-    for n in range(5):
-        finish(plan, again.suggest(f"r{n}")["values"], tmp_path)
-    assert again.suggest("end") == CellSearch.FINISHED and plan.missing() == 0
+    drawn = [cell.values for cell in plan.cells]
+    assert plan.size == len(drawn) == 40 and not plan.sampled
+    assert len({json.dumps(values, sort_keys=True) for values in drawn}) == 40
+    for values in drawn[3:20]:
+        finish(plan, values, tmp_path)
+    again = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), overrides))
+    search = create_search(again)
+    asked = [search.suggest(f"t{n}") for n in range(23)]
+    assert [each["values"] for each in asked] == drawn[:3] + drawn[20:]
+    assert search.suggest("end") == CellSearch.FINISHED
+    other = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), [*overrides, "search.seed=1"]))
+    assert [cell.values for cell in other.cells] != drawn
 
 
 @pytest.fixture

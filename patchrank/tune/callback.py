@@ -15,10 +15,12 @@ from tqdm import tqdm
 from patchrank.errors import UserError
 from patchrank.files import join, write_json
 from patchrank.trial import error_record, stopped_record
+from patchrank.tune.limits import find_outcome
 from patchrank.tune.plan import Plan
 from patchrank.tune.progress import Failure, describe
 from patchrank.tune.steps import STEP, VALUE, was_stopped
 
+RETRIES = 2  # of a trial whose worker or node was lost
 NO_MEMORY = "its worker was killed by Ray: the node ran out of memory"
 SHOWN = ("val_accuracy", "val_cosine", "gmacs", "accuracy")
 
@@ -34,17 +36,23 @@ class Running(NamedTuple):
 class Progress(Callback):
     """Shows how trials go on, since Ray's own reporting is off, and records those that cannot do so themselves."""
 
-    def __init__(self, plan: Plan, total: int, run: str, retries: int, failed: dict[str, Failure]):
-        self.plan, self.run, self.retries, self.left = plan, run, retries, total
+    def __init__(self, plan: Plan, total: int, run: str, failed: dict[str, Failure]):
+        self.plan, self.run, self.left = plan, run, total
         self.bar = tqdm(total=total, desc="trials", unit="trial", file=sys.stderr)
         self.every = 1.0 if sys.stderr.isatty() else 15.0  # seconds between refreshes; logs should stay readable
         self.shown = 0.0
         self.running: dict[str, Running] = {}  # by Ray's trial id
-        self.kills: Counter[str] = Counter()  # for memory, by trial id
+        self.losses: Counter[str] = Counter()  # of workers, by trial id
+        self._again = True
         self.failures = dict(failed)  # by trial id
 
     def __getstate__(self) -> dict:
         return {}  # Ray pickles its callbacks; a bar does not travel
+
+    def next_round(self) -> bool:
+        """Whether there are trials that have yet to run: all of them at first, and then those that were lost."""
+        again, self._again = self._again and self.left > 0, False
+        return again
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         self.running[trial.trial_id] = Running(trial.config["values"], trial.temporary_state.ray_actor, time.time())
@@ -53,35 +61,44 @@ class Progress(Callback):
     def on_step_end(self, iteration, trials, **info) -> None:
         self._show()
 
-    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
-        self._say(trial.config["values"], f"is tried again ({_cause(trial.error_file)})")
-
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        found, began = trial.last_result or {}, self.running.pop(trial.trial_id).began
-        if "id" in found:
-            figures = ", ".join(f"{key} {found[key]:.4g}" for key in SHOWN if key in found)
-            self._say(trial.config["values"], f"{figures} ({time.time() - began:.0f} s)")
-            self._count()
-        elif was_stopped(found):
-            self._stop(trial.config["values"], found)
-        else:
-            self._fail(trial.config["values"], found.get("failure", "it ended without reporting anything"))
+        self._end(self.running.pop(trial.trial_id), trial.last_result or {})
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        self.running.pop(trial.trial_id, None)
-        self._fail(trial.config["values"], _cause(trial.error_file))
+        """A worker that was lost may still have left a record, or the reason why it ended itself."""
+        lost, config = self.running.pop(trial.trial_id), self.plan.sweep.config
+        left = find_outcome(config.root, self.plan.identify(self.plan.trial(lost.values)), self.run)
+        if left is None:
+            self._lose(lost.values, _cause(trial.error_file))
+        else:
+            self._end(lost, left)
 
     def out_of_memory(self, message: str) -> None:
         """Takes note that Ray has killed workers for the memory they took: those it names, or else all there were."""
         named = [each for each in self.running.values() if each.actor and each.actor._actor_id.hex() in message]
         for values in [each.values for each in named or self.running.values()]:
-            identity = self.plan.identify(self.plan.trial(values))
-            self.kills[identity] += 1
-            if self.kills[identity] > self.retries:
-                self._fail(values, NO_MEMORY)
-            else:
-                self._say(values, f"is tried again ({NO_MEMORY})")
+            self._lose(values, NO_MEMORY)
         self.running.clear()
+        self._again = True
+
+    def _end(self, trial: Running, found: dict) -> None:
+        if "id" in found:
+            figures = ", ".join(f"{key} {found[key]:.4g}" for key in SHOWN if key in found)
+            self._say(trial.values, f"{figures} ({time.time() - trial.began:.0f} s)")
+            self._count()
+        elif was_stopped(found):
+            self._stop(trial.values, found)
+        else:
+            self._fail(trial.values, found.get("failure", "it ended without reporting anything"))
+
+    def _lose(self, values: dict[str, object], cause: str) -> None:
+        identity = self.plan.identify(self.plan.trial(values))
+        self.losses[identity] += 1
+        if self.losses[identity] > RETRIES:
+            self._fail(values, cause)
+        else:
+            self._again = True
+            self._say(values, f"is to be tried again ({cause})")
 
     def _stop(self, values: dict[str, object], found: dict) -> None:
         """Records that a trial was ended early, so that no later run begins it again."""

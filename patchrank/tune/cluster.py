@@ -76,6 +76,7 @@ def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ())
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is told by us
     warnings.filterwarnings("ignore", module="ray")
     started = not ray.is_initialized()
     if started:

@@ -20,7 +20,7 @@ from patchrank.tune.progress import Failure, describe, print_plan, say
 from patchrank.tune.spec import load_sweep
 from patchrank.tune.staging import Job, stage, staging_jobs
 from patchrank.tune.timing import measure_alone
-from patchrank.tune.trials import run_trials
+from patchrank.tune.trials import create_scheduler, run_trials
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def run_sweep(
     command = " ".join([str(spec), *overrides]) + " --quick" * quick
     if not missing and not plan.untimed():
         return _conclude(plan, {}, False, command)
+    create_scheduler(plan)
     check_writable(sweep.config.shards)  # better now than after the first trial
     check_writable(sweep.config.root)
     interrupts = Interrupts()

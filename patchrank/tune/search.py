@@ -18,6 +18,7 @@ from patchrank.files import content_id
 from patchrank.tune.cells import MOST, TRIES, fits
 from patchrank.tune.plan import Plan
 from patchrank.tune.spaces import distribution, encode, sample
+from patchrank.tune.steps import STEP, VALUE, was_stopped
 
 SAMPLERS = {
     "tpe": optuna.samplers.TPESampler,
@@ -91,12 +92,15 @@ class CellSearch(ListSearch):
                 self.measured[record["id"]] = record["metrics"]
 
     def _past(self, record: dict, drawn: dict[str, object]) -> optuna.trial.FrozenTrial:
-        values = self._values(record["metrics"]) if record["status"] == "ok" else None
+        values, reached = self._values(record["metrics"]), record.get("reached")
+        is_pruned = reached is not None and len(self.objectives) == 1
+        unfinished = TrialState.PRUNED if is_pruned else TrialState.FAIL
         trial = create_trial(
             params={key: encode(self.plan.sampled[key], value) for key, value in drawn.items()},
             distributions={key: distribution(self.plan.sampled[key]) for key in drawn},
             values=values,
-            state=TrialState.FAIL if values is None else TrialState.COMPLETE,
+            intermediate_values={reached[STEP]: reached[VALUE]} if is_pruned else None,
+            state=unfinished if values is None else TrialState.COMPLETE,
         )
         self._bound(trial, record["metrics"])
         return trial
@@ -132,7 +136,10 @@ class CellSearch(ListSearch):
 
     def _tell(self, n: int, asked: optuna.Trial, metrics: dict | None) -> None:
         values = self._values(metrics or {})
-        if values is None:
+        if values is None and len(self.objectives) == 1 and was_stopped(metrics or {}):
+            asked.report(metrics[VALUE], metrics[STEP])
+            self.studies[n].tell(asked, state=TrialState.PRUNED)
+        elif values is None:
             self.studies[n].tell(asked, state=TrialState.FAIL)
         else:
             self._bound(asked, metrics)

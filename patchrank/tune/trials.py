@@ -15,8 +15,6 @@ from patchrank.tune.progress import Failure, describe
 if TYPE_CHECKING:
     from patchrank.tune.callback import Progress
 
-RETRIES = 2  # of a trial whose worker or node was lost
-
 
 def run_trials(
     plan: Plan, count: int, slots: int, interrupts: Interrupts, failed: dict[str, Failure]
@@ -26,20 +24,22 @@ def run_trials(
     Args:
         failed: what has failed before in this run of the driver, and has had its turn.
 
-    Tune takes back trials whose worker or node was lost, but comes to an end itself where Ray kills a worker for the
-    memory that it took: whatever is then left goes to a Tune of its own.
+    A trial whose worker or node was lost comes round again once the others are done, in a Tune of its own: Tune's own
+    retries are used up before Ray has noticed that a node is gone, and Tune comes to an end itself where Ray kills a
+    worker for the memory that it took.
+
+    Args:
+        failed: what has failed before in this run of the driver, and has had its turn.
     """
     from ray.exceptions import OutOfMemoryError
 
     from patchrank.tune.callback import Progress
 
-    run = time.strftime("run-%Y%m%d-%H%M%S")
-    progress = Progress(plan, count, run, RETRIES, failed)
+    progress = Progress(plan, count, time.strftime("run-%Y%m%d-%H%M%S"), failed)
     with progress.bar:
-        while progress.left and not interrupts.happened:
+        while progress.next_round() and not interrupts.happened:
             try:
                 _fit(plan, progress, slots, interrupts)
-                break
             except RuntimeError as error:
                 if not isinstance(error.__cause__, OutOfMemoryError):
                     raise
@@ -59,7 +59,7 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
         _trainable(plan, progress.run),
         tune_config=tune.TuneConfig(
             search_alg=create_search(plan, progress.failures),
-            scheduler=_scheduler(plan),
+            scheduler=create_scheduler(plan),
             num_samples=progress.left,
             max_concurrent_trials=slots,
             reuse_actors=True,
@@ -71,7 +71,6 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
             verbose=0,
             callbacks=[progress],
             storage_path=notes,
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
         ),
     )
     try:
@@ -81,8 +80,8 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
         shutil.rmtree(notes, ignore_errors=True)
 
 
-def _scheduler(plan: Plan):
-    """What ends trials early; None where all run to their end."""
+def create_scheduler(plan: Plan):
+    """What ends trials early; None where all run to their end. Raises `UserError` where nothing could be ended."""
     from patchrank.tune.steps import asha_scheduler
 
     asha = plan.sweep.config.search.asha
