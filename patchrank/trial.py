@@ -22,7 +22,7 @@ from patchrank import fit, golden
 from patchrank.config import TrialConfig
 from patchrank.data.images import ImageSplit
 from patchrank.data.shards import ShardFolder
-from patchrank.errors import UserError
+from patchrank.errors import StoreError, UserError
 from patchrank.files import content_id, join, remove, write_atomic, write_json
 from patchrank.inputs import Inputs, mean_over
 from patchrank.layers.predictors import load_predictor, save_predictor
@@ -99,6 +99,8 @@ def run_trial(trial: TrialConfig, inputs: Inputs, root: str, shards: str, sweep:
     identity = trial_id(trial, fingerprint(trial, inputs))
     try:
         record, arrays = _measure(trial, inputs, shards, quiet)
+    except StoreError:  # the record would go where nothing can be written now
+        raise
     except Exception as error:
         about = {"id": identity, "sweep": sweep, "status": "error", "config": trial.model_dump()}
         write_json(

@@ -59,8 +59,8 @@ def filesystem_of(path: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
         extra = EXTRAS.get(url.split("://")[0])
         hint = f"pip install 'patchrank[{extra}]'" if extra else error
         raise UserError(f"{url}: the package for this kind of URL is missing; {hint}") from error
-    except ValueError as error:
-        raise UserError(f"{url}: fsspec cannot open this kind of URL ({error})") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{url}: fsspec cannot open this kind of URL ({str(error).splitlines()[0]})") from error
     if "s3" in protocols(filesystem):
         filesystem.retries = 1  # s3fs would wait 5 times for a silent server
     return filesystem, name
@@ -78,8 +78,8 @@ def check_free_of_secrets(url: str) -> None:
         what = "before its host" if before else f"in {query[1]}="
         kind = before[1] if before else url.split("://")[0]
         raise UserError(
-            f"a {kind}:// URL carries credentials {what}, and would be written to records and logs; leave them out and "
-            "set them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
+            f"{kind}://...: this URL carries credentials {what}, and would be written to records and logs; leave them "
+            "out and set them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
         )
 
 
