@@ -260,6 +260,8 @@ def _fitted(trial: TrialConfig, clip: Clip, train: fit.Ranked, path: str, quiet:
 def _cached(path: str) -> torch.nn.Module | None:
     try:
         return load_predictor(path)[0]
+    except StoreError:  # it may well be there
+        raise
     except UserError:
         return None
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import fsspec
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
@@ -24,7 +25,8 @@ from werkzeug.serving import make_server
 
 BUCKET = "sweeps"
 SECRET = "loopback-secret-that-no-file-may-hold"
-BROKEN = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>"
+ANSWER = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
+CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
 
 
 @dataclass
@@ -56,18 +58,23 @@ class Store:
         """Requests of a method that were answered."""
         return sum(seen == method and status < 500 for seen, _, status in self.seen)
 
+    @cached_property
+    def plain(self) -> fsspec.AbstractFileSystem:
+        """A file system that goes its own way, for looking behind the back of what is tested."""
+        return fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
+
     def keys(self, prefix: str = "") -> list[str]:
         """All objects below a prefix, sorted, as the server has them."""
-        return sorted(_plain().find(f"{BUCKET}/{prefix}"))
+        return sorted(self.plain.find(f"{BUCKET}/{prefix}"))
 
     def read(self, key: str) -> bytes:
-        return _plain().cat_file(f"{BUCKET}/{key}")
+        return self.plain.cat_file(f"{BUCKET}/{key}")
 
     def write(self, key: str, content: bytes) -> None:
-        _plain().pipe_file(f"{BUCKET}/{key}", content)
+        self.plain.pipe_file(f"{BUCKET}/{key}", content)
 
     def delete(self, key: str) -> None:
-        _plain().rm_file(f"{BUCKET}/{key}")
+        self.plain.rm_file(f"{BUCKET}/{key}")
 
     def takes(self) -> int | None:
         """The status to answer the next request with, None where the server may answer it."""
@@ -75,11 +82,6 @@ class Store:
             self._left -= 1
             return self._status
         return self._status if time.monotonic() < self._until else None
-
-
-def _plain() -> fsspec.AbstractFileSystem:
-    """A file system that goes its own way, for looking behind the back of what is tested."""
-    return fsspec.filesystem("s3", use_listings_cache=False, skip_instance_cache=True)
 
 
 class _Sometimes:
@@ -98,8 +100,9 @@ class _Sometimes:
         if (status := self.store.takes()) is None:
             return self.app(environ, started)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        started(f"{status} Failing", [("Content-Type", "application/xml"), ("Content-Length", str(len(BROKEN)))])
-        return [b"" if seen[0] == "HEAD" else BROKEN]
+        answer = ANSWER.format(CODES.get(status, status), f"The test says {status}.").encode()
+        started(f"{status} Failing", [("Content-Type", "application/xml"), ("Content-Length", str(len(answer)))])
+        return [b"" if seen[0] == "HEAD" else answer]
 
 
 @contextmanager
@@ -114,13 +117,17 @@ def s3_server() -> Iterator[Store]:
         "AWS_ACCESS_KEY_ID": "loopback",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
     }
     before = dict(os.environ)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        os.environ.pop(name, None)
     os.environ.update(store.env)
     try:
         _forget_clients()
-        _plain().mkdir(BUCKET)
+        store.plain.mkdir(BUCKET)
         store.seen.clear()
         yield store
     finally:

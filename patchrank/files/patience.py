@@ -22,6 +22,7 @@ ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryE
 _PASSING = (ConnectionError, TimeoutError, asyncio.TimeoutError)
 _PASSING_NAMES = {"HTTPClientError", "ConnectionError", "ResponseParserError", "ClientConnectionError"}
 _PASSING_NAMES |= {"ClientPayloadError"}  # of botocore and aiohttp, which we do not import
+_WORDLESS = {"FSTimeoutError": "no answer in time", "TimeoutError": "no answer in time"}
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ def is_passing(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """What an error says, in one line without secrets."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or _WORDLESS.get(type(error).__name__, type(error).__name__)
     text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(text).split()))  # an endpoint may have a password too
     for name in _SECRETS:
         text = text.replace(os.environ.get(name) or "\0", "***")

@@ -17,6 +17,7 @@ from patchrank.files.patience import patiently, reason
 from patchrank.files.places import filesystem_of, join, protocols
 
 CHECK_PATIENCE = 10.0  # seconds: somebody is watching, and nothing has been computed yet
+PUT_TIMEOUT, SLOW = 30.0, 2**20  # seconds for a file of no size, and bytes that are sent in one more
 _WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # s3fs would make a missing bucket
 
 
@@ -88,7 +89,7 @@ def put(filesystem: AbstractFileSystem, name: str, content: bytes, **how: str) -
 
     botocore sends no byte before the server says "continue", and sets no limit to waiting for that.
     """
-    limit = {"timeout": 30 + len(content) / 2**20} if isinstance(filesystem, AsyncFileSystem) else {}
+    limit = {"timeout": PUT_TIMEOUT + len(content) / SLOW} if isinstance(filesystem, AsyncFileSystem) else {}
     filesystem.pipe_file(name, content, **how, **limit)
 
 
