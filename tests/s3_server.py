@@ -23,7 +23,6 @@ import fsspec
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
-BUCKET = "sweeps"
 SECRET = "loopback-secret-that-no-file-may-hold"
 ANSWER = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
@@ -31,14 +30,18 @@ CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
 
 @dataclass
 class Store:
-    """url: of a bucket; env: what a process needs to reach it; seen: method, path and status of every request."""
+    """bucket: its name; env: what a process needs to reach it; seen: method, path and status of every request."""
 
-    url: str
-    env: dict[str, str]
+    bucket: str
+    env: dict[str, str] = field(default_factory=dict)
     seen: list[tuple[str, str, int]] = field(default_factory=list)
     _status: int = 500
     _left: int = 0
     _until: float = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}"
 
     def fail_next(self, count: int, status: int = 500) -> None:
         self._left, self._status = count, status
@@ -65,16 +68,16 @@ class Store:
 
     def keys(self, prefix: str = "") -> list[str]:
         """All objects below a prefix, sorted, as the server has them."""
-        return sorted(self.plain.find(f"{BUCKET}/{prefix}"))
+        return sorted(name.removeprefix(f"{self.bucket}/") for name in self.plain.find(f"{self.bucket}/{prefix}"))
 
     def read(self, key: str) -> bytes:
-        return self.plain.cat_file(f"{BUCKET}/{key}")
+        return self.plain.cat_file(f"{self.bucket}/{key}")
 
     def write(self, key: str, content: bytes) -> None:
-        self.plain.pipe_file(f"{BUCKET}/{key}", content)
+        self.plain.pipe_file(f"{self.bucket}/{key}", content)
 
     def delete(self, key: str) -> None:
-        self.plain.rm_file(f"{BUCKET}/{key}")
+        self.plain.rm_file(f"{self.bucket}/{key}")
 
     def takes(self) -> int | None:
         """The status to answer the next request with, None where the server may answer it."""
@@ -87,8 +90,10 @@ class Store:
 class _Sometimes:
     """moto's application, but for when the store is to fail."""
 
-    def __init__(self, store: Store):
-        self.store, self.app = store, DomainDispatcherApplication(create_backend_app)
+    store: Store
+
+    def __init__(self):
+        self.app = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: dict, start_response):
         seen = [environ["REQUEST_METHOD"], environ["PATH_INFO"]]
@@ -108,9 +113,10 @@ class _Sometimes:
 @contextmanager
 def s3_server() -> Iterator[Store]:
     """Starts a server with an empty bucket, and puts what reaches it into this process's environment meanwhile."""
-    store = Store(f"s3://{BUCKET}", {})
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    server = make_server("127.0.0.1", 0, _Sometimes(store), threaded=True, request_handler=MotoRequestHandler)
+    app = _Sometimes()
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    store = app.store = Store(f"sweeps-{server.server_port}")  # moto's servers of one process share their buckets
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     store.env |= {
@@ -127,7 +133,7 @@ def s3_server() -> Iterator[Store]:
     os.environ.update(store.env)
     try:
         _forget_clients()
-        store.plain.mkdir(BUCKET)
+        store.plain.mkdir(store.bucket)
         store.seen.clear()
         yield store
     finally:
