@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 
@@ -12,7 +11,8 @@ import torch
 from patchrank.data.images import ImageSplit
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
-from patchrank.files import join, resolve
+from patchrank.files import cache_folder as cache_folder
+from patchrank.files import join
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.text import template_set
 
@@ -79,13 +79,6 @@ def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:
     clip = create_clip(args.model, checkpoint=args.checkpoint, prompts=args.prompts, device=args.device, **pruning)
     clip.heads = join(cache_folder(), "heads")
     return clip
-
-
-def cache_folder() -> str:
-    """Where commands keep what takes long to make and is filed by its content: PATCHRANK_CACHE, or the user's cache."""
-    return os.environ.get("PATCHRANK_CACHE") or resolve(
-        join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "patchrank")
-    )
 
 
 def check_device(device: str) -> None:

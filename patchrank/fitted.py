@@ -9,7 +9,7 @@ from torch import nn
 
 from patchrank import fit
 from patchrank.config import TrialConfig
-from patchrank.errors import UserError
+from patchrank.errors import StoreError, UserError
 from patchrank.files import content_id, join
 from patchrank.inputs import Inputs
 from patchrank.layers.predictors import load_predictor, save_predictor
@@ -119,5 +119,7 @@ def _fitted(
 def _cached(path: str) -> nn.Module | None:
     try:
         return load_predictor(path)[0]
+    except StoreError:  # it may well be there
+        raise
     except UserError:
         return None

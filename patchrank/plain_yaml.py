@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from patchrank.errors import UserError
+from patchrank.files import read_bytes
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 _NUMBER = r"[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan)"
@@ -48,10 +49,11 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
+    """A YAML file, local or behind a URL, as plain values. Raises `UserError` that names it, and the line."""
     try:
-        text = Path(path).read_text()
+        text = read_bytes(path).decode()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not a text file in UTF-8") from error
     return parse_yaml(text, str(path))

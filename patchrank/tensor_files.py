@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from patchrank.errors import UserError
+from patchrank.errors import StoreError, UserError
 from patchrank.files import read_bytes, write_atomic
 
 KEY, SCHEMA = "patchrank", 1
@@ -36,6 +36,8 @@ def read_tensors(path: str | Path, kind: str, needs: Sequence[str]) -> tuple[dic
     try:
         content = read_bytes(path)
         tensors, about = load(content), _metadata(content)
+    except StoreError:
+        raise
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{kind} file {path}: cannot be read ({error})") from error
     if about.get("kind") != kind or about.get("schema") != SCHEMA:

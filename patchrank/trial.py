@@ -23,7 +23,7 @@ from patchrank import fit, fitted, golden, tuned
 from patchrank.config import TrialConfig
 from patchrank.data.images import ImageSplit
 from patchrank.data.shards import ShardFolder
-from patchrank.errors import UserError
+from patchrank.errors import StoreError, UserError
 from patchrank.files import content_id, join, remove, write_atomic, write_json
 from patchrank.fit import predictor_shape as predictor_shape
 from patchrank.fitted import fit_tasks, is_fitted
@@ -120,6 +120,8 @@ def run_trial(
     try:
         record, arrays = _measure(trial, inputs, shards, quiet, steps)
         _check_finite(record["metrics"])
+    except StoreError:  # the record would go where nothing can be written now
+        raise
     except Exception as error:
         if steps is not None and steps.ended:
             raise

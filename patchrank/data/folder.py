@@ -16,7 +16,7 @@ from patchrank.data.decoding import image_extensions
 from patchrank.data.images import ImageSplit
 from patchrank.data.splits import SHARES, Entry, choose
 from patchrank.errors import UserError, near
-from patchrank.files import filesystem_of, read_bytes
+from patchrank.files import filesystem_of, patiently, read_bytes
 
 COLUMNS = ("path", "label", "caption", "split")
 LIKE_SPLITS = {*SHARES, "training", "valid", "validation", "dev", "eval", "testing"}
@@ -41,20 +41,23 @@ def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
     """
     if root is None:
         raise UserError(f"data.root is missing: task {task!r} needs a folder of images, or a CSV file that lists them")
+    return choose(task, split, patiently(root, lambda: _found(root)), root)
+
+
+def _found(root: str) -> list[Entry]:
     filesystem, name = filesystem_of(root)
     if filesystem.isdir(name):
-        entries = _entries(_names(filesystem, name), partial(_read, filesystem, name.rstrip("/")), root)
-    elif not filesystem.isfile(name):
+        return _entries(_names(filesystem, name), partial(_read, filesystem, name.rstrip("/")), root)
+    if not filesystem.isfile(name):
         raise UserError(f"data.root {root}: there is no such folder or CSV file")
-    elif not name.lower().endswith(".csv"):
+    if not name.lower().endswith(".csv"):
         raise UserError(f"data.root {root}: is a file, but must be a folder of images, or a CSV file that lists them")
-    else:
-        entries = _listed(filesystem, name, root)
-    return choose(task, split, entries, root)
+    return _listed(filesystem, name, root)
 
 
 def _read(filesystem: AbstractFileSystem, folder: str, name: str) -> bytes:
-    return filesystem.cat_file(f"{folder}/{name}")
+    path = posixpath.join(folder, name)
+    return patiently(filesystem.unstrip_protocol(path), lambda: filesystem.cat_file(path))
 
 
 def _entries(names: list[str], read: Callable[[str], bytes], root: str) -> list[Entry]:
@@ -154,5 +157,4 @@ def _row(filesystem: AbstractFileSystem, folder: str, row: dict[str | None, str 
     if "://" in path:
         return Entry(path, where, partial(read_bytes, path), label, caption, split)
     path = posixpath.normpath(path)
-    full = path if posixpath.isabs(path) else posixpath.join(folder, path)
-    return Entry(path, where, partial(filesystem.cat_file, full), label, caption, split)
+    return Entry(path, where, partial(_read, filesystem, folder, path), label, caption, split)

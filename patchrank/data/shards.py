@@ -10,17 +10,17 @@ checks them before it trusts a byte. Imports webdataset only when shards are rea
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from patchrank.data.decoding import DECODERS, extension_of
+from patchrank.data.gopen import open_shard, sha256, shard_fault
 from patchrank.errors import UserError
-from patchrank.files import content_id, join, read_bytes, read_json, write_atomic, write_json
+from patchrank.files import content_id, join, read_json, write_atomic, write_json
 
 SHARD_SIZE = 64
 _NOT_IMAGES = ("__key__", "__url__", "__local_path__", "json", "cls", "scores.npy", "windows.npy")
@@ -70,13 +70,13 @@ class ShardFolder:
         record = read_json(join(self.path, f"{_stem(index)}.json"))
         if record is None or record.get("samples") != self.sizes[index]:
             return "not made yet"
-        return check_shard(self.path, record)[1]
+        return shard_fault(join(self.path, record["file"]), record)
 
     def write(self, index: int, samples: Iterable[Sample]) -> None:
         """Writes shard number `index` and its record, each whole or not at all."""
         content, count = _tar(samples, index * self.header["shard_size"])
         name = f"{_stem(index)}.tar"
-        record = {"file": name, "samples": count, "bytes": len(content), "sha256": _sha256(content)}
+        record = {"file": name, "samples": count, "bytes": len(content), "sha256": sha256(content)}
         write_atomic(join(self.path, name), content)
         write_json(join(self.path, f"{_stem(index)}.json"), record)
 
@@ -112,29 +112,10 @@ def stream(path: str) -> Iterator[Sample]:
 
     manifest = read_manifest(path)
     decoding = manifest["data"].get("decoding", "plain")
-    for member in group_by_keys(tar_file_expander(_verified(path, manifest["shards"]))):
+    urls = [join(path, each["file"]) for each in manifest["shards"]]
+    opened = ({"url": url, "stream": open_shard(url, each)} for url, each in zip(urls, manifest["shards"]))
+    for member in group_by_keys(tar_file_expander(opened)):
         yield _sample(member, decoding)
-
-
-def check_shard(path: str, record: dict) -> tuple[bytes, str | None]:
-    """The bytes of a shard, and what is wrong with them (None where nothing is)."""
-    try:
-        content = read_bytes(join(path, record["file"]))
-    except FileNotFoundError:
-        return b"", "missing"
-    if len(content) != record["bytes"]:
-        return b"", f"truncated: {len(content)} of {record['bytes']} bytes"
-    if _sha256(content) != record["sha256"]:
-        return b"", "changed: its sha256 is not the recorded one"
-    return content, None
-
-
-def _verified(path: str, records: Sequence[dict]) -> Iterator[dict]:
-    for record in records:
-        content, fault = check_shard(path, record)
-        if fault:
-            raise UserError(f"shard {join(path, record['file'])} is {fault}; the golden stage makes that one again")
-        yield {"url": record["file"], "stream": io.BytesIO(content)}
 
 
 def _sample(member: dict, decoding: str) -> Sample:
@@ -169,7 +150,3 @@ def _tar(samples: Iterable[Sample], first: int) -> tuple[bytes, int]:
 
 def _stem(index: int) -> str:
     return f"shard-{index:06d}"
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

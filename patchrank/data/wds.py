@@ -21,7 +21,7 @@ from patchrank.data.decoding import image_extensions
 from patchrank.data.images import ImageSplit
 from patchrank.data.splits import SHARES, Entry, choose
 from patchrank.errors import UserError
-from patchrank.files import filesystem_of
+from patchrank.files import filesystem_of, patiently
 
 TEXT_LIMIT = 1 << 20  # bytes of a label or caption
 _NAME = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
@@ -37,6 +37,13 @@ class Tar:
     path: str
     stem: str
     split: str | None = None
+
+    @property
+    def url(self) -> str:
+        return self.filesystem.unstrip_protocol(self.path)
+
+    def read(self, start: int, end: int) -> bytes:
+        return patiently(self.url, lambda: self.filesystem.cat_file(self.path, start=start, end=end))
 
 
 @dataclass(slots=True)
@@ -66,7 +73,7 @@ def load_wds(task: str, split: str, root: str | None) -> ImageSplit:
     """
     if root is None:
         raise UserError(f"data.root is missing: task {task!r} needs the path, URL or pattern of WebDataset tars")
-    tars = _tars(root)
+    tars = patiently(root, lambda: _tars(root))
     bar = partial(tqdm, total=len(tars), desc="index tars", unit="tar", delay=2)
     with ThreadPoolExecutor(min(8, len(tars))) as pool:
         return choose(task, split, [entry for entries in bar(pool.map(_entries, tars)) for entry in entries], root)
@@ -142,7 +149,7 @@ def _stem(path: str, base: str) -> str:
 def _entries(tar: Tar) -> list[Entry]:
     """Entries of the samples of a tar that hold an image."""
     try:
-        samples = _index(tar.filesystem, tar.path, tar.filesystem.ukey(tar.path))
+        samples = patiently(tar.url, lambda: _index(tar.filesystem, tar.path, tar.filesystem.ukey(tar.path)))
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{tar.path}: cannot be read as a tar ({error.strerror or 'no such file'})") from error
     entries = [_entry(tar, key, sample) for key, sample in samples.items() if sample.images]
@@ -153,8 +160,7 @@ def _entries(tar: Tar) -> list[Entry]:
 
 def _entry(tar: Tar, key: str, sample: Sample) -> Entry:
     where = f"{tar.path}, sample {key!r}"
-    start, end = sample.images[_image_of(sample, where)]
-    read = partial(tar.filesystem.cat_file, tar.path, start=start, end=end)
+    read = partial(tar.read, *sample.images[_image_of(sample, where)])
     return Entry(f"{tar.stem}/{key}", where, read, _label(sample, where), _caption(sample, where), tar.split)
 
 

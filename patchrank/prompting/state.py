@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from patchrank.errors import UserError
+from patchrank.errors import StoreError, UserError
 from patchrank.files import exists
 from patchrank.layers.prompts import Prompts
 from patchrank.tensor_files import read_tensors, write_tensors
@@ -59,6 +59,8 @@ def restore_state(state: State, path: str, run: str) -> None:
         return
     try:
         tensors, about = read_tensors(path, KIND, ("run", "history"))
+    except StoreError:  # it may well be there
+        raise
     except UserError as error:
         print(f"{error}: starts anew", file=sys.stderr)
         return

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from patchrank.config import PromptConfig
 from patchrank.data.images import ImageSplit
-from patchrank.errors import UserError
+from patchrank.errors import StoreError, UserError
 from patchrank.evaluate import BATCH_SIZE, evaluate
 from patchrank.files import content_id, exists, remove, weights_sha256
 from patchrank.layers.prompts import Prompts
@@ -167,6 +167,8 @@ def finished(out: str, run: str) -> Prompts | None:
         return None
     try:
         prompts, about = load_prompts(out)
+    except StoreError:  # it may well be there
+        raise
     except UserError as error:
         print(f"{error}: it is written anew", file=sys.stderr)
         return None

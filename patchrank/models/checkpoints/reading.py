@@ -5,7 +5,6 @@ Nothing is unpickled but by readers that know tensors and refuse everything else
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from collections.abc import Callable
@@ -13,12 +12,11 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from fsspec.implementations.local import LocalFileSystem
-from safetensors.torch import load, load_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from patchrank.errors import UserError
-from patchrank.files import filesystem_of
+from patchrank.files import local_copy
 from patchrank.models.checkpoints.key_maps import to_pair
 from patchrank.models.checkpoints.torchscript import read_archive
 from patchrank.models.checkpoints.towers import check_keys, tower_weights, unwrap
@@ -31,7 +29,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU and in the precision in which they were written.
 
     Known are safetensors, what `torch.save` writes and wrote, and TorchScript archives; a training checkpoint's
-    `state_dict` is taken out of it. Local files are mapped into memory where their format allows it.
+    `state_dict` is taken out of it. Files are mapped into memory where their format allows it; one behind a URL is
+    fetched to the user's cache before, once.
 
     Args:
         path: local path or fsspec URL.
@@ -40,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         UserError: there is no such file, it is damaged, no checkpoint, or a pickle of anything but tensors.
     """
     source = f"checkpoint {path}"
-    file, head = _open(path, source)
+    file, head = _found(path, source)
     try:
         read = _reader(file, head)
         loaded = None if read is None else read(file)
@@ -99,43 +98,33 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
         raise
 
 
-def _open(path: str | Path, source: str) -> tuple[str | io.BytesIO, bytes]:
-    """The local name of a file, or the content of a remote one; and the bytes that it begins with."""
-    filesystem, name = filesystem_of(path)
+def _found(path: str | Path, source: str) -> tuple[str, bytes]:
+    """The local name of a file, and the bytes that it begins with."""
     try:
-        if isinstance(filesystem, LocalFileSystem):
-            with open(name, "rb") as file:
-                return name, file.read(16)
-        content = filesystem.cat_file(name)
+        name = local_copy(path)
+        with open(name, "rb") as file:
+            return name, file.read(16)
     except FileNotFoundError as error:
         raise UserError(f"{source}: there is no such file") from error
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
-    return io.BytesIO(content), content[:16]
 
 
-def _reader(file: str | io.BytesIO, head: bytes) -> Callable | None:
+def _reader(file: str, head: bytes) -> Callable | None:
     if head.startswith(b"PK\x03\x04"):
         return read_archive if _is_torchscript(file) else _read_torch
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
-        return _read_safetensors
+        return load_file
     return _read_torch if head.startswith(b"\x80") else None
 
 
-def _is_torchscript(file: str | io.BytesIO) -> bool:
+def _is_torchscript(file: str) -> bool:
     with zipfile.ZipFile(file) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _read_safetensors(file: str | io.BytesIO) -> dict[str, Tensor]:
-    return load_file(file) if isinstance(file, str) else load(file.getvalue())
-
-
-def _read_torch(file: str | io.BytesIO) -> object:
+def _read_torch(file: str) -> object:
     """By torch's restricted reader, which knows tensors and plain containers alone."""
-    if not isinstance(file, str):
-        file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
     if zipfile.is_zipfile(file) and not file.endswith(".safetensors"):  # a suffix that torch itself goes by
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     with open(file, "rb") as stream:
