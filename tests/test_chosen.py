@@ -41,7 +41,9 @@ def test_bounds_are_read():
     ]
 
 
-@pytest.mark.parametrize("text", ["", "gmacs<12", "gmacs<=", "gmacs=12", "gmacs<=12;ms<=1", "gmacs<=nan", "12>=gmacs", "gmacs<=12,"])
+@pytest.mark.parametrize(
+    "text", ["", "gmacs<12", "gmacs<=", "gmacs=12", "gmacs<=12;ms<=1", "gmacs<=nan", "12>=gmacs", "gmacs<=12,"]
+)
 def test_other_syntax_is_refused(text):
     with pytest.raises(UserError, match="must read metric<=number or metric>=number; near: gmacs<=12"):
         parse_bounds(text)
@@ -144,6 +146,9 @@ def images():
     return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
+FEW = {"prompt__epochs": 1, "prompt__shots": 1}
+
+
 @pytest.mark.parametrize(
     "changes, more",
     [
@@ -151,8 +156,8 @@ def images():
         ({"pruning__reducer": "prior"}, {"predictor.safetensors"}),
         ({"pruning__reducer": "random", "seed": 3}, set()),
         ({"pruning__keep_rate": 1.0}, set()),
-        ({"prompt__mode": "TV", "prompt__epochs": 1, "prompt__shots": 1}, {"predictor.safetensors", "prompts.safetensors"}),
-        ({"prompt__mode": "T", "prompt__epochs": 1, "prompt__shots": 1}, {"predictor.safetensors", "prompts.safetensors"}),
+        ({"prompt__mode": "TV", **FEW}, {"predictor.safetensors", "prompts.safetensors"}),
+        ({"prompt__mode": "T", **FEW}, {"predictor.safetensors", "prompts.safetensors"}),
     ],
     ids=str,
 )
@@ -195,7 +200,7 @@ def test_several_tasks_share_one_predictor_or_are_refused(write, reads, tmp_path
     tasks = ["digits", "digits_ink"]
     with pytest.raises(UserError, match=r"a predictor to each of its 2 tasks.*fit_on=\[digits,digits_ink\]"):
         write(tmp_path / "own", data__tasks=tasks)
-    prompts = {"prompt__mode": "T", "prompt__epochs": 1, "prompt__shots": 1, "pruning__reducer": "center"}
+    prompts = {"prompt__mode": "T", **FEW, "pruning__reducer": "center"}
     with pytest.raises(UserError, match=r"prompts for each of its 2 tasks.*data.tasks=\[digits\]"):
         write(tmp_path / "prompts", data__tasks=tasks, **prompts)
     assert not reads and not list(tmp_path.iterdir())
