@@ -22,7 +22,7 @@ def test_the_test_above_can_fail():
     assert loaded_by("import patchrank, webdataset") == {"webdataset"}
 
 
-@pytest.mark.parametrize("stage", ["golden", "fit", "evaluate", "trial", "report", "visualize"])
+@pytest.mark.parametrize("stage", ["golden", "fit", "evaluate", "benchmark", "trial", "chosen", "report", "visualize"])
 def test_stages_need_neither_ray_nor_open_clip_to_import(stage):
     assert loaded_by(f"import patchrank.{stage}") & {"ray", "optuna", "open_clip", "webdataset"} == set()
 

@@ -44,7 +44,7 @@ def test_everything_that_is_linked_is_there(page):
         assert not anchor or anchor in anchors(found.read_text()), target
 
 
-@pytest.mark.parametrize("stage", ["golden", "fit", "evaluate", "prompt", "tune", "visualize"])
+@pytest.mark.parametrize("stage", ["golden", "fit", "evaluate", "prompt", "tune", "visualize", "benchmark"])
 def test_every_flag_that_readme_shows_exists(stage):
     shown = {word for line in README.splitlines() if f"patchrank.{stage}" in line for word in line.split()}
     command = [sys.executable, "-m", f"patchrank.{stage}", "--help"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from patchrank.config import Claim, PromptConfig, ReportConfig, TrialConfig
+from patchrank.config import Claim, Objective, PromptConfig, ReportConfig, TrialConfig
 from patchrank.errors import UserError
 from patchrank.report import paper_rows, write_report
 from patchrank.report.__main__ import main
@@ -14,6 +14,7 @@ from patchrank.report.curves import _draw, _lines
 from patchrank.report.drawing import scale_points
 from patchrank.report.names import labels, swept
 from patchrank.report.paper import paper_section
+from patchrank.report.plots import draw_sweep
 from patchrank.report.results import read_settings
 from patchrank.report.tables import main_table
 from patchrank.report.tokens import veil_dropped
@@ -412,3 +413,92 @@ def test_a_claim_that_fits_several_settings_costs_no_report(run):
     run.report(["pruning.keep_rate"], claims=[vague])
     page = (run.root / "report.md").read_text()
     assert "**not measured**: It holds" in page and "several settings match" in page
+
+
+# ---- sweeps that do not look at test, fronts and failures
+
+
+def blind_run(run):
+    """Rows as trials with `n_test: 0` write them: nothing is there of test."""
+    for keep_rate, lost in ((0.5, 12), (0.8, 0)):
+        run.add(lost=lost, pruning__keep_rate=keep_rate, data__n_test=0)
+        row = run.rows[-1]
+        path = run.root / "trials" / f"{row['id']}.npz"
+        arrays = dict(np.load(path))
+        moved = {}
+        for key, value in arrays.items():
+            task, _, name = key.partition(".")
+            ours = name in ("right_pruned", "right_unpruned", "cosine", "ids")
+            moved |= {f"{task}.val_{name}": value} if ours else {} if name == "val_ids" else {key: value}
+        np.savez(path, **moved)
+        measured = {key: row["metrics"].pop(key) for key in ("accuracy", "accuracy_unpruned", "agreement", "cosine")}
+        row["metrics"] |= {f"val_{key}": value for key, value in measured.items()}
+    return run
+
+
+def test_without_test_everything_shown_is_of_val_and_says_so(run):
+    head, rows = blind_run(run).table(["pruning.keep_rate"])
+    assert head[:5] == ["kept", "digits", "digits_ink", "mean, val", "change"] and "val" not in head
+    assert [row["mean, val"] for row in rows] == ["95.0", "85.0", "95.0"]
+    assert rows[1]["change"].startswith("**-10.00** [")
+    assert rows[1]["agreement"] == "98.0" and rows[1]["cosine"] == "0.9900"
+    text = (run.root / run.report(["pruning.keep_rate"]).path).read_text()
+    assert "on 120 validation images each of" in text and "**No trial looked at test: all figures here are" in text
+    assert "test images" not in text and "On validation images." in text and "on validation images" in text
+    summary = json.loads((run.root / "claims.json").read_text())
+    assert summary["found"].startswith("Accuracy on val falls in 1 and rises in 0 of 2 settings")
+
+
+def test_claims_on_test_are_not_measured_on_val_instead(run):
+    about = {"say": "S", "of": {"pruning.keep_rate": 0.5}, "against": 95}
+    claims = [Claim.model_validate(about | {"measure": name}) for name in ("accuracy", "val_accuracy")]
+    blind_run(run).report(["pruning.keep_rate"], claims=claims)
+    on_test, on_val = json.loads((run.root / "claims.json").read_text())["claims"]
+    assert on_test["verdict"] == "not measured" and on_test["missing"] == ["no accuracy"]
+    assert on_val["verdict"] == "refuted"
+
+
+def test_a_front_stands_in_the_page_where_there_are_several_objectives(run, tmp_path):
+    blind_run(run)
+    objectives = [Objective(metric="val_accuracy", mode="max"), Objective(metric="gmacs", mode="min")]
+    run.rows[0]["metrics"] |= {"ms": 1.0, "ms_unpruned": 2.0, "speedup": 2.0}
+    where = (str(run.root), ReportConfig(table="made-up"), ["pruning.keep_rate"], "sweeps/made-up.yaml")
+    report = write_report(run.rows, *where, objectives=objectives)
+    text = (run.root / "report.md").read_text()
+    assert "**Pareto front** of val_accuracy (max), gmacs (min): 1 of 2 trials" in text
+    assert text.index("Pareto front") < text.index(report.table) and "| ms | speed-up |" in report.table
+    assert png_size(run.root / "made-up-front.png")[0] > 300 and "](made-up-front.png)" in text
+    main([str(run.root), "--out", str(tmp_path / "index")])
+    assert (tmp_path / "index" / "made-up-front.png").is_file()
+    (run.root / "made-up-front.png").unlink()
+    write_report(run.rows, *where, objectives=objectives[:1])
+    assert not (run.root / "made-up-front.png").exists() and "Pareto" not in (run.root / "report.md").read_text()
+
+
+def test_every_failure_is_named_and_none_breaks_the_page(run):
+    run.add()
+    failures = [("predictor; 60 %", "ValueError: a | b\n| --- |\nin <module>")]
+    failures += [("window 9", "no *room* for `it` [x](y)")]
+    where = (str(run.root), ReportConfig(table="made-up"), ["seed"], "sweeps/made-up.yaml")
+    write_report(run.rows, *where, unfinished=2, failures=failures)
+    text = (run.root / "report.md").read_text()
+    section = text[text.index("**Failed trials**: 2") :].split("\n\n")[1].splitlines()
+    assert section == [
+        "| settings | cause |",
+        "| --- | --- |",
+        "| predictor; 60 % | ValueError: a \\| b \\| --- \\| in &lt;module&gt; |",
+        "| window 9 | no \\*room\\* for \\`it\\` \\[x\\](y) |",
+    ]
+    write_report([], *where, unfinished=2, failures=failures)
+    alone = (run.root / "report.md").read_text()
+    assert "\n".join(section) in alone and "no trial has a result" in alone and "**2 trials of this sweep" in alone
+    assert "![" not in alone and json.loads((run.root / "claims.json").read_text())["unfinished"] == 2
+
+
+def test_too_many_settings_for_rows_become_a_cloud(run):
+    for window in range(1, 13):  # each at a rate of its own, as samplers draw them
+        run.add(lost=3, pruning__keep_rate=round(0.2 + 0.05 * window, 2), golden__window=window)
+    content, caption = draw_sweep(run.settings(), ["pruning.keep_rate", "golden.window"])
+    assert "by what an image costs" in caption and struct.unpack(">II", content[16:24])[1] < 1000
+    _, few = draw_sweep(run.settings()[:9], ["pruning.keep_rate", "golden.window"])
+    assert "by what an image costs" not in few

@@ -1,16 +1,21 @@
 """One trial over several tasks: what its row and its arrays hold, and what shares what."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from patchrank import checks
+from patchrank import inputs as inputs_module
 from patchrank.checks import check_trial
 from patchrank.config import TrialConfig
 from patchrank.errors import UserError
 from patchrank.evaluate import embed_shared, evaluate
 from patchrank.inputs import load_inputs
 from patchrank.models.clip import create_clip
-from patchrank.trial import needed_shards, run_trial, trial_id, trial_tasks
+from patchrank.trial import fingerprint, needed_shards, run_trial, trial_id, trial_tasks
 from patchrank.tune.cells import configure
+from patchrank.tune.spec import load_sweep
 
 BASE = TrialConfig.model_validate(
     {
@@ -153,3 +158,78 @@ def test_mlp_is_refused_at_location_1_alone_where_it_ranks():
         configure(BASE, {"predictor.name": "mlp", "pruning.locations": [1]})
     check_trial(configure(BASE, {"predictor.name": "mlp", "pruning.locations": [2]}))
     check_trial(configure(BASE, {"predictor.name": "mlp", "pruning.locations": [1], "pruning.reducer": "random"}))
+
+
+# ---- trials that do not look at test
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Every way to a test image raises."""
+    real = inputs_module.load_split
+
+    def load(task, split=None, *args):
+        assert split != "test", "test was looked at"
+        return real(task, split, *args)
+
+    monkeypatch.setattr(inputs_module, "load_split", load)
+    checks._check_task.cache_clear()  # which may remember that a task is sound
+
+
+def blind(inputs, **changes):
+    """The base trial with `n_test: 0`, and what it runs on."""
+    trial = configure(BASE, {"data.n_test": 0} | {key.replace("__", "."): value for key, value in changes.items()})
+    return trial, replace(inputs, data=trial.data, _splits={}, _references={})
+
+
+@pytest.mark.parametrize("reducer", ["predictor", "prior", "center", "golden"])
+def test_no_trial_looks_at_test_where_n_test_is_0(inputs, poisoned, tmp_path_factory, reducer):
+    folder = tmp_path_factory.getbasetemp() / "blind"
+    trial, own = blind(inputs, pruning__reducer=reducer)
+    record = run_trial(trial, own, str(folder), str(folder / "shards"), "test", quiet=True)
+    for metrics in (record["metrics"], *record["metrics"]["tasks"].values()):
+        assert {"val_accuracy", "val_accuracy_unpruned", "val_agreement", "val_cosine"} <= metrics.keys()
+        assert not {"accuracy", "accuracy_unpruned", "agreement", "cosine"} & metrics.keys()
+        assert metrics["n_images"] == 0
+    assert record["metrics"]["gmacs"] < record["metrics"]["gmacs_unpruned"] and record["metrics"]["n_val"] == 24
+    with np.load(folder / "trials" / f"{record['id']}.npz", allow_pickle=False) as arrays:
+        assert "digits.ids" not in arrays and len(arrays["digits.val_right_pruned"]) == 12
+        assert arrays["digits_ink.pictures"].shape == (3, 64, 64, 3)
+        assert arrays["digits_ink.pictures_kept"].shape == (3, 38)
+    assert len(record["shards"]) == {"center": 0, "golden": 2}.get(reducer, 4)
+
+
+def test_the_poison_works(inputs, poisoned):
+    with pytest.raises(AssertionError, match="test was looked at"):
+        blind(inputs)[1].split("digits", "test")
+
+
+def test_figures_of_val_are_those_that_trials_with_test_have(inputs, run, tmp_path):
+    trial, own = blind(inputs, pruning__reducer="cls_attention")
+    record = run_trial(trial, own, str(tmp_path), str(tmp_path), "test", quiet=True)
+    seeing, _ = run(pruning__reducer="cls_attention")
+    same = {key: value for key, value in seeing["metrics"].items() if key.startswith(("val_", "gmacs"))}
+    assert same.items() <= record["metrics"].items() and len(same) >= 8
+
+
+def test_ids_of_trials_that_look_at_test_are_what_they_were(inputs):
+    """Records of earlier runs must be found again; this id is of the version before `n_test: 0` was allowed."""
+    found = trial_id(BASE, fingerprint(BASE, inputs))
+    assert found == "a8cd4de994b0e9646d016d4e82ac815a5e3581cc7db09d1d9334df5c4b611d69"
+    trial, own = blind(inputs)
+    assert trial_id(trial, fingerprint(trial, own)) != found
+
+
+def test_controls_need_test_images():
+    with pytest.raises(UserError, match="controls are run on test images, which data.n_test 0 keeps out of sight"):
+        configure(BASE, {"data.n_test": 0, "controls": ["random"]})
+
+
+def test_quick_leaves_test_out_of_sight_and_pareto_has_nothing_that_cannot_run():
+    assert load_sweep("sweeps/pareto.yaml", quick=True).config.trial.data.n_test == 0
+    sweep = load_sweep("sweeps/pareto.yaml")
+    assert [each.metric for each in sweep.config.objectives] == ["val_accuracy", "val_cosine", "gmacs", "ms"]
+    assert sweep.config.trial.data.n_test == 0 and not any(rule.kind == "grid" for rule in sweep.axes.values())
+    for name in sweep.axes["predictor.name"].choice:  # the widest with the first of locations
+        for locations in sweep.axes["pruning.locations"].choice:
+            configure(sweep.config.trial, {"predictor.name": name, "pruning.locations": locations})

@@ -13,7 +13,7 @@ from patchrank.report.results import Setting
 
 CAPTION = (
     "Change of accuracy against the unpruned tower (dashed line), in points, with 95 % intervals, by what an image "
-    "costs{}; hollow: oracles."
+    "costs{}{}."
 )
 
 
@@ -32,7 +32,8 @@ def draw_cloud(settings: Sequence[Setting]) -> tuple[bytes, str]:
     figure.axes[0].set_ylabel("change of accuracy, points", fontsize=9)
     handles = {text: handle for panel in figure.axes for handle, text in zip(*panel.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=6, fontsize=8, frameon=False)
-    return png(figure), CAPTION.format(LOG_NOTE if any(map(is_wide, spans)) else "")
+    hollow = "; hollow: oracles" if any(setting.is_oracle for setting in settings) else ""
+    return png(figure), CAPTION.format(LOG_NOTE if any(map(is_wide, spans)) else "", hollow)
 
 
 def _draw(panel, settings: Sequence[Setting], task: str | None) -> np.ndarray:
@@ -50,5 +51,6 @@ def _draw(panel, settings: Sequence[Setting], task: str | None) -> np.ndarray:
     scale_points(panel, "y", np.array(span))
     panel.grid(axis="y", lw=0.4, color="#dddddd")
     panel.tick_params(axis="x", labelsize=8)
+    panel.locator_params(axis="x", nbins=5)
     panel.spines[["top", "right"]].set_visible(False)
     return np.array(span)

@@ -9,7 +9,7 @@ from patchrank.config import Constraint, Objective
 from patchrank.report.front_plot import COLUMNS, draw_front, unpruned_figure
 from patchrank.report.markdown import table
 from patchrank.report.names import swept
-from patchrank.report.pareto import Front, pareto_front
+from patchrank.report.pareto import Front, pareto_front, said
 from patchrank.report.results import Setting
 
 ALWAYS = ("val_accuracy", "val_cosine", "gmacs", "ms", "speedup")  # columns, where any row has them
@@ -69,7 +69,7 @@ def _written(metric: str, value: float | None) -> str:
 
 def _sentence(front: Front, count: int, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> str:
     """What the front is of, and what became of all other trials."""
-    by = ", ".join(f"{COLUMNS[each.metric][0]} ({each.mode})" for each in objectives)
+    by = ", ".join(f"{each.metric} ({each.mode})" for each in objectives)
     kept = f" among those that keep {said(constraints)}" if constraints else ""
     what = "no other is better in one of these and no worse in the rest"
     text = f"**Pareto front** of {by}{kept}: {len(front.best)} of {count} trials; {what}."
@@ -82,15 +82,6 @@ def _sentence(front: Front, count: int, objectives: Sequence[Objective], constra
     return f"{text} Of the others, {others}." if others else text
 
 
-def said(constraints: Sequence[Constraint]) -> str:
-    """As "gmacs <= 12, val_cosine >= 0.99"."""
-    texts = [
-        f"{each.metric} >= {each.at_least:g}" if each.at_most is None else f"{each.metric} <= {each.at_most:g}"
-        for each in constraints
-    ]
-    return ", ".join(texts)
-
-
 def _timed(rows: Sequence[dict]) -> str:
     """On what milliseconds were measured, and how."""
     said = [_machine(row["speed"]) for row in rows if "speed" in row]
@@ -101,5 +92,5 @@ def _timed(rows: Sequence[dict]) -> str:
 
 def _machine(speed: dict) -> str:
     where, how = speed["hardware"], speed["benchmark"]
-    device = where["gpu"] or f"{where['cpu']}, {where['threads']} threads"
+    device = where["gpu"] or f"{where['cpu']} (threads: {where['threads']})"
     return f"{how['repeats']} runs of {how['batch_size']} images on {device}, {where['system']}, torch {where['torch']}"

@@ -33,7 +33,7 @@ def pareto_front(rows: Sequence[dict], objectives: Sequence[Objective], constrai
     stands for all.
     """
     read = {each.metric for each in (*objectives, *constraints)}
-    complete, incomplete = _divided(rows, lambda metrics: all(_is_number(metrics.get(metric)) for metric in read))
+    complete, incomplete = _divided(rows, lambda metrics: all(is_number(metrics.get(metric)) for metric in read))
     complete.sort(key=lambda row: _order(row, objectives))
     kept, infeasible = _divided(complete, lambda metrics: all(each.excess(metrics) <= 0 for each in constraints))
     losses = np.array([_losses(row, objectives) for row in kept]).reshape(len(kept), len(objectives))
@@ -52,7 +52,7 @@ def _divided(rows: Sequence[dict], holds: Callable[[dict], bool]) -> tuple[list[
     return [row for row, ok in zip(rows, passed) if ok], [row for row, ok in zip(rows, passed) if not ok]
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -65,3 +65,12 @@ def _order(row: dict, objectives: Sequence[Objective]) -> tuple:
     """By cost, what costs the same by worth, and by id in the end."""
     costs_first = sorted(objectives, key=lambda each: each.mode == "max")
     return *_losses(row, costs_first), row["id"]
+
+
+def said(constraints: Sequence[Constraint]) -> str:
+    """As "gmacs <= 12, val_cosine >= 0.99"."""
+    texts = [
+        f"{each.metric} >= {each.at_least:g}" if each.at_most is None else f"{each.metric} <= {each.at_most:g}"
+        for each in constraints
+    ]
+    return ", ".join(texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from patchrank.config import value_at
 from patchrank.report.cloud import draw_cloud
 from patchrank.report.curves import draw_curves
 from patchrank.report.dots import draw_dots
@@ -11,7 +12,7 @@ from patchrank.report.heat import BY_FIT, draw_heat
 from patchrank.report.names import KEEP_RATE, LOCATIONS, labels
 from patchrank.report.results import Setting
 
-WIDEST_MAP, MOST_LINES, MOST_ROWS = 12, 8, 40
+WIDEST_MAP, MOST_LINES, MOST_PLACES = 12, 8, 100
 ON_VAL = " On validation images."
 
 
@@ -27,5 +28,6 @@ def _draw(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, str]
         return draw_heat(settings, axes)
     if KEEP_RATE in axes and len(set(labels(settings, axes, without=(KEEP_RATE, LOCATIONS)))) <= MOST_LINES:
         return draw_curves(settings, axes)
-    many = len(set(labels(settings, axes, without=[KEEP_RATE]))) > MOST_ROWS
-    return draw_cloud(settings) if many else draw_dots(settings, axes)
+    rates = {value_at(setting.config, KEEP_RATE) for setting in settings} if KEEP_RATE in axes else {None}
+    places = len(set(labels(settings, axes, without=[KEEP_RATE]))) * len(rates)
+    return draw_cloud(settings) if places > MOST_PLACES else draw_dots(settings, axes)
