@@ -1,0 +1,188 @@
+"""A few timed steps of everything that a sweep spends its time on, on this machine: seconds by what is done.
+
+Nothing is kept: predictors are random ones, and the pair is as it was afterwards. Every figure is measured once for
+all trials that share what it depends on, and never for longer than a step takes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from patchrank.config import TrialConfig
+from patchrank.data.images import ImageSplit
+from patchrank.data.shards import ShardFolder
+from patchrank.evaluate import evaluate
+from patchrank.fit import BATCH_SIZE as FIT_BATCH
+from patchrank.fit import Ranked, fit_predictor, prior_of, rank_quality
+from patchrank.golden import BATCH_SIZE, score_images
+from patchrank.inputs import Inputs
+from patchrank.layers.predictors import create_predictor
+from patchrank.layers.pruning import windows
+from patchrank.models.clip import Clip
+from patchrank.prompt import dry_run
+from patchrank.prompting.presets import complete
+from patchrank.trial import is_fitted, predictor_shape
+from patchrank.tuned import lessons
+
+IMAGES = 32  # of a timed batch
+FIT_STEPS = 4
+QUICK = 1.0  # seconds; what takes less is timed again, since a first time pays for more than itself
+
+
+class Timer:
+    """Times steps, each kind once.
+
+    Args:
+        device: where trials are to run.
+        quiet: no bar.
+    """
+
+    def __init__(self, device: str, quiet: bool):
+        self.device = torch.device(device)
+        self.known: dict[tuple, float] = {}
+        self.bar = tqdm(desc="timing steps", unit="step", file=sys.stderr, disable=quiet)
+
+    def once(self, key: tuple, step: Callable[[], object], share: float = 1.0) -> float:
+        """Seconds of a step divided by `share`, measured for the first with this key."""
+        if key not in self.known:
+            self.known[key] = self._time(step) / share
+            self.bar.update()
+        return self.known[key]
+
+    def _time(self, step: Callable[[], object]) -> float:
+        first = self._one(step)
+        return first if first > QUICK else min(first, self._one(step))
+
+    def _one(self, step: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def load(self, clip: Clip, split: ImageSplit) -> float:
+        """Reading, decoding and transforming one image."""
+        few, transform = split.first(IMAGES), clip.transform()
+        return self.once(("load", clip.name, split.task), lambda: list(few.batches(transform, IMAGES)), len(few))
+
+    def whole(self, clip: Clip, split: ImageSplit) -> float:
+        """The unpruned tower on one image."""
+        images = self._images(clip, split.first(IMAGES))
+        return self.once(("whole", clip.name), lambda: _forward(clip, images), len(images))
+
+    def score(self, clip: Clip, split: ImageSplit, folder: ShardFolder) -> float:
+        """Golden scores of one decoded image."""
+        golden, metrics = folder.header["golden"], tuple(folder.header["metrics"])
+        squares = len(windows(clip.visual.patch_embed.grid_size, golden["window"], golden["stride"]))
+        few = split.first(max(1, BATCH_SIZE // squares))
+        images = self._images(clip, few)
+        head = clip.zero_shot_head(few.classes, few.templates) if few.classes else None
+        labels = None if few.labels is None else torch.tensor(few.labels, device=self.device)
+        scale = clip.logit_scale.exp().item()
+        how = {"metrics": metrics, **golden}
+        key = "score", clip.name, metrics, *golden.values()
+        return self.once(key, lambda: score_images(clip.visual, images, head, labels, scale, **how), len(few))
+
+    def evaluate(self, trial: TrialConfig, clip: Clip, split: ImageSplit, macs: int) -> float:
+        """Pruned evaluation of one image: by arithmetic, of which `macs` are done, from the first trial of its kind."""
+        few = split.first(IMAGES).loaded(clip.transform(), 1 << 30)
+        tower, shape = clip.visual, (len(few), clip.visual.num_patches)
+        scores = torch.rand(shape).numpy() if trial.pruning.reducer == "golden" else None
+        with torch.inference_mode():
+            tokens = tower.forward_prefix(few.tensors.to(self.device), tower.shared_layer)
+            unpruned = tower.forward_whole(few.tensors.to(self.device))
+        given = {"unpruned": unpruned, "tokens": tokens, "quiet": True}
+        key = "evaluate", clip.name, trial.pruning.reducer, trial.pruning.leftovers, tuple(trial.controls)
+        step = lambda: evaluate(clip, few, trial.controls, scores, **given)  # noqa: E731
+        return macs * self.once(key, step, len(few) * macs)
+
+    def fit(self, trial: TrialConfig, clip: Clip, images: int) -> float:
+        """Fitting one predictor to so many images."""
+        if trial.pruning.reducer == "prior" or trial.predictor.name == "prior":
+            return 0.0
+        rows, grid = min(FIT_BATCH, images), clip.visual.patch_embed.grid_size
+        data = self._ranked(clip, rows)
+        how = {"name": trial.predictor.name, "loss": trial.predictor.loss, **predictor_shape(trial)}
+        steps = trial.predictor.epochs * -(-images // FIT_BATCH)
+        key = "fit", clip.name, rows, *how.values()
+        return steps * self.once(key, lambda: fit_predictor(data, grid, epochs=FIT_STEPS, quiet=True, **how), FIT_STEPS)
+
+    def quality(self, trial: TrialConfig, clip: Clip) -> float:
+        """Comparing the ranking of one image with the golden one."""
+        predictor, data = random_predictor(trial, clip), self._ranked(clip, IMAGES)
+        key = "quality", clip.name, trial.predictor.name
+        return self.once(key, lambda: rank_quality(predictor, prior_of(data), data), IMAGES)
+
+    def tune(self, trial: TrialConfig, task: str, inputs: Inputs) -> float:
+        """Tuning the prompts of one trial and task, with its pruning in force: as `patchrank.prompt --dry-run` says."""
+        config, train = complete(trial.prompt, inputs.clip, task), lessons(trial, task, inputs)
+        key = "tune", inputs.clip.name, config.model_dump_json(exclude={"epochs", "lr", "shots", "images"}), trial.pruning
+        if key not in self.known:
+            found = dry_run(inputs.clip, train, config, trial.seed)
+            self.known[key] = found["seconds_per_step"]
+            self.bar.update()
+        return self.known[key] * config.epochs * max(1, len(train) // config.batch_size)
+
+    def start(self) -> float:
+        """Starting a worker: all that it imports."""
+        command = [sys.executable, "-c", "import patchrank.tune.worker"]
+        if ("start",) not in self.known:
+            self.known["start",] = self._one(lambda: subprocess.run(command, check=True, capture_output=True))
+            self.bar.update()
+        return self.known["start",]
+
+    def _images(self, clip: Clip, few: ImageSplit) -> torch.Tensor:
+        return torch.cat([images for images, _ in few.batches(clip.transform(), IMAGES)]).to(self.device)
+
+    def _ranked(self, clip: Clip, rows: int) -> Ranked:
+        """Tokens and golden scores of images that there are none of."""
+        draw = torch.Generator().manual_seed(0)
+        shapes = (rows, clip.visual.embed_dim), (rows, clip.visual.num_patches, clip.visual.embed_dim)
+        parts = [torch.randn(shape, generator=draw) for shape in (*shapes, (rows, clip.visual.num_patches))]
+        return Ranked(*(part.to(self.device) for part in parts))
+
+
+def random_predictor(trial: TrialConfig, clip: Clip) -> torch.nn.Module:
+    """A predictor of a trial's kind that nobody has fitted."""
+    name = "prior" if trial.pruning.reducer == "prior" else trial.predictor.name
+    shape = {} if name == "prior" else predictor_shape(trial)
+    made = create_predictor(name, clip.visual.embed_dim, clip.visual.patch_embed.grid_size, **shape)
+    return made.to(clip.logit_scale.device).eval()
+
+
+@contextmanager
+def pruned(trial: TrialConfig, clip: Clip) -> Iterator[None]:
+    """The pair with the pruning of a trial, by a random predictor, for the length of a block."""
+    settings = trial.pruning.model_dump() | {"seed": trial.seed}
+    predictor = {"predictor": random_predictor(trial, clip)} if is_fitted(trial) else {}
+    clip.visual.set_pruning(keep_rate=1.0, drop_counts=None)
+    try:
+        clip.visual.set_pruning(**settings, **predictor)
+        yield
+    finally:
+        clip.visual.set_pruning(keep_rate=1.0, drop_counts=None)
+
+
+@contextmanager
+def prepared(clip: Clip, device: str, threads: int) -> Iterator[None]:
+    """The pair on a device, and torch on so many threads, for the length of a block."""
+    before, place = torch.get_num_threads(), clip.logit_scale.device
+    torch.set_num_threads(threads)
+    try:
+        clip.to(device)
+        yield
+    finally:
+        clip.to(place)
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def _forward(clip: Clip, images: torch.Tensor) -> torch.Tensor:
+    return clip.visual.forward_whole(images)
