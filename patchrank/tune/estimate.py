@@ -25,7 +25,7 @@ from patchrank.tune.timing import Timer, prepared, pruned
 from patchrank.tuned import learns
 
 RAY = 10.0  # seconds that Ray itself takes to start and to stop, and the report; measured on 2 cores
-BLOCK = 512  # bytes that tars are made of
+BLOCK, TAR_END = 512, 1024 + 10240 // 2  # bytes that tars are made of, and what is behind the last member
 JSON = 2500  # bytes of a record without its arrays
 
 
@@ -129,8 +129,8 @@ def _shards(job: Job, inputs: Inputs, timer: Timer) -> Cost:
     passes = squares * (1 + (golden["rounds"] - 1) * len(metrics))
     arrays = [4 * len(metrics) * tower.num_patches, 4 * len(metrics) * squares]
     macs = score_macs(tower, squares, **{key: golden[key] for key in ("window", "remove_at", "rounds")})
-    size = _sample_bytes(split, arrays)
-    return Cost(len(job.faults), images, images * passes, images * macs, images * size, images * each)
+    size = images * _sample_bytes(split, arrays) + len(job.faults) * TAR_END
+    return Cost(len(job.faults), images, images * passes, images * macs, size, images * each)
 
 
 def score_macs(tower: nn.Module, squares: int, window: int, remove_at: int, rounds: int) -> int:
@@ -163,17 +163,18 @@ def _trials(
 ) -> Cost:
     """All trials; what several share counts once, or once for each worker that meets it."""
     shared: dict[tuple, list[_Part]] = defaultdict(list)
+    sizes: dict[str, int] = {}
     total = Cost()
     for n, trial in enumerate(trials):
-        some = inputs(trial)
-        total += Cost(1, num_bytes=_record_bytes(trial, some))
+        some, data = inputs(trial), trial.data.model_dump_json()
+        sizes[data] = sizes.get(data) or _record_bytes(trial, some)
+        total += Cost(1, num_bytes=sizes[data])
         with pruned(trial, some.clip):
             for part in _parts(trial, some, timer):
                 shared[(n,) if part.scope == "trial" else part.key].append(part)
     for parts in shared.values():
         times = {"trial": len(parts), "worker": min(workers, len(parts)), "sweep": 1}[parts[0].scope]
-        some = parts[:times]
-        for part in some:
+        for part in parts[:times]:
             total += Cost(forwards=part.forwards, macs=part.macs, seconds=part.seconds)
     return total
 

@@ -49,9 +49,10 @@ class Timer:
         self.known: dict[tuple, float] = {}
         self.bar = tqdm(desc="timing steps", unit="step", file=sys.stderr, disable=quiet)
 
-    def once(self, key: tuple, step: Callable[[], object], share: float = 1.0) -> float:
-        """Seconds of a step divided by `share`, measured for the first with this key."""
+    def once(self, key: tuple, prepare: Callable[[], tuple[Callable[[], object], float]]) -> float:
+        """Seconds of a step, divided by its share, measured for the first with this key; `prepare` gives both."""
         if key not in self.known:
+            step, share = prepare()
             self.known[key] = self._time(step) / share
             self.bar.update()
         return self.known[key]
@@ -70,63 +71,80 @@ class Timer:
     def load(self, clip: Clip, split: ImageSplit) -> float:
         """Reading, decoding and transforming one image."""
         few, transform = split.first(IMAGES), clip.transform()
-        return self.once(("load", clip.name, split.task), lambda: list(few.batches(transform, IMAGES)), len(few))
+        return self.once(
+            ("load", clip.name, split.task), lambda: (lambda: list(few.batches(transform, IMAGES)), len(few))
+        )
 
     def whole(self, clip: Clip, split: ImageSplit) -> float:
         """The unpruned tower on one image."""
-        images = self._images(clip, split.first(IMAGES))
-        return self.once(("whole", clip.name), lambda: _forward(clip, images), len(images))
+
+        def prepare():
+            images = self._images(clip, split.first(IMAGES))
+            return lambda: _whole(clip, images), len(images)
+
+        return self.once(("whole", clip.name), prepare)
 
     def score(self, clip: Clip, split: ImageSplit, folder: ShardFolder) -> float:
         """Golden scores of one decoded image."""
-        golden, metrics = folder.header["golden"], tuple(folder.header["metrics"])
-        squares = len(windows(clip.visual.patch_embed.grid_size, golden["window"], golden["stride"]))
-        few = split.first(max(1, BATCH_SIZE // squares))
-        images = self._images(clip, few)
-        head = clip.zero_shot_head(few.classes, few.templates) if few.classes else None
-        labels = None if few.labels is None else torch.tensor(few.labels, device=self.device)
-        scale = clip.logit_scale.exp().item()
-        how = {"metrics": metrics, **golden}
-        key = "score", clip.name, metrics, *golden.values()
-        return self.once(key, lambda: score_images(clip.visual, images, head, labels, scale, **how), len(few))
+        how = {"metrics": tuple(folder.header["metrics"]), **folder.header["golden"]}
+
+        def prepare():
+            squares = len(windows(clip.visual.patch_embed.grid_size, how["window"], how["stride"]))
+            few = split.first(max(1, BATCH_SIZE // squares))
+            head = clip.zero_shot_head(few.classes, few.templates) if few.classes else None
+            labels = None if few.labels is None else torch.tensor(few.labels, device=self.device)
+            given = self._images(clip, few), head, labels, clip.logit_scale.exp().item()
+            return lambda: score_images(clip.visual, *given, **how), len(few)
+
+        return self.once(("score", clip.name, *how.values()), prepare)
 
     def evaluate(self, trial: TrialConfig, clip: Clip, split: ImageSplit, macs: int) -> float:
-        """Pruned evaluation of one image: by arithmetic, of which `macs` are done, from the first trial of its kind."""
-        few = split.first(IMAGES).loaded(clip.transform(), 1 << 30)
-        tower, shape = clip.visual, (len(few), clip.visual.num_patches)
-        scores = torch.rand(shape).numpy() if trial.pruning.reducer == "golden" else None
-        with torch.inference_mode():
-            tokens = tower.forward_prefix(few.tensors.to(self.device), tower.shared_layer)
-            unpruned = tower.forward_whole(few.tensors.to(self.device))
-        given = {"unpruned": unpruned, "tokens": tokens, "quiet": True}
-        key = "evaluate", clip.name, trial.pruning.reducer, trial.pruning.leftovers, tuple(trial.controls)
-        step = lambda: evaluate(clip, few, trial.controls, scores, **given)  # noqa: E731
-        return macs * self.once(key, step, len(few) * macs)
+        """Pruned evaluation of one image of `macs`, its controls with it; by arithmetic, from the first of its kind."""
+
+        def prepare():
+            few, tower = split.first(IMAGES).loaded(clip.transform(), 1 << 30), clip.visual
+            scores = torch.rand(len(few), tower.num_patches).numpy() if trial.pruning.reducer == "golden" else None
+            with torch.inference_mode():
+                tokens = tower.forward_prefix(few.tensors.to(self.device), tower.shared_layer)
+                unpruned = tower.forward_whole(few.tensors.to(self.device))
+            given = {"unpruned": unpruned, "tokens": tokens, "quiet": True}
+            return lambda: evaluate(clip, few, trial.controls, scores, **given), len(few) * macs
+
+        pruning = trial.pruning
+        return macs * self.once(
+            ("evaluate", clip.name, pruning.reducer, pruning.leftovers, tuple(trial.controls)), prepare
+        )
 
     def fit(self, trial: TrialConfig, clip: Clip, images: int) -> float:
         """Fitting one predictor to so many images."""
         if trial.pruning.reducer == "prior" or trial.predictor.name == "prior":
             return 0.0
         rows, grid = min(FIT_BATCH, images), clip.visual.patch_embed.grid_size
-        data = self._ranked(clip, rows)
         how = {"name": trial.predictor.name, "loss": trial.predictor.loss, **predictor_shape(trial)}
+
+        def prepare():
+            data = self._ranked(clip, rows)
+            return lambda: fit_predictor(data, grid, epochs=FIT_STEPS, quiet=True, **how), FIT_STEPS
+
         steps = trial.predictor.epochs * -(-images // FIT_BATCH)
-        key = "fit", clip.name, rows, *how.values()
-        return steps * self.once(key, lambda: fit_predictor(data, grid, epochs=FIT_STEPS, quiet=True, **how), FIT_STEPS)
+        return steps * self.once(("fit", clip.name, rows, *how.values()), prepare)
 
     def quality(self, trial: TrialConfig, clip: Clip) -> float:
         """Comparing the ranking of one image with the golden one."""
-        predictor, data = random_predictor(trial, clip), self._ranked(clip, IMAGES)
-        key = "quality", clip.name, trial.predictor.name
-        return self.once(key, lambda: rank_quality(predictor, prior_of(data), data), IMAGES)
+
+        def prepare():
+            predictor, data = random_predictor(trial, clip), self._ranked(clip, IMAGES)
+            return lambda: rank_quality(predictor, prior_of(data), data), IMAGES
+
+        return self.once(("quality", clip.name, trial.predictor.name), prepare)
 
     def tune(self, trial: TrialConfig, task: str, inputs: Inputs) -> float:
         """Tuning the prompts of one trial and task, with its pruning in force: as `patchrank.prompt --dry-run` says."""
         config, train = complete(trial.prompt, inputs.clip, task), lessons(trial, task, inputs)
-        key = "tune", inputs.clip.name, config.model_dump_json(exclude={"epochs", "lr", "shots", "images"}), trial.pruning
+        drops = inputs.clip.visual.drop_counts
+        key = "tune", inputs.clip.name, config.model_dump_json(exclude={"epochs", "lr", "shots", "images"}), drops
         if key not in self.known:
-            found = dry_run(inputs.clip, train, config, trial.seed)
-            self.known[key] = found["seconds_per_step"]
+            self.known[key] = dry_run(inputs.clip, train, config, trial.seed)["seconds_per_step"]
             self.bar.update()
         return self.known[key] * config.epochs * max(1, len(train) // config.batch_size)
 
@@ -184,5 +202,5 @@ def prepared(clip: Clip, device: str, threads: int) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _forward(clip: Clip, images: torch.Tensor) -> torch.Tensor:
+def _whole(clip: Clip, images: torch.Tensor) -> torch.Tensor:
     return clip.visual.forward_whole(images)
