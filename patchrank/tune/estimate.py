@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-from PIL import ImageOps
-from torch import nn
+import torch
 
 from patchrank.config import TrialConfig
-from patchrank.data.images import ImageSplit
 from patchrank.inputs import Inputs
-from patchrank.layers.last_block import is_plain
-from patchrank.layers.macs import block_macs, vision_macs
 from patchrank.layers.pruning import windows
-from patchrank.trial import PICTURES, fit_tasks, is_fitted, needed_shards
+from patchrank.trial import fit_tasks, is_fitted, needed_shards
+from patchrank.tune.counting import TAR_END, prefix_macs, record_bytes, sample_bytes, score_macs
 from patchrank.tune.staging import Job
 from patchrank.tune.timing import Timer, prepared, pruned
 from patchrank.tuned import learns
 
 RAY = 10.0  # seconds that Ray itself takes to start and to stop, and the report; measured on 2 cores
-BLOCK, TAR_END = 512, 1024 + 10240 // 2  # bytes that tars are made of, and what is behind the last member
-JSON = 2500  # bytes of a record without its arrays
 
 
 @dataclass(frozen=True)
@@ -108,6 +101,7 @@ def estimate(
     threads, timer = max(1, int(cpu)), Timer(device, quiet)
     clips = {id(each.clip): each.clip for each in map(inputs, [*(job.trial for job in jobs), *trials])}
     with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())
         for clip in clips.values():
             stack.enter_context(prepared(clip, device, threads))
         shards = sum((_shards(job, inputs(job.trial), timer) for job in jobs if job.faults), Cost())
@@ -129,45 +123,18 @@ def _shards(job: Job, inputs: Inputs, timer: Timer) -> Cost:
     passes = squares * (1 + (golden["rounds"] - 1) * len(metrics))
     arrays = [4 * len(metrics) * tower.num_patches, 4 * len(metrics) * squares]
     macs = score_macs(tower, squares, **{key: golden[key] for key in ("window", "remove_at", "rounds")})
-    size = images * _sample_bytes(split, arrays) + len(job.faults) * TAR_END
+    size = images * sample_bytes(split, arrays) + len(job.faults) * TAR_END
     return Cost(len(job.faults), images, images * passes, images * macs, size, images * each)
 
 
-def score_macs(tower: nn.Module, squares: int, window: int, remove_at: int, rounds: int) -> int:
-    """Of one image's golden scores: once whole, and once without each window; at most, where there are more rounds."""
-    patches, prefix = tower.num_patches, tower.num_leading_tokens
-    total = vision_macs(tower, cls_only_last=is_plain(tower.blocks[-1]))
-    for n in range(rounds):
-        alive = patches - n * (patches // rounds)
-        length = prefix + round(alive * (1 - window**2 / patches))  # a window has lost as many as the rest
-        total += squares * suffix_macs(tower, length, remove_at)
-    return total
-
-
-def suffix_macs(tower: nn.Module, length: int, layer: int) -> int:
-    """Of a sequence of so many tokens from `layer` (1 to depth) to its embedding."""
-    depth, hidden = len(tower.blocks), tower.blocks[0].mlp.fc1.out_features
-    last = is_plain(tower.blocks[-1])
-    blocks = (block_macs(length, tower.embed_dim, hidden, last and n == depth) for n in range(layer, depth + 1))
-    return sum(blocks) + tower.embed_dim * tower.num_classes
-
-
-def prefix_macs(tower: nn.Module, layer: int) -> int:
-    """Of a whole image up to what enters `layer`."""
-    length = tower.num_patches + tower.num_leading_tokens
-    return vision_macs(tower, cls_only_last=is_plain(tower.blocks[-1])) - suffix_macs(tower, length, layer)
-
-
-def _trials(
-    trials: Sequence[TrialConfig], inputs: Callable[[TrialConfig], Inputs], timer: Timer, workers: int
-) -> Cost:
+def _trials(trials: Sequence[TrialConfig], inputs: Callable[[TrialConfig], Inputs], timer: Timer, workers: int) -> Cost:
     """All trials; what several share counts once, or once for each worker that meets it."""
     shared: dict[tuple, list[_Part]] = defaultdict(list)
     sizes: dict[str, int] = {}
     total = Cost()
     for n, trial in enumerate(trials):
         some, data = inputs(trial), trial.data.model_dump_json()
-        sizes[data] = sizes.get(data) or _record_bytes(trial, some)
+        sizes[data] = sizes.get(data) or record_bytes(trial, some)
         total += Cost(1, num_bytes=sizes[data])
         with pruned(trial, some.clip):
             for part in _parts(trial, some, timer):
@@ -196,8 +163,8 @@ def _parts(trial: TrialConfig, inputs: Inputs, timer: Timer) -> Iterator[_Part]:
         if is_fitted(trial):
             yield from _ranking(trial, inputs, timer, folders, ranker, task)
         if learns(trial):
-            key = "tune", data, ranker, task, trial.prompt.model_dump_json(), trial.pruning.model_dump_json(), trial.seed
-            yield _Part(key, "sweep", timer.tune(trial, task, inputs))
+            settings = trial.prompt.model_dump_json(), trial.pruning.model_dump_json(), trial.seed
+            yield _Part(("tune", data, ranker, task, *settings), "sweep", timer.tune(trial, task, inputs))
         yield _evaluation(trial, inputs, timer, task)
 
 
@@ -215,7 +182,8 @@ def _references(
     if not count:
         return
     seconds = timer.whole(clip, split)
-    yield _Part(("load", *data, task, part), "worker", count * (timer.load(clip, split) + seconds), count, count * whole)
+    once = count * (timer.load(clip, split) + seconds)
+    yield _Part(("load", *data, task, part), "worker", once, count, count * whole)
     if not learns(trial):
         macs = prefix_macs(clip.visual, layer)
         yield _Part(("tokens", *data, task, part, layer), "worker", count * seconds * macs / whole, 0, count * macs)
@@ -250,30 +218,6 @@ def _evaluation(trial: TrialConfig, inputs: Inputs, timer: Timer, task: str) -> 
         each *= tower.macs().image / macs
     passes = sum(counts) + counts[1] * len(trial.controls)
     return _Part((), "trial", sum(counts) * each, passes, passes * macs)
-
-
-def _sample_bytes(split: ImageSplit, arrays: Sequence[int], few: int = 8) -> int:
-    """Of one image in a shard: its bytes as they are, label, id, and arrays of so many bytes, each a member of a tar."""
-    contents = [len(split.content(n)) for n in range(min(few, len(split)))]
-    members = [sum(contents) / len(contents), 40, *(128 + size for size in arrays)]
-    members += [] if split.labels is None else [2]
-    return sum(BLOCK + -(-int(size) // BLOCK) * BLOCK for size in members)
-
-
-def _record_bytes(trial: TrialConfig, inputs: Inputs) -> int:
-    """Of a trial's record and its arrays: names and cosines of all images, and pictures of the first."""
-    side, draw, total = inputs.clip.visual.pretrained_cfg["input_size"][-1], np.random.default_rng(0), JSON
-    for task in trial.data.tasks:
-        for part in ("val", "test"):
-            split, arrays = inputs.split(task, part), {}
-            if part == "test":
-                shown = range(min(len(split), max(1, PICTURES // len(trial.data.tasks))))
-                arrays["pictures"] = np.stack([np.asarray(ImageOps.fit(split.image(n), (side, side))) for n in shown])
-            arrays |= {"ids": np.asarray(split.ids), "cosine": draw.random(len(split), np.float32)}
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
-            total += buffer.tell()
-    return total
 
 
 def _macs(count: int) -> str:

@@ -20,9 +20,10 @@ from patchrank.files import resolve
 if TYPE_CHECKING:
     from ray.tune import Callback
 
-OF_TRIALS = {"id", "name", "config", "config_exclude_keys", "config_include_keys", "resume", "resume_from", "fork_from"}
-OF_TRIALS |= {"reinit", "allow_val_change", "save_checkpoints", "anonymous"}  # and what is deprecated
-SECRET = re.compile(r"(^|[_.\-])(api[_\-]?key|access[_\-]?key|token|password|passwd|secret|credentials?)($|[_.\-])", re.I)
+OF_TRIALS = {"id", "name", "config", "config_exclude_keys", "config_include_keys", "resume", "resume_from", "reinit"}
+OF_TRIALS |= {"fork_from", "allow_val_change", "save_checkpoints", "anonymous"}  # and what is deprecated
+_WORDS = r"api[_\-]?key|access[_\-]?key|token|password|passwd|secret|credentials?"
+SECRET = re.compile(rf"(^|[_.\-])({_WORDS})($|[_.\-])", re.I)
 IN_URL = re.compile(r"://[^/@\s]+@|[?&](api_?key|token|password|secret)=", re.I)
 FROM_ENVIRONMENT = {
     "wandb": "WANDB_API_KEY in the environment, or `wandb login`",
