@@ -13,6 +13,8 @@ from patchrank import fit
 from patchrank.config import Constraint, Measured, Objective, TrialConfig
 from patchrank.errors import UserError, near
 from patchrank.files import check_writable, read_json, write_json
+from patchrank.fit import predictor_shape
+from patchrank.fitted import is_fitted, rank
 from patchrank.inputs import Inputs, mean_over
 from patchrank.layers.predictors import save_predictor
 from patchrank.layers.prompts import Prompts
@@ -20,7 +22,7 @@ from patchrank.models.checkpoints.saving import CONFIG, WEIGHTS, find_target, sa
 from patchrank.models.clip import Clip
 from patchrank.models.prompt_files import describe, save_prompts
 from patchrank.report.pareto import is_number, said
-from patchrank.trial import evaluate_part, is_fitted, make_shards, predictor_shape, rank
+from patchrank.trial import evaluate_part, make_shards
 from patchrank.tuned import learns, prompted
 
 SCHEMA = 1

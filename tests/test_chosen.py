@@ -14,7 +14,7 @@ from patchrank.config import Constraint, Objective, TrialConfig
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.evaluate import evaluate
-from patchrank.inputs import Inputs, load_inputs
+from patchrank.inputs import load_inputs
 from patchrank.trial import run_trial
 from patchrank.tune.cells import configure
 

@@ -15,11 +15,11 @@ from patchrank.files import check_writable, join, write_atomic
 from patchrank.report import Report, paper_rows, write_report
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
 from patchrank.tune.interrupts import Interrupts
+from patchrank.tune.milliseconds import measure_alone
 from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.progress import Failure, describe, print_plan, say
 from patchrank.tune.spec import load_sweep
 from patchrank.tune.staging import Job, stage, staging_jobs
-from patchrank.tune.timing import measure_alone
 from patchrank.tune.trials import create_scheduler, run_trials
 
 

@@ -12,9 +12,9 @@ from patchrank.errors import UserError, near
 from patchrank.inputs import Inputs, load_inputs
 from patchrank.trial import fingerprint, fit_tasks, is_fitted, trial_id
 from patchrank.tune.cells import Cell, allows, configure, fits, grid_points, random_points
+from patchrank.tune.milliseconds import Speeds, beside, can_be_timed, own_hardware, wants_milliseconds
 from patchrank.tune.records import Records
 from patchrank.tune.spec import Sweep
-from patchrank.tune.timing import Speeds, beside, can_be_timed, own_hardware, wants_milliseconds
 from patchrank.tuned import lessons_key
 
 

@@ -1,113 +1,206 @@
-"""Milliseconds of a sweep's trials: measured when nothing else runs, and read beside their records."""
+"""A few timed steps of everything that a sweep spends its time on, on this machine: seconds by what is done.
+
+Nothing is kept: predictors are random ones, and the pair is as it was afterwards. Every figure is measured once for
+all trials that share what it depends on, and never for longer than a step takes.
+"""
 
 from __future__ import annotations
 
-import json
+import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import torch
 from tqdm import tqdm
 
-from patchrank.benchmark import hardware, speed_settings
-from patchrank.config import Resources, SweepConfig, TrialConfig
-from patchrank.files import join, list_names, read_json
+from patchrank.config import TrialConfig
+from patchrank.data.images import ImageSplit
+from patchrank.data.shards import ShardFolder
+from patchrank.evaluate import evaluate
+from patchrank.fit import BATCH_SIZE as FIT_BATCH
+from patchrank.fit import Ranked, fit_predictor, prior_of, rank_quality
+from patchrank.golden import BATCH_SIZE, score_images
+from patchrank.inputs import Inputs
+from patchrank.layers.predictors import create_predictor
+from patchrank.layers.pruning import windows
+from patchrank.models.clip import Clip
+from patchrank.prompt import dry_run
+from patchrank.prompting.presets import complete
+from patchrank.trial import is_fitted, predictor_shape
+from patchrank.tuned import lessons
 
-FIGURES = ("ms", "ms_unpruned", "speedup")  # of a measurement, that go into a row
+IMAGES = 32  # of a timed batch
+FIT_STEPS = 4
+QUICK = 1.0  # seconds; what takes less is timed again, since a first time pays for more than itself
 
 
-def wants_milliseconds(config: SweepConfig) -> bool:
-    """Whether an objective or a bound of a sweep is about milliseconds."""
-    return any(each.metric == "ms" for each in (*config.objectives, *config.constraints))
-
-
-def can_be_timed(trial: TrialConfig) -> bool:
-    """Whether a trial could be deployed; golden rankings are scores from outside."""
-    return trial.pruning.reducer != "golden" or trial.pruning.keep_rate == 1
-
-
-class Speeds:
-    """Measurements below a root, `<root>/speeds/<id>.json`, of one kind of hardware.
+class Timer:
+    """Times steps, each kind once.
 
     Args:
-        own: the hardware that counts; None, on a cluster, for whichever most was measured on.
+        device: where trials are to run.
+        quiet: no bar.
     """
 
-    def __init__(self, config: SweepConfig, own: dict | None):
-        self.config, self.own = config, own
-        self._found: dict[str, dict] = {}
-        self.refresh()
+    def __init__(self, device: str, quiet: bool):
+        self.device = torch.device(device)
+        self.known: dict[tuple, float] = {}
+        self.bar = tqdm(desc="timing steps", unit="step", file=sys.stderr, disable=quiet)
 
-    def refresh(self) -> None:
-        folder = join(self.config.root, "speeds")
-        records = [read_json(join(folder, name)) for name in list_names(folder) if name.endswith(".json")]
-        how = self.config.benchmark.model_dump()
-        usable = [record for record in records if record and record.get("benchmark") == how]
-        counts = Counter(_key(record["hardware"]) for record in usable)
-        wanted = _key(self.own) if self.own else max(sorted(counts), key=counts.__getitem__, default=None)
-        self._found = {_key(r["settings"]): r for r in usable if _key(r["hardware"]) == wanted}
+    def once(self, key: tuple, prepare: Callable[[], tuple[Callable[[], object], float]]) -> float:
+        """Seconds of a step, divided by its share, measured for the first with this key; `prepare` gives both."""
+        if key not in self.known:
+            step, share = prepare()
+            self.known[key] = self._time(step) / share
+            self.bar.update()
+        return self.known[key]
 
-    def of(self, trial: TrialConfig) -> dict | None:
-        """The measurement of a trial's structure; None where there is none."""
-        return self._found.get(_key(speed_settings(trial)))
+    def _time(self, step: Callable[[], object]) -> float:
+        first = self._one(step)
+        return first if first > QUICK else min(first, self._one(step))
 
-    def lacking(self, trials: Iterable[TrialConfig]) -> list[TrialConfig]:
-        """One trial of each structure that has yet to be measured."""
-        by_structure = {_key(speed_settings(trial)): trial for trial in trials if can_be_timed(trial)}
-        return [trial for key, trial in by_structure.items() if key not in self._found]
+    def _one(self, step: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def load(self, clip: Clip, split: ImageSplit) -> float:
+        """Reading, decoding and transforming one image."""
+        few, transform = split.first(IMAGES), clip.transform()
+        return self.once(
+            ("load", clip.name, split.task), lambda: (lambda: list(few.batches(transform, IMAGES)), len(few))
+        )
+
+    def whole(self, clip: Clip, split: ImageSplit) -> float:
+        """The unpruned tower on one image."""
+
+        def prepare():
+            images = self._images(clip, split.first(IMAGES))
+            return lambda: _whole(clip, images), len(images)
+
+        return self.once(("whole", clip.name), prepare)
+
+    def score(self, clip: Clip, split: ImageSplit, folder: ShardFolder) -> float:
+        """Golden scores of one decoded image."""
+        how = {"metrics": tuple(folder.header["metrics"]), **folder.header["golden"]}
+
+        def prepare():
+            squares = len(windows(clip.visual.patch_embed.grid_size, how["window"], how["stride"]))
+            few = split.first(max(1, BATCH_SIZE // squares))
+            head = clip.zero_shot_head(few.classes, few.templates) if few.classes else None
+            labels = None if few.labels is None else torch.tensor(few.labels, device=self.device)
+            given = self._images(clip, few), head, labels, clip.logit_scale.exp().item()
+            return lambda: score_images(clip.visual, *given, **how), len(few)
+
+        return self.once(("score", clip.name, *how.values()), prepare)
+
+    def evaluate(self, trial: TrialConfig, clip: Clip, split: ImageSplit, macs: int) -> float:
+        """Pruned evaluation of one image of `macs`, its controls with it; by arithmetic, from the first of its kind."""
+
+        def prepare():
+            few, tower = split.first(IMAGES).loaded(clip.transform(), 1 << 30), clip.visual
+            scores = torch.rand(len(few), tower.num_patches).numpy() if trial.pruning.reducer == "golden" else None
+            with torch.inference_mode():
+                tokens = tower.forward_prefix(few.tensors.to(self.device), tower.shared_layer)
+                unpruned = tower.forward_whole(few.tensors.to(self.device))
+            given = {"unpruned": unpruned, "tokens": tokens, "quiet": True}
+            return lambda: evaluate(clip, few, trial.controls, scores, **given), len(few) * macs
+
+        pruning = trial.pruning
+        return macs * self.once(
+            ("evaluate", clip.name, pruning.reducer, pruning.leftovers, tuple(trial.controls)), prepare
+        )
+
+    def fit(self, trial: TrialConfig, clip: Clip, images: int) -> float:
+        """Fitting one predictor to so many images."""
+        if trial.pruning.reducer == "prior" or trial.predictor.name == "prior":
+            return 0.0
+        rows, grid = min(FIT_BATCH, images), clip.visual.patch_embed.grid_size
+        how = {"name": trial.predictor.name, "loss": trial.predictor.loss, **predictor_shape(trial)}
+
+        def prepare():
+            data = self._ranked(clip, rows)
+            return lambda: fit_predictor(data, grid, epochs=FIT_STEPS, quiet=True, **how), FIT_STEPS
+
+        steps = trial.predictor.epochs * -(-images // FIT_BATCH)
+        return steps * self.once(("fit", clip.name, rows, *how.values()), prepare)
+
+    def quality(self, trial: TrialConfig, clip: Clip) -> float:
+        """Comparing the ranking of one image with the golden one."""
+
+        def prepare():
+            predictor, data = random_predictor(trial, clip), self._ranked(clip, IMAGES)
+            return lambda: rank_quality(predictor, prior_of(data), data), IMAGES
+
+        return self.once(("quality", clip.name, trial.predictor.name), prepare)
+
+    def tune(self, trial: TrialConfig, task: str, inputs: Inputs) -> float:
+        """Tuning the prompts of one trial and task, with its pruning in force: as `patchrank.prompt --dry-run` says."""
+        config, train = complete(trial.prompt, inputs.clip, task), lessons(trial, task, inputs)
+        drops = inputs.clip.visual.drop_counts
+        key = "tune", inputs.clip.name, config.model_dump_json(exclude={"epochs", "lr", "shots", "images"}), drops
+        if key not in self.known:
+            self.known[key] = dry_run(inputs.clip, train, config, trial.seed)["seconds_per_step"]
+            self.bar.update()
+        return self.known[key] * config.epochs * max(1, len(train) // config.batch_size)
+
+    def start(self) -> float:
+        """Starting a worker: all that it imports."""
+        command = [sys.executable, "-c", "import patchrank.tune.worker"]
+        if ("start",) not in self.known:
+            self.known["start",] = self._one(lambda: subprocess.run(command, check=True, capture_output=True))
+            self.bar.update()
+        return self.known["start",]
+
+    def _images(self, clip: Clip, few: ImageSplit) -> torch.Tensor:
+        return torch.cat([images for images, _ in few.batches(clip.transform(), IMAGES)]).to(self.device)
+
+    def _ranked(self, clip: Clip, rows: int) -> Ranked:
+        """Tokens and golden scores of images that there are none of."""
+        draw = torch.Generator().manual_seed(0)
+        shapes = (rows, clip.visual.embed_dim), (rows, clip.visual.num_patches, clip.visual.embed_dim)
+        parts = [torch.randn(shape, generator=draw) for shape in (*shapes, (rows, clip.visual.num_patches))]
+        return Ranked(*(part.to(self.device) for part in parts))
 
 
-def beside(record: dict, speed: dict | None) -> dict:
-    """A trial's record with its milliseconds, and what these were measured on."""
-    if speed is None:
-        return record
-    about = {key: speed[key] for key in ("id", "hardware", "benchmark", "ms_quartiles", "ms_unpruned_quartiles")}
-    figures = {key: speed[key] for key in FIGURES}
-    return record | {"metrics": record["metrics"] | figures, "speed": about}
+def random_predictor(trial: TrialConfig, clip: Clip) -> torch.nn.Module:
+    """A predictor of a trial's kind that nobody has fitted."""
+    name = "prior" if trial.pruning.reducer == "prior" else trial.predictor.name
+    shape = {} if name == "prior" else predictor_shape(trial)
+    made = create_predictor(name, clip.visual.embed_dim, clip.visual.patch_embed.grid_size, **shape)
+    return made.to(clip.logit_scale.device).eval()
 
 
-def own_hardware(resources: Resources) -> dict:
-    """This machine, as a worker that takes these resources finds it."""
-    return hardware(_device(resources)) | {"threads": max(1, int(resources.cpu))}
+@contextmanager
+def pruned(trial: TrialConfig, clip: Clip) -> Iterator[None]:
+    """The pair with the pruning of a trial, by a random predictor, for the length of a block."""
+    settings = trial.pruning.model_dump() | {"seed": trial.seed}
+    predictor = {"predictor": random_predictor(trial, clip)} if is_fitted(trial) else {}
+    clip.visual.set_pruning(keep_rate=1.0, drop_counts=None)
+    try:
+        clip.visual.set_pruning(**settings, **predictor)
+        yield
+    finally:
+        clip.visual.set_pruning(keep_rate=1.0, drop_counts=None)
 
 
-def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig) -> None:
-    """Measures trials' structures one after the other, each on a node that Ray gives nobody else meanwhile.
-
-    All on one node, and all of them: what was measured on its kind of hardware before is read.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from patchrank.tune.worker import time_one
-
-    resources, node = config.resources, _node(config.resources, ray.nodes())
-    whole = {"num_cpus": node["Resources"].get("CPU", 1), "num_gpus": node["Resources"].get("GPU", 0)}
-    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = time_one.options(scheduling_strategy=where, name=f"milliseconds of {config.name}", **whole)
-    folder, how = join(config.root, "speeds"), config.benchmark.model_dump()
-    every = 1.0 if sys.stderr.isatty() else 15.0
-    for trial in tqdm(trials, desc="milliseconds", unit="tower", mininterval=every, file=sys.stderr):
-        job = {"imports": config.imports, "cpu": resources.cpu, "device": _device(resources)}
-        ray.get(task.remote(trial.model_dump(), how, folder, job))
+@contextmanager
+def prepared(clip: Clip, device: str, threads: int) -> Iterator[None]:
+    """The pair on a device, and torch on so many threads, for the length of a block."""
+    before, place = torch.get_num_threads(), clip.logit_scale.device
+    torch.set_num_threads(threads)
+    try:
+        clip.to(device)
+        yield
+    finally:
+        clip.to(place)
+        torch.set_num_threads(before)
 
 
-def _node(resources: Resources, nodes: list[dict]) -> dict:
-    """The largest node that holds a trial; of equals the first by address, so that a later run takes the same."""
-    fitting = [
-        node
-        for node in nodes
-        if node["Alive"]
-        and node["Resources"].get("CPU", 0) >= resources.cpu
-        and node["Resources"].get("GPU", 0) >= resources.gpu
-    ]
-    size = {node["NodeID"]: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in fitting}
-    return max(sorted(fitting, key=lambda node: node["NodeManagerAddress"]), key=lambda node: size[node["NodeID"]])
-
-
-def _device(resources: Resources) -> str:
-    return "cuda" if resources.gpu else "cpu"
-
-
-def _key(value: dict) -> str:
-    return json.dumps(value, sort_keys=True)
+@torch.inference_mode()
+def _whole(clip: Clip, images: torch.Tensor) -> torch.Tensor:
+    return clip.visual.forward_whole(images)

@@ -1,0 +1,113 @@
+"""Milliseconds of a sweep's trials: measured when nothing else runs, and read beside their records."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tqdm import tqdm
+
+from patchrank.benchmark import hardware, speed_settings
+from patchrank.config import Resources, SweepConfig, TrialConfig
+from patchrank.files import join, list_names, read_json
+
+FIGURES = ("ms", "ms_unpruned", "speedup")  # of a measurement, that go into a row
+
+
+def wants_milliseconds(config: SweepConfig) -> bool:
+    """Whether an objective or a bound of a sweep is about milliseconds."""
+    return any(each.metric == "ms" for each in (*config.objectives, *config.constraints))
+
+
+def can_be_timed(trial: TrialConfig) -> bool:
+    """Whether a trial could be deployed; golden rankings are scores from outside."""
+    return trial.pruning.reducer != "golden" or trial.pruning.keep_rate == 1
+
+
+class Speeds:
+    """Measurements below a root, `<root>/speeds/<id>.json`, of one kind of hardware.
+
+    Args:
+        own: the hardware that counts; None, on a cluster, for whichever most was measured on.
+    """
+
+    def __init__(self, config: SweepConfig, own: dict | None):
+        self.config, self.own = config, own
+        self._found: dict[str, dict] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        folder = join(self.config.root, "speeds")
+        records = [read_json(join(folder, name)) for name in list_names(folder) if name.endswith(".json")]
+        how = self.config.benchmark.model_dump()
+        usable = [record for record in records if record and record.get("benchmark") == how]
+        counts = Counter(_key(record["hardware"]) for record in usable)
+        wanted = _key(self.own) if self.own else max(sorted(counts), key=counts.__getitem__, default=None)
+        self._found = {_key(r["settings"]): r for r in usable if _key(r["hardware"]) == wanted}
+
+    def of(self, trial: TrialConfig) -> dict | None:
+        """The measurement of a trial's structure; None where there is none."""
+        return self._found.get(_key(speed_settings(trial)))
+
+    def lacking(self, trials: Iterable[TrialConfig]) -> list[TrialConfig]:
+        """One trial of each structure that has yet to be measured."""
+        by_structure = {_key(speed_settings(trial)): trial for trial in trials if can_be_timed(trial)}
+        return [trial for key, trial in by_structure.items() if key not in self._found]
+
+
+def beside(record: dict, speed: dict | None) -> dict:
+    """A trial's record with its milliseconds, and what these were measured on."""
+    if speed is None:
+        return record
+    about = {key: speed[key] for key in ("id", "hardware", "benchmark", "ms_quartiles", "ms_unpruned_quartiles")}
+    figures = {key: speed[key] for key in FIGURES}
+    return record | {"metrics": record["metrics"] | figures, "speed": about}
+
+
+def own_hardware(resources: Resources) -> dict:
+    """This machine, as a worker that takes these resources finds it."""
+    return hardware(_device(resources)) | {"threads": max(1, int(resources.cpu))}
+
+
+def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig) -> None:
+    """Measures trials' structures one after the other, each on a node that Ray gives nobody else meanwhile.
+
+    All on one node, and all of them: what was measured on its kind of hardware before is read.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from patchrank.tune.worker import time_one
+
+    resources, node = config.resources, _node(config.resources, ray.nodes())
+    whole = {"num_cpus": node["Resources"].get("CPU", 1), "num_gpus": node["Resources"].get("GPU", 0)}
+    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = time_one.options(scheduling_strategy=where, name=f"milliseconds of {config.name}", **whole)
+    folder, how = join(config.root, "speeds"), config.benchmark.model_dump()
+    every = 1.0 if sys.stderr.isatty() else 15.0
+    for trial in tqdm(trials, desc="milliseconds", unit="tower", mininterval=every, file=sys.stderr):
+        job = {"imports": config.imports, "cpu": resources.cpu, "device": _device(resources)}
+        ray.get(task.remote(trial.model_dump(), how, folder, job))
+
+
+def _node(resources: Resources, nodes: list[dict]) -> dict:
+    """The largest node that holds a trial; of equals the first by address, so that a later run takes the same."""
+    fitting = [
+        node
+        for node in nodes
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= resources.cpu
+        and node["Resources"].get("GPU", 0) >= resources.gpu
+    ]
+    size = {node["NodeID"]: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in fitting}
+    return max(sorted(fitting, key=lambda node: node["NodeManagerAddress"]), key=lambda node: size[node["NodeID"]])
+
+
+def _device(resources: Resources) -> str:
+    return "cuda" if resources.gpu else "cpu"
+
+
+def _key(value: dict) -> str:
+    return json.dumps(value, sort_keys=True)
