@@ -39,7 +39,7 @@ def test_the_front_is_what_its_definition_says():
         def value(each, objective):
             return each["metrics"][objective.metric] * (1 if objective.mode == "max" else -1)
 
-        def beats(a, b):
+        def beats(a, b, objectives=objectives):
             pairs = [(value(a, each), value(b, each)) for each in objectives]
             return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
 

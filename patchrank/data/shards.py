@@ -67,7 +67,7 @@ class ShardFolder:
 
     def fault(self, index: int) -> str | None:
         """What is wrong with one shard; None where nothing is."""
-        record = read_json(join(self.path, f"{_stem(index)}.json"))
+        record = self.record(index)
         if record is None or record.get("samples") != self.sizes[index]:
             return "not made yet"
         return shard_fault(join(self.path, record["file"]), record)
@@ -89,7 +89,11 @@ class ShardFolder:
         return manifest
 
     def _records(self) -> list[dict | None]:
-        return [read_json(join(self.path, f"{_stem(index)}.json")) for index in range(len(self.sizes))]
+        return [self.record(index) for index in range(len(self.sizes))]
+
+    def record(self, index: int) -> dict | None:
+        """What one shard's record says: its file, samples, bytes and sha256; None where there is none."""
+        return read_json(join(self.path, f"{_stem(index)}.json"))
 
 
 def read_manifest(path: str) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +13,12 @@ from typing import NamedTuple
 from ray.tune import Callback
 from tqdm import tqdm
 
+from patchrank.config import Objective
 from patchrank.errors import UserError
 from patchrank.files import join, write_json
 from patchrank.trial import error_record, stopped_record
+from patchrank.tune.gauges import REFRESH, show_sweep
+from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.limits import find_outcome
 from patchrank.tune.plan import Plan
 from patchrank.tune.progress import Failure, describe
@@ -36,8 +40,8 @@ class Running(NamedTuple):
 class Progress(Callback):
     """Shows how trials go on, since Ray's own reporting is off, and records those that cannot do so themselves."""
 
-    def __init__(self, plan: Plan, total: int, run: str, failed: dict[str, Failure]):
-        self.plan, self.run, self.left = plan, run, total
+    def __init__(self, plan: Plan, total: int, run: str, failed: dict[str, Failure], interrupts: Interrupts):
+        self.plan, self.run, self.left, self.interrupts = plan, run, total, interrupts
         self.bar = tqdm(total=total, desc="trials", unit="trial", file=sys.stderr)
         self.every = 1.0 if sys.stderr.isatty() else 15.0  # seconds between refreshes; logs should stay readable
         self.shown = 0.0
@@ -59,7 +63,9 @@ class Progress(Callback):
         self._show()
 
     def on_step_end(self, iteration, trials, **info) -> None:
+        self.interrupts.check()
         self._show()
+        self._gauge()
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         self._end(self.running.pop(trial.trial_id), trial.last_result or {})
@@ -85,6 +91,7 @@ class Progress(Callback):
         if "id" in found:
             figures = ", ".join(f"{key} {found[key]:.4g}" for key in SHOWN if key in found)
             self._say(trial.values, f"{figures} ({time.time() - trial.began:.0f} s)")
+            self.best = best_values([{"metrics": self.best}, {"metrics": found}], self.plan.sweep.config.objectives)
             self._count()
         elif was_stopped(found):
             self._stop(trial.values, found)
@@ -127,11 +134,26 @@ class Progress(Callback):
     def _say(self, values: dict[str, object], text: str) -> None:
         self.bar.write(f"  {describe(values)}: {text}", file=sys.stderr)
 
+    def _gauge(self) -> None:
+        """Keeps Ray's metrics up to date, as often as they want it."""
+        if time.time() - self._gauged > REFRESH:
+            self._gauged, planned, failed = time.time(), self.plan.size, len(self.failures)
+            show_sweep(self.plan.sweep.config.name, planned, planned - self.left - failed, failed, self.best)
+
     def _show(self) -> None:
         if time.time() - self.shown < self.every:
             return
         self.shown = time.time()
         self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
+
+
+def best_values(rows: Iterable[dict], objectives: Iterable[Objective]) -> dict[str, float]:
+    """The best value of each objective that any row has."""
+    best: dict[str, float] = {}
+    for each in objectives:
+        values = [row["metrics"][each.metric] for row in rows if each.metric in row["metrics"]]
+        best |= {each.metric: (max if each.mode == "max" else min)(values)} if values else {}
+    return best
 
 
 def _cause(error_file: str | None) -> str:

@@ -10,6 +10,7 @@ DESCRIPTION = """Runs a sweep: plans, makes golden shards, runs what is missing 
   python -m patchrank.tune sweeps/locations.yaml
   python -m patchrank.tune sweeps/locations.yaml trial.pruning.keep_rate=0.5
   python -m patchrank.tune sweeps/locations.yaml --quick
+  python -m patchrank.tune sweeps/pareto.yaml --best "gmacs<=0.03"
 
 Running again does only what is missing. Exit status: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
 
@@ -28,11 +29,14 @@ def main(argv: list[str] | None = None) -> None:
         "--wait", type=float, default=0, metavar="SECONDS", help="that a cluster may take to get the nodes it needs"
     )
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard, where Ray is started here")
+    parser.add_argument("--best", metavar="BOUNDS", help='write the best model that keeps them, as in "gmacs<=12"')
+    parser.add_argument("--out", metavar="FOLDER", help="where --best writes (default: best, below the sweep's root)")
     args = parser.parse_intermixed_args(argv)
     print(f"reading {args.sweep} ...", file=sys.stderr, flush=True)  # the imports below take seconds
 
     from patchrank.cli import run_command
     from patchrank.tune.driver import run_sweep
 
-    options = {key: getattr(args, key) for key in ("quick", "fresh", "dry_run", "address", "wait", "dashboard")}
+    names = ("quick", "fresh", "dry_run", "address", "wait", "dashboard", "best", "out")
+    options = {key: getattr(args, key) for key in names}
     run_command(lambda: run_sweep(args.sweep, args.overrides, **options).exit_code)

@@ -11,15 +11,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from patchrank.chosen import parse_bounds
+from patchrank.config import Constraint
+from patchrank.errors import UserError
 from patchrank.files import check_writable, join, write_atomic
+from patchrank.lease import hold
 from patchrank.report import Report, paper_rows, write_report
+from patchrank.tune.best import write_best
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
+from patchrank.tune.forecast import forecast
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.milliseconds import measure_alone
 from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.progress import Failure, describe, print_plan, say
 from patchrank.tune.spec import load_sweep
 from patchrank.tune.staging import Job, stage, staging_jobs
+from patchrank.tune.studies import export
+from patchrank.tune.trackers import check_trackers
 from patchrank.tune.trials import create_scheduler, run_trials
 
 
@@ -40,6 +48,8 @@ def run_sweep(
     address: str | None = None,
     wait: float = 0.0,
     dashboard: bool = False,
+    best: str | None = None,
+    out: str | None = None,
 ) -> Outcome:
     """Runs what is missing of a sweep and writes `results.jsonl` and the report.
 
@@ -50,24 +60,47 @@ def run_sweep(
     sweep = load_sweep(spec, overrides, quick)
     check_machine(sweep.config.resources, where)
     paper_rows(sweep.config.report.paper)
+    check_trackers(sweep.config.loggers)
     plan = make_plan(sweep, fresh, where.address is not None)
+    bounds = _bounds(plan, best)
     missing = plan.size if fresh else plan.missing()
     jobs = staging_jobs(plan) if missing else []
     print_plan(plan, jobs, missing)
     if dry_run:
+        forecast(plan, jobs, fresh, where)
         return Outcome(plan.rows(), 0)
-    command = " ".join([str(spec), *overrides]) + " --quick" * quick
-    if not missing and not plan.untimed():
+    outcome = _run(plan, jobs, fresh, where, " ".join([str(spec), *overrides]) + " --quick" * quick)
+    if bounds is not None and outcome.exit_code != 130:
+        write_best(plan, outcome.rows, bounds, out)
+    return outcome
+
+
+def _bounds(plan: Plan, best: str | None) -> list[Constraint] | None:
+    """What a trial must keep to be chosen, the sweep's own bounds among it; None where none is to be chosen."""
+    if best is None:
+        return None
+    bounds = parse_bounds(best)
+    if plan.speeds is None and any(bound.metric == "ms" for bound in bounds):
+        raise UserError(f"--best {best!r}: this sweep measures no milliseconds; near: an objective or constraint on ms")
+    return [*bounds, *plan.sweep.config.constraints]
+
+
+def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -> Outcome:
+    """Runs what is missing, if anything is, and writes the report."""
+    if not (fresh or plan.missing() or plan.untimed()):
         return _conclude(plan, {}, False, command)
     create_scheduler(plan)
-    check_writable(sweep.config.shards)  # better now than after the first trial
-    check_writable(sweep.config.root)
+    check_writable(plan.sweep.config.shards)  # better now than after the first trial
+    check_writable(plan.sweep.config.root)
     interrupts = Interrupts()
-    failed = _run(plan, jobs, fresh, where, interrupts)
-    return _conclude(plan, failed, interrupts.happened, command)
+    with hold(plan.sweep.config.root, f"sweep {plan.sweep.config.name}") as held:
+        interrupts.lost = held.lost
+        plan.refresh()  # another driver may have been at work until now
+        failed = _work(plan, jobs, fresh, where, interrupts)
+        return _conclude(plan, failed, interrupts.happened, command)
 
 
-def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, interrupts: Interrupts) -> dict[str, Failure]:
+def _work(plan: Plan, jobs: list[Job], fresh: bool, where: Where, interrupts: Interrupts) -> dict[str, Failure]:
     """Stages shards and runs what is missing; returns trials that failed, by id."""
     config = plan.sweep.config
     # Ray puts a handler of its own in place of ours when it starts, so ours comes after
@@ -96,12 +129,6 @@ def _rounds(plan: Plan, slots: int, interrupts: Interrupts) -> dict[str, Failure
     return failed
 
 
-def _report(plan: Plan, rows: list[dict], failed: dict[str, Failure], command: str, unfinished: int) -> Report:
-    config = plan.sweep.config
-    told = {"objectives": config.objectives, "constraints": config.constraints, "failures": list(failed.values())}
-    return write_report(rows, config.root, config.report, list(plan.sweep.axes), command, unfinished, **told)
-
-
 def _conclude(plan: Plan, failed: dict[str, Failure], interrupted: bool, command: str) -> Outcome:
     """Rebuilds results and report from the records that belong to the plan, and says how it went."""
     rows, root = plan.rows(), plan.sweep.config.root
@@ -111,6 +138,7 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupted: bool, command
     if rows or failed:
         report = _report(plan, rows, failed, command, unfinished)
         say(f"\n{report.table}\n\nreport: {report.path}")
+        export(plan, rows)
     for failure in failed.values():
         say(f"failed: {failure.settings}: {failure.cause}")
     if interrupted:
@@ -119,3 +147,9 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupted: bool, command
     if unfinished:
         say(f"{unfinished} trials are not done; running again tries them again")
     return Outcome(rows, 1 if unfinished else 0)
+
+
+def _report(plan: Plan, rows: list[dict], failed: dict[str, Failure], command: str, unfinished: int) -> Report:
+    config = plan.sweep.config
+    told = {"objectives": config.objectives, "constraints": config.constraints, "failures": list(failed.values())}
+    return write_report(rows, config.root, config.report, list(plan.sweep.axes), command, unfinished, **told)

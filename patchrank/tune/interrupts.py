@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from patchrank.tune.progress import say
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -16,7 +18,15 @@ class Interrupts:
 
     def __init__(self):
         self.happened = False
+        self.lost = threading.Event()  # the hold on the sweep's folder
         self._tune_listens = False
+
+    def check(self) -> None:
+        """Ends Tune where another driver has taken the folder over, as after this machine had been asleep."""
+        if self.lost.is_set() and not self.happened:
+            say("another driver has taken this sweep over, so this one ends")
+            self.happened = True
+            os.kill(os.getpid(), signal.SIGUSR1)
 
     @contextmanager
     def caught(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ def run_trials(
 
     from patchrank.tune.callback import Progress
 
-    progress = Progress(plan, count, time.strftime("run-%Y%m%d-%H%M%S"), failed)
+    progress = Progress(plan, count, time.strftime("run-%Y%m%d-%H%M%S"), failed, interrupts)
     with progress.bar:
         while progress.next_round() and not interrupts.happened:
             try:
@@ -53,8 +53,9 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
     from ray import tune
 
     from patchrank.tune.search import create_search
+    from patchrank.tune.trackers import tracker_callbacks
 
-    notes = tempfile.mkdtemp(prefix="patchrank-")
+    config, notes = plan.sweep.config, tempfile.mkdtemp(prefix="patchrank-")
     tuner = tune.Tuner(
         _trainable(plan, progress.run),
         tune_config=tune.TuneConfig(
@@ -69,7 +70,7 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
         run_config=tune.RunConfig(
             name=progress.run,
             verbose=0,
-            callbacks=[progress],
+            callbacks=[progress, *tracker_callbacks(config.loggers, config.name)],
             storage_path=notes,
         ),
     )

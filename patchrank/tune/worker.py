@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import lru_cache
 
 import ray
@@ -12,11 +13,14 @@ from ray import tune
 from patchrank.benchmark import measure_trial
 from patchrank.components import import_modules
 from patchrank.config import AshaConfig, BenchmarkConfig, TrialConfig
+from patchrank.data.shards import ShardFolder
 from patchrank.files import join
 from patchrank.golden import score_shard
 from patchrank.inputs import Inputs, load_inputs
+from patchrank.layers.pruning import windows
 from patchrank.trial import fingerprint, needed_shards, run_trial, trial_id
 from patchrank.tune.cells import configure
+from patchrank.tune.gauges import count_shard
 from patchrank.tune.limits import find_outcome, time_limit
 from patchrank.tune.steps import reporting
 
@@ -60,7 +64,19 @@ def score_one(trial: dict, shards: str, key: str, index: int, job: dict) -> None
     inputs = _inputs(config.model_dump_json(), _device(job["gpu"]), shards)
     split, folder = next(pair for pair in needed_shards(config, inputs, shards).values() if pair[1].key == key)
     if folder.fault(index):
+        began = time.perf_counter()
         score_shard(inputs.clip, split, folder, index)
+        _count(folder, index, time.perf_counter() - began)
+
+
+def _count(folder: ShardFolder, index: int, seconds: float) -> None:
+    """Tells Ray's metrics of a shard that has been made."""
+    about, golden = folder.header, folder.header["golden"]
+    squares = len(windows(tuple(about["grid"]), golden["window"], golden["stride"]))
+    passes = 1 + (golden["rounds"] - 1) * len(about["metrics"])
+    images = folder.sizes[index]
+    task, size = f"{about['data']['task']}/{about['data']['split']}", folder.record(index)["bytes"]
+    count_shard(task, images, images * squares * passes, seconds, size)
 
 
 @ray.remote(max_retries=3, max_calls=0)

@@ -1,0 +1,28 @@
+"""The trial that `--best` takes home: chosen by val, written as files that timm loads, and read on test once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from patchrank.chosen import choose, write_model
+from patchrank.config import Constraint, TrialConfig
+from patchrank.files import is_remote, join
+from patchrank.tune.plan import Plan
+from patchrank.tune.progress import say
+
+
+def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], out: str | None) -> str:
+    """Writes the best of the rows that keep all bounds; returns its folder, `<root>/best` where `out` is None.
+
+    Raises:
+        UserError: no row keeps the bounds, a trial that is not one model, or a folder that holds other things.
+    """
+    config = plan.sweep.config
+    folder = out or ("best" if is_remote(config.root) else join(config.root, "best"))  # timm loads local folders alone
+    row = choose(rows, config.objectives, bounds)
+    trial = TrialConfig.model_validate(row["config"])
+    figures = write_model(row, trial, plan.inputs(trial), config.shards, folder)
+    shown = ("val_accuracy", "val_cosine", "gmacs", "ms", "accuracy", "accuracy_unpruned")
+    told = ", ".join(f"{key} {figures[key]:.4g}" for key in shown if key in figures)
+    say(f'best: {folder}  ({told})\n  timm.create_model("local-dir:{folder}", pretrained=True)')
+    return folder

@@ -1,0 +1,39 @@
+"""What `--dry-run` prints beside the plan: the amount of work, and how long it is going to take."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from patchrank.config import TrialConfig
+from patchrank.tune.cells import random_points
+from patchrank.tune.cluster import Where, slots
+from patchrank.tune.estimate import estimate
+from patchrank.tune.plan import Cell, Plan
+from patchrank.tune.progress import say
+from patchrank.tune.staging import Job
+
+
+def forecast(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> None:
+    """Prints an estimate from a few timed steps; of a cluster, which is not asked, for one trial at a time."""
+    resources = plan.sweep.config.resources
+    trials = [trial for cell in plan.cells for trial in _to_run(plan, cell, fresh)]
+    if not trials:
+        return
+    there = {"this machine": {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}}
+    at_a_time = 1 if where.address else slots(resources, there)
+    device = "cuda" if resources.gpu and torch.cuda.is_available() else "cpu"
+    for line in estimate(jobs, trials, plan.inputs, at_a_time, resources.cpu, device).lines():
+        say(f"  {line}")
+
+
+def _to_run(plan: Plan, cell: Cell, fresh: bool) -> list[TrialConfig]:
+    """Trials of a cell that have no record; of a search, which nobody knows beforehand, as many at random."""
+    left = cell.samples if fresh else cell.samples - len(list(plan.records_of(cell)))
+    if left <= 0 or not plan.sampled:
+        return [plan.trial(cell.values)] * max(0, left)
+    config = plan.sweep.config
+    search = config.search.model_copy(update={"samples": left})
+    points = random_points(cell.values, plan.sampled, config.trial, search, config.constraints)
+    return [plan.trial(point) for point in points]
