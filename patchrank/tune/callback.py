@@ -49,6 +49,8 @@ class Progress(Callback):
         self.losses: Counter[str] = Counter()  # of workers, by trial id
         self._again = True
         self.failures = dict(failed)  # by trial id
+        self.best = best_values(plan.rows(), plan.sweep.config.objectives)
+        self._gauged = 0.0
 
     def __getstate__(self) -> dict:
         return {}  # Ray pickles its callbacks; a bar does not travel
