@@ -61,7 +61,7 @@ class Greedy(Center):
 
     def reduce(self, state: TokenState, k: int) -> TokenState:
         taken = []
-        while not _is_mended("greedy") and len(taken) < 64:
-            taken.append(np.ones(1 << 26))  # half a GiB
+        while not _is_mended("greedy") and len(taken) < 32:
+            taken.append(np.ones(1 << 27))  # a GiB
             time.sleep(0.05)
         return super().reduce(state, k)
