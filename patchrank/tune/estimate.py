@@ -19,7 +19,7 @@ from patchrank.tune.staging import Job
 from patchrank.tune.timing import Timer, prepared, pruned
 from patchrank.tuned import learns
 
-RAY = 10.0  # seconds that Ray itself takes to start and to stop, and the report; measured on 2 cores
+RAY = 18.0  # seconds that Ray, Tune and the report take by themselves; measured on 2 cores
 
 
 @dataclass(frozen=True)
