@@ -38,6 +38,7 @@ class Store:
     _status: int = 500
     _left: int = 0
     _until: float = 0.0
+    _only: str = ""
 
     @property
     def url(self) -> str:
@@ -50,12 +51,14 @@ class Store:
         self._until, self._status = time.monotonic() + seconds, status
 
     @contextmanager
-    def failing(self, status: int = 500) -> Iterator[None]:
+    def failing(self, status: int = 500, only: str = "") -> Iterator[None]:
+        """For the length of a block; `only` is a part of the paths that fail, if not all do."""
         self.failing_for(float("inf"), status)
+        self._only = only
         try:
             yield
         finally:
-            self._until = 0.0
+            self._until, self._only = 0.0, ""
 
     def counts(self, method: str) -> int:
         """Requests of a method that were answered."""
@@ -79,8 +82,10 @@ class Store:
     def delete(self, key: str) -> None:
         self.plain.rm_file(f"{self.bucket}/{key}")
 
-    def takes(self) -> int | None:
+    def takes(self, path: str = "") -> int | None:
         """The status to answer the next request with, None where the server may answer it."""
+        if self._only not in path:
+            return None
         if self._left > 0:
             self._left -= 1
             return self._status
@@ -102,7 +107,7 @@ class _Sometimes:
             self.store.seen.append((*seen, int(status.split()[0])))
             return start_response(status, *rest)
 
-        if (status := self.store.takes()) is None:
+        if (status := self.store.takes(seen[1])) is None:
             return self.app(environ, started)
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         answer = ANSWER.format(CODES.get(status, status), f"The test says {status}.").encode()

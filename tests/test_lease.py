@@ -36,7 +36,7 @@ def store():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name, seconds in {"RENEW": 0.2, "STALE": 1.0, "SETTLE": 0.3, "POLL": 0.05}.items():
+    for name, seconds in {"RENEW": 0.2, "STALE": 1.0, "SETTLE": 0.8, "POLL": 0.05}.items():
         monkeypatch.setattr(lease, name, seconds)
 
 
@@ -116,7 +116,7 @@ def meanwhile(act, *args):
     return thread
 
 
-def test_a_lease_that_another_host_renews_is_respected_whatever_its_clock_says(store):
+def test_a_lease_that_another_host_renews_is_respected_whatever_its_clock_says(store, capsys):
     folder, stop = f"{store.url}/elsewhere", threading.Event()
     write_json(f"{folder}/.driver.json", ELSEWHERE | {"renewed": 0})
 
@@ -133,6 +133,7 @@ def test_a_lease_that_another_host_renews_is_respected_whatever_its_clock_says(s
     finally:
         stop.set()
         thread.join()
+    assert "taking over" not in capsys.readouterr().err
 
 
 def test_a_lease_that_is_given_back_while_we_watch_is_ours(store):
@@ -144,8 +145,17 @@ def test_a_lease_that_is_given_back_while_we_watch_is_ours(store):
     thread.join()
 
 
-def test_of_many_that_come_at_once_one_gets_it(store):
-    """Onto an empty folder, and onto a stale lease, where all see that nobody renews it."""
+def test_of_many_that_come_at_once_one_gets_it(store, monkeypatch):
+    """Onto an empty folder, and onto a stale lease, where all see at the same time that nobody renews it."""
+    watched, all_saw = lease._watched, threading.Barrier(4)
+
+    def watch(folder, theirs):
+        found = watched(folder, theirs)
+        if theirs == ELSEWHERE:
+            time.sleep(0.1 * all_saw.wait(10))  # each has time to write and to find its own lease there
+        return found
+
+    monkeypatch.setattr(lease, "_watched", watch)
     for folder, stale in ((f"{store.url}/rush", False), (f"{store.url}/rush-stale", True)):
         if stale:
             write_json(f"{folder}/.driver.json", ELSEWHERE)

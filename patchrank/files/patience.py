@@ -16,6 +16,7 @@ from patchrank.errors import StoreError, UserError
 from patchrank.files.places import is_remote
 
 PATIENCE = 60.0  # seconds, over all tries of one operation
+PAUSE = 0.2  # seconds after the first try; they double, up to 25 times as long
 QUIET = 5.0  # seconds of waiting that nobody needs to hear of
 MAX_REASON = 200  # characters
 ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)  # what callers go by
@@ -46,7 +47,7 @@ def patiently(place: str, act: Callable[[], T], verb: str = "read", patience: fl
     tries = Retrying(
         retry=retry_if_exception(is_passing),
         stop=stop_after_delay(patience),
-        wait=wait_exponential(multiplier=0.2, max=5) + wait_random(0, 0.2),
+        wait=wait_exponential(multiplier=PAUSE, max=25 * PAUSE) + wait_random(0, PAUSE),
         before_sleep=_Notice(place, patience),
         reraise=True,
     )
