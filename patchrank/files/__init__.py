@@ -9,6 +9,7 @@ from patchrank.files.places import filesystem_of as filesystem_of
 from patchrank.files.places import is_remote as is_remote
 from patchrank.files.places import join as join
 from patchrank.files.places import resolve as resolve
+from patchrank.files.whole import check_reachable as check_reachable
 from patchrank.files.whole import check_writable as check_writable
 from patchrank.files.whole import exists as exists
 from patchrank.files.whole import list_names as list_names

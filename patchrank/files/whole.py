@@ -69,6 +69,12 @@ def write_json(path: str | Path, value: object) -> None:
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def check_reachable(folder: str | Path) -> None:
+    """Raises `UserError` for a store that does not answer, soon: somebody is waiting. Local paths always do."""
+    filesystem, name = filesystem_of(folder)
+    patiently(folder, lambda: filesystem.exists(name), patience=CHECK_PATIENCE)
+
+
 def check_writable(folder: str | Path) -> None:
     """Raises `UserError` if nothing can be written into a folder; leaves no trace of having tried."""
     probe = join(folder, ".writable")

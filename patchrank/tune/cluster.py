@@ -31,6 +31,7 @@ QUIET = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # one trial without a metric would end the whole sweep
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+AHEAD = 16  # trials that a cluster which may grow is asked for at a time, whatever it has
 POLL = 2.0  # seconds between two looks at a cluster that is to grow
 
 
@@ -38,7 +39,7 @@ POLL = 2.0  # seconds between two looks at a cluster that is to grow
 class Where:
     """Which Ray to run on: a cluster's address, or None for this machine's own.
 
-    wait: seconds that a cluster may take to get the nodes that a trial needs.
+    wait: seconds that a cluster may take to get the first node that holds a trial; above 0 it may grow further.
     """
 
     address: str | None = None
@@ -121,7 +122,8 @@ def _slots_in_time(resources: Resources, wait: float) -> int:
     while True:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         try:
-            return slots(resources, {node["NodeManagerAddress"]: node["Resources"] for node in nodes})
+            found = slots(resources, {node["NodeManagerAddress"]: node["Resources"] for node in nodes})
+            return max(found, AHEAD) if wait else found
         except UserError as error:
             if time.monotonic() >= deadline:
                 raise

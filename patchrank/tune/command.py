@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it takes, and stop")
     parser.add_argument("--address", help="Ray cluster: auto, host:port or ray://... (default: RAY_ADDRESS, or none)")
     parser.add_argument(
-        "--wait", type=float, default=0, metavar="SECONDS", help="that a cluster may take to get the nodes it needs"
+        "--wait", type=float, default=0.0, metavar="SECONDS", help="that a cluster may take to get nodes"
     )
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard, where Ray is started here")
     parser.add_argument("--best", metavar="BOUNDS", help='write the best model that keeps them, as in "gmacs<=12"')

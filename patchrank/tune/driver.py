@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from patchrank.chosen import parse_bounds
 from patchrank.config import Constraint
 from patchrank.errors import UserError
-from patchrank.files import check_writable, join, write_atomic
+from patchrank.files import check_reachable, check_writable, join, write_atomic
 from patchrank.lease import hold
 from patchrank.report import Report, paper_rows, write_report
 from patchrank.tune.best import write_best
@@ -56,11 +56,15 @@ def run_sweep(
     Raises:
         UserError: bad input, before anything has started or been written.
     """
+    if wait < 0:
+        raise UserError(f"--wait must be seconds from 0, but is {wait:g}")
     where = Where(address or os.environ.get("RAY_ADDRESS") or None, wait, dashboard)
     sweep = load_sweep(spec, overrides, quick)
     check_machine(sweep.config.resources, where)
     paper_rows(sweep.config.report.paper)
     check_trackers(sweep.config.loggers)
+    for place in (sweep.config.root, sweep.config.shards):
+        check_reachable(place)
     plan = make_plan(sweep, fresh, where.address is not None)
     bounds = _bounds(plan, best)
     missing = plan.size if fresh else plan.missing()
