@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from tqdm import tqdm
 
 from patchrank.benchmark import hardware, speed_settings
@@ -46,10 +47,23 @@ class Speeds:
         counts = Counter(_key(record["hardware"]) for record in usable)
         wanted = _key(self.own) if self.own else max(sorted(counts), key=counts.__getitem__, default=None)
         self._found = {_key(r["settings"]): r for r in usable if _key(r["hardware"]) == wanted}
+        models = {record["settings"]["model"] for record in self._found.values()}
+        self._unpruned = {model: float(np.median(self._times(model))) for model in models}
+
+    def _times(self, model: str) -> list[float]:
+        return [r["ms_unpruned"] for r in self._found.values() if r["settings"]["model"] == model]
 
     def of(self, trial: TrialConfig) -> dict | None:
-        """The measurement of a trial's structure; None where there is none."""
-        return self._found.get(_key(speed_settings(trial)))
+        """The measurement of a trial's structure; None where there is none.
+
+        A machine is faster at one time than at another, which a tower's unpruned twin feels as much as itself: so its
+        milliseconds are the twin's median over all measurements, divided by the speed-up that was measured in turns.
+        """
+        found = self._found.get(_key(speed_settings(trial)))
+        if found is None:
+            return None
+        unpruned = self._unpruned[found["settings"]["model"]]
+        return found | {"ms": unpruned / found["speedup"], "ms_unpruned": unpruned}
 
     def lacking(self, trials: Iterable[TrialConfig]) -> list[TrialConfig]:
         """One trial of each structure that has yet to be measured."""
@@ -61,7 +75,7 @@ def beside(record: dict, speed: dict | None) -> dict:
     """A trial's record with its milliseconds, and what these were measured on."""
     if speed is None:
         return record
-    about = {key: speed[key] for key in ("id", "hardware", "benchmark", "ms_quartiles", "ms_unpruned_quartiles")}
+    about = {key: speed[key] for key in ("id", "hardware", "benchmark")}
     figures = {key: speed[key] for key in FIGURES}
     return record | {"metrics": record["metrics"] | figures, "speed": about}
 
