@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeping import records, results, rows, start, wait_for, write_sweep
+from sweeping import records, results, rows, run, start, wait_for, write_sweep
 
 from patchrank.inputs import load_inputs
 from patchrank.trial import run_trial
@@ -16,13 +16,23 @@ from patchrank.tune.plan import make_plan
 from patchrank.tune.spec import load_sweep
 
 RAY = str(Path(os.sys.executable).parent / "ray")
+MINE = """
+from patchrank.layers.reducers import register_reducer
+from patchrank.layers.reducers.center import Center
+
+
+@register_reducer("mine")
+class Mine(Center):
+    pass
+"""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 SPACE = "pruning.keep_rate: {grid: [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]}\npruning.reducer: {grid: [predictor, prior]}"
 
 
 def ray_start(folder: Path, *arguments: str) -> subprocess.Popen:
     """A node of one CPU, all of whose processes are one group."""
-    command = [RAY, "start", "--num-cpus=1", "--disable-usage-stats", "--block", *arguments]
+    cpus = [] if any("--num-cpus" in each for each in arguments) else ["--num-cpus=1"]
+    command = [RAY, "start", *cpus, "--disable-usage-stats", "--block", *arguments]
     with open(folder / "ray", "a") as log:
         return subprocess.Popen(command, env=os.environ | QUIET, stdout=log, stderr=log, start_new_session=True)
 
@@ -47,12 +57,16 @@ def kill(node: subprocess.Popen) -> None:
     node.wait()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture
 def two_nodes(tmp_path):
     """An address, and the second node."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"127.0.0.1:{port}"
     head = ray_start(tmp_path, "--head", f"--port={port}", "--include-dashboard=false")
     wait_for(lambda: "Ray runtime started" in (tmp_path / "ray").read_text(), head)
@@ -88,3 +102,36 @@ def test_a_lost_node_changes_nothing(two_nodes, tmp_path):
     assert process.wait(timeout=200) == 0, (tmp_path / "said").read_text()
     assert len(rows(tmp_path)) == 12 and not records(tmp_path, ".error")
     assert results(tmp_path) == quiet_results(tmp_path)
+
+
+def test_a_trial_that_no_node_holds_is_refused_after_the_wait(two_nodes, tmp_path):
+    """Both nodes have one CPU; a sweep's own modules reach workers by the runtime environment."""
+    address, other = two_nodes
+    write_sweep(tmp_path, "pruning.keep_rate: {grid: [0.9, 0.8]}", reducer="mine", more="imports: [my_reducers]")
+    (tmp_path / "my_reducers.py").write_text(MINE)
+    said = run(tmp_path, "--address", address, "--wait", "3", "resources.cpu=2", code=2, **QUIET)
+    assert "waiting up to 3 seconds for nodes" in said
+    assert "each needs cpu 2" in said.splitlines()[-1] and said.splitlines()[-1].count("cpu 1, gpu 0") >= 1
+    run(tmp_path, RAY_ADDRESS=address, **QUIET)
+    assert len(rows(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_a_submitted_job_runs_a_sweep_and_submitting_again_resumes(tmp_path):
+    port, dashboard = free_port(), free_port()
+    head = ray_start(tmp_path, "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2")
+    try:
+        wait_for(lambda: "Ray runtime started" in (tmp_path / "ray").read_text(), head)
+        write_sweep(tmp_path, "pruning.keep_rate: {grid: [0.9, 0.8]}")
+        command = [RAY, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--", os.sys.executable]
+        command += ["-m", "patchrank.tune", str(tmp_path / "sweep.yaml"), f"root={tmp_path}/runs/small"]
+        command += [f"shards={tmp_path}/runs/shards"]
+        for state in ("2 to run", "0 to run"):
+            done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert state in done.stdout and "succeeded" in done.stdout
+        assert len(rows(tmp_path)) == 2
+        (tmp_path / "space.yaml").write_text("pruning.keep_rate: {grid: [0.9, 0.8, 0.7]}")
+        assert "1 to run" in run(tmp_path, "--address", "auto", **QUIET)
+    finally:
+        kill(head)
