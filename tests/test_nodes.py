@@ -104,6 +104,7 @@ def test_a_lost_node_changes_nothing(two_nodes, tmp_path):
     assert results(tmp_path) == quiet_results(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_trial_that_no_node_holds_is_refused_after_the_wait(two_nodes, tmp_path):
     """Both nodes have one CPU; a sweep's own modules reach workers by the runtime environment."""
     address, other = two_nodes
