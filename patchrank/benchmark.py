@@ -163,7 +163,8 @@ def measure_trial(trial: TrialConfig, device: str, benchmark: BenchmarkConfig, f
     if known is not None and known.get("id") == identity:
         return known
     check_device(device)
-    record = {"schema": SCHEMA, "id": identity, "settings": speed_settings(trial), "hardware": machine}
+    record = {"schema": SCHEMA, "version": VERSION, "id": identity, "hardware": machine}
+    record["settings"] = speed_settings(trial)
     record |= {"benchmark": benchmark.model_dump(), "date": f"{datetime.date.today()}"}
     record |= measure(random_tower(trial, device), benchmark.batch_size, benchmark.repeats)
     write_json(path, record)

@@ -136,7 +136,8 @@ def run_trial(
     np.savez_compressed(buffer, **arrays)
     write_atomic(join(root, "trials", f"{identity}.npz"), buffer.getvalue())
     write_json(join(root, "trials", f"{identity}.json"), record)  # last: a record means that all is there
-    remove(join(root, "trials", f"{identity}.error.json"))
+    with suppress(UserError):  # it is finished, whatever becomes of an old note
+        remove(join(root, "trials", f"{identity}.error.json"))
     return record
 
 

@@ -14,6 +14,7 @@ from ray._private.utils import get_used_memory
 from s3_server import SECRET, s3_server
 from sweeping import records, results, rows, run, start, wait_for, write_sweep
 
+from patchrank.errors import UserError
 from patchrank.report.markdown import literal
 from patchrank.tune.interrupts import Interrupts
 
@@ -96,7 +97,8 @@ def said(folder: Path) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_trials_with_130_and_a_second_driver_is_refused_meanwhile(tmp_path, number):
-    write_sweep(tmp_path, RATES + "\nseed: {grid: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}")
+    alone = f"resources: {{cpu: {os.cpu_count()}}}"  # with many workers all would be done before the other has started
+    write_sweep(tmp_path, RATES + "\nseed: {grid: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}", more=alone)
     process = start(tmp_path)
     wait_for(lambda: records(tmp_path), process)
     elsewhere = tmp_path / "elsewhere"
@@ -127,24 +129,31 @@ def test_staging_that_is_ended_goes_on_where_it_was(tmp_path, number):
 
 def test_both_signals_reach_tune_while_it_listens_and_python_otherwise():
     heard, interrupts = [], Interrupts()
-    before = signal.signal(signal.SIGUSR1, lambda *about: heard.append(about[0]))
-    try:
-        with interrupts.caught():
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGTERM)
-            interrupts.happened = False
-            with interrupts.told_to_tune():
-                os.kill(os.getpid(), signal.SIGTERM)
-                assert heard == [signal.SIGUSR1] and interrupts.happened
-                with pytest.raises(KeyboardInterrupt):  # somebody is in a hurry
-                    os.kill(os.getpid(), signal.SIGINT)
-        lost = Interrupts()
-        lost.check()
-        lost.lost.set()
-        lost.check()
-        assert heard == [signal.SIGUSR1] * 2 and lost.happened
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    with interrupts.caught():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        interrupts.happened = False
+        os.kill(os.getpid(), signal.SIGUSR1)  # does no harm before Tune listens
+        with interrupts.told_to_tune():
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.signal(signal.SIGUSR1, lambda *about: heard.append(about[0]))  # as Tune does
+            interrupts.check()
+            interrupts.check()
+            assert heard == [signal.SIGUSR1] and interrupts.happened
+            with pytest.raises(KeyboardInterrupt):  # somebody is in a hurry
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_driver_that_has_lost_its_folder_ends_and_writes_nothing_more():
+    heard, interrupts = [], Interrupts()
+    interrupts.insist()
+    with interrupts.caught():
+        signal.signal(signal.SIGUSR1, lambda *about: heard.append(about[0]))
+        interrupts.lost.set()
+        interrupts.check()
+    assert heard == [signal.SIGUSR1] and interrupts.happened
+    with pytest.raises(UserError, match="another driver has taken this sweep over"):
+        interrupts.insist()
 
 
 @pytest.fixture
@@ -174,7 +183,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_is_finished(small_disk, tmp_
 
 
 def test_a_sweep_on_a_store_that_fails_for_a_while(tmp_path):
-    write_sweep(tmp_path, RATES, reducer="prior")
+    write_sweep(tmp_path, RATES)
     with s3_server() as store:
         places = [f"root={store.url}/small", f"shards={store.url}/shards"]
         process = start(tmp_path, *places, **store.env)

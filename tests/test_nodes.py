@@ -101,6 +101,7 @@ def test_a_lost_node_changes_nothing(two_nodes, tmp_path):
     assert len(records(tmp_path)) < 12
     assert process.wait(timeout=200) == 0, (tmp_path / "said").read_text()
     assert len(rows(tmp_path)) == 12 and not records(tmp_path, ".error")
+    assert "is to be tried again" in (tmp_path / "said").read_text()
     assert results(tmp_path) == quiet_results(tmp_path)
 
 

@@ -7,6 +7,7 @@ import optuna
 import pytest
 from sweeping import write_sweep
 
+from patchrank.benchmark import VERSION, random_tower, speed_settings
 from patchrank.checks import counted_gmacs
 from patchrank.config import BenchmarkConfig, TrialConfig
 from patchrank.errors import UserError
@@ -16,9 +17,11 @@ from patchrank.tune.cells import configure
 from patchrank.tune.driver import run_sweep
 from patchrank.tune.milliseconds import Speeds
 from patchrank.tune.plan import make_plan
+from patchrank.tune.progress import Failure
 from patchrank.tune.search import CellSearch, create_search
 from patchrank.tune.spec import load_sweep
 from patchrank.tune.steps import STEP, VALUE
+from patchrank.tune.trials import is_done
 
 SEARCHED = "pruning.keep_rate: {uniform: [0.2, 0.95], step: 0.05}\npruning.locations: {choice: [[4], [4, 6, 8, 10]]}"
 TWO = "objectives: [{metric: val_accuracy, mode: max}, {metric: gmacs, mode: min}]"
@@ -55,8 +58,6 @@ def write_record(plan, values: dict, kind: str = "", **changes) -> str:
     ],
 )
 def test_gmacs_counted_beforehand_are_those_that_a_trial_reports(changes):
-    from patchrank.benchmark import random_tower
-
     trial = configure(TrialConfig(), changes)
     clip = create_clip("patchrank_clip_digits", pretrained=False)
     clip.visual = random_tower(trial)
@@ -120,12 +121,64 @@ def test_what_failed_in_an_earlier_run_is_tried_first_and_in_this_run_not_again(
     plan.refresh()
     assert [each for each, _ in plan.failures()] == [values] and plan.missing() == 5
     assert create_search(plan).suggest("t")["values"] == values
-    search = create_search(plan, {failed})
+    search = create_search(plan, {failed: Failure(values, "x")})
     asked = [search.suggest(f"t{n}") for n in range(5)]
     assert asked[4] == CellSearch.FINISHED and values not in [each["values"] for each in asked[:4]]
     grid = plan_of(tmp_path, "pruning.keep_rate: {grid: [0.5, 0.6]}")
     first = grid.identify(grid.trial(grid.cells[0].values))
-    assert create_search(grid, {first}).suggest("t")["values"] == grid.cells[1].values
+    gone = {first: Failure(grid.cells[0].values, "x")}
+    assert create_search(grid, gone).suggest("t")["values"] == grid.cells[1].values
+
+
+def test_what_failed_and_could_not_be_recorded_counts_all_the_same(tmp_path):
+    """As on a full disk: no record tells of it, and yet the search must come to an end."""
+    plan = plan_of(tmp_path, SEARCHED, search="{method: optuna, samples: 3}")
+    values = {"pruning.keep_rate": 0.35, "pruning.locations": [4]}
+    gone = {plan.identify(plan.trial(values)): Failure(values, "disk full")}
+    search = create_search(plan, gone)
+    assert [search.suggest(f"t{n}") == CellSearch.FINISHED for n in range(3)] == [False, False, True]
+
+
+def test_what_was_lost_comes_first(tmp_path):
+    plan = plan_of(tmp_path, SEARCHED, search="{method: optuna, samples: 3}")
+    values = {"pruning.keep_rate": 0.35, "pruning.locations": [4]}
+    search = create_search(plan, {}, {plan.identify(plan.trial(values)): values})
+    assert search.suggest("t")["values"] == values
+
+
+def test_nsga2_breeds_from_records(tmp_path):
+    """A generation is a quarter of the samples; what is asked after it has parents, and is not drawn at random."""
+    plan = plan_of(tmp_path, SEARCHED, TWO, "{method: optuna, sampler: nsga2, samples: 40}")
+    for n in range(12):
+        write_record(plan, {"pruning.keep_rate": round(0.3 + 0.05 * n, 2), "pruning.locations": [4]})
+    plan.refresh()
+    search = create_search(plan)
+    search.suggest("t")
+    study, key = search.studies[0], optuna.samplers.NSGAIISampler._get_generation_key()
+    assert [trial.system_attrs[key] for trial in study.trials[:13]] == [0] * 10 + [1] * 3
+    parents = study.sampler.get_parent_population(study, 1)
+    assert len(parents) == 10 and {parent.number for parent in parents} == set(range(10))
+
+
+def test_conditions_hold_whatever_the_order_of_axes(tmp_path):
+    space = "predictor.dim: {choice: [16, 32], when: {pruning.reducer: [predictor]}}\n"
+    how = "{method: random, samples: 3}"
+    plan = plan_of(tmp_path, space + "pruning.reducer: {choice: [predictor, center]}", search=how)
+    drawn = [cell.values for cell in plan.cells]
+    assert len(drawn) == 3 and all(("predictor.dim" in v) == (v["pruning.reducer"] == "predictor") for v in drawn)
+    with pytest.raises(UserError, match="conditions .* go in a circle"):
+        plan_of(tmp_path, space + "pruning.reducer: {choice: [center], when: {predictor.dim: [16]}}", search=how)
+    with pytest.raises(UserError, match="when names 'pruning.reducer', which is sampled"):
+        plan_of(tmp_path, space.replace("choice", "grid") + "pruning.reducer: {choice: [center]}", search=how)
+
+
+def test_a_space_that_is_smaller_than_its_samples_is_done_without_ray(tmp_path, capsys):
+    plan = plan_of(tmp_path, "pruning.keep_rate: {choice: [0.5, 0.6]}", search="{method: optuna, samples: 5}")
+    for rate in (0.5, 0.6):
+        write_record(plan, {"pruning.keep_rate": rate})
+    plan.refresh()
+    assert plan.missing() == 3 and is_done(plan) and plan.missing() == 0
+    assert "the space gives 2 of 5 trials" in capsys.readouterr().err
 
 
 def test_what_was_ended_early_is_not_begun_again_under_the_same_rules(tmp_path):
@@ -210,11 +263,9 @@ def test_milliseconds_belong_to_one_hardware_and_are_freed_of_what_the_machine_w
     folder.mkdir(parents=True)
 
     def measure(name: str, trial: TrialConfig, hardware: dict, ms: float, unpruned: float) -> None:
-        from patchrank.benchmark import speed_settings
-
         figures = {"ms": ms, "ms_unpruned": unpruned, "speedup": unpruned / ms}
         record = {"id": name, "settings": speed_settings(trial), "hardware": hardware, **figures}
-        record |= {"benchmark": BenchmarkConfig().model_dump()}
+        record |= {"benchmark": BenchmarkConfig().model_dump(), "schema": 1, "version": VERSION}
         (folder / f"{name}.json").write_text(json.dumps(record))
 
     measure("a", trials[0], here, 1.0, 2.0)
@@ -232,7 +283,9 @@ def test_milliseconds_belong_to_one_hardware_and_are_freed_of_what_the_machine_w
     assert [row["metrics"]["speedup"] for row in plan.rows()] == [2.0, 3.0] and not plan.untimed()
     assert plan.rows()[0]["speed"]["hardware"] == here
     anywhere = Speeds(config, None)  # on a cluster: whichever hardware most was measured on
-    assert anywhere.of(trials[1])["speedup"] == 3.0
+    assert anywhere.of(trials[1])["speedup"] == 3.0 and anywhere.lacking(trials) == []
+    more = [*trials, plan.trial({"pruning.keep_rate": 0.3})]
+    assert anywhere.lacking(more) == more and plan.speeds.lacking(more) == more[2:]
 
 
 def test_trials_that_are_finished_and_not_timed_are_told_apart(tmp_path):

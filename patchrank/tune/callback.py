@@ -17,6 +17,7 @@ from patchrank.config import Objective
 from patchrank.errors import UserError
 from patchrank.files import join, write_json
 from patchrank.trial import error_record, stopped_record
+from patchrank.tune.cluster import available_slots
 from patchrank.tune.gauges import REFRESH, show_sweep
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.limits import find_outcome
@@ -24,6 +25,7 @@ from patchrank.tune.plan import Plan
 from patchrank.tune.progress import Failure, describe
 from patchrank.tune.steps import STEP, VALUE, was_stopped
 
+IDLE = 60.0  # seconds without a trial after which somebody should know why
 RETRIES = 2  # of a trial whose worker or node was lost
 NO_MEMORY = "its worker was killed by Ray: the node ran out of memory"
 SHOWN = ("val_accuracy", "val_cosine", "gmacs", "accuracy")
@@ -44,13 +46,16 @@ class Progress(Callback):
         self.plan, self.run, self.left, self.interrupts = plan, run, total, interrupts
         self.bar = tqdm(total=total, desc="trials", unit="trial", file=sys.stderr)
         self.every = 1.0 if sys.stderr.isatty() else 15.0  # seconds between refreshes; logs should stay readable
-        self.shown = 0.0
         self.running: dict[str, Running] = {}  # by Ray's trial id
-        self.losses: Counter[str] = Counter()  # of workers, by trial id
-        self._again = True
         self.failures = dict(failed)  # by trial id
-        self.best = best_values(plan.rows(), plan.sweep.config.objectives)
-        self._gauged = 0.0
+        self.lost: dict[str, dict[str, object]] = {}  # of trials that are to come round again: values, by trial id
+        self.one_at_a_time = False
+        self._losses: Counter[str] = Counter()  # of workers, by trial id
+        self._again = True
+        self._best = best_values(plan.rows(), plan.sweep.config.objectives)
+        self._done = plan.size - plan.missing()
+        self._shown = self._gauged = 0.0
+        self._busy = time.time()
 
     def __getstate__(self) -> dict:
         return {}  # Ray pickles its callbacks; a bar does not travel
@@ -68,32 +73,43 @@ class Progress(Callback):
         self.interrupts.check()
         self._show()
         self._gauge()
+        self._wonder()
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self._end(self.running.pop(trial.trial_id), trial.last_result or {})
+        self._end(self._ended(trial), trial.last_result or {})
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         """A worker that was lost may still have left a record, or the reason why it ended itself."""
-        lost, config = self.running.pop(trial.trial_id), self.plan.sweep.config
-        left = find_outcome(config.root, self.plan.identify(self.plan.trial(lost.values)), self.run)
+        lost, config, left = self._ended(trial), self.plan.sweep.config, None
+        with suppress(UserError):  # a store that cannot be asked now
+            left = find_outcome(config.root, self.plan.identify(self.plan.trial(lost.values)), self.run)
         if left is None:
             self._lose(lost.values, _cause(trial.error_file))
         else:
             self._end(lost, left)
 
     def out_of_memory(self, message: str) -> None:
-        """Takes note that Ray has killed workers for the memory they took: those it names, or else all there were."""
-        named = [each for each in self.running.values() if each.actor and each.actor._actor_id.hex() in message]
-        for values in [each.values for each in named or self.running.values()]:
-            self._lose(values, NO_MEMORY)
+        """Takes note that Ray has killed workers for the memory they took.
+
+        Where it names none that we know, nobody is to blame yet, and the trials come round one at a time.
+        """
+        running = list(self.running.values())
+        named = [each for each in running if each.actor and each.actor._actor_id.hex() in message]
+        for each in named or running[: len(running) == 1]:
+            self._lose(each.values, NO_MEMORY)
+        self.one_at_a_time = self.one_at_a_time or not named
         self.running.clear()
         self._again = True
+
+    def _ended(self, trial) -> Running:
+        """What is known of a trial that has ended; an actor may be lost before its trial has been told to start."""
+        return self.running.pop(trial.trial_id, Running(trial.config["values"], None, time.time()))
 
     def _end(self, trial: Running, found: dict) -> None:
         if "id" in found:
             figures = ", ".join(f"{key} {found[key]:.4g}" for key in SHOWN if key in found)
             self._say(trial.values, f"{figures} ({time.time() - trial.began:.0f} s)")
-            self.best = best_values([{"metrics": self.best}, {"metrics": found}], self.plan.sweep.config.objectives)
+            self._best = best_values([{"metrics": self._best}, {"metrics": found}], self.plan.sweep.config.objectives)
             self._count()
         elif was_stopped(found):
             self._stop(trial.values, found)
@@ -102,11 +118,12 @@ class Progress(Callback):
 
     def _lose(self, values: dict[str, object], cause: str) -> None:
         identity = self.plan.identify(self.plan.trial(values))
-        self.losses[identity] += 1
-        if self.losses[identity] > RETRIES:
+        self._losses[identity] += 1
+        if self._losses[identity] > RETRIES:
             self._fail(values, cause)
         else:
             self._again = True
+            self.lost[identity] = values
             self._say(values, f"is to be tried again ({cause})")
 
     def _stop(self, values: dict[str, object], found: dict) -> None:
@@ -116,21 +133,25 @@ class Progress(Callback):
         self._say(values, f"ended after step {found[STEP]} at {found[VALUE]:.4g}, behind others")
         self._count()
         record = stopped_record(settings, identity, config.name, config.search.asha.model_dump(), reached)
-        write_json(join(config.root, "trials", f"{identity}.stopped.json"), record)
+        self._write(f"{identity}.stopped.json", record)
 
     def _fail(self, values: dict[str, object], cause: str) -> None:
         """Notes a failure; one that the trial could not write down itself is written down here."""
         settings, config = self.plan.trial(values), self.plan.sweep.config
         identity = self.plan.identify(settings)
-        self.failures[identity] = Failure(describe(values), cause)
+        self.failures[identity] = Failure(values, cause)
         self._say(values, cause)
-        self._count()
-        with suppress(UserError):  # of a store that takes nothing, the report at the end still tells
-            record = error_record(settings, identity, config.name, cause) | {"run": self.run}
-            write_json(join(config.root, "trials", f"{identity}.error.json"), record)
+        self._count(done=False)
+        self._write(f"{identity}.error.json", error_record(settings, identity, config.name, cause) | {"run": self.run})
 
-    def _count(self) -> None:
+    def _write(self, name: str, record: dict) -> None:
+        """Writes a record, if its store takes it: Tune must not end for that, and the report at the end still tells."""
+        with suppress(UserError):
+            write_json(join(self.plan.sweep.config.root, "trials", name), record)
+
+    def _count(self, done: bool = True) -> None:
         self.left -= 1
+        self._done += done
         self.bar.update()
 
     def _say(self, values: dict[str, object], text: str) -> None:
@@ -139,14 +160,24 @@ class Progress(Callback):
     def _gauge(self) -> None:
         """Keeps Ray's metrics up to date, as often as they want it."""
         if time.time() - self._gauged > REFRESH:
-            self._gauged, planned, failed = time.time(), self.plan.size, len(self.failures)
-            show_sweep(self.plan.sweep.config.name, planned, planned - self.left - failed, failed, self.best)
+            self._gauged = time.time()
+            show_sweep(self.plan.sweep.config.name, self.plan.size, self._done, len(self.failures), self._best)
+
+    def _wonder(self) -> None:
+        """Says so where nothing has run for a while since no node is left that holds a trial: Ray would only wait."""
+        if self.running:
+            self._busy = time.time()
+        elif time.time() - self._busy > IDLE:
+            self._busy = time.time()
+            try:
+                available_slots(self.plan.sweep.config.resources)
+            except UserError as error:
+                self.bar.write(f"waiting: {error}", file=sys.stderr)
 
     def _show(self) -> None:
-        if time.time() - self.shown < self.every:
-            return
-        self.shown = time.time()
-        self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
+        if time.time() - self._shown > self.every:
+            self._shown = time.time()
+            self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
 
 
 def best_values(rows: Iterable[dict], objectives: Iterable[Objective]) -> dict[str, float]:

@@ -54,6 +54,11 @@ def check_machine(resources: Resources, where: Where) -> None:
         UserError: says what is asked for and what is there.
     """
     if where.address is not None:
+        if where.address.startswith("ray://"):
+            raise UserError(
+                f"address {where.address}: a sweep cannot be driven through Ray's client; near: ray job submit, or "
+                "--address HOST:PORT from within the cluster's network"
+            )
         return
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     for kind, wanted, there in (("gpu", resources.gpu, gpus), ("cpu", resources.cpu, cpus)):
@@ -97,10 +102,9 @@ def _start(where: Where, modules: Sequence[str]) -> None:
         how["runtime_env"] = {"py_modules": _shipped(modules)}  # a submitted job has its own
     try:
         context = ray.init(where.address or "local", logging_level=logging.ERROR, log_to_driver=False, **how)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"Ray cluster {where.address!r} cannot be reached ({str(error).strip().splitlines()[0]})"
-        ) from error
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"Ray cluster {where.address or 'of this machine'} cannot be reached ({reason})") from error
     url = context.dashboard_url
     if url:
         say(f"dashboard: http://{url.removeprefix('http://')}  (if it asks for a token: ray get-auth-token)")
@@ -110,19 +114,17 @@ def _shipped(modules: Sequence[str]) -> list[str]:
     """Folders and files that nodes get: this package, and the user's modules."""
     import importlib
 
-    files = [Path(importlib.import_module(name.partition(".")[0]).__file__) for name in modules]
-    return [str(Path(patchrank.__file__).parent), *(str(f.parent if f.name == "__init__.py" else f) for f in files)]
+    own = [importlib.import_module(name.partition(".")[0]) for name in modules]
+    places = [list(module.__path__)[0] if hasattr(module, "__path__") else module.__file__ for module in own]
+    return [str(Path(patchrank.__file__).parent), *places]
 
 
 def _slots_in_time(resources: Resources, wait: float) -> int:
-    """`slots`, asked again until nodes have come or time is over."""
-    import ray
-
+    """`available_slots`, asked again until nodes have come or time is over."""
     deadline, asked = time.monotonic() + wait, False
     while True:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
         try:
-            found = slots(resources, {node["NodeManagerAddress"]: node["Resources"] for node in nodes})
+            found = available_slots(resources)
             return max(found, AHEAD) if wait else found
         except UserError as error:
             if time.monotonic() >= deadline:
@@ -134,6 +136,15 @@ def _slots_in_time(resources: Resources, wait: float) -> int:
         time.sleep(POLL)
 
 
+def available_slots(resources: Resources) -> int:
+    """`slots` of the nodes that are there now."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    names = {node["NodeID"]: f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})" for node in nodes}
+    return slots(resources, {names[node["NodeID"]]: node["Resources"] for node in nodes})
+
+
 def _ask_for_nodes(resources: Resources) -> None:
     """Lets an autoscaler know what a trial takes; a cluster without one ignores it."""
     from ray.autoscaler.sdk import request_resources
@@ -142,7 +153,7 @@ def _ask_for_nodes(resources: Resources) -> None:
 
 
 def slots(resources: Resources, nodes: dict[str, dict]) -> int:
-    """How many trials fit at a time on nodes, given as address -> what Ray says it has.
+    """How many trials fit at a time on nodes, given as name -> what Ray says it has.
 
     Raises:
         UserError: names what a trial needs and what each node has.

@@ -23,12 +23,12 @@ from patchrank.tune.forecast import forecast
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.milliseconds import measure_alone
 from patchrank.tune.plan import Plan, make_plan
-from patchrank.tune.progress import Failure, describe, print_plan, say
+from patchrank.tune.progress import Failure, print_plan, say
 from patchrank.tune.spec import load_sweep
 from patchrank.tune.staging import Job, stage, staging_jobs
 from patchrank.tune.studies import export
 from patchrank.tune.trackers import check_trackers
-from patchrank.tune.trials import create_scheduler, run_trials
+from patchrank.tune.trials import create_scheduler, is_done, run_trials
 
 
 @dataclass(frozen=True)
@@ -91,69 +91,79 @@ def _bounds(plan: Plan, best: str | None) -> list[Constraint] | None:
 
 def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -> Outcome:
     """Runs what is missing, if anything is, and writes the report."""
-    if not (fresh or plan.missing() or plan.untimed()):
-        return _conclude(plan, {}, False, command)
+    if not fresh and is_done(plan):
+        return _conclude(plan, {}, Interrupts(), command)
     create_scheduler(plan)
     check_writable(plan.sweep.config.shards)  # better now than after the first trial
     check_writable(plan.sweep.config.root)
-    interrupts = Interrupts()
+    interrupts, failed = Interrupts(), {}
     with hold(plan.sweep.config.root, f"sweep {plan.sweep.config.name}") as held:
         interrupts.lost = held.lost
         plan.refresh()  # another driver may have been at work until now
-        failed = _work(plan, jobs, fresh, where, interrupts)
-        return _conclude(plan, failed, interrupts.happened, command)
+        try:
+            _work(plan, jobs, fresh, where, interrupts, failed)
+        except KeyboardInterrupt:
+            interrupts.happened = True
+        return _conclude(plan, failed, interrupts, command)
 
 
-def _work(plan: Plan, jobs: list[Job], fresh: bool, where: Where, interrupts: Interrupts) -> dict[str, Failure]:
-    """Stages shards and runs what is missing; returns trials that failed, by id."""
+def _work(
+    plan: Plan, jobs: list[Job], fresh: bool, where: Where, interrupts: Interrupts, failed: dict[str, Failure]
+) -> None:
+    """Stages shards and runs what is missing; notes in `failed` trials that failed, by id."""
     config = plan.sweep.config
     # Ray puts a handler of its own in place of ours when it starts, so ours comes after
     with ray_cluster(config.resources, where, config.imports) as slots, interrupts.caught():
         stage(plan, jobs)
         if fresh:  # only now: whatever went wrong before has cost no record
+            interrupts.insist()
             plan.forget()
-        return _rounds(plan, slots, interrupts)
+        while _round(plan, slots, interrupts, failed):
+            pass
 
 
-def _rounds(plan: Plan, slots: int, interrupts: Interrupts) -> dict[str, Failure]:
-    """Trials, and then their milliseconds; in rounds where a search is to learn from those."""
-    failed: dict[str, Failure] = {}
-    learns_from_time = plan.sampled and plan.speeds is not None
-    while not interrupts.happened:
-        left = plan.missing() - len(failed)
+def _round(plan: Plan, slots: int, interrupts: Interrupts, failed: dict[str, Failure]) -> bool:
+    """Trials, and then their milliseconds; whether there is to be another, as a search that learns from those has."""
+    learns_from_time = bool(plan.sampled) and plan.speeds is not None
+    left = plan.missing() - len(failed)
+    if left > 0:
         count = min(left, plan.sweep.config.search.round) if learns_from_time else left
-        if count > 0:
-            failed |= run_trials(plan, count, slots, interrupts, failed)
-            plan.refresh()
-        if not interrupts.happened and (untimed := plan.untimed()):
-            measure_alone(untimed, plan.sweep.config)
-            plan.refresh()
-        if count <= 0 or not learns_from_time:
-            break
-    return failed
+        failed |= run_trials(plan, count, slots, interrupts, failed)
+        plan.refresh()
+    if interrupts.happened:
+        return False
+    if untimed := plan.untimed():
+        measure_alone(untimed, plan.sweep.config, interrupts.insist)
+        plan.refresh()
+    return learns_from_time and 0 < plan.missing() - len(failed) < left
 
 
-def _conclude(plan: Plan, failed: dict[str, Failure], interrupted: bool, command: str) -> Outcome:
+def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, command: str) -> Outcome:
     """Rebuilds results and report from the records that belong to the plan, and says how it went."""
-    rows, root = plan.rows(), plan.sweep.config.root
-    failed = {record["id"]: Failure(describe(v), record["error"]) for v, record in plan.failures()} | failed
-    unfinished = plan.missing()
+    interrupts.insist()
+    plan.refresh()
+    rows, root, unfinished, untimed = plan.rows(), plan.sweep.config.root, plan.missing(), len(plan.untimed())
+    told = {record["id"]: Failure(values, record["error"]) for values, record in plan.failures()}
+    told |= {identity: failure for identity, failure in failed.items() if not plan.record(identity)}
     write_atomic(join(root, "results.jsonl"), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-    if rows or failed:
-        report = _report(plan, rows, failed, command, unfinished)
+    if rows or told:
+        report = _report(plan, rows, told, command, unfinished)
         say(f"\n{report.table}\n\nreport: {report.path}")
         export(plan, rows)
-    for failure in failed.values():
-        say(f"failed: {failure.settings}: {failure.cause}")
-    if interrupted:
+    for failure in told.values():
+        say("failed: {}: {}".format(*failure.told()))
+    if untimed:
+        say(f"{untimed} trials have no milliseconds; running again measures them")
+    if interrupts.happened and (unfinished or untimed):
         say(f"interrupted with {unfinished} trials to go; running again goes on from here")
         return Outcome(rows, 130)
     if unfinished:
         say(f"{unfinished} trials are not done; running again tries them again")
-    return Outcome(rows, 1 if unfinished else 0)
+    return Outcome(rows, 1 if unfinished or untimed else 0)
 
 
 def _report(plan: Plan, rows: list[dict], failed: dict[str, Failure], command: str, unfinished: int) -> Report:
     config = plan.sweep.config
-    told = {"objectives": config.objectives, "constraints": config.constraints, "failures": list(failed.values())}
+    told = {"objectives": config.objectives, "constraints": config.constraints}
+    told["failures"] = [failure.told() for failure in failed.values()]
     return write_report(rows, config.root, config.report, list(plan.sweep.axes), command, unfinished, **told)

@@ -8,8 +8,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from patchrank.errors import UserError
 from patchrank.tune.progress import say
 
+LOST = "another driver has taken this sweep over, so this one ends"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -19,22 +21,33 @@ class Interrupts:
     def __init__(self):
         self.happened = False
         self.lost = threading.Event()  # the hold on the sweep's folder
-        self._tune_listens = False
+        self._tune_runs = self._told = False
 
     def check(self) -> None:
-        """Ends Tune where another driver has taken the folder over, as after this machine had been asleep."""
+        """Tells Tune to come to an end, once, where somebody asked for that; to be called from its callbacks.
+
+        SIGUSR1 is Tune's own word for it, and it listens from the time that callbacks are called, in the main thread.
+        """
         if self.lost.is_set() and not self.happened:
-            say("another driver has taken this sweep over, so this one ends")
+            say(LOST)
             self.happened = True
+        if self.happened and not self._told and _in_main_thread():
+            self._told = True
             os.kill(os.getpid(), signal.SIGUSR1)
+
+    def insist(self) -> None:
+        """Raises `UserError` once another driver has taken the folder over: nothing may be written there any more."""
+        if self.lost.is_set():
+            raise UserError(LOST)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Handles both signals for the length of a block; in a notebook's side thread they stay as they are."""
-        if threading.current_thread() is not threading.main_thread():
+        if not _in_main_thread():
             yield
             return
         before = {each: signal.signal(each, self._handle) for each in SIGNALS}
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda number, frame: None)  # which else would kill
         try:
             yield
         finally:
@@ -44,14 +57,17 @@ class Interrupts:
     @contextmanager
     def told_to_tune(self) -> Iterator[None]:
         """While Tune runs, the first signal lets it end its trials; a second does not wait for that."""
-        self._tune_listens = True
+        self._tune_runs, self._told = True, False
         try:
             yield
         finally:
-            self._tune_listens = False
+            self._tune_runs = False
 
     def _handle(self, number: int, frame: object) -> None:
         first, self.happened = not self.happened, True
-        if not (self._tune_listens and first):
+        if not (self._tune_runs and first):
             raise KeyboardInterrupt
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for: come to an end
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -32,11 +32,15 @@ def time_limit(
         run: name of the driver's run, whose next attempt at the trial then reports the failure.
     """
 
+    path = join(root, "trials", identity)
+
     def end() -> None:
+        if exists(f"{path}.stopped.json"):  # and its thread waits in vain, as Ray leaves it
+            return
         reason = f"TimeoutError: ran longer than time_limit = {seconds:g} seconds"
         record = error_record(trial, identity, sweep, reason) | {"run": run}
         try:
-            write_json(join(root, "trials", f"{identity}.error.json"), record)
+            write_json(f"{path}.error.json", record)
         finally:
             os._exit(1)
 

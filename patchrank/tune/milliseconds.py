@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
-from patchrank.benchmark import hardware, speed_settings
+from patchrank.benchmark import SCHEMA, VERSION, hardware, speed_settings
 from patchrank.config import Resources, SweepConfig, TrialConfig
 from patchrank.files import join, list_names, read_json
 
+PATIENCE = 60.0  # seconds, after which somebody should know what a measurement waits for
 FIGURES = ("ms", "ms_unpruned", "speedup")  # of a measurement, that go into a row
 
 
@@ -42,11 +43,11 @@ class Speeds:
     def refresh(self) -> None:
         folder = join(self.config.root, "speeds")
         records = [read_json(join(folder, name)) for name in list_names(folder) if name.endswith(".json")]
-        how = self.config.benchmark.model_dump()
-        usable = [record for record in records if record and record.get("benchmark") == how]
+        wanted = {"benchmark": self.config.benchmark.model_dump(), "schema": SCHEMA, "version": VERSION}
+        usable = [record for record in records if record and wanted.items() <= record.items()]
         counts = Counter(_key(record["hardware"]) for record in usable)
-        wanted = _key(self.own) if self.own else max(sorted(counts), key=counts.__getitem__, default=None)
-        self._found = {_key(r["settings"]): r for r in usable if _key(r["hardware"]) == wanted}
+        where = _key(self.own) if self.own else max(sorted(counts), key=counts.__getitem__, default=None)
+        self._found = {_key(r["settings"]): r for r in usable if _key(r["hardware"]) == where}
         models = {record["settings"]["model"] for record in self._found.values()}
         self._unpruned = {model: float(np.median(self._times(model))) for model in models}
 
@@ -66,9 +67,13 @@ class Speeds:
         return found | {"ms": unpruned / found["speedup"], "ms_unpruned": unpruned}
 
     def lacking(self, trials: Iterable[TrialConfig]) -> list[TrialConfig]:
-        """One trial of each structure that has yet to be measured."""
+        """One trial of each structure that has yet to be measured; on a cluster of each, if any has.
+
+        Which of a cluster's kinds of hardware comes next is not known, and what was measured on that is read anyway.
+        """
         by_structure = {_key(speed_settings(trial)): trial for trial in trials if can_be_timed(trial)}
-        return [trial for key, trial in by_structure.items() if key not in self._found]
+        left = [trial for key, trial in by_structure.items() if key not in self._found]
+        return left if self.own or not left else list(by_structure.values())
 
 
 def beside(record: dict, speed: dict | None) -> dict:
@@ -85,11 +90,33 @@ def own_hardware(resources: Resources) -> dict:
     return hardware(_device(resources)) | {"threads": max(1, int(resources.cpu))}
 
 
-def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig) -> None:
+def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig, check: Callable[[], None]) -> None:
     """Measures trials' structures one after the other, each on a node that Ray gives nobody else meanwhile.
 
-    All on one node, and all of them: what was measured on its kind of hardware before is read.
+    One that cannot be measured is told, and the others go on.
+
+    Args:
+        check: called before each; may raise to end it all.
     """
+    import ray
+
+    every, last = 1.0 if sys.stderr.isatty() else 15.0, ""
+    with tqdm(trials, desc="milliseconds", unit="tower", mininterval=every, file=sys.stderr) as bar:
+        for trial in bar:
+            check()
+            try:
+                ray.get(_started(trial, config, bar))
+            except ray.exceptions.RayTaskError as error:
+                last = f"{type(error.cause).__name__}: {error.cause}"
+            except ray.exceptions.RayError as error:
+                last = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+            else:
+                continue
+            bar.write(f"  milliseconds of {_key(speed_settings(trial))} cannot be measured ({last})", file=sys.stderr)
+
+
+def _started(trial: TrialConfig, config: SweepConfig, bar: tqdm):
+    """A measurement under way; says so where its node is long in coming, since others have a part of it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -99,11 +126,13 @@ def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig) -> None:
     whole = {"num_cpus": node["Resources"].get("CPU", 1), "num_gpus": node["Resources"].get("GPU", 0)}
     where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     task = time_one.options(scheduling_strategy=where, name=f"milliseconds of {config.name}", **whole)
-    folder, how = join(config.root, "speeds"), config.benchmark.model_dump()
-    every = 1.0 if sys.stderr.isatty() else 15.0
-    for trial in tqdm(trials, desc="milliseconds", unit="tower", mininterval=every, file=sys.stderr):
-        job = {"imports": config.imports, "cpu": resources.cpu, "device": _device(resources)}
-        ray.get(task.remote(trial.model_dump(), how, folder, job))
+    job = {"imports": config.imports, "cpu": resources.cpu, "device": _device(resources)}
+    found = task.remote(trial.model_dump(), config.benchmark.model_dump(), join(config.root, "speeds"), job)
+    done, _ = ray.wait([found], timeout=PATIENCE)
+    if not done:
+        what = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in whole.items() if value)
+        bar.write(f"  waiting for all of node {node['NodeManagerAddress']} ({what}) to be free", file=sys.stderr)
+    return found
 
 
 def _node(resources: Resources, nodes: list[dict]) -> dict:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from patchrank.config import Rule, TrialConfig, value_at
-from patchrank.errors import UserError, near
+from patchrank.errors import StoreError, UserError, near
 from patchrank.inputs import Inputs, load_inputs
 from patchrank.trial import fingerprint, fit_tasks, is_fitted, trial_id
 from patchrank.tune.cells import Cell, allows, configure, fits, grid_points, random_points
 from patchrank.tune.milliseconds import Speeds, beside, can_be_timed, own_hardware, wants_milliseconds
 from patchrank.tune.records import Records
+from patchrank.tune.spaces import in_order
 from patchrank.tune.spec import Sweep
 from patchrank.tuned import lessons_key
 
@@ -31,6 +32,7 @@ class Plan:
     fingerprints: dict[str, dict] = field(default_factory=dict)
     _inputs: dict[str, Inputs] = field(default_factory=dict)
     _trials: dict[str, TrialConfig] = field(default_factory=dict)
+    _matches: dict[tuple[str, str], dict | None] = field(default_factory=dict)  # by cell and id
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_inputs": {}}  # Ray pickles its searcher, and towers need not travel with it
@@ -119,8 +121,8 @@ class Plan:
             return
         for identity in self.records.ids():
             record = self.record(identity)
-            drawn = {} if record is None else self._drawn(record, cell)
-            if record is not None and self._names(record, cell.values | drawn):
+            drawn = None if record is None else self._match(record, cell)
+            if drawn is not None:
                 yield record, drawn
 
     def _failures_of(self, cell: Cell) -> Iterator[tuple[dict[str, object], dict]]:
@@ -129,9 +131,17 @@ class Plan:
             found = [(cell.values, record)] if record else []
         else:
             errors = [record for name in self.records.ids() if (record := self.records.failed(name))]
-            named = [(cell.values | self._drawn(record, cell), record) for record in errors]
-            found = [pair for pair in named if self._names(pair[1], pair[0])]
+            matches = [(self._match(record, cell), record) for record in errors]
+            found = [(cell.values | drawn, record) for drawn, record in matches if drawn is not None]
         yield from (pair for pair in found if not self.record(pair[1]["id"]))
+
+    def _match(self, record: dict, cell: Cell) -> dict[str, object] | None:
+        """The values that sampled axes took in a record of this cell; None for one of another cell or sweep."""
+        key = json.dumps(cell.values, sort_keys=True), record["id"]
+        if key not in self._matches:
+            drawn = self._drawn(record, cell)
+            self._matches[key] = drawn if self._names(record, cell.values | drawn) else None
+        return self._matches[key]
 
     def _drawn(self, record: dict, cell: Cell) -> dict[str, object]:
         """The values that sampled axes took in a record, those that may have been drawn around this cell."""
@@ -142,6 +152,8 @@ class Plan:
         """Whether the sweep's trial with these values is the one that the record is of."""
         try:
             return self.identify(self.trial(values)) == record["id"]
+        except StoreError:  # which says nothing about the record
+            raise
         except UserError:
             return False
 
@@ -169,7 +181,8 @@ def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Pl
     """
     search, base = sweep.config.search, sweep.config.trial
     grid = {key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}
-    sampled = {key: rule for key, rule in sweep.axes.items() if rule.kind != "grid"}
+    sampled = in_order({key: rule for key, rule in sweep.axes.items() if rule.kind != "grid"})
+    _check_grid(grid, sampled)
     if sampled and search.method == "grid":
         raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; near: random, optuna")
     points = grid_points(grid, base)
@@ -200,6 +213,13 @@ def _check_objectives(plan: Plan) -> None:
         raise UserError("objectives: no trial returns 'matching_rate', which takes a fitted ranking; near: val_cosine")
     if "ms" in wanted and not any(map(can_be_timed, trials)):
         raise UserError("objectives: no trial returns 'ms', since golden rankings cannot be deployed; near: gmacs")
+
+
+def _check_grid(grid: dict[str, Rule], sampled: dict[str, Rule]) -> None:
+    """Refuses axes of the grid that depend on what is only drawn around its points."""
+    for key, rule in grid.items():
+        for path in (path for each in rule.conditions for path in each if path in sampled):
+            raise UserError(f"{key}: when names {path!r}, which is sampled, so {key} cannot be a grid; near: choice")
 
 
 def _check_sampled(sweep: Sweep, point: dict[str, object], key: str, rule: Rule) -> None:

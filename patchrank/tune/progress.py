@@ -13,10 +13,14 @@ SHOWN = 16  # trials that a plan lists by name
 
 
 class Failure(NamedTuple):
-    """A trial that did not come to its end: its swept settings in words, and why."""
+    """A trial that did not come to its end: values of its axes, and why."""
 
-    settings: str
+    values: dict[str, object]
     cause: str
+
+    def told(self) -> tuple[str, str]:
+        """Its settings in words, and why."""
+        return describe(self.values), self.cause
 
 
 def describe(values: dict[str, object]) -> str:

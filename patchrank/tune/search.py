@@ -8,36 +8,61 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import optuna
 from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
+from patchrank.config import SearchConfig
 from patchrank.files import content_id
 from patchrank.tune.cells import MOST, TRIES, fits
 from patchrank.tune.plan import Plan
+from patchrank.tune.progress import Failure, describe, say
 from patchrank.tune.spaces import distribution, encode, sample
 from patchrank.tune.steps import STEP, VALUE, was_stopped
 
-SAMPLERS = {
-    "tpe": optuna.samplers.TPESampler,
-    "nsga2": optuna.samplers.NSGAIISampler,
-}
+EMPTY: Mapping = MappingProxyType({})
 
 
-def create_search(plan: Plan, tried: Collection[str] = ()) -> Searcher:
-    """The search that a plan asks for; `tried` are ids of trials that failed in this very run."""
-    return CellSearch(plan, tried) if plan.sampled else ListSearch(plan, tried)
+def create_sampler(search: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler of a search; NSGA-II's first generation, which is random, is a quarter of the samples."""
+    if search.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=population(search))
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+def population(search: SearchConfig) -> int:
+    return max(4, min(50, search.samples // 4))
+
+
+def generation(search: SearchConfig, place: int) -> dict[str, int]:
+    """What NSGA-II knows its parents by; a trial that is read from a record, the `place`-th, is told it again."""
+    if search.sampler != "nsga2":
+        return {}
+    return {optuna.samplers.NSGAIISampler._get_generation_key(): place // population(search)}
+
+
+def create_search(
+    plan: Plan, failed: Mapping[str, Failure] = EMPTY, lost: Mapping[str, dict[str, object]] = EMPTY
+) -> Searcher:
+    """The search that a plan asks for.
+
+    Args:
+        failed: by id, what failed in this very run of the driver, and has had its turn.
+        lost: by id, values of trials whose worker was lost in this run, and that come first.
+    """
+    return CellSearch(plan, failed, lost) if plan.sampled else ListSearch(plan, failed)
 
 
 class ListSearch(Searcher):
     """Suggests the trials of a plan that have no record yet, in order."""
 
-    def __init__(self, plan: Plan, tried: Collection[str] = ()):
+    def __init__(self, plan: Plan, failed: Mapping[str, Failure] = EMPTY):
         super().__init__(metric=plan.sweep.config.objectives[0].metric, mode=plan.sweep.config.objectives[0].mode)
         ids = [None if plan.sampled else plan.identify(plan.trial(cell.values)) for cell in plan.cells]
-        self.left = deque(cell.values for cell, id_ in zip(plan.cells, ids) if not (plan.record(id_) or id_ in tried))
+        self.left = deque(cell.values for cell, id_ in zip(plan.cells, ids) if not (plan.record(id_) or id_ in failed))
 
     def suggest(self, trial_id: str) -> dict | str:
         return {"values": self.left.popleft()} if self.left else Searcher.FINISHED
@@ -55,10 +80,11 @@ class ListSearch(Searcher):
 class CellSearch(ListSearch):
     """Asks one Optuna study per cell, round-robin over cells, for trials that have no record yet."""
 
-    def __init__(self, plan: Plan, tried: Collection[str] = ()):
+    def __init__(
+        self, plan: Plan, failed: Mapping[str, Failure] = EMPTY, lost: Mapping[str, dict[str, object]] = EMPTY
+    ):
         super().__init__(plan)
-        self.tried = frozenset(tried)
-        self.plan = plan
+        self.plan, self.failed = plan, failed
         self.objectives = plan.sweep.config.objectives
         self.constraints = plan.sweep.config.constraints
         self.known = [list(plan.records_of(cell)) for cell in plan.cells]
@@ -67,31 +93,38 @@ class CellSearch(ListSearch):
         self.live: dict[str, tuple[int, optuna.Trial, str]] = {}  # by Ray's trial id: cell, Optuna's trial, ours
         self.measured: dict[str, dict] = {}  # metrics by id
         self._replay()
+        again = [values for values, record in self.plan.failures() if record["id"] not in failed]
+        self._enqueue([*lost.values(), *again])  # the latter are of earlier runs
 
     def _study(self, cell: int) -> optuna.Study:
         """A study whose draws do not begin again where earlier runs of the sweep began."""
         search = self.plan.sweep.config.search
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
         seed = int(content_id([search.seed, cell, len(self.known[cell])])[:8], 16)
-        study = optuna.create_study(sampler=SAMPLERS[search.sampler](seed=seed), directions=directions)
-        for values, record in self.plan.failures():  # those of earlier runs are tried again before anything new
-            if record["id"] not in self.tried and self.plan.cells[cell].values.items() <= values.items():
-                rules = self.plan.sampled
-                study.enqueue_trial({key: encode(rules[key], values[key]) for key in rules if key in values})
-        return study
+        return optuna.create_study(sampler=create_sampler(search, seed), directions=directions)
+
+    def _enqueue(self, first: Iterable[dict[str, object]]) -> None:
+        """Lets studies begin with values that have been drawn before."""
+        rules = self.plan.sampled
+        for values in first:
+            for n in self._cells_of(values):
+                self.studies[n].enqueue_trial({key: encode(rules[key], values[key]) for key in rules if key in values})
+
+    def _cells_of(self, values: dict[str, object]) -> list[int]:
+        return [n for n, cell in enumerate(self.plan.cells) if cell.values.items() <= values.items()]
 
     def _replay(self) -> None:
         """Tells every study what records know of its cell; what failed in this run has had its turn."""
-        for n, cell in enumerate(self.plan.cells):
-            failed = [record["id"] for values, record in self.plan.failures() if cell.values.items() <= values.items()]
-            self.ids[n].extend(identity for identity in failed if identity in self.tried)
+        for identity, failure in self.failed.items():
+            for n in self._cells_of(failure.values):
+                self.ids[n].append(identity)
         for n, known in enumerate(self.known):
-            for record, drawn in known:
-                self.studies[n].add_trial(self._past(record, drawn))
+            for place, (record, drawn) in enumerate(known):
+                self.studies[n].add_trial(self._past(record, drawn, place))
                 self.ids[n].append(record["id"])
                 self.measured[record["id"]] = record["metrics"]
 
-    def _past(self, record: dict, drawn: dict[str, object]) -> optuna.trial.FrozenTrial:
+    def _past(self, record: dict, drawn: dict[str, object], place: int) -> optuna.trial.FrozenTrial:
         values, reached = self._values(record["metrics"]), record.get("reached")
         is_pruned = reached is not None and len(self.objectives) == 1
         unfinished = TrialState.PRUNED if is_pruned else TrialState.FAIL
@@ -101,6 +134,7 @@ class CellSearch(ListSearch):
             values=values,
             intermediate_values={reached[STEP]: reached[VALUE]} if is_pruned else None,
             state=unfinished if values is None else TrialState.COMPLETE,
+            system_attrs=generation(self.plan.sweep.config.search, place),
         )
         self._bound(trial, record["metrics"])
         return trial
@@ -111,12 +145,18 @@ class CellSearch(ListSearch):
                 continue
             asked, identity, values = self._ask(n)
             if identity is None:
-                self.plan.cells[n].samples = len(self.ids[n])  # exhausted
+                self._exhaust(n)
                 continue
             self.ids[n].append(identity)
             self.live[trial_id] = n, asked, identity
             return {"values": values}
         return Searcher.FINISHED
+
+    def _exhaust(self, n: int) -> None:
+        """Lowers what is asked of a cell to what there is in it."""
+        cell, there = self.plan.cells[n], len(self.ids[n])
+        say(f"  note: {describe(cell.values)}: the space gives {there} of {cell.samples} trials that keep its bounds")
+        cell.samples = there
 
     def _ask(self, n: int) -> tuple[optuna.Trial | None, str | None, dict]:
         """A configuration of cell n that is not among its ids and may keep the bounds: Optuna repeats itself."""

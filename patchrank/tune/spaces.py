@@ -7,8 +7,26 @@ import json
 import optuna
 
 from patchrank.config import Rule
+from patchrank.errors import UserError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def in_order(rules: dict[str, Rule]) -> dict[str, Rule]:
+    """Axes such that each comes after those that its `when` names; otherwise as they stand.
+
+    Raises:
+        UserError: axes whose conditions go in a circle.
+    """
+    names = {key: {path for each in rule.conditions for path in each} & rules.keys() for key, rule in rules.items()}
+    ordered: dict[str, Rule] = {}
+    while len(ordered) < len(rules):
+        ready = [key for key in rules if key not in ordered and names[key] <= ordered.keys()]
+        if not ready:
+            left = ", ".join(key for key in rules if key not in ordered)
+            raise UserError(f"{left}: conditions (when) go in a circle")
+        ordered[ready[0]] = rules[ready[0]]
+    return ordered
 
 
 def sample(trial: optuna.Trial, rules: dict[str, Rule], cell: dict[str, object]) -> dict[str, object]:

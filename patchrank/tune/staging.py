@@ -82,12 +82,16 @@ def _await(waiting: dict) -> None:
 
     total, every = sum(job.images(index) for job, index in waiting.values()), 1.0 if sys.stderr.isatty() else 15.0
     with tqdm(total=total, desc="golden scores", unit="image", mininterval=every, smoothing=0.1) as bar:
-        while waiting:
-            done, _ = ray.wait(list(waiting), timeout=1.0)
-            for task in done:
-                job, index = waiting.pop(task)
-                _check(task, job, index)
-                bar.update(job.images(index))
+        try:
+            while waiting:
+                done, _ = ray.wait(list(waiting), timeout=1.0)
+                for task in done:
+                    job, index = waiting.pop(task)
+                    _check(task, job, index)
+                    bar.update(job.images(index))
+        finally:  # where one has failed, or somebody asked for an end
+            for task in waiting:
+                ray.cancel(task)
 
 
 def _check(task, job: Job, index: int) -> None:

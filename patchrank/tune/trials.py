@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from patchrank.tune.callback import Progress
 
 
+def is_done(plan: Plan) -> bool:
+    """Whether nothing is left to run or to measure; a search is asked, whose space may be smaller than its samples."""
+    from patchrank.tune.search import create_search
+
+    if plan.untimed():
+        return False
+    if plan.missing() and plan.sampled:
+        create_search(plan).suggest("whether there is anything left")
+    return plan.missing() == 0
+
+
 def run_trials(
     plan: Plan, count: int, slots: int, interrupts: Interrupts, failed: dict[str, Failure]
 ) -> dict[str, Failure]:
     """Runs up to `count` of the trials that are missing, `slots` at a time; returns those that failed, by id.
-
-    Args:
-        failed: what has failed before in this run of the driver, and has had its turn.
 
     A trial whose worker or node was lost comes round again once the others are done, in a Tune of its own: Tune's own
     retries are used up before Ray has noticed that a node is gone, and Tune comes to an end itself where Ray kills a
@@ -39,7 +47,7 @@ def run_trials(
     with progress.bar:
         while progress.next_round() and not interrupts.happened:
             try:
-                _fit(plan, progress, slots, interrupts)
+                _fit(plan, progress, 1 if progress.one_at_a_time else slots, interrupts)
             except RuntimeError as error:
                 if not isinstance(error.__cause__, OutOfMemoryError):
                     raise
@@ -59,7 +67,7 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
     tuner = tune.Tuner(
         _trainable(plan, progress.run),
         tune_config=tune.TuneConfig(
-            search_alg=create_search(plan, progress.failures),
+            search_alg=create_search(plan, progress.failures, progress.lost),
             scheduler=create_scheduler(plan),
             num_samples=progress.left,
             max_concurrent_trials=slots,

@@ -14,6 +14,7 @@ from patchrank.benchmark import measure_trial
 from patchrank.components import import_modules
 from patchrank.config import AshaConfig, BenchmarkConfig, TrialConfig
 from patchrank.data.shards import ShardFolder
+from patchrank.errors import StoreError, UserError
 from patchrank.files import join
 from patchrank.golden import score_shard
 from patchrank.inputs import Inputs, load_inputs
@@ -55,14 +56,18 @@ def _run(values: dict, job: dict) -> dict:
     return record["metrics"] | {"id": identity}
 
 
-@ray.remote(max_retries=3, retry_exceptions=[OSError], max_calls=0)  # a worker keeps its model from shard to shard
+# max_calls: a worker keeps its model from shard to shard, on GPUs too
+@ray.remote(max_retries=2, retry_exceptions=[OSError, StoreError], max_calls=0)
 def score_one(trial: dict, shards: str, key: str, index: int, job: dict) -> None:
     """Makes one shard of a folder, if no earlier attempt has."""
     torch.set_num_threads(max(1, int(job["cpu"])))
     import_modules(job["imports"])
     config = TrialConfig.model_validate(trial)
     inputs = _inputs(config.model_dump_json(), _device(job["gpu"]), shards)
-    split, folder = next(pair for pair in needed_shards(config, inputs, shards).values() if pair[1].key == key)
+    found = [pair for pair in needed_shards(config, inputs, shards).values() if pair[1].key == key]
+    if not found:
+        raise UserError("the images or weights of this node are not those of the driver")
+    split, folder = found[0]
     if folder.fault(index):
         began = time.perf_counter()
         score_shard(inputs.clip, split, folder, index)
@@ -79,7 +84,7 @@ def _count(folder: ShardFolder, index: int, seconds: float) -> None:
     count_shard(task, images, images * squares * passes, seconds, size)
 
 
-@ray.remote(max_retries=3, max_calls=0)
+@ray.remote(max_retries=2, max_calls=0)
 def time_one(trial: dict, benchmark: dict, folder: str, job: dict) -> None:
     """Milliseconds of a trial's structure on this node, which has been cleared for it."""
     torch.set_num_threads(max(1, int(job["cpu"])))
