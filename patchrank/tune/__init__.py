@@ -14,7 +14,7 @@ def run(spec: str, overrides: Sequence[str] = (), **options) -> list[dict]:
     Args:
         spec: path of a sweep file, or the name of one that ships.
         overrides: `trial.key=value` strings.
-        **options: `quick`, `fresh`, `address`.
+        **options: the command's flags (`quick`, `fresh`, `dry_run`, `address`, `wait`, `dashboard`, `best`, `out`).
 
     Raises:
         UserError: bad input. A failed trial raises nothing; its row is missing.

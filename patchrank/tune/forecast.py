@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from patchrank.benchmark import WARM_UP, measure, random_tower
 from patchrank.config import TrialConfig
 from patchrank.tune.cells import random_points
 from patchrank.tune.cluster import Where, slots
@@ -26,6 +27,16 @@ def forecast(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> None:
     device = "cuda" if resources.gpu and torch.cuda.is_available() else "cpu"
     for line in estimate(jobs, trials, plan.inputs, at_a_time, resources.cpu, device).lines():
         say(f"  {line}")
+    if plan.speeds is not None and (left := plan.speeds.lacking(trials)):
+        each = _measuring(plan, left[0])
+        say(f"  milliseconds: {len(left)} towers at most, one at a time, about {len(left) * each / 60:.1f} min more")
+
+
+def _measuring(plan: Plan, trial: TrialConfig) -> float:
+    """Seconds that a tower's milliseconds take, from a few runs of this one."""
+    few = measure(random_tower(trial), plan.sweep.config.benchmark.batch_size, repeats=3)
+    turns = plan.sweep.config.benchmark.repeats + WARM_UP
+    return turns * plan.sweep.config.benchmark.batch_size * (few["ms"] + few["ms_unpruned"]) / 1000
 
 
 def _to_run(plan: Plan, cell: Cell, fresh: bool) -> list[TrialConfig]:
