@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run on few images, in a folder of its own")
     parser.add_argument("--fresh", action="store_true", help="ignore the records of earlier runs")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it takes, and stop")
-    parser.add_argument("--address", help="Ray cluster: auto or host:port (default: RAY_ADDRESS, or this machine alone)")
+    parser.add_argument("--address", help="Ray cluster: auto or host:port (default: RAY_ADDRESS, or none)")
     parser.add_argument(
         "--wait", type=float, default=0.0, metavar="SECONDS", help="that a cluster may take to get nodes"
     )
