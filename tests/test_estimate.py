@@ -12,8 +12,8 @@ from patchrank.inputs import load_inputs
 from patchrank.trial import needed_shards, run_trial
 from patchrank.tune import estimate as module
 from patchrank.tune import timing
-from patchrank.tune.counting import prefix_macs, score_macs, suffix_macs
-from patchrank.tune.estimate import Cost, Estimate, estimate
+from patchrank.tune.forecast.counting import prefix_macs, score_macs, suffix_macs
+from patchrank.tune.forecast.estimate import Cost, Estimate, estimate
 from patchrank.tune.staging import Job
 
 SMALL = {"n_train": 24, "n_val": 16, "n_test": 16}

@@ -13,8 +13,8 @@ import yaml
 from patchrank.config import Constraint, Loggers, Objective, Rule
 from patchrank.errors import UserError
 from patchrank.tune import gauges
-from patchrank.tune.exports import Study, export_optuna, export_tensorboard
-from patchrank.tune.trackers import check_trackers, tracker_callbacks
+from patchrank.tune.watch.exports import Study, export_optuna, export_tensorboard
+from patchrank.tune.watch.trackers import check_trackers, tracker_callbacks
 
 DOCS = Path(__file__).parent.parent / "docs"
 DASHBOARD = json.loads((DOCS / "grafana.json").read_text())

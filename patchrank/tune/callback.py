@@ -18,12 +18,12 @@ from patchrank.errors import UserError
 from patchrank.files import join, write_json
 from patchrank.trial import error_record, stopped_record
 from patchrank.tune.cluster import available_slots
-from patchrank.tune.gauges import REFRESH, show_sweep
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.limits import find_outcome
 from patchrank.tune.plan import Plan
 from patchrank.tune.progress import Failure, describe
 from patchrank.tune.steps import STEP, VALUE, was_stopped
+from patchrank.tune.watch.gauges import REFRESH, show_sweep
 
 IDLE = 60.0  # seconds without a trial after which somebody should know why
 RETRIES = 2  # of a trial whose worker or node was lost

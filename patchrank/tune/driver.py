@@ -19,16 +19,16 @@ from patchrank.lease import hold
 from patchrank.report import Report, paper_rows, write_report
 from patchrank.tune.best import write_best
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
-from patchrank.tune.forecast import forecast
+from patchrank.tune.forecast.lines import forecast
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.milliseconds import measure_alone
 from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.progress import Failure, print_plan, say
 from patchrank.tune.spec import load_sweep
 from patchrank.tune.staging import Job, stage, staging_jobs
-from patchrank.tune.studies import export
-from patchrank.tune.trackers import check_trackers
 from patchrank.tune.trials import create_scheduler, is_done, run_trials
+from patchrank.tune.watch.studies import export
+from patchrank.tune.watch.trackers import check_trackers
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
     from ray import tune
 
     from patchrank.tune.search import create_search
-    from patchrank.tune.trackers import tracker_callbacks
+    from patchrank.tune.watch.trackers import tracker_callbacks
 
     config, notes = plan.sweep.config, tempfile.mkdtemp(prefix="patchrank-")
     tuner = tune.Tuner(

@@ -21,9 +21,9 @@ from patchrank.inputs import Inputs, load_inputs
 from patchrank.layers.pruning import windows
 from patchrank.trial import fingerprint, needed_shards, run_trial, trial_id
 from patchrank.tune.cells import configure
-from patchrank.tune.gauges import count_shard
 from patchrank.tune.limits import find_outcome, time_limit
 from patchrank.tune.steps import reporting
+from patchrank.tune.watch.gauges import count_shard
 
 
 def run_one(config: dict, job: dict) -> None:

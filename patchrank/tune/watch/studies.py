@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.tune.exports import Study, export_optuna, export_tensorboard
 from patchrank.tune.plan import Plan
 from patchrank.tune.progress import describe
+from patchrank.tune.watch.exports import Study, export_optuna, export_tensorboard
 
 
 def export(plan: Plan, rows: Sequence[dict]) -> None:

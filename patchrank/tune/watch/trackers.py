@@ -60,7 +60,7 @@ def tracker_callbacks(loggers: Loggers, sweep: str) -> list[Callback]:
     check_trackers(loggers)
     callbacks: list[Callback] = []
     if loggers.wandb is not None:
-        from patchrank.tune.wandb_callback import WandbCallback
+        from patchrank.tune.watch.wandb_callback import WandbCallback
 
         names = {"project": os.environ.get("WANDB_PROJECT_NAME", "patchrank")}
         names |= {"group": os.environ.get("WANDB_GROUP_NAME", sweep), "dir": os.environ.get("WANDB_DIR", ".")}
@@ -72,11 +72,6 @@ def tracker_callbacks(loggers: Loggers, sweep: str) -> list[Callback]:
         experiment = {"experiment_name": os.environ.get("MLFLOW_EXPERIMENT_NAME", f"patchrank {sweep}")}
         callbacks.append(MLflowLoggerCallback(**experiment | loggers.mlflow))
     return callbacks
-
-
-def wandb_mode(settings: dict[str, Any]) -> str | None:
-    """`online`, `offline`, ..., as settings or environment say; None where neither does."""
-    return settings.get("mode") or os.environ.get("WANDB_MODE")
 
 
 def _asked(loggers: Loggers) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -119,6 +114,8 @@ def _check_secrets(path: str, value: Any, name: str) -> None:
 
 def _check_login(settings: dict[str, Any]) -> None:
     """W&B would ask for a key in the middle of the sweep, or end it."""
+    from patchrank.tune.watch.wandb_callback import wandb_mode
+
     if wandb_mode(settings) in ("offline", "disabled") or os.environ.get("WANDB_API_KEY"):
         return
     import wandb

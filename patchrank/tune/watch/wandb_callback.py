@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from ray.air.integrations.wandb import WandbLoggerCallback
 
-from patchrank.tune.trackers import wandb_mode
-
 
 class WandbCallback(WandbLoggerCallback):
     """Logs every trial as a W&B run.
@@ -26,6 +24,11 @@ class WandbCallback(WandbLoggerCallback):
     def log_trial_start(self, trial) -> None:
         with _environment("WANDB_API_KEY", None):
             super().log_trial_start(trial)
+
+
+def wandb_mode(settings: dict[str, object]) -> str | None:
+    """`online`, `offline`, ..., as settings or environment say; None where neither does."""
+    return settings.get("mode") or os.environ.get("WANDB_MODE")
 
 
 @contextmanager

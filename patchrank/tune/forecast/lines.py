@@ -10,7 +10,7 @@ from patchrank.benchmark import WARM_UP, measure, random_tower
 from patchrank.config import TrialConfig
 from patchrank.tune.cells import random_points
 from patchrank.tune.cluster import Where, slots
-from patchrank.tune.estimate import estimate
+from patchrank.tune.forecast.estimate import estimate
 from patchrank.tune.plan import Cell, Plan
 from patchrank.tune.progress import say
 from patchrank.tune.staging import Job

@@ -14,9 +14,9 @@ from patchrank.config import TrialConfig
 from patchrank.inputs import Inputs
 from patchrank.layers.pruning import windows
 from patchrank.trial import fit_tasks, is_fitted, needed_shards
-from patchrank.tune.counting import TAR_END, prefix_macs, record_bytes, sample_bytes, score_macs
+from patchrank.tune.forecast.counting import TAR_END, prefix_macs, record_bytes, sample_bytes, score_macs
+from patchrank.tune.forecast.timing import Timer, prepared, pruned
 from patchrank.tune.staging import Job
-from patchrank.tune.timing import Timer, prepared, pruned
 from patchrank.tuned import learns
 
 RAY = 18.0  # seconds that Ray, Tune and the report take by themselves; measured on 2 cores

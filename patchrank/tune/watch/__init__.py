@@ -1,0 +1,1 @@
+"""Who hears of a sweep: Prometheus, TensorBoard, optuna-dashboard, W&B and MLflow."""
