@@ -10,8 +10,8 @@ from patchrank.config import TrialConfig
 from patchrank.golden import make_shards, score_images
 from patchrank.inputs import load_inputs
 from patchrank.trial import needed_shards, run_trial
-from patchrank.tune import estimate as module
-from patchrank.tune import timing
+from patchrank.tune.forecast import estimate as module
+from patchrank.tune.forecast import timing
 from patchrank.tune.forecast.counting import prefix_macs, score_macs, suffix_macs
 from patchrank.tune.forecast.estimate import Cost, Estimate, estimate
 from patchrank.tune.staging import Job

@@ -12,7 +12,7 @@ import yaml
 
 from patchrank.config import Constraint, Loggers, Objective, Rule
 from patchrank.errors import UserError
-from patchrank.tune import gauges
+from patchrank.tune.watch import gauges
 from patchrank.tune.watch.exports import Study, export_optuna, export_tensorboard
 from patchrank.tune.watch.trackers import check_trackers, tracker_callbacks
 
