@@ -106,6 +106,19 @@ def test_a_lost_node_changes_nothing(two_nodes, tmp_path):
 
 
 @pytest.mark.slow
+def test_shards_that_a_lost_node_was_making_are_made_elsewhere(two_nodes, tmp_path):
+    address, other = two_nodes
+    write_sweep(tmp_path, "pruning.keep_rate: {grid: [0.9, 0.8]}", reducer="prior")
+    process = start(tmp_path, "--address", address, "trial.data.n_train=640", "trial.golden.window=1", **QUIET)
+    wait_for(lambda: list(tmp_path.glob("runs/shards/*/shard-*.json")), process)
+    made = {file: file.stat().st_mtime_ns for file in tmp_path.glob("runs/shards/*/shard-*.json")}
+    kill(other)
+    assert len(made) < 11 and process.wait(timeout=300) == 0, (tmp_path / "said").read_text()
+    assert len(list(tmp_path.glob("runs/shards/*/shard-*.json"))) == 11 and len(rows(tmp_path)) == 2
+    assert all(file.stat().st_mtime_ns == written for file, written in made.items())
+
+
+@pytest.mark.slow
 def test_a_trial_that_no_node_holds_is_refused_after_the_wait(two_nodes, tmp_path):
     """Both nodes have one CPU; a sweep's own modules reach workers by the runtime environment."""
     address, other = two_nodes
