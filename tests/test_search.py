@@ -7,6 +7,7 @@ import optuna
 import pytest
 from sweeping import write_sweep
 
+import patchrank.tune
 from patchrank.benchmark import VERSION, random_tower, speed_settings
 from patchrank.checks import counted_gmacs
 from patchrank.config import BenchmarkConfig, TrialConfig
@@ -294,3 +295,11 @@ def test_trials_that_are_finished_and_not_timed_are_told_apart(tmp_path):
         write_record(plan, cell.values)
     plan.refresh()
     assert plan.missing() == 0 and len(plan.untimed()) == 2
+
+
+def test_a_notebook_gets_the_rows_that_there_are(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, "pruning.keep_rate: {grid: [0.5, 0.6]}")
+    identity = write_record(plan, {"pruning.keep_rate": 0.6})
+    monkeypatch.chdir(tmp_path)
+    found = patchrank.tune.run("sweep.yaml", dry_run=True)
+    assert [row["id"] for row in found] == [identity]
