@@ -161,6 +161,19 @@ def test_nsga2_breeds_from_records(tmp_path):
     assert len(parents) == 10 and {parent.number for parent in parents} == set(range(10))
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_sampler_that_repeats_itself_does_not_end_the_search(tmp_path, sampler):
+    """All of a round is proposed before anything of it is measured; a space is exhausted once it really is."""
+    more = "objectives: [{metric: val_accuracy, mode: max}, {metric: ms, mode: min}]"
+    plan = plan_of(tmp_path, SEARCHED, more, f"{{method: optuna, sampler: {sampler}, samples: 40}}")
+    search, seen = create_search(plan), []
+    for n in range(32):  # 16 keep rates at 2 locations
+        values = search.suggest(f"t{n}")["values"]
+        seen.append(json.dumps(values))
+        search.on_trial_complete(f"t{n}", {"id": f"{n}", "val_accuracy": 100.0 * values["pruning.keep_rate"]})
+    assert len(set(seen)) == 32 and search.suggest("end") == CellSearch.FINISHED and plan.size == 32
+
+
 def test_conditions_hold_whatever_the_order_of_axes(tmp_path):
     space = "predictor.dim: {choice: [16, 32], when: {pruning.reducer: [predictor]}}\n"
     how = "{method: random, samples: 3}"

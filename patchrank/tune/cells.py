@@ -16,7 +16,7 @@ from patchrank.files import content_id
 from patchrank.tune.spaces import sample
 from patchrank.tuned import learns
 
-TRIES = 50  # repeated draws, beyond the number of those known, after which a cell counts as exhausted
+TRIES = 200  # repeated draws, beyond the number of those known, after which a cell counts as exhausted
 MOST = 2000  # draws in all, for spaces of which bounds leave little
 
 

@@ -23,6 +23,7 @@ from patchrank.tune.progress import Failure, describe, say
 from patchrank.tune.spaces import distribution, encode, sample
 from patchrank.tune.steps import STEP, VALUE, was_stopped
 
+STUBBORN = 8  # repeated proposals in a row after which a trial is drawn at random
 EMPTY: Mapping = MappingProxyType({})
 
 
@@ -89,6 +90,7 @@ class CellSearch(ListSearch):
         self.constraints = plan.sweep.config.constraints
         self.known = [list(plan.records_of(cell)) for cell in plan.cells]
         self.studies = [self._study(n) for n in range(len(plan.cells))]
+        self.chance = optuna.samplers.RandomSampler(seed=plan.sweep.config.search.seed + sum(map(len, self.known)))
         self.ids: list[list[str]] = [[] for _ in plan.cells]  # of every cell, finished or under way, in order
         self.live: dict[str, tuple[int, optuna.Trial, str]] = {}  # by Ray's trial id: cell, Optuna's trial, ours
         self.measured: dict[str, dict] = {}  # metrics by id
@@ -159,11 +161,17 @@ class CellSearch(ListSearch):
         cell.samples = there
 
     def _ask(self, n: int) -> tuple[optuna.Trial | None, str | None, dict]:
-        """A configuration of cell n that is not among its ids and may keep the bounds: Optuna repeats itself."""
-        repeated = 0
+        """A configuration of cell n that is not among its ids and may keep the bounds.
+
+        Samplers repeat themselves, above all while what they have proposed is not measured yet: then chance has a word.
+        """
+        repeated, study = 0, self.studies[n]
         for _ in range(MOST):
-            asked = self.studies[n].ask()
+            sampler = study.sampler
+            study.sampler = sampler if repeated < STUBBORN else self.chance
+            asked = study.ask()
             values = sample(asked, self.plan.sampled, self.plan.cells[n].values)
+            study.sampler = sampler
             trial = self.plan.trial(values)
             identity = self.plan.identify(trial)
             if identity not in self.ids[n] and fits(trial, self.constraints):
@@ -201,4 +209,6 @@ class CellSearch(ListSearch):
         result = None if error or not result or "failure" in result else result
         if result is not None:
             self.measured[identity] = result
+            if self.plan.speeds is not None and "id" in result:
+                return  # its milliseconds come after the round, and until then it counts as under way
         self._tell(n, asked, result)
