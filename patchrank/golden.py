@@ -261,7 +261,8 @@ def make_shards(
     """Makes what is missing or damaged of a folder, names it, and returns the folder's path."""
     faults = folder.faults()
     report_faults(folder, faults)
-    for index in tqdm(sorted(faults), desc=f"golden {split.task}/{split.split}", unit="shard", disable=quiet):
+    todo = tqdm(sorted(faults), desc=f"golden {split.task}/{split.split}", unit="shard", disable=quiet or not faults)
+    for index in todo:
         score_shard(clip, split, folder, index, batch_size)
     if faults or not folder.complete():
         folder.finish(batch=batch_size, threads=torch.get_num_threads())
