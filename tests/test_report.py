@@ -480,8 +480,9 @@ def test_every_failure_is_named_and_none_breaks_the_page(run):
     failures = [("predictor; 60 %", "ValueError: a | b\n| --- |\nin <module>")]
     failures += [("window 9", "no *room* for `it` [x](y)")]
     where = (str(run.root), ReportConfig(table="made-up"), ["seed"], "sweeps/made-up.yaml")
-    write_report(run.rows, *where, unfinished=2, failures=failures)
+    write_report(run.rows, *where, unfinished=2, failures=failures, stopped=3)
     text = (run.root / "report.md").read_text()
+    assert "3 trials were ended early (ASHA), and are not shown." in text
     section = text[text.index("**Failed trials**: 2") :].split("\n\n")[1].splitlines()
     assert section == [
         "| settings | cause |",

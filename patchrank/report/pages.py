@@ -45,6 +45,7 @@ class _Sweep:
     judgements: list[Judgement]
     unfinished: int
     failures: Sequence[tuple[str, str]]
+    stopped: int
 
     @property
     def is_quick(self) -> bool:
@@ -61,6 +62,7 @@ def write_report(
     objectives: Sequence[Objective] = (),
     constraints: Sequence[Constraint] = (),
     failures: Sequence[tuple[str, str]] = (),
+    stopped: int = 0,
 ) -> Report:
     """Writes `report.md`, `claims.json`, `<table>-accuracy.png` and `<table>-tokens.png` into `root`.
 
@@ -73,13 +75,14 @@ def write_report(
         unfinished: trials of the sweep that have no row.
         objectives, constraints: of the search; several objectives make a Pareto front.
         failures: trials that failed, each its settings in words and the cause.
+        stopped: trials that were ended early, since they fell behind others.
 
     Raises:
         UserError: a table that `paper.yaml` does not have.
     """
     paper, settings = paper_rows(config.paper), read_settings(rows, root)
     judgements = [_judged(claim, settings, unfinished) for claim in config.claims]
-    sweep = _Sweep(rows, config, axes, command, settings, judgements, unfinished, failures)
+    sweep = _Sweep(rows, config, axes, command, settings, judgements, unfinished, failures, stopped)
     table = main_table(settings, axes, paper) if rows else ""
     drawn = {"accuracy": draw_sweep(settings, axes), "tokens": draw_tokens(settings, axes)} if rows else {}
     pictures = {f"{config.table}-{kind}.png": picture for kind, picture in drawn.items()}
@@ -121,7 +124,9 @@ def _page(sweep: _Sweep, table: str, front: str, captions: dict[str, str], paper
 
 
 def _unfinished(sweep: _Sweep) -> str:
-    return f"**{sweep.unfinished} trials of this sweep are not done.**" if sweep.unfinished else ""
+    text = f"**{sweep.unfinished} trials of this sweep are not done.** " if sweep.unfinished else ""
+    ended = f"{sweep.stopped} trials were ended early (ASHA), and are not shown." if sweep.stopped else ""
+    return (text + ended).strip()
 
 
 def _failed(failures: Sequence[tuple[str, str]]) -> str:

@@ -165,5 +165,5 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, co
 def _report(plan: Plan, rows: list[dict], failed: dict[str, Failure], command: str, unfinished: int) -> Report:
     config = plan.sweep.config
     told = {"objectives": config.objectives, "constraints": config.constraints}
-    told["failures"] = [failure.told() for failure in failed.values()]
+    told |= {"failures": [failure.told() for failure in failed.values()], "stopped": len(plan.stopped())}
     return write_report(rows, config.root, config.report, list(plan.sweep.axes), command, unfinished, **told)
