@@ -236,7 +236,7 @@ def test_asha_ends_what_falls_behind_and_nothing_else(tmp_path):
     from ray import tune
 
     from patchrank.config import Resources
-    from patchrank.tune.cluster import ray_cluster
+    from patchrank.tune.cluster import Where, ray_cluster
     from patchrank.tune.steps import asha_scheduler, was_stopped
 
     asha = AshaConfig(of="prompt", grace=1, reduction=2)
@@ -278,7 +278,7 @@ def test_asha_ends_what_falls_behind_and_nothing_else(tmp_path):
 
     trainable = tune.with_parameters(work, trials=trials, root=str(tmp_path), asha=asha)
     scheduler = asha_scheduler(asha, max(num_steps(each, given, "prompt") for each in trials))
-    with ray_cluster(Resources(cpu=1), None):
+    with ray_cluster(Resources(cpu=1), Where()):
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             param_space={"n": tune.grid_search(list(range(len(rates))))},
