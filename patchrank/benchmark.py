@@ -20,7 +20,6 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patchrank.cli import (
     add_model_flags,
@@ -39,6 +38,7 @@ from patchrank.layers.predictors import create_predictor
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.tags import find_weights
+from patchrank.progress import progress
 from patchrank.prompting.presets import complete
 
 VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
@@ -71,7 +71,7 @@ def measure(model: nn.Module, batch_size: int = 32, repeats: int = 30, seed: int
     images = torch.randn(batch_size, *tower.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(seed))
     images = images.to(device, tower.pos_embed.dtype)
     times: dict[str, list[float]] = {name: [] for name in towers}
-    for n in tqdm(range(WARM_UP + repeats), desc="benchmark", unit="turn", disable=quiet):
+    for n in progress(range(WARM_UP + repeats), desc="benchmark", unit="turn", disable=quiet):
         for name, each in towers.items():
             spent = _seconds(each, images)
             times[name] += [1000 * spent / batch_size] * (n >= WARM_UP)

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patchrank.cli import (
     add_data_flags,
@@ -41,6 +40,7 @@ from patchrank.metrics import percent
 from patchrank.models.clip import Clip
 from patchrank.models.prompt_files import describe
 from patchrank.models.text import text_shape
+from patchrank.progress import progress
 
 VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
 CONTROLS = ("random", "reversed")
@@ -105,7 +105,7 @@ def evaluate(
     heads = _heads(clip, split)
     device = clip.logit_scale.device
     parts: list[dict[str, Tensor]] = []
-    bar = tqdm(total=len(split), desc=f"evaluate {split.task}/{split.split}", unit="image", disable=quiet)
+    bar = progress(total=len(split), desc=f"evaluate {split.task}/{split.split}", unit="image", disable=quiet)
     for images, places in split.batches(clip.transform(), batch_size):
         given = None if scores is None else torch.from_numpy(scores[places.start : places.stop]).to(device)
         known = (None if x is None else x[places.start : places.stop].to(device) for x in (unpruned, tokens))

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patchrank.cli import add_model_flags, create_clip_from, positive, positive_float, run_command
 from patchrank.config import TrialConfig
@@ -33,6 +32,7 @@ from patchrank.layers.predictors import Prior, check_location, create_predictor,
 from patchrank.layers.pruning import check_locations
 from patchrank.metrics import kendall, matching_each, matching_rate, ndcg, position_prior, top_k
 from patchrank.models.clip import Clip
+from patchrank.progress import progress
 
 VERSION = 1  # of the fitting: bump it when the same shards would give another predictor
 BATCH_SIZE = 64
@@ -77,7 +77,7 @@ def read_ranked(clip: Clip, path: str, metric: str, location: int, quiet: bool =
     _check_memory(shape, device, path)
     x = torch.empty(shape, device=device)
     samples = islice(stream(path), count + 1)  # one too many is enough to tell
-    for n, sample in enumerate(tqdm(samples, total=count, desc="read shards", unit="image", disable=quiet), 1):
+    for n, sample in enumerate(progress(samples, total=count, desc="read shards", unit="image", disable=quiet), 1):
         batch.append(transform(sample.image()))
         golden.append(torch.from_numpy(sample.scores[row]))
         if len(batch) == BATCH_SIZE or n == count:
@@ -162,7 +162,7 @@ def fit_predictor(
         data = Ranked(*(part.clone() if part.is_inference() else part for part in data))
         optimizer = torch.optim.Adam(predictor.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, eta_min=lr * LAST_LR_SHARE)
-        for epoch in tqdm(range(epochs), desc=f"fit {name}", unit="epoch", disable=quiet):
+        for epoch in progress(range(epochs), desc=f"fit {name}", unit="epoch", disable=quiet):
             for batch in torch.randperm(len(data.golden), generator=order).split(BATCH_SIZE):
                 cls, patches, golden = (part[batch.to(device)] for part in data)
                 optimizer.zero_grad()

@@ -10,7 +10,6 @@ once the least important tokens have left: the greedy search of the paper's abst
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,7 +17,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patchrank.cli import add_data_flags, add_model_flags, create_clip_from, load_split_from, positive, run_command
 from patchrank.data.images import ImageSplit
@@ -28,6 +26,7 @@ from patchrank.errors import UserError, near
 from patchrank.files import content_id, resolve
 from patchrank.layers import pruning
 from patchrank.models.clip import Clip
+from patchrank.progress import progress, write_line
 
 METRICS = ("label", "confidence", "preservation")
 VERSION = 1  # of the scoring: bump it when the same images would get other scores
@@ -261,7 +260,9 @@ def make_shards(
     """Makes what is missing or damaged of a folder, names it, and returns the folder's path."""
     faults = folder.faults()
     report_faults(folder, faults)
-    todo = tqdm(sorted(faults), desc=f"golden {split.task}/{split.split}", unit="shard", disable=quiet or not faults)
+    todo = progress(
+        sorted(faults), desc=f"golden {split.task}/{split.split}", unit="shard", disable=quiet or not faults
+    )
     for index in todo:
         score_shard(clip, split, folder, index, batch_size)
     if faults or not folder.complete():
@@ -273,7 +274,7 @@ def report_faults(folder: ShardFolder, faults: dict[int, str]) -> None:
     """One line on stderr for each shard that was there and is not sound."""
     for index, fault in faults.items():
         if fault != "not made yet":
-            tqdm.write(f"shard {folder.path}/shard-{index:06d}.tar is {fault}; making it again", file=sys.stderr)
+            write_line(f"shard {folder.path}/shard-{index:06d}.tar is {fault}; making it again")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

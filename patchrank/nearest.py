@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from patchrank.errors import UserError
+from patchrank.progress import progress
 
 CHUNK = 4096  # queries and candidates at a time: about half a GB beside the embeddings
 STEPS, PLACES = 1 << 30, 1 << 32  # a key is a cosine in steps of 2^-30 and, in its lower half, a place
@@ -52,7 +52,7 @@ def nearest(
     if not 1 <= k <= candidates:
         raise UserError(f"k must lie in 1..{candidates}, the number of candidates, but is {k}")
     best = []
-    for start in tqdm(range(0, len(queries), chunk), desc=what, unit="chunk", delay=2, disable=quiet):
+    for start in progress(range(0, len(queries), chunk), desc=what, unit="chunk", delay=2, disable=quiet):
         some = slice(start, start + chunk)
         best.append(_best(queries[some], index, k, None if own is None else own[some], chunk))
     keys = torch.cat(best)

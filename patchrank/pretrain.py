@@ -19,12 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from patchrank.cli import positive, positive_float, run_command
 from patchrank.data.captions import draw_template
 from patchrank.data.digits import CLASSES, TEMPLATES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle
 from patchrank.models.clip import Clip, create_clip
+from patchrank.progress import progress
 
 STEPS = 11_430
 BATCH_SIZE = 64
@@ -117,7 +117,7 @@ def train(out: Path, steps: int, lr: float = 1e-3, seed: int = 0, every: int = 5
     loss_fn = ContrastiveLoss(clip)
     batches = CurriculumBatches(steps, seed)
     loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=4)
-    bar = tqdm(loader, initial=start, total=steps, desc="pretrain", mininterval=5)
+    bar = progress(loader, initial=start, total=steps, desc="pretrain", unit="step")
     for step, (pixels, labels, template) in enumerate(bar, start + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step - 1, steps, lr)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from patchrank.data.images import ImageSplit
 from patchrank.errors import UserError
@@ -27,6 +26,7 @@ from patchrank.metrics import percent
 from patchrank.models.clip import Clip
 from patchrank.models.text import encode_texts
 from patchrank.nearest import is_within, nearest, own_distance, shared
+from patchrank.progress import progress
 
 BATCH_SIZE = 64
 KS = (1, 5, 10)
@@ -182,7 +182,7 @@ def _embed(clip: Clip, split: ImageSplit, batch_size: int, quiet: bool, index: T
     tower, ours, theirs = clip.visual, [], []
     prompted = tower.num_prompt_tokens > 0
     untouched = tower.pruner is None and not prompted
-    bar = tqdm(total=len(split), desc=f"retrieval {split.task}/{split.split}", unit="image", disable=quiet)
+    bar = progress(total=len(split), desc=f"retrieval {split.task}/{split.split}", unit="image", disable=quiet)
     for images, _ in split.batches(clip.transform(), batch_size):
         images = images.to(clip.logit_scale.device)
         tokens = None if prompted else tower.forward_prefix(images, tower.shared_layer)

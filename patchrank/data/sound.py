@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from tqdm import tqdm
-
 from patchrank.data.decoding import fault
 from patchrank.data.images import THREADS, ImageSplit, UnreadError
 from patchrank.errors import UserError
+from patchrank.progress import progress
 
 CHUNK = 1024  # images whose verdicts are awaited at once
 SHOWN = 20  # broken images that are told of one by one
@@ -75,7 +74,7 @@ def _number(digest: bytes) -> int:
 def _verdicts(split: ImageSplit, wanted: int) -> Iterator[tuple[int, str | None, bytes]]:
     """Place, fault and digest of each image, in order, until as many as are wanted have no fault."""
     looked = found = 0
-    bar = tqdm(total=wanted, desc=f"check {split.task}/{split.split}", unit="image", delay=2)
+    bar = progress(total=wanted, desc=f"check {split.task}/{split.split}", unit="image", delay=2)
     with ThreadPoolExecutor(THREADS) as pool, bar:
         while found < wanted and looked < len(split):
             places = range(looked, min(looked + wanted - found, looked + CHUNK, len(split)))

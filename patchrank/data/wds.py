@@ -15,13 +15,13 @@ from functools import partial
 from typing import IO
 
 from fsspec import AbstractFileSystem
-from tqdm import tqdm
 
 from patchrank.data.decoding import image_extensions
 from patchrank.data.images import ImageSplit
 from patchrank.data.splits import SHARES, Entry, choose
 from patchrank.errors import UserError
 from patchrank.files import filesystem_of, patiently
+from patchrank.progress import progress
 
 TEXT_LIMIT = 1 << 20  # bytes of a label or caption
 _NAME = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$")
@@ -74,7 +74,7 @@ def load_wds(task: str, split: str, root: str | None) -> ImageSplit:
     if root is None:
         raise UserError(f"data.root is missing: task {task!r} needs the path, URL or pattern of WebDataset tars")
     tars = patiently(root, lambda: _tars(root))
-    bar = partial(tqdm, total=len(tars), desc="index tars", unit="tar", delay=2)
+    bar = partial(progress, total=len(tars), desc="index tars", unit="tar", delay=2)
     with ThreadPoolExecutor(min(8, len(tars))) as pool:
         return choose(task, split, [entry for entries in bar(pool.map(_entries, tars)) for entry in entries], root)
 

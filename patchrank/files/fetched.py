@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from patchrank.errors import UserError
 from patchrank.files.patience import patiently
 from patchrank.files.places import filesystem_of, is_remote, join, resolve
+from patchrank.progress import progress
 
 
 def cache_folder() -> str:
@@ -64,9 +65,9 @@ def _fetch(filesystem: AbstractFileSystem, name: str, url: str, target: str) -> 
 
 
 def _get(filesystem: AbstractFileSystem, name: str, local: str) -> None:
-    shown = {"desc": f"fetch {name.rsplit('/', 1)[-1]}", "unit": "B", "unit_scale": True, "delay": 2}
+    shown = {"desc": f"fetch {name.rsplit('/', 1)[-1]}", "unit": "byte", "unit_scale": True, "delay": 2}
     try:
-        filesystem.get_file(name, local, callback=TqdmCallback(tqdm_kwargs=shown))
+        filesystem.get_file(name, local, callback=TqdmCallback(shown, tqdm_cls=progress))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):  # this machine's fault, not the store's
             raise UserError(f"cannot write {os.path.dirname(local)}: {error.strerror}") from error

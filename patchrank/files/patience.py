@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
-from tqdm import tqdm
 
 from patchrank.errors import StoreError, UserError
 from patchrank.files.places import is_remote
+from patchrank.progress import write_line
 
 PATIENCE = 60.0  # seconds, over all tries of one operation
 PAUSE = 0.2  # seconds after the first try; they double, up to 25 times as long
@@ -107,4 +106,4 @@ class _Notice:
         if not self.told and state.seconds_since_start + state.upcoming_sleep > QUIET:
             self.told = True
             why = reason(state.outcome.exception())
-            tqdm.write(f"{self.place}: {why}; trying again for up to {self.patience:.0f} s", file=sys.stderr)
+            write_line(f"{self.place}: {why}; trying again for up to {self.patience:.0f} s")

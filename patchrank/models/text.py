@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patchrank.errors import UserError, near
+from patchrank.progress import progress
 
 CONTEXT_LENGTH = 77
 VOCAB_SIZE = 49408  # CLIP's byte-pair vocabulary
@@ -100,7 +100,7 @@ def encode_texts(
 ) -> Tensor:
     """Embeddings (T, E) of any number of texts; shows progress once it takes more than seconds."""
     starts = range(0, len(texts), BATCH_SIZE)
-    bar = tqdm(starts, desc=what, unit="batch", delay=2, disable=quiet)
+    bar = progress(starts, desc=what, unit="part", delay=2, disable=quiet)
     return torch.cat([encode(texts[start : start + BATCH_SIZE]) for start in bar])
 
 

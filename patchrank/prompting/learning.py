@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from patchrank.config import PromptConfig
 from patchrank.data.images import ImageSplit
@@ -17,6 +16,7 @@ from patchrank.errors import UserError
 from patchrank.layers.norm_gains import layer_norms
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip
+from patchrank.progress import Bar
 from patchrank.prompting.presets import MOMENTUM, PRESETS, WEIGHT_DECAY
 from patchrank.prompting.shots import Feed, autocast, embed
 from patchrank.prompting.state import State
@@ -79,7 +79,7 @@ def start(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> Sta
     return State(prompts, torch.optim.SGD(prompts.parameters(), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY))
 
 
-def train_epoch(feed: Feed, state: State, epoch: int, bar: tqdm) -> dict[str, float]:
+def train_epoch(feed: Feed, state: State, epoch: int, bar: Bar) -> dict[str, float]:
     """One pass over the training images: mean loss, and accuracy (%) or cosine while they were learned from."""
     losses, found, figure = [], [], FIGURES[feed.config.loss]
     for rows, targets in feed.batches(epoch):

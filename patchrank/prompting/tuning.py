@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from patchrank.config import PromptConfig
 from patchrank.data.images import ImageSplit
@@ -22,6 +21,7 @@ from patchrank.layers.prompts import Prompts
 from patchrank.metrics import percent
 from patchrank.models.clip import Clip
 from patchrank.models.prompt_files import describe, load_prompts, save_prompts
+from patchrank.progress import progress
 from patchrank.prompting.learning import head_of, ready, start, train_epoch
 from patchrank.prompting.logs import Logs
 from patchrank.prompting.presets import PRESETS, learning_rates
@@ -127,7 +127,7 @@ def _run(
     """The epochs that are still to come; `save` writes the state after each."""
     config = feed.config
     rates, total, done = learning_rates(config.lr, config.epochs), config.epochs * feed.steps, len(state.history)
-    bar = tqdm(total=total, initial=done * feed.steps, desc=f"tune {config.mode}", unit="step", disable=quiet)
+    bar = progress(total=total, initial=done * feed.steps, desc=f"tune {config.mode}", unit="step", disable=quiet)
     with bar, closing(Logs(logs)) as writer:
         while not state.is_done(config.epochs, config.patience):
             epoch, started = len(state.history), time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ray.tune import Callback
-from tqdm import tqdm
 
 from patchrank.config import Objective
 from patchrank.errors import UserError
 from patchrank.files import join, write_json
+from patchrank.progress import progress, write_line
 from patchrank.trial import error_record, stopped_record
 from patchrank.tune.cluster import available_slots
 from patchrank.tune.interrupts import Interrupts
@@ -26,6 +25,7 @@ from patchrank.tune.steps import STEP, VALUE, was_stopped
 from patchrank.tune.watch.gauges import REFRESH, show_sweep
 
 IDLE = 60.0  # seconds without a trial after which somebody should know why
+REDRAW = 1.0  # seconds after which the bar shows anew how many trials run
 RETRIES = 2  # of a trial whose worker or node was lost
 NO_MEMORY = "its worker was killed by Ray: the node ran out of memory"
 SHOWN = ("val_accuracy", "val_cosine", "gmacs", "accuracy")
@@ -44,8 +44,7 @@ class Progress(Callback):
 
     def __init__(self, plan: Plan, total: int, run: str, failed: dict[str, Failure], interrupts: Interrupts):
         self.plan, self.run, self.left, self.interrupts = plan, run, total, interrupts
-        self.bar = tqdm(total=total, desc="trials", unit="trial", file=sys.stderr)
-        self.every = 1.0 if sys.stderr.isatty() else 15.0  # seconds between refreshes; logs should stay readable
+        self.bar = progress(total=total, desc="trials", unit="trial", disable=None)  # a log has a line for each trial
         self.running: dict[str, Running] = {}  # by Ray's trial id
         self.failures = dict(failed)  # by trial id
         self.lost: dict[str, dict[str, object]] = {}  # of trials that are to come round again: values, by trial id
@@ -155,7 +154,7 @@ class Progress(Callback):
         self.bar.update()
 
     def _say(self, values: dict[str, object], text: str) -> None:
-        self.bar.write(f"  {describe(values)}: {text}", file=sys.stderr)
+        write_line(f"  {describe(values)}: {text}")
 
     def _gauge(self) -> None:
         """Keeps Ray's metrics up to date, as often as they want it."""
@@ -172,10 +171,10 @@ class Progress(Callback):
             try:
                 available_slots(self.plan.sweep.config.resources)
             except UserError as error:
-                self.bar.write(f"waiting: {error}", file=sys.stderr)
+                write_line(f"waiting: {error}")
 
     def _show(self) -> None:
-        if time.time() - self._shown > self.every:
+        if time.time() - self._shown > REDRAW:
             self._shown = time.time()
             self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
 

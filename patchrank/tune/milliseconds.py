@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from patchrank.benchmark import SCHEMA, VERSION, hardware, speed_settings
 from patchrank.config import Resources, SweepConfig, TrialConfig
 from patchrank.files import join, list_names, read_json
+from patchrank.progress import progress, write_line
 
 PATIENCE = 60.0  # seconds, after which somebody should know what a measurement waits for
 FIGURES = ("ms", "ms_unpruned", "speedup")  # of a measurement, that go into a row
@@ -100,22 +99,21 @@ def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig, check: Cal
     """
     import ray
 
-    every, last = 1.0 if sys.stderr.isatty() else 15.0, ""
-    with tqdm(trials, desc="milliseconds", unit="tower", mininterval=every, file=sys.stderr) as bar:
+    with progress(trials, desc="milliseconds", unit="tower") as bar:
         for trial in bar:
             check()
             try:
-                ray.get(_started(trial, config, bar))
+                ray.get(_started(trial, config))
             except ray.exceptions.RayTaskError as error:
                 last = f"{type(error.cause).__name__}: {error.cause}"
             except ray.exceptions.RayError as error:
                 last = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
             else:
                 continue
-            bar.write(f"  milliseconds of {_key(speed_settings(trial))} cannot be measured ({last})", file=sys.stderr)
+            write_line(f"  milliseconds of {_key(speed_settings(trial))} cannot be measured ({last})")
 
 
-def _started(trial: TrialConfig, config: SweepConfig, bar: tqdm):
+def _started(trial: TrialConfig, config: SweepConfig):
     """A measurement under way; says so where its node is long in coming, since others have a part of it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -131,7 +129,7 @@ def _started(trial: TrialConfig, config: SweepConfig, bar: tqdm):
     done, _ = ray.wait([found], timeout=PATIENCE)
     if not done:
         what = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in whole.items() if value)
-        bar.write(f"  waiting for all of node {node['NodeManagerAddress']} ({what}) to be free", file=sys.stderr)
+        write_line(f"  waiting for all of node {node['NodeManagerAddress']} ({what}) to be free")
     return found
 
 

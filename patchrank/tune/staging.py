@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-
-from tqdm import tqdm
 
 from patchrank.config import TrialConfig
 from patchrank.data.shards import ShardFolder
 from patchrank.errors import UserError
 from patchrank.golden import BATCH_SIZE, report_faults
+from patchrank.progress import progress
 from patchrank.trial import needed_shards
 from patchrank.tune.plan import Plan
 
@@ -80,8 +78,8 @@ def _await(waiting: dict) -> None:
     """Waits for all tasks, with a bar that counts images."""
     import ray
 
-    total, every = sum(job.images(index) for job, index in waiting.values()), 1.0 if sys.stderr.isatty() else 15.0
-    with tqdm(total=total, desc="golden scores", unit="image", mininterval=every, smoothing=0.1) as bar:
+    total = sum(job.images(index) for job, index in waiting.values())
+    with progress(total=total, desc="golden scores", unit="image", smoothing=0.1) as bar:
         try:
             while waiting:
                 done, _ = ray.wait(list(waiting), timeout=1.0)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patchrank.errors import UserError, near
 from patchrank.golden import METRICS, score_images
@@ -19,6 +18,7 @@ from patchrank.layers.predictors import load_predictor
 from patchrank.layers.pruning import check_locations, num_kept, windows
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
+from patchrank.progress import progress
 from patchrank.visualize.pictures import Pictures
 
 KEEP_RATES = (0.8, 0.6, 0.4)
@@ -108,7 +108,7 @@ def golden_scores(
 ) -> dict[str, Tensor]:
     """Golden scores (B, N) of images by each metric, image by image, since a large grid takes a minute for one."""
     parts = []
-    for i in tqdm(range(len(images)), desc="golden scores", unit="image", disable=quiet):
+    for i in progress(range(len(images)), desc="golden scores", unit="image", disable=quiet):
         label = None if labels is None else labels[i : i + 1]
         scale = clip.logit_scale.exp().item()
         parts.append(score_images(clip.visual, images[i : i + 1], head, label, scale, metrics=metrics, **golden).scores)
@@ -150,7 +150,7 @@ def rank_pictures(
         whole = kept_by(clip, images, plain, "golden", [1.0], locations)[0]
     pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed}
     # what takes no time goes first, so that it also fails first
-    bar = tqdm([name for name in rankers if name not in METRICS], desc="rank", disable=quiet, delay=1)
+    bar = progress([name for name in rankers if name not in METRICS], desc="rank", disable=quiet, delay=1)
     rows = {name: kept_by(clip, images, head, name, **pruning) for name in bar}
     if metrics := [name for name in rankers if name in METRICS]:
         scores = golden_scores(clip, images, head, labels, metrics, quiet, **golden)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-
-from tqdm import tqdm
 
 from patchrank.data.images import ImageSplit
 from patchrank.data.named.aircraft import list_aircraft
@@ -16,6 +13,7 @@ from patchrank.data.named.imagenet import list_imagenet
 from patchrank.data.named.listing import Listing
 from patchrank.data.named.places import Places, how_to_get
 from patchrank.errors import UserError, near
+from patchrank.progress import write_line
 
 
 @dataclass(frozen=True)
@@ -125,4 +123,4 @@ def _compare_sizes(listing: Listing, split: str, sizes: tuple[int, int, int, int
     known = sizes[0], sizes[1 + PARTS.index(split)]
     if found != known:
         says = "{} {}: {:,} classes and {:,} images, where CoOp's has {:,} and {:,}"
-        tqdm.write(f"warning: {says.format(listing.task, split, *found, *known)}", file=sys.stderr)
+        write_line(f"warning: {says.format(listing.task, split, *found, *known)}")

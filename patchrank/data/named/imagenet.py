@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 
-from tqdm import tqdm
-
 from patchrank.data.named.listing import Listing, read_lines
 from patchrank.data.named.places import Places, how_to_get
 from patchrank.errors import UserError
 from patchrank.files import join, list_names
+from patchrank.progress import progress
 
 WNID = "n[0-9]{8}"
 ENDINGS = (".jpeg", ".jpg", ".png")
@@ -29,7 +28,7 @@ def list_imagenet(places: Places, split: str) -> Listing:
     if unnamed:
         raise UserError(f"{images}: folder {unnamed[0]} has no line in {source}; {how_to_get(places.task)}")
     ids, labels = [], []
-    for label, wnid in enumerate(tqdm(wnids, desc=f"list imagenet {part}", unit="folder", delay=2)):
+    for label, wnid in enumerate(progress(wnids, desc=f"list imagenet {part}", unit="folder", delay=2)):
         found = [f"{wnid}/{name}" for name in list_names(join(images, wnid)) if _is_image(name)]
         if not found:
             raise UserError(f"{join(images, wnid)}: no image in it, but {source} names it; {how_to_get(places.task)}")

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from tqdm import tqdm
 
 from patchrank.config import TrialConfig
 from patchrank.data.images import ImageSplit
@@ -26,6 +25,7 @@ from patchrank.inputs import Inputs
 from patchrank.layers.predictors import create_predictor
 from patchrank.layers.pruning import windows
 from patchrank.models.clip import Clip
+from patchrank.progress import progress
 from patchrank.prompt import dry_run
 from patchrank.prompting.presets import complete
 from patchrank.trial import is_fitted, predictor_shape
@@ -47,7 +47,7 @@ class Timer:
     def __init__(self, device: str, quiet: bool):
         self.device = torch.device(device)
         self.known: dict[tuple, float] = {}
-        self.bar = tqdm(desc="timing steps", unit="step", file=sys.stderr, disable=quiet)
+        self.bar = progress(desc="timing steps", unit="step", disable=quiet)
 
     def once(self, key: tuple, prepare: Callable[[], tuple[Callable[[], object], float]]) -> float:
         """Seconds of a step, divided by its share, measured for the first with this key; `prepare` gives both."""

@@ -1,0 +1,60 @@
+"""Progress of long work, on stderr: a bar on a terminal, and in a pipe or a file a plain line now and then.
+
+Everything in this package that shows progress does so through this file.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+EVERY = 30.0  # seconds between two lines of the same work, where no bar can be drawn
+SOON = 2.0  # seconds: work that is done by then leaves no line
+PLAIN = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go{postfix}"
+PLAIN_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}s, {elapsed} gone{postfix}"
+
+Bar = tqdm  # what `progress` returns: `update`, `set_postfix`, `close`, and a context manager
+
+
+def progress(items: Iterable | None = None, total: float | None = None, **how) -> Bar:
+    """Shows how far work is, whether it goes through `items` or calls `update` of what is returned.
+
+    Args:
+        items: what is worked through; the bar iterates over it.
+        total: how much there is; the length of `items`, if it has one.
+        **how: as for `tqdm`: `desc`, `unit` (in the singular), `initial`, `delay`, and `disable`: True for no progress
+            at all, None for none but on a terminal.
+    """
+    if sys.stderr.isatty():
+        return tqdm(items, total=total, file=sys.stderr, **how)
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    layout = PLAIN_WITHOUT_TOTAL if total is None else PLAIN
+    how |= {"delay": SOON, "mininterval": 1.0, "miniters": 1, "position": 0}  # further positions move the cursor
+    return tqdm(items, total=total, file=_PlainLines(), bar_format=layout, **how)
+
+
+def write_line(line: str) -> None:
+    """One line on stderr, which leaves the bars that are there in one piece."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+class _PlainLines(io.TextIOBase):
+    """Stands in for a terminal: of all that a bar draws on it, stderr gets the first state, few others and the last."""
+
+    def __init__(self):
+        self.printed, self.state, self.next = "", "", 0.0
+
+    def write(self, text: str) -> int:
+        """Takes what tqdm writes: a carriage return and a state, or the line break that ends the last one."""
+        self.state = text.strip() or self.state
+        is_last = text == "\n"
+        if self.state != self.printed and (is_last or (self.state and time.monotonic() >= self.next)):
+            print(self.state, file=sys.stderr, flush=True)
+            self.printed, self.next = self.state, time.monotonic() + EVERY
+        return len(text)
