@@ -5,7 +5,23 @@ Importing it registers the timm models `patchrank_clip_*` and nothing else; heav
 
 from __future__ import annotations
 
-from patchrank.models import patchrank_clip as patchrank_clip
+import sys
+from pathlib import Path
+
+
+def _is_command() -> bool:
+    """Whether this process is `python -m patchrank[.STAGE]` or `patchrank STAGE`, by what Python was started with.
+
+    While Python looks for the module that `-m` names, which imports the packages around it, `sys.argv[0]` is "-m".
+    """
+    if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv:
+        module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+        return module.partition(".")[0] == __name__
+    return Path("".join(sys.argv[:1])).stem == __name__
+
+
+if not _is_command():  # commands say something before they spend seconds on torch, and import what they need
+    from patchrank.models import patchrank_clip as patchrank_clip
 
 __version__ = "0.1.0"
 __all__ = ["create_clip", "prune_open_clip", "save_pretrained", "unprune"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import json
 import platform
 import sys
 import time
@@ -31,7 +30,7 @@ from patchrank.cli import (
 )
 from patchrank.config import BenchmarkConfig, TrialConfig
 from patchrank.errors import UserError
-from patchrank.files import content_id, join, read_json, write_atomic, write_json
+from patchrank.files import content_id, join, read_json, write_json
 from patchrank.fit import predictor_shape
 from patchrank.layers.norm_gains import layer_norms
 from patchrank.layers.predictors import create_predictor
@@ -40,6 +39,7 @@ from patchrank.models.clip import Clip, create_clip
 from patchrank.models.tags import find_weights
 from patchrank.progress import progress
 from patchrank.prompting.presets import complete
+from patchrank.summary import macs_line, print_row, pruning_title
 
 VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
 SCHEMA = 1
@@ -202,10 +202,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = measure(tower, args.batch_size, args.repeats, args.seed, quiet=False)
     costs = {"gmacs": tower.macs().image / 1e9, "gmacs_unpruned": tower.macs_unpruned().image / 1e9}
     about = {"model": args.model, "batch_size": args.batch_size, "repeats": args.repeats}
-    line = json.dumps(about | settings | found | costs | {"hardware": hardware(args.device)})
-    if args.out:
-        write_atomic(args.out, line + "\n")
-    print(line)
+    row = about | settings | found | costs | {"hardware": hardware(args.device)}
+    print_row(row, pruning_title(args, "with random images"), _lines(row), args.out)
+
+
+def _lines(row: dict) -> list[tuple[str, str]]:
+    """A command's table."""
+    machine = row["hardware"]
+    milliseconds = {
+        label: f"{row[key]:.3f} ms (quartiles {row[f'{key}_quartiles'][0]:.3f} to {row[f'{key}_quartiles'][1]:.3f})"
+        for key, label in (("ms", "an image, pruned"), ("ms_unpruned", "an image, unpruned"))
+    }
+    return [
+        *milliseconds.items(),
+        ("speed-up", f"{row['speedup']:.2f} times"),
+        macs_line(row),
+        ("runs of each tower", f"{row['repeats']} of {row['batch_size']} images"),
+        ("measured on", machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"),
+    ]
 
 
 def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:

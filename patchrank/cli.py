@@ -1,10 +1,10 @@
-"""What the commands share: flags, and the way in which they end."""
+"""What the commands share: flags, what these make, and the way in which commands end."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -13,8 +13,11 @@ from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.files import cache_folder as cache_folder
 from patchrank.files import join
-from patchrank.models.clip import Clip, create_clip
+from patchrank.models.clip import Clip, create_clip, macs_row
+from patchrank.models.prompt_files import describe
 from patchrank.models.text import template_set
+
+PRUNING = ("keep_rate", "locations", "reducer", "leftovers")  # flags of the same names as a trial's settings
 
 
 def positive(text: str) -> int:
@@ -79,6 +82,29 @@ def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:
     clip = create_clip(args.model, checkpoint=args.checkpoint, prompts=args.prompts, device=args.device, **pruning)
     clip.heads = join(cache_folder(), "heads")
     return clip
+
+
+def create_pruned_clip_from(args: argparse.Namespace) -> Clip:
+    """The pair that the model flags name, pruned as the pruning flags say.
+
+    Where `--prompts` were tuned with another pruning, a note on stderr says so.
+    """
+    pruning = {key: getattr(args, key) for key in PRUNING}
+    clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **pruning)
+    if clip.prompts is not None:
+        theirs, ours = clip.prompts.about.get("pruning", {}), describe(clip)["pruning"]
+        other = [f"{key} {value} (here {ours[key]})" for key, value in theirs.items() if ours.get(key) != value]
+        if other:
+            print(f"note: {clip.prompts.source} was tuned with {', '.join(other)}", file=sys.stderr)
+    return clip
+
+
+def evaluation_row(args: argparse.Namespace, task: str, clip: Clip, split: ImageSplit, measured: Mapping) -> dict:
+    """The result row of `evaluate` and `retrieval`: what was asked for, what was measured, what it costs in MACs."""
+    asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "limit", "seed")
+    row = {"task": task, "model": args.model, "data": args.data, "split": split.split}
+    row |= {key: getattr(args, key) for key in asked} | {"n_images": len(split), "n_skipped": split.skipped}
+    return row | {key: getattr(args, key) for key in PRUNING} | measured | macs_row(clip)
 
 
 def check_device(device: str) -> None:

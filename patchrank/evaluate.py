@@ -1,7 +1,6 @@
 """Evaluates pruned inference: accuracy, agreement, cosine, matching rate and MACs as one row.
 
 python -m patchrank.evaluate --data digits --split val --keep-rate 0.6
-python -m patchrank.evaluate --task retrieval --data digits --keep-rate 0.6
 python -m patchrank.evaluate --model patchrank_clip_b16 --data caltech101 --data-root /data --split test
 python -m patchrank.evaluate --model patchrank_clip_b16 --checkpoint clip.pt --data folder --data-root photos
 """
@@ -9,7 +8,6 @@ python -m patchrank.evaluate --model patchrank_clip_b16 --checkpoint clip.pt --d
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -24,23 +22,33 @@ from patchrank.cli import (
     add_data_flags,
     add_model_flags,
     add_pruning_flags,
-    create_clip_from,
+    create_pruned_clip_from,
+    evaluation_row,
     load_split_from,
     run_command,
 )
 from patchrank.data.images import ImageSplit
 from patchrank.data.tasks import find_task
 from patchrank.errors import UserError
-from patchrank.files import check_writable, exists, resolve, write_atomic
+from patchrank.files import check_writable, resolve
 from patchrank.fit import matching, prior_of, rank_quality, read_ranked
-from patchrank.layers.macs import text_macs
 from patchrank.layers.reducers import Random, TokenState
 from patchrank.layers.reducers.random import sample_keys
 from patchrank.metrics import percent
 from patchrank.models.clip import Clip
-from patchrank.models.prompt_files import describe
-from patchrank.models.text import text_shape
+from patchrank.models.clip import macs_row as macs_row
 from patchrank.progress import progress
+from patchrank.retrieval import add_index_flag, retrieval_from, retrieval_lines
+from patchrank.summary import (
+    ACCURACIES,
+    MATCHING,
+    cosine_line,
+    images_line,
+    macs_line,
+    percentages,
+    print_row,
+    pruning_title,
+)
 
 VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
 CONTROLS = ("random", "reversed")
@@ -180,17 +188,6 @@ def random_scores(images: Tensor, num_tokens: int, seed: int) -> Tensor:
     return Random(seed).score(state)
 
 
-def macs_row(clip: Clip) -> dict[str, float]:
-    """GMACs of one image with the pruning in force and without, of its ranking, and of one caption."""
-    macs, plain = clip.visual.macs(), clip.visual.macs_unpruned()
-    return {
-        "gmacs": macs.image / 1e9,
-        "gmacs_unpruned": plain.image / 1e9,
-        "gmacs_predictor": macs.predictor / 1e9,
-        "gmacs_text": text_macs(*text_shape(clip.text)) / 1e9,
-    }
-
-
 def shard_matching(clip: Clip, path: str) -> dict[str, float]:
     """Matching rate of the predictor in use on a folder of golden-rank shards, beside chance."""
     if clip.visual.pruning.reducer != "predictor" or clip.visual.pruner is None:
@@ -205,19 +202,18 @@ def shard_matching(clip: Clip, path: str) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     _check(args)
-    settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
-    clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings)
-    _note_pruning(clip)
+    clip = create_pruned_clip_from(args)
     split = load_split_from(args)
     found = shard_matching(clip, args.shards) if args.shards else {}
-    measured = _retrieval(args, clip, split) if args.task == "retrieval" else _classification(args, clip, split)
-    asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "limit", "seed")
-    about = {"task": args.task, "model": args.model, "data": args.data, "split": split.split}
-    about |= {key: getattr(args, key) for key in asked} | {"n_images": len(split), "n_skipped": split.skipped}
-    line = json.dumps(about | settings | measured | macs_row(clip) | found)
-    if args.out:
-        write_atomic(args.out, line + "\n")
-    print(line)
+    if args.task == "retrieval":
+        measured = retrieval_from(args, clip, split)
+        lines = retrieval_lines(measured)
+    else:
+        measured = _classification(args, clip, split)
+        lines = [*percentages(measured, ACCURACIES), cosine_line(measured)]
+    row = evaluation_row(args, args.task, clip, split, measured) | found
+    lines += [*percentages(row, MATCHING), macs_line(row), images_line(row)]
+    print_row(row, pruning_title(args, f"on {args.data}/{split.split}"), lines, args.out)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -231,16 +227,6 @@ def _check(args: argparse.Namespace) -> None:
             check_writable(os.path.dirname(resolve(place)))
 
 
-def _note_pruning(clip: Clip) -> None:
-    """Says so where prompts from a file were tuned with another pruning than is in force."""
-    if clip.prompts is None:  # to describe a pair is to hash its weights
-        return
-    theirs, ours = clip.prompts.about.get("pruning", {}), describe(clip)["pruning"]
-    other = [f"{key} {value} (here {ours[key]})" for key, value in theirs.items() if ours.get(key) != value]
-    if other:
-        print(f"note: {clip.prompts.source} was tuned with {', '.join(other)}", file=sys.stderr)
-
-
 def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:
     if not split.classes:
         what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
@@ -248,27 +234,21 @@ def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> 
     return evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
 
 
-def _retrieval(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:
-    from patchrank.retrieval import read_index, retrieval, write_index
-
-    known = args.index is not None and exists(args.index)
-    index = read_index(args.index, split, clip.visual.num_classes) if known else None
-    found = retrieval(clip, split, batch_size=args.batch_size, index=index)
-    if args.index is not None and not known:
-        write_index(args.index, found.unpruned)
-    return found.row()
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m patchrank.evaluate", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--task", choices=("classification", "retrieval"), default="classification")
+    parser.add_argument(
+        "--task",
+        choices=("classification", "retrieval"),
+        default="classification",
+        help="retrieval: what patchrank.retrieval measures (default: classification)",
+    )
     add_model_flags(parser, out=None)
     add_data_flags(parser, "val; of a folder or tars: all", batch_size=BATCH_SIZE)
     add_pruning_flags(parser)
     parser.add_argument("--controls", nargs="*", default=[], choices=CONTROLS)
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
-    parser.add_argument("--index", help="retrieval: .npy of the images' unpruned embeddings; made if it is not there")
+    add_index_flag(parser)
     return parser
 
 

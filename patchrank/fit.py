@@ -8,7 +8,6 @@ python -m patchrank.fit --shards $TRAIN --val-shards $VAL --location 4 --out run
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -33,6 +32,7 @@ from patchrank.layers.pruning import check_locations
 from patchrank.metrics import kendall, matching_each, matching_rate, ndcg, position_prior, top_k
 from patchrank.models.clip import Clip
 from patchrank.progress import progress
+from patchrank.summary import MATCHING, percentages, print_row
 
 VERSION = 1  # of the fitting: bump it when the same shards would give another predictor
 BATCH_SIZE = 64
@@ -271,7 +271,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     save_predictor(predictor, args.out, about)
     print(f"predictor: {args.out}", file=sys.stderr)
     found = matching(rank_quality(predictor, prior_of(train), val), clip.visual.num_patches)
-    print(json.dumps({**found, "seconds": round(time.time() - started, 1)}))
+    row = {**found, "seconds": round(time.time() - started, 1)}
+    where = f"{len(val.golden):,} images of {'/'.join(_source(args.val_shards))}"
+    title = f"{args.predictor_name} fitted to {len(train.golden):,} images, measured on {where}"
+    print_row(row, title, [*percentages(row, MATCHING), *_lines(row)])
+
+
+def _lines(row: dict[str, float]) -> list[tuple[str, str]]:
+    """What a command's table tells beside the matching rates."""
+    return [
+        ("Kendall's tau with the golden ranking", f"{row['kendall']:.3f}"),
+        ("NDCG of the golden top patches", f"{row['ndcg']:.3f}"),
+        ("time", f"{row['seconds']:.1f} s"),
+    ]
 
 
 if __name__ == "__main__":

@@ -260,10 +260,8 @@ def make_shards(
     """Makes what is missing or damaged of a folder, names it, and returns the folder's path."""
     faults = folder.faults()
     report_faults(folder, faults)
-    todo = progress(
-        sorted(faults), desc=f"golden {split.task}/{split.split}", unit="shard", disable=quiet or not faults
-    )
-    for index in todo:
+    what = f"golden {split.task}/{split.split}"
+    for index in progress(sorted(faults), desc=what, unit="shard", delay=0, disable=quiet or not faults):
         score_shard(clip, split, folder, index, batch_size)
     if faults or not folder.complete():
         folder.finish(batch=batch_size, threads=torch.get_num_threads())

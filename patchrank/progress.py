@@ -26,15 +26,16 @@ def progress(items: Iterable | None = None, total: float | None = None, **how) -
     Args:
         items: what is worked through; the bar iterates over it.
         total: how much there is; the length of `items`, if it has one.
-        **how: as for `tqdm`: `desc`, `unit` (in the singular), `initial`, `delay`, and `disable`: True for no progress
-            at all, None for none but on a terminal.
+        **how: as for `tqdm`: `desc`, `unit` (in the singular), `initial`, `disable` (True for no progress at all, None
+            for none but on a terminal), and `delay`: seconds before anything is shown. Say 0 where the first unit takes
+            long, so that a log has a line at once.
     """
     if sys.stderr.isatty():
         return tqdm(items, total=total, file=sys.stderr, **how)
     if total is None and hasattr(items, "__len__"):
         total = len(items)
     layout = PLAIN_WITHOUT_TOTAL if total is None else PLAIN
-    how |= {"delay": SOON, "mininterval": 1.0, "miniters": 1, "position": 0}  # further positions move the cursor
+    how = {"delay": SOON} | how | {"mininterval": 1.0, "miniters": 1, "position": 0}  # others move the cursor
     return tqdm(items, total=total, file=_PlainLines(), bar_format=layout, **how)
 
 

@@ -11,7 +11,6 @@ python -m patchrank.prompt --model patchrank_clip_b16 --data caltech101 --data-r
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import sys
@@ -23,6 +22,7 @@ from typing import get_args
 import torch
 
 from patchrank.cli import (
+    PRUNING,
     add_data_flags,
     add_model_flags,
     add_pruning_flags,
@@ -36,16 +36,16 @@ from patchrank.config import PromptConfig, validate
 from patchrank.data.images import ImageSplit
 from patchrank.data.tasks import find_task
 from patchrank.errors import UserError
-from patchrank.evaluate import Evaluation, embed_unpruned, evaluate, macs_row
+from patchrank.evaluate import Evaluation, embed_unpruned, evaluate
 from patchrank.files import check_writable, content_id, read_json, resolve, write_json
-from patchrank.models.clip import Clip
+from patchrank.models.clip import Clip, macs_row
 from patchrank.models.text import template_set
 from patchrank.prompting.learning import ready, start, step
 from patchrank.prompting.presets import IMAGES, PRESETS, complete, learning_rates
 from patchrank.prompting.shots import PRECISIONS, Feed, check_named, load_train
 from patchrank.prompting.tuning import check_distillation, finished, run_id, seen, tune_prompts
+from patchrank.summary import ACCURACIES, cosine_line, images_line, macs_line, percentages, print_row, pruning_title
 
-PRUNING = ("keep_rate", "locations", "reducer", "leftovers")
 DRY_STEPS = 4  # one that warms up, and those that are timed
 
 
@@ -61,16 +61,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_distillation(config, clip.visual)
     if config.mode == "none":
         split = check_named(load_split_from(args, "val"))
-        print(json.dumps(_row(args, clip, config, evaluate(clip, split), None, [])))
+        _print(args, _row(args, clip, config, evaluate(clip, split), None, []))
         return
     templates = None if args.templates is None else template_set(args.templates)
     train = load_train(args.data, config, args.seed, args.data_root, args.vocabulary, templates)
     if args.dry_run:
-        print(json.dumps(dry_run(clip, train, config, args.seed)))
+        found = dry_run(clip, train, config, args.seed)
+        title = pruning_title(args, f"on {args.data}") + f"; what tuning prompts of mode {config.mode} takes"
+        print_row(found, title, _dry_lines(found))
         return
     split = _measured(args, config, args.split)
     check_apart(train, split)
-    print(json.dumps(_tuned_row(args, clip, config, train, split)))
+    _print(args, _tuned_row(args, clip, config, train, split))
+
+
+def _print(args: argparse.Namespace, row: dict) -> None:
+    """Prints a result row and its table, which has what the prompts changed."""
+    title = pruning_title(args, f"on {row['data']}/{row['split']}") + f"; prompts of mode {row['mode']}"
+    lines = [*percentages(row, ACCURACIES), cosine_line(row)]
+    lines += [("the same, without prompts", f"{row['cosine_zero_shot']:.5f}"), macs_line(row), images_line(row)]
+    if row["n_seen_images"]:
+        lines += [("learned from", f"{row['n_seen_images']:,} images, {row['n_seen_labels']:,} labels")]
+    if row["seconds_per_epoch"] is not None:
+        lines += [("time of an epoch", f"{row['seconds_per_epoch']:.1f} s")]
+    print_row(row, title, lines)
+
+
+def _dry_lines(found: dict) -> list[tuple[str, str]]:
+    """The table of a dry run."""
+    return [
+        ("a step", f"{found['seconds_per_step']:.3f} s, with {found['batch_size']} images"),
+        ("an epoch", f"{found['seconds_per_epoch']:.1f} s"),
+        ("in all", f"{found['seconds']:.0f} s, {found['steps']:,} steps"),
+        ("memory at most", f"{found['memory_mib']:,} MiB"),
+    ]
 
 
 def _measured(args: argparse.Namespace, config: PromptConfig, name: str | None) -> ImageSplit:

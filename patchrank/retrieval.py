@@ -1,6 +1,7 @@
 """Retrieval: how far a pruned tower's embeddings drift from a search index that was built with the unpruned tower.
 
-    python -m patchrank.evaluate --task retrieval --data digits --keep-rate 0.6
+python -m patchrank.retrieval --data digits --limit 360 --keep-rate 0.6
+python -m patchrank.retrieval --data folder --data-root photos --keep-rate 0.6 --reducer center --index photos.npy
 
 Nothing that is just as near as the right answer counts against it: what a tower embeds alike, no search can tell apart.
 
@@ -9,9 +10,11 @@ Shapes: n images, T texts, E width of embeddings.
 
 from __future__ import annotations
 
+import argparse
 import io
+import os
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,18 +22,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchrank.cli import (
+    add_data_flags,
+    add_model_flags,
+    add_pruning_flags,
+    create_pruned_clip_from,
+    evaluation_row,
+    load_split_from,
+    run_command,
+)
 from patchrank.data.images import ImageSplit
+from patchrank.data.tasks import find_task
 from patchrank.errors import UserError
-from patchrank.files import read_bytes, write_atomic
+from patchrank.files import check_writable, exists, read_bytes, resolve, write_atomic
 from patchrank.metrics import percent
 from patchrank.models.clip import Clip
 from patchrank.models.text import encode_texts
 from patchrank.nearest import is_within, nearest, own_distance, shared
 from patchrank.progress import progress
+from patchrank.summary import images_line, macs_line, print_row, pruning_title
 
 BATCH_SIZE = 64
 KS = (1, 5, 10)
 PROBES = 64  # images of a split that an index is checked with
+LABELS = {  # of the figures of a row, for people
+    "image_recall@k": "recall of the image itself",
+    "image_neighbours@k": "neighbours found again",
+    "image_neighbours@k_reindexed": "the same, index built anew",
+    "text_recall@k": "recall of the true text",
+    "text_recall@k_unpruned": "the same, unpruned",
+    "texts@k": "texts found again",
+    "text_to_image_recall@k": "recall of an image by its text",
+    "text_to_image_recall@k_unpruned": "the same, unpruned",
+}
 
 
 @dataclass
@@ -268,3 +292,58 @@ def _fault(index: Tensor, shape: tuple[int, int]) -> str | None:
         return f"must be of shape {shape}, one row an image and the tower's width, but is {tuple(index.shape)}"
     bad = (~index.isfinite().all(1) | (index == 0).all(1)).nonzero()[:, 0]
     return f"row {int(bad[0])} has no direction: it is not finite, or zero" if len(bad) else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    find_task(args.data)
+    for place in (args.out, args.index):
+        if place is not None:
+            check_writable(os.path.dirname(resolve(place)))
+    clip = create_pruned_clip_from(args)
+    split = load_split_from(args)
+    measured = retrieval_from(args, clip, split)
+    row = evaluation_row(args, "retrieval", clip, split, measured)
+    lines = [*retrieval_lines(measured), macs_line(row), images_line(row)]
+    print_row(row, pruning_title(args, f"on {args.data}/{split.split}"), lines, args.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m patchrank.retrieval", description=__doc__.split("\n\nShapes:")[0])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_model_flags(parser, out=None)
+    add_data_flags(parser, "val; of a folder or tars: all", batch_size=BATCH_SIZE)
+    add_pruning_flags(parser)
+    add_index_flag(parser)
+    return parser
+
+
+def add_index_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", help="retrieval: .npy of the images' unpruned embeddings; made if it is not there")
+
+
+def retrieval_from(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:
+    """The figures of a command's row; the index that `--index` names is read, or written where there is none yet."""
+    known = args.index is not None and exists(args.index)
+    index = read_index(args.index, split, clip.visual.num_classes) if known else None
+    found = retrieval(clip, split, batch_size=args.batch_size, index=index)
+    if args.index is not None and not known:
+        write_index(args.index, found.unpruned)
+    return found.row()
+
+
+def retrieval_lines(row: Mapping) -> list[tuple[str, str]]:
+    """Lines of a command's table: of each figure all its k in one, then the drift."""
+    lines = []
+    for name, label in LABELS.items():
+        figure, end = name.split("@k")
+        ks = [k for k in KS if f"{figure}@{k}{end}" in row]
+        if ks:
+            values = ", ".join(f"{row[f'{figure}@{k}{end}']:.1f}" for k in ks)
+            lines.append((f"{label}, k = {', '.join(map(str, ks))}", f"{values} %"))
+    drift = ", ".join(f"{what} {row[f'drift_{what}']:.5f}" for what in ("mean", "p95", "max"))
+    return [*lines, ("drift (1 - cosine to the unpruned embedding)", drift)]
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -150,7 +150,7 @@ def test_the_command_prints_one_line(capsys):
         torch.set_num_threads(before)
     out, err = capsys.readouterr()
     row = json.loads(out)
-    assert row["hardware"]["threads"] == 1 and row["batch_size"] == 2 and row["ms"] > 0 and "benchmark" in err
+    assert row["hardware"]["threads"] == 1 and row["batch_size"] == 2 and row["ms"] > 0 and "speed-up" in err
     assert row["gmacs"] < row["gmacs_unpruned"] and row["keep_rate"] == 0.5
     with pytest.raises(UserError, match="device 'cuda:9'"):
         main(["--device", "cuda:9"])

@@ -190,7 +190,7 @@ def test_secrets_that_a_library_lets_slip_are_struck_out(store):
 def test_a_missing_package_is_named(monkeypatch, kind, package, extra):
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, kind, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    hint = rf"^{kind}://b/x: the package .* is missing; pip install 'patchrank\[{extra}\]'$"
+    hint = rf"^{kind}://b/x: the package .* is missing; pip install 'patchrank-clip\[{extra}\]'$"
     with pytest.raises(UserError, match=hint):
         files.read_bytes(f"{kind}://b/x")
 

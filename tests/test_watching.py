@@ -146,7 +146,7 @@ def test_no_tracker_is_asked_for_and_none_is_there():
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_tracker_that_is_not_installed_is_named_with_its_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=rf"^loggers\.{name}: .*near: pip install 'patchrank\[{name}\]'$"):
+    with pytest.raises(UserError, match=rf"^loggers\.{name}: .*near: pip install 'patchrank-clip\[{name}\]'$"):
         check_trackers(Loggers(**{name: {}}))
 
 

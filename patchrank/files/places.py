@@ -57,7 +57,7 @@ def filesystem_of(path: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
         filesystem, name = fsspec.core.url_to_fs(url, **_options(url))
     except ImportError as error:
         extra = EXTRAS.get(url.split("://")[0])
-        hint = f"pip install 'patchrank[{extra}]'" if extra else error
+        hint = f"pip install 'patchrank-clip[{extra}]'" if extra else error
         raise UserError(f"{url}: the package for this kind of URL is missing; {hint}") from error
     except (ValueError, OSError) as error:
         raise UserError(f"{url}: fsspec cannot open this kind of URL ({str(error).splitlines()[0]})") from error

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from patchrank.errors import UserError
 from patchrank.files import content_id, join, read_bytes, weights_sha256, write_atomic
+from patchrank.layers.macs import text_macs
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.download import download_pair
 from patchrank.models.checkpoints.reading import load_pair
@@ -30,6 +31,7 @@ from patchrank.models.text import (
     embed_words,
     encode_texts,
     encode_tokens,
+    text_shape,
     tokenize,
     tokenize_prompted,
 )
@@ -236,3 +238,14 @@ def create_clip(
 def has_quick_gelu(visual: nn.Module) -> bool:
     """Whether an image tower was built with OpenAI's activation; its text tower has the same."""
     return type(visual.blocks[0].mlp.act).__name__ == "QuickGELU"
+
+
+def macs_row(clip: Clip) -> dict[str, float]:
+    """GMACs of one image with the pruning in force and without, of its ranking, and of one caption."""
+    macs, plain = clip.visual.macs(), clip.visual.macs_unpruned()
+    return {
+        "gmacs": macs.image / 1e9,
+        "gmacs_unpruned": plain.image / 1e9,
+        "gmacs_predictor": macs.predictor / 1e9,
+        "gmacs_text": text_macs(*text_shape(clip.text)) / 1e9,
+    }

@@ -99,7 +99,7 @@ def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig, check: Cal
     """
     import ray
 
-    with progress(trials, desc="milliseconds", unit="tower") as bar:
+    with progress(trials, desc="milliseconds", unit="tower", delay=0) as bar:
         for trial in bar:
             check()
             try:

@@ -85,7 +85,8 @@ def find_sweep(spec: str) -> Path:
     if Path(spec).is_file():
         return Path(spec)
     package = Path(patchrank.__file__).parent
-    shipped = {file.stem: file for room in (package, package.parent) for file in room.glob("sweeps/*.yaml")}
+    room = package if (package / "sweeps").is_dir() else package.parent  # as a wheel has them, or the repository
+    shipped = {file.stem: file for file in room.glob("sweeps/*.yaml")}
     if Path(spec).exists() or Path(spec).stem not in shipped or Path(spec).suffix not in ("", ".yaml"):
         raise UserError(f"sweep {spec}: no such file; {near(spec, [f'sweeps/{name}.yaml' for name in shipped])}")
     return shipped[Path(spec).stem]

@@ -79,7 +79,7 @@ def _await(waiting: dict) -> None:
     import ray
 
     total = sum(job.images(index) for job, index in waiting.values())
-    with progress(total=total, desc="golden scores", unit="image", smoothing=0.1) as bar:
+    with progress(total=total, desc="golden scores", unit="image", delay=0, smoothing=0.1) as bar:
         try:
             while waiting:
                 done, _ = ray.wait(list(waiting), timeout=1.0)

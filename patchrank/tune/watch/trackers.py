@@ -95,7 +95,7 @@ def _load(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"loggers.{name}: {error}; near: pip install 'patchrank[{name}]'") from error
+        raise UserError(f"loggers.{name}: {error}; near: pip install 'patchrank-clip[{name}]'") from error
 
 
 def _check_secrets(path: str, value: Any, name: str) -> None:

@@ -1,0 +1,49 @@
+"""`python -m patchrank` lists the stages; with the name of one it runs it, as does the command `patchrank`."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from patchrank.errors import near
+
+STAGES = {
+    "tune": "runs a sweep: scores, fits, tunes and evaluates what is missing, and writes a report",
+    "golden": "phase I: scores the patches of images by what their removal does to the embedding",
+    "fit": "phase II: fits a predictor of the patches' ranking to golden scores",
+    "prompt": "phase III: tunes prompts of both towers, with patches dropped",
+    "evaluate": "measures accuracy, agreement, cosine and MACs with patches dropped",
+    "benchmark": "measures milliseconds of an image with patches dropped and without",
+    "retrieval": "measures how search results change when queries come from a pruned tower",
+    "visualize": "draws which patches each ranking keeps of an image",
+    "report": "gathers the reports of finished sweeps under one index",
+    "pretrain": "makes the embedded model's weights anew",
+}
+
+
+def main() -> int:
+    """Runs the stage that the first argument names, just as `python -m patchrank.STAGE` would; without one, lists all.
+
+    Returns:
+        The exit status, where no stage ends the process with its own: 0, or 2 if there is no such stage.
+    """
+    stage, rest = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if stage in ("-h", "--help"):
+        print(_listing())
+        return 0
+    if stage not in STAGES:
+        print(f"error: stage {stage!r} does not exist; {near(stage, STAGES)}", file=sys.stderr)
+        return 2
+    sys.argv[1:] = rest
+    runpy.run_module(f"patchrank.{stage}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _listing() -> str:
+    lines = [f"  {stage:10} {what}" for stage, what in STAGES.items()]
+    usage = "usage: patchrank STAGE ...     or     python -m patchrank.STAGE ..."
+    return "\n".join([usage, "", "stages, each with --help and an example:", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
