@@ -182,7 +182,8 @@ def export_weights(clip: Clip, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.pretrain", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m patchrank.pretrain", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of checkpoint, log and weights")
     parser.add_argument("--steps", type=positive, default=STEPS)
     parser.add_argument("--lr", type=positive_float, default=1e-3)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
+LOOK = 1.0  # seconds between two looks at whether a line is due
 EVERY = 30.0  # seconds between two lines of the same work, where no bar can be drawn
 SOON = 2.0  # seconds: work that is done by then leaves no line
 PLAIN = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go{postfix}"
@@ -35,7 +36,7 @@ def progress(items: Iterable | None = None, total: float | None = None, **how) -
     if total is None and hasattr(items, "__len__"):
         total = len(items)
     layout = PLAIN_WITHOUT_TOTAL if total is None else PLAIN
-    how = {"delay": SOON} | how | {"mininterval": 1.0, "miniters": 1, "position": 0}  # others move the cursor
+    how = {"delay": SOON} | how | {"mininterval": LOOK, "miniters": 1, "position": 0}  # others move the cursor
     return tqdm(items, total=total, file=_PlainLines(), bar_format=layout, **how)
 
 

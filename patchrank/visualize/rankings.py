@@ -150,7 +150,7 @@ def rank_pictures(
         whole = kept_by(clip, images, plain, "golden", [1.0], locations)[0]
     pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed}
     # what takes no time goes first, so that it also fails first
-    bar = progress([name for name in rankers if name not in METRICS], desc="rank", unit="ranker", disable=quiet, delay=1)
+    bar = progress([name for name in rankers if name not in METRICS], desc="rank", unit="row", disable=quiet, delay=1)
     rows = {name: kept_by(clip, images, head, name, **pruning) for name in bar}
     if metrics := [name for name in rankers if name in METRICS]:
         scores = golden_scores(clip, images, head, labels, metrics, quiet, **golden)
