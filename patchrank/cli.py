@@ -46,8 +46,8 @@ def add_model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
         help="file of a pair, whoever saved it; default: the tag's own weights",
     )
     parser.add_argument("--prompts", metavar="FILE", help="learned tokens, tuned with this very model")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn at random (default: 0)")
     parser.add_argument("--out", default=out, help=f"where results go (default: {out or 'stdout alone'})")
 
 
@@ -70,8 +70,10 @@ def load_split_from(args: argparse.Namespace, split: str | None = None) -> Image
 def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-rate", type=float, default=1.0, help="share of patches left at the end (default: 1)")
     parser.add_argument("--locations", type=int, nargs="+", default=[4, 6, 8, 10], help="layers, from 1")
-    parser.add_argument("--reducer", default="predictor")
-    parser.add_argument("--leftovers", default="drop")
+    parser.add_argument(
+        "--reducer", default="predictor", help="who ranks patches (default: predictor)"
+    )
+    parser.add_argument("--leftovers", default="drop", help="what becomes of the rest (default: drop)")
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
 
 

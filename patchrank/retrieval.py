@@ -319,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_index_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--index", help="retrieval: .npy of the images' unpruned embeddings; made if it is not there")
+    parser.add_argument("--index", help="search index: .npy of the images' unpruned embeddings; made if not there")
 
 
 def retrieval_from(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:

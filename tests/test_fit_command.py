@@ -37,8 +37,10 @@ def fit(shards, out, *train, val="val", **flags):
 def test_every_predictor_comes_out_as_a_file_that_a_model_ranks_by(shards, tmp_path, capsys, name):
     out = tmp_path / "p.safetensors"
     fit(shards, out, "adapt", "ink", predictor_name=name, epochs=2)
-    said = json.loads(capsys.readouterr().out)
+    said, told = capsys.readouterr()
+    said = json.loads(said)
     assert {"matching_rate", "matching_prior", "matching_chance", "kendall", "ndcg", "seconds"} == said.keys()
+    assert f"{name} fitted to 16 images, measured on 8 images of digits/val\n" in told and "by chance" in told
     assert load_predictor(out)[1]["name"] == name
     reducer = "prior" if name == "prior" else "predictor"
     clip = patchrank.create_clip("patchrank_clip_digits", keep_rate=0.5, reducer=reducer, predictor_path=out)

@@ -257,7 +257,9 @@ def test_the_command_ends_with_a_row_that_evaluate_confirms(tmp_path, capsys, mo
     out = str(tmp_path / "p.safetensors")
     flags = [*FLAGS, "--limit", "64", "--shots", "2", "--epochs", "2", "--lr", "0.3", "--out", out]
     prompt_main(flags)
-    row = json.loads(capsys.readouterr().out)
+    said, told = capsys.readouterr()
+    row = json.loads(said)
+    assert "learned from                         20 images, 20 labels\n" in told and "without prompts" in told
     evaluate_main([*FLAGS, "--limit", "64", "--prompts", out])
     evaluated = json.loads(capsys.readouterr().out)
     assert row["accuracy"] == evaluated["accuracy"] and row["gmacs"] == evaluated["gmacs"]
@@ -282,7 +284,9 @@ def test_mode_none_learns_nothing(tmp_path, capsys, clip):
 
 def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(tmp_path, capsys):
     prompt_main([*FLAGS, "--shots", "2", "--dry-run", "--out", str(tmp_path / "p")])
-    row = json.loads(capsys.readouterr().out)
+    said, told = capsys.readouterr()
+    row = json.loads(said)
+    assert "75 steps" in told and "memory at most" in told
     assert row["steps"] == 5 * 15 and row["seconds_per_step"] > 0 and row["memory_mib"] > 100
     assert row["seconds"] == pytest.approx(75 * row["seconds_per_step"], rel=0.05) and not list(tmp_path.iterdir())
 

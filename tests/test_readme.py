@@ -44,7 +44,10 @@ def test_everything_that_is_linked_is_there(page):
         assert not anchor or anchor in anchors(found.read_text()), target
 
 
-@pytest.mark.parametrize("stage", ["golden", "fit", "evaluate", "prompt", "tune", "visualize", "benchmark"])
+STAGES = ["golden", "fit", "evaluate", "prompt", "tune", "visualize", "benchmark", "retrieval"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_flag_that_readme_shows_exists(stage):
     shown = {word for line in README.splitlines() if f"patchrank.{stage}" in line for word in line.split()}
     command = [sys.executable, "-m", f"patchrank.{stage}", "--help"]

@@ -12,7 +12,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 
-from patchrank import evaluate, fit, golden
+from patchrank import evaluate, fit, golden, retrieval
 from patchrank.checks import check_trial
 from patchrank.config import TrialConfig
 from patchrank.data.tasks import load_split
@@ -116,8 +116,11 @@ def test_retrieval_of_a_folder_and_an_index_that_is_kept(photos, tmp_path, capsy
     flags = ["--task", "retrieval", "--data", "folder", "--data-root", f"{photos}", "--index", f"{tmp_path}/index.npy"]
     whole = row_of(capsys, *flags)
     assert whole["image_recall@1"] == 100 and whole["drift_max"] < 1e-5
-    pruned = row_of(capsys, *flags, "--keep-rate", "0.5", "--reducer", "random")
+    pruning = ["--keep-rate", "0.5", "--reducer", "random"]
+    pruned = row_of(capsys, *flags, *pruning)
     assert pruned["drift_mean"] > whole["drift_mean"]
+    retrieval.main([*flags[2:], *pruning, "--out", f"{tmp_path}/row.json"])
+    assert json.loads(capsys.readouterr().out) == pruned == json.loads((tmp_path / "row.json").read_text())
     with pytest.raises(UserError, match="--index goes with --task retrieval"):
         evaluate.main(["--index", f"{tmp_path}/index.npy"])
 
