@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,8 @@ def test_both_doors_of_a_stage_lead_to_the_same(stage, monkeypatch, capsys):
     status, said, told = ended(monkeypatch, capsys, ["patchrank", stage, "--help"], main)
     assert said.startswith(f"usage: python -m patchrank.{stage} ") and (status, told) == (0, "")
     assert f"patchrank.{stage} " in said.split("\n\n", 1)[1]  # an example
-    door = lambda: runpy.run_module(f"patchrank.{stage}", run_name="__main__", alter_sys=True)  # noqa: E731
-    assert ended(monkeypatch, capsys, ["x", "--help"], door) == (status, said, told)
+    python_m = partial(runpy.run_module, f"patchrank.{stage}", run_name="__main__", alter_sys=True)
+    assert ended(monkeypatch, capsys, ["x", "--help"], python_m) == (status, said, told)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
