@@ -88,7 +88,7 @@ def test_the_wheel_brings_all_that_it_needs(wheel, tmp_path):
         run(folder / "bin" / "pip", "install", "--quiet", wheel, folder=tmp_path)
         found = json.loads(run(folder / "bin" / "python", "-c", LOOK, folder=elsewhere).stdout)
         assert Path(found["file"]).is_relative_to(folder)
-        flags = ["trial.data.tasks=[digits]", "trial.prompt=null", "--quick"]
+        flags = ["trial.data.tasks=[digits]", "trial.pruning.locations=[4, 6, 8, 10]", "trial.prompt=null", "--quick"]
         run(folder / "bin" / "patchrank", "tune", "locations", *flags, folder=elsewhere, HF_HUB_OFFLINE="1")
         assert (elsewhere / "runs/locations-quick/report.md").is_file()
     finally:
