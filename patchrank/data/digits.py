@@ -10,6 +10,7 @@ from __future__ import annotations
 import colorsys
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -89,10 +90,9 @@ class DigitScenes:
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return (data.images / 16 * 255).round().astype(np.uint8), data.target.astype(np.int64)
+    """Scikit-learn's digits (1797, 8, 8) as uint8 coverage, and labels; our own copy spares 1.5 s of importing it."""
+    with np.load(Path(__file__).parent / "digits.npz", allow_pickle=False) as data:
+        return (data["images"] / 16 * 255).round().astype(np.uint8), data["labels"].astype(np.int64)
 
 
 @lru_cache(maxsize=1)
