@@ -231,8 +231,8 @@ def test_the_page_begins_with_what_was_found_and_ends_with_details(run):
     assert all(f"- {claim['line']}" in text for claim in saved["claims"])
     assert (saved["sweep"], saved["table"], saved["quick"]) == ("made-up", "made-up", False)
     assert saved["found"].startswith(
-        "Accuracy falls in 2 and rises in 0 of 4 settings against nothing pruned, on 240 images of 40 digits (95 % "
-        "interval excludes 0): the best is +0.00 points [+0.00, +0.00] (predictor; 50 % kept), the worst -10.00 points"
+        "Accuracy falls in 2 and rises in 0 of 4 settings (95 % interval excludes 0), against nothing pruned on 240 "
+        "images of 40 digits; the best change is +0.00 points [+0.00, +0.00] (predictor; 50 % kept), the worst -10.00 "
     )
     assert saved["found"].endswith("(at random; 80 % kept). Of 2 claims, 2 hold.") and saved["question"] == asked
 

@@ -38,8 +38,8 @@ def moves(settings: Sequence[Setting], axes: Sequence[str]) -> str:
         return f"{what} changes by {_points(best)} against nothing pruned, {images}."
     fall, rise = sum(each.high < 0 for each, *_ in changes), sum(each.low > 0 for each, *_ in changes)
     return (
-        f"{what} falls in {fall} and rises in {rise} of {len(changes)} settings against nothing pruned, {images} "
-        f"(95 % interval excludes 0): the best is {_points(best)} ({best_name}), the worst {_points(worst)} "
+        f"{what} falls in {fall} and rises in {rise} of {len(changes)} settings (95 % interval excludes 0), against "
+        f"nothing pruned {images}; the best change is {_points(best)} ({best_name}), the worst {_points(worst)} "
         f"({worst_name})."
     )
 
@@ -89,7 +89,8 @@ def answer(
 def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     """One line for the unpruned tower and one for each setting, no wider than a terminal: plain text, not Markdown.
 
-    A setting whose name is too long loses the middle of it, marked by an ellipsis.
+    A name that is too long loses its middle, marked by an ellipsis; where two would then read alike, each has
+    its line's number behind it.
     """
     few, found = subset(settings), towers(settings)
     on_val = settings[0].on_val
@@ -100,7 +101,7 @@ def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     lines = [line[:columns] for line in (head, *rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(columns)]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (columns - 1))
-    texts = [_shortened(line[0], widths[0]).ljust(widths[0]) for line in lines]
+    texts = [text.ljust(widths[0]) for text in _shortened([line[0] for line in lines], widths[0])]
     rest = ["  ".join(cell.rjust(width) for cell, width in zip(line[1:], widths[1:])) for line in lines]
     note = [f"{ON_SUBSET} on the first {few} images of each task alone"] * bool(few)
     return "\n".join([*(f"{text}  {cells}".rstrip() for text, cells in zip(texts, rest)), *note])
@@ -124,6 +125,15 @@ def _val(metrics: dict[str, float], which: str = "") -> str:
     return f"{metrics[f'val_accuracy{which}']:.1f}" if f"val_accuracy{which}" in metrics else ""
 
 
-def _shortened(name: str, width: int) -> str:
+def _shortened(names: Sequence[str], width: int) -> list[str]:
+    texts = [_without_middle(name, width) for name in names]
+    counts = Counter(texts)
+    return [
+        text if counts[text] == 1 or text == name else f"{_without_middle(name, width - len(f' #{n}'))} #{n}"
+        for n, (name, text) in enumerate(zip(names, texts))
+    ]
+
+
+def _without_middle(name: str, width: int) -> str:
     kept = width - 1
     return name if len(name) <= width else f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
