@@ -1,5 +1,6 @@
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,6 +325,41 @@ def test_an_index_keeps_what_it_said_of_other_tables(tmp_path):
     assert len(rows) == 2 and "-25.00 points" in rows[0] and rows[0].endswith("| [picture](one-accuracy.png) |")
     assert rows[1].startswith("| [two](two.md) | How does") and "+0.00 points" in rows[1]
     assert index.count("Brought up to date by") == 1 and "docs/ablations" not in index
+
+
+def test_the_index_that_ships_keeps_its_rows_and_sections(tmp_path):
+    ours = (Path(__file__).parent.parent / "docs/ablations/README.md").read_text()
+    (tmp_path / "README.md").write_text(ours)
+    run = Run(tmp_path / "run")
+    run.add()
+    run.report([], table="transfer", question="Or | not?")
+    main([str(run.root), "--out", str(tmp_path)])
+    index = (tmp_path / "README.md").read_text()
+    (before, *old), (after, *new) = (text.split("\n## [") for text in (ours, index))
+    assert len(old) == len(new) >= 8
+    assert [a.partition("]")[0] for a, b in zip(old, new) if a.strip() != b.strip()] == ["transfer"]
+    rows = [[line for line in text.splitlines() if line.startswith("| [")] for text in (before, after)]
+    assert [row.split("]")[0] for row in rows[0]] == [f"| [{section.partition(']')[0]}" for section in old]
+    assert [a for a, b in zip(*rows) if a != b] == [rows[0][1]] and "| Or \\| not? | Accuracy changes" in rows[1][1]
+
+
+def test_an_index_without_a_table_gets_one(run, tmp_path):
+    (tmp_path / "README.md").write_text("# Ablations\n\nMade long ago.\n\n## [old](old.md)\n\nIt was good.\n")
+    run.add()
+    run.report([], table="new")
+    main([str(run.root), "--out", str(tmp_path)])
+    index = (tmp_path / "README.md").read_text()
+    assert "| [old](old.md) |  | see below |  |\n| [new](new.md) | How does" in index and "It was good." in index
+
+
+def test_the_index_refuses_a_report_of_another_version(run, tmp_path):
+    run.add()
+    run.report([])
+    saved = json.loads((run.root / "claims.json").read_text())
+    (run.root / "claims.json").write_text(json.dumps(saved | {"schema": 1}))
+    with pytest.raises(UserError, match="its report is of another version; run its sweep again"):
+        main([str(run.root), "--out", str(tmp_path / "docs")])
+    assert not (tmp_path / "docs").exists()
 
 
 @pytest.mark.parametrize("case", ["quick", "nothing", "twice"])

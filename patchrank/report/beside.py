@@ -40,7 +40,7 @@ def _read(root: str) -> tuple[list[dict], str]:
     """Rows, and why some or all are left out."""
     name = root.rstrip("/").rpartition("/")[2].removesuffix("-quick")
     quick = " --quick" if root.rstrip("/").endswith("-quick") else ""
-    remedy = f"run the sweep whose root it is (by its name: `python -m patchrank.tune sweeps/{name}.yaml{quick}`)"
+    remedy = f"run the sweep whose root it is (going by its name, `python -m patchrank.tune sweeps/{name}.yaml{quick}`)"
     try:
         lines = read_bytes(join(root, "results.jsonl")).decode().splitlines()
     except FileNotFoundError:
