@@ -236,7 +236,11 @@ def test_a_sweep_that_cannot_stand_beside_costs_a_line(tmp_path, fault):
         write_rows(other)
     ours.report(BY_RATE, claims=[WON], beside=[str(other.root)])
     page = page_of(ours)
-    said = {"nothing": "since it holds no results.jsonl", "no arrays": "1 of 2 trials of", "old": "1 of 3 trials of"}
+    said = {
+        "nothing": "since it holds no results.jsonl",
+        "no arrays": "stand 1 of 2 trials of",
+        "old": "stand 2 of 3 trials of",
+    }
     assert said.get(fault, "its results.jsonl cannot be used") in page
     assert "(going by its name, `python -m patchrank.tune sweeps/other.yaml`)" in page
     assert "nothing to compare with" in page or fault == "old"

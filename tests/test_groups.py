@@ -8,11 +8,12 @@ import pytest
 from named_copies import make_named
 from pictures import encoded, pixels, write
 
-from patchrank.config import TrialConfig
+from patchrank.config import ReportConfig, TrialConfig
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.files import content_id
 from patchrank.inputs import Inputs, load_inputs
+from patchrank.report import write_report
 from patchrank.report.compare import change
 from patchrank.report.results import Setting
 from patchrank.trial import run_trial
@@ -158,6 +159,9 @@ def test_a_trial_saves_what_its_images_are_drawn_by(tmp_path):
         assert str(saved[f"{task}.unit"]) == ("image" if task == "folder" else "digit")
         setting = Setting([record], [saved])
         assert change(setting).clusters == len(set(split.clusters())) and setting.unit() == split.unit
+        write_report([record], str(tmp_path), ReportConfig(table="made-up"), [], "sweep.yaml")
+        page = (tmp_path / "report.md").read_text()
+        assert ("over images)" in page, "CC BY" in page) == (task == "folder", task == "digits")
 
 
 def old(task, ids):

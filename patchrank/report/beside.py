@@ -42,20 +42,20 @@ def _read(root: str) -> tuple[list[dict], str]:
     quick = " --quick" if root.rstrip("/").endswith("-quick") else ""
     remedy = f"run the sweep whose root it is (going by its name, `python -m patchrank.tune sweeps/{name}.yaml{quick}`)"
     try:
-        lines = read_bytes(join(root, "results.jsonl")).decode().splitlines()
+        rows = [json.loads(line) for line in read_bytes(join(root, "results.jsonl")).decode().splitlines()]
+        configs = [validate(TrialConfig, row["config"], row["id"]) for row in rows]
     except FileNotFoundError:
         return [], f"Nothing of `{root}` is shown beside, since it holds no results.jsonl: {remedy}."
-    try:
-        rows = [json.loads(line) for line in lines]
-        configs = [validate(TrialConfig, row["config"], row["id"]) for row in rows]
-    except (ValueError, KeyError, TypeError, UserError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         cause = " ".join(str(error).split())
         return [], f"Nothing of `{root}` is shown beside, since its results.jsonl cannot be used ({cause}): {remedy}."
     rows = [row | {"config": config.model_dump()} for row, config in zip(rows, configs)]
     names = set(list_names(join(root, "trials")))
     usable = [row for row in rows if f"{row['id']}.npz" in names and _tells_groups(root, row)]
-    left = len(rows) - len(usable)
-    return usable, f"{left} of {len(rows)} trials of `{root}` are of an earlier version: {remedy}." if left else ""
+    if len(usable) == len(rows):
+        return usable, ""
+    shown = f"Beside them stand {len(usable)} of {len(rows)} trials of `{root}`"
+    return usable, f"{shown}; the others have no arrays, or some of an earlier version: {remedy}."
 
 
 def _tells_groups(root: str, row: dict) -> bool:
