@@ -19,6 +19,7 @@ class Entry:
     """One image: its id, its place as errors tell it, how to read it, and what is known of it.
 
     label: a class by name, or by number where only the numbers are known. split: None where nothing says which.
+    group: the name that it shares with images of the same person, video or place; None where it stands for itself.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Entry:
     label: str | int | None = None
     caption: str | None = None
     split: str | None = None
+    group: str | None = None
 
 
 def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> ImageSplit:
@@ -38,7 +40,8 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
     where all names are numbers. Numbered labels come with no classes until a vocabulary names them.
 
     Raises:
-        UserError: no images, an id that stands twice, an unknown or empty split, labels or captions for some only.
+        UserError: no images, an id that stands twice, an unknown or empty split, labels, captions or groups for some
+            only.
     """
     if not entries:
         raise UserError(f"data.root {where}: holds no images")
@@ -48,7 +51,8 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
     named = [split_of(entry.id) if hashed else entry.split for entry in entries]
     chosen = [entry for entry, name in zip(entries, named) if split in ("all", name)]
     _check_chosen(split, chosen, set(SHARES) if hashed else set(named), where)
-    known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption")}
+    known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption", "group")}
+    groups = known["group"] and [f"{task}/{name}" for name in known["group"]]
     classes = _classes(entries)
     labels = None if known["label"] is None else _places(known["label"], classes)
     return ImageSplit(
@@ -61,6 +65,8 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
         Reader(_read, chosen),
         decoding="viewer",
         captions=known["caption"],
+        groups=groups,
+        unit="image" if groups is None else "group",
     )
 
 
@@ -102,7 +108,7 @@ def _check_chosen(split: str, chosen: Sequence[Entry], known: set[str], where: s
 
 
 def _all_or_none(name: str, scope: Sequence[Entry], chosen: Sequence[Entry]) -> list[Any] | None:
-    """What every chosen entry says of its label or caption; None where nothing in the scope says anything."""
+    """What every chosen entry says of its label, caption or group; None where nothing in the scope says anything."""
     without = next((entry for entry in scope if getattr(entry, name) is None), None)
     having = next((entry for entry in scope if getattr(entry, name) is not None), None)
     if without and having:
