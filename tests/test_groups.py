@@ -9,6 +9,7 @@ from named_copies import make_named
 from pictures import encoded, pixels, write
 
 from patchrank.config import ReportConfig, TrialConfig
+from patchrank.data.splits import split_of
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
 from patchrank.files import content_id
@@ -99,6 +100,17 @@ def test_a_csv_file_may_name_groups(tmp_path):
     assert split.unit == "group" and by_name["cats/IMG-0002.jpg"] == by_name["dogs/IMG-0002.jpg"] == "folder/Kim"
     assert split.take([3, 1]).groups == [split.groups[3], split.groups[1]]
     assert dict(zip(split.mixed().ids, split.mixed().groups)) == by_name and split.first(2).unit == "group"
+
+
+def test_a_hash_deals_out_whole_groups(tmp_path):
+    camera(tmp_path, kinds=["cats"], count=20)
+    lines = [f"cats/IMG-{n:04d}.jpg,cat,{'Tom' if n % 2 else 'Kim'}" for n in range(20)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,group", *lines]))
+    whole = load_split("folder", "all", root=str(tmp_path / "list.csv"))
+    for name in {split_of("Tom"), split_of("Kim")}:
+        found = load_split("folder", name, root=str(tmp_path / "list.csv"))
+        expected = {f"folder/{group}" for group in ("Tom", "Kim") if split_of(group) == name}
+        assert set(found.groups) == expected and len(found) == sum(group in expected for group in whole.groups)
 
 
 def test_a_group_must_be_filled_in_every_row(tmp_path):

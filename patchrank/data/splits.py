@@ -35,9 +35,10 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
     """One split of a pile of images, sorted by id; `where` is the pile's name in errors.
 
     `all` is the whole pile. Where entries name their splits, those are the others; where they do not, train, val and
-    test get 50, 20 and 30 % by a hash of each image's own id, so that no image moves when others come or go. Classes
-    are those of the whole pile, so that labels mean the same in every split; they are sorted by name, or by number
-    where all names are numbers. Numbered labels come with no classes until a vocabulary names them.
+    test get 50, 20 and 30 % by a hash of each image's own id, or of its group, so that no image moves when others come
+    or go, and no group stands in two splits. Classes are those of the whole pile, so that labels mean the same in every
+    split; they are sorted by name, or by number where all names are numbers. Numbered labels come with no classes until
+    a vocabulary names them.
 
     Raises:
         UserError: no images, an id that stands twice, an unknown or empty split, labels, captions or groups for some
@@ -48,7 +49,7 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
     entries = sorted(entries, key=lambda entry: entry.id)
     _check_ids(entries, where)
     hashed = any(entry.split is None for entry in entries)
-    named = [split_of(entry.id) if hashed else entry.split for entry in entries]
+    named = [split_of(entry.group or entry.id) if hashed else entry.split for entry in entries]
     chosen = [entry for entry, name in zip(entries, named) if split in ("all", name)]
     _check_chosen(split, chosen, set(SHARES) if hashed else set(named), where)
     known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption", "group")}
@@ -75,7 +76,7 @@ def _read(entry: Entry) -> bytes:
 
 
 def split_of(name: str) -> str:
-    """The split in which an image of this id falls where nothing else says so."""
+    """The split in which an image of this id, or a group of this name, falls where nothing else says so."""
     place = int.from_bytes(hashlib.sha256(f"split of {name}".encode()).digest()[:8], "big") / 2**64
     return "train" if place < SHARES["train"] else "val" if place < SHARES["train"] + SHARES["val"] else "test"
 
