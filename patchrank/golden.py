@@ -30,7 +30,9 @@ from patchrank.progress import progress, write_line
 
 METRICS = ("label", "confidence", "preservation")
 VERSION = 1  # of the scoring: bump it when the same images would get other scores
-BATCH_SIZE = 392  # sequences, that is pairs of an image and a window
+# sequences, that is pairs of an image and a window, run at a time. A CPU wants no more than its caches hold: on the
+# embedded tower 98 take 0.7 of the time that 392 take, and the scores are the same to the last bit.
+BATCH_SIZES = {"cpu": 98, "cuda": 392}
 
 
 class GoldenScores(NamedTuple):
@@ -52,7 +54,7 @@ def score_images(
     remove_at: int = 4,
     rounds: int = 1,
     metrics: Sequence[str] = METRICS,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> GoldenScores:
     """Golden scores of images by label (eq. 1), confidence (eq. 2) and preservation (eq. 3).
 
@@ -67,7 +69,7 @@ def score_images(
             each of them, and the rest is scored again against the same whole image; g is then the z-scored rank.
         metrics: rows wanted; those that cannot be had are left out. Rounds cost one search for each, since different
             tokens leave.
-        batch_size: sequences run at a time.
+        batch_size: sequences run at a time; `batch_size_of` the images' device if left out.
 
     Raises:
         UserError: a window larger than the grid, tokens that no window covers, a layer outside the tower, more rounds
@@ -77,6 +79,7 @@ def score_images(
     squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
     check_rounds(rounds, tower.num_patches)
     wanted = _known_metrics(metrics, labels is not None, head is not None)
+    batch_size = batch_size or batch_size_of(images.device.type)
     with full_precision():
         tokens = tower.forward_prefix(images, remove_at)
         whole = F.normalize(tower.forward_suffix(tokens, remove_at).double(), dim=-1)
@@ -95,6 +98,11 @@ def score_images(
             for m in range(len(wanted))
         ]
     return GoldenScores(pruning.importance(torch.stack(ranks, dim=1)), first)
+
+
+def batch_size_of(device: str) -> int:
+    """How many sequences run at a time on a kind of device (`cpu`, `cuda`, ...) where nobody says."""
+    return BATCH_SIZES["cpu" if device == "cpu" else "cuda"]
 
 
 def _known_metrics(metrics: Sequence[str], labelled: bool, named: bool) -> list[str]:
@@ -233,7 +241,9 @@ def shard_folder(
     return ShardFolder(root, header)
 
 
-def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, batch_size: int = BATCH_SIZE) -> None:
+def score_shard(
+    clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, batch_size: int | None = None
+) -> None:
     """Scores and writes one shard. Batches never cross shards, so that stopping anywhere changes no byte."""
     first = index * SHARD_SIZE
     places = range(first, first + folder.sizes[index])
@@ -255,10 +265,10 @@ def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, 
 
 
 def make_shards(
-    clip: Clip, split: ImageSplit, folder: ShardFolder, batch_size: int = BATCH_SIZE, quiet: bool = False
+    clip: Clip, split: ImageSplit, folder: ShardFolder, batch_size: int | None = None, quiet: bool = False
 ) -> str:
     """Makes what is missing or damaged of a folder, names it, and returns the folder's path."""
-    faults = folder.faults()
+    faults, batch_size = folder.faults(), batch_size or batch_size_of(clip.logit_scale.device.type)
     report_faults(folder, faults)
     what = f"golden {split.task}/{split.split}"
     for index in progress(sorted(faults), desc=what, unit="shard", delay=0, disable=quiet or not faults):
@@ -279,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchrank.golden", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model_flags(parser, out="runs/shards")
-    add_data_flags(parser, "the task's training images", batch_size=BATCH_SIZE)
+    add_data_flags(parser, "the task's training images", batch_size=None)
     parser.add_argument("--window", type=int, default=2, help="side of the removed square, in tokens")
     parser.add_argument("--stride", type=int, default=1)
     parser.add_argument("--remove-at", type=int, default=4, help="layer, from 1, before which the window leaves")

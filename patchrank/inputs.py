@@ -92,6 +92,8 @@ class Inputs:
         parts = [part for part, count in PARTS.items() if getattr(self.data, count) != 0]
         splits = [self.split(task, part) for task in tasks for part in parts]
         data = [[split.ids_sha256(), split.labels, split.classes, split.templates] for split in splits]
+        # groups that files tell are data; those of scenes stand in their ids, and other images have none
+        data += [[split.groups] for split in splits if split.unit == "group"]
         return {"model": self.sha256, "data": content_id(data)}
 
     @cached_property

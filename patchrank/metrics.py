@@ -87,7 +87,10 @@ def percent(right: np.ndarray) -> float:
 
 
 class Interval(NamedTuple):
-    """A mean difference, its interval, the two-sided p that it is 0, and the images and clusters behind them."""
+    """A mean difference, its interval, the two-sided p that it is 0, and the images and clusters behind them.
+
+    low, high and p are NaN where all images are of one cluster: nothing then tells how others would differ.
+    """
 
     estimate: float
     low: float
@@ -97,6 +100,16 @@ class Interval(NamedTuple):
     clusters: int
 
     @property
+    def is_known(self) -> bool:
+        """Whether there is an interval at all."""
+        return self.clusters > 1
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where its bars end in a picture; at the estimate where there is no interval."""
+        return (self.low, self.high) if self.is_known else (self.estimate, self.estimate)
+
+    @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
@@ -104,7 +117,8 @@ class Interval(NamedTuple):
 def cluster_bootstrap(values: np.ndarray, clusters: np.ndarray, draws: int = 10_000, seed: int = 0) -> np.ndarray:
     """Means (draws,) of samples that draw whole clusters with replacement.
 
-    Images of one digit are right or wrong together, so that drawing images singly would promise too much. A mean is
+    Images of one cluster (scenes of one digit, clips of one video) are right or wrong together, so that drawing images
+    singly would promise too much. A mean is
     the ratio of sums: a larger cluster weighs more, as it does in the plain mean. With few clusters (below about 20)
     percentile intervals are somewhat too narrow.
 
@@ -123,7 +137,7 @@ def cluster_bootstrap(values: np.ndarray, clusters: np.ndarray, draws: int = 10_
     return (weights @ np.bincount(member, values)) / (weights @ np.bincount(member))
 
 
-@lru_cache(maxsize=2)  # tens of MB each, and most comparisons of a report are on the same digits
+@lru_cache(maxsize=2)  # tens of MB each, and most comparisons of a report are on the same images
 def _weights(clusters: int, draws: int, seed: int) -> np.ndarray:
     """How often every sample (rows) draws every cluster (columns)."""
     chances = np.full(clusters, 1 / clusters)
@@ -143,22 +157,22 @@ def paired_interval(
     """Percentile interval of the mean of a - b, pairs of one image each, by `cluster_bootstrap`.
 
     p is twice the smaller share of samples on either side of 0, the data counted as one of them, so that it is never 0.
-    Where all differences are equal the interval is a point: it knows nothing of what did not occur.
+    Where all differences are equal the interval is a point: it knows nothing of what did not occur. Of one cluster
+    alone there is the mean, but no interval.
 
     Args:
         a, b: (n,), one number an image in the same order; `b` may be one number.
-
-    Raises:
-        UserError: fewer than 2 clusters.
     """
     differences = np.asarray(a, float) - b
+    count, estimate = len(np.unique(clusters)), float(differences.mean().round(12))
+    if count < 2:
+        return Interval(estimate, np.nan, np.nan, np.nan, len(differences), count)
     # sums in another order differ in the last bits, which must not lift a bound of 0 above 0
     means = cluster_bootstrap(differences, clusters, draws, seed).round(12)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).round(12)
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * (1 + int(beyond)) / (draws + 1))
-    estimate = float(differences.mean().round(12))
-    return Interval(estimate, float(low), float(high), p, len(differences), len(np.unique(clusters)))
+    return Interval(estimate, float(low), float(high), p, len(differences), count)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

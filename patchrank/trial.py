@@ -272,7 +272,8 @@ def _lap(seconds: dict[str, float], name: str, since: float) -> float:
 def _per_image(found: evaluation.Evaluation, split: ImageSplit) -> dict[str, np.ndarray]:
     """What paired statistics need, in the order of the split."""
     arrays = {f"right_{name}": found.right(name) for name in found.answers}
-    return arrays | {"same": found.same(), "cosine": found.cosine["pruned"], "ids": np.asarray(split.ids)}
+    drawn_by = {"ids": np.asarray(split.ids), "groups": np.asarray(split.clusters()), "unit": np.asarray(split.unit)}
+    return arrays | {"same": found.same(), "cosine": found.cosine["pruned"]} | drawn_by
 
 
 def _pictures(inputs: Inputs, test: evaluation.Evaluation, split: ImageSplit, count: int) -> dict[str, np.ndarray]:

@@ -234,7 +234,7 @@ def test_what_a_run_does_not_hold_is_not_measured():
     assert judge(claim(**BEATS_RANDOM), [ours]).missing == ["nothing to compare with"]
     assert judge(claim(of={"pruning.reducer": "predictor"}, measure="kendall"), [ours]).missing == ["no kendall"]
     one = against_random(*np.ones((2, 1), bool))
-    assert judge(claim(**BEATS_RANDOM), one).missing == ["fewer than two digits"]
+    assert judge(claim(**BEATS_RANDOM), one).missing == ["one digit alone"]
 
 
 def test_a_part_that_is_missing_leaves_a_claim_open():
@@ -308,6 +308,7 @@ def test_measures_are_those_of_results():
         ({"of": {"pruning.keep_rat": 0.6}}, "'pruning.keep_rat' is no setting .* did you mean 'pruning.keep_rate'"),
         ({"of": {"golden": {"windw": 3}}}, "'golden.windw' is no setting .* did you mean 'golden.window'"),
         ({"of": {"seed": 0}}, "'seed' is no setting that can be compared"),
+        ({"of": {"controls": []}}, "'controls' is no setting that can be compared"),
         ({"of": {"task": "digits"}}, "'task' is no setting that can be compared"),
         ({"each": ["tasks"]}, "'tasks' is no setting that can be compared; did you mean 'task'"),
         ({"against": {"pruning.reducr": "x"}}, "did you mean 'pruning.reducer'"),

@@ -29,6 +29,14 @@ def test_splits_share_neither_digits_nor_background():
         assert np.array_equal(whole, digits._photographs()[photo])
 
 
+def test_the_digits_that_ship_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    images, labels = digits._digits()
+    theirs = load_digits()
+    assert np.array_equal(images, (theirs.images / 16 * 255).round()) and np.array_equal(labels, theirs.target)
+
+
 def test_every_class_is_split_in_the_same_way():
     for split in digits.SPLITS:
         labels = digits._digits()[1][digits.split_digits(split)]

@@ -134,9 +134,13 @@ def test_level_widens():
     assert wide.low < narrow.low < narrow.estimate < narrow.high < wide.high
 
 
-def test_one_cluster_is_refused():
+def test_one_cluster_has_a_mean_and_no_interval():
+    found = paired_interval(np.array([1.0, 2.0, 6.0]), 0, np.zeros(3))
+    assert found.estimate == 3 and np.isnan([found.low, found.high, found.p]).all()
+    assert (found.n, found.clusters, found.is_known, found.excludes_zero) == (3, 1, False, False)
+    assert found.ends == (3, 3)
     with pytest.raises(UserError, match="at least 2 clusters, but there are 1"):
-        paired_interval(np.ones(3), 0, np.zeros(3))
+        cluster_bootstrap(np.ones(3), np.zeros(3))
 
 
 def test_holm_by_hand():

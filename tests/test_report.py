@@ -1,11 +1,13 @@
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_run import DIGITS, ORACLE, SCENES, TASKS, Run
 from matplotlib.figure import Figure
 
-from patchrank.config import Claim, Objective, PromptConfig, ReportConfig, TrialConfig
+from patchrank.config import Claim, Objective, PromptConfig, ReportConfig
 from patchrank.errors import UserError
 from patchrank.report import paper_rows, write_report
 from patchrank.report.__main__ import main
@@ -15,78 +17,7 @@ from patchrank.report.drawing import scale_points
 from patchrank.report.names import labels, swept
 from patchrank.report.paper import paper_section
 from patchrank.report.plots import draw_sweep
-from patchrank.report.results import read_settings
-from patchrank.report.tables import main_table
 from patchrank.report.tokens import veil_dropped
-
-TASKS = ["digits", "digits_ink"]
-DIGITS, SCENES, ORACLE = 40, 3, 40  # the oracles see one scene of every digit
-LOSSES = {"predictor": 0, "golden": 0, "prior": 4, "random": 12, "center": 6, "cls_attention": 3}
-
-
-class Run:
-    """A sweep's folder with made-up rows: `lost` of each task's 120 images turn wrong, all others stay right."""
-
-    def __init__(self, root):
-        self.root, self.rows = root, []
-        (root / "trials").mkdir(parents=True)
-
-    def add(self, lost=None, tasks=TASKS, controls=(), seed=0, seen=None, **settings):
-        config = TrialConfig().model_dump() | {"seed": seed}
-        config["data"] |= {"tasks": list(tasks)}
-        for path, value in settings.items():
-            section, _, key = path.partition("__")
-            config[section] = (config[section] or {}) | ({key: value} if key else value)
-        lost = LOSSES[config["pruning"]["reducer"]] if lost is None else lost
-        arrays = {"grid": np.array([4, 4])}
-        for task in tasks:
-            arrays |= {f"{task}.{name}": value for name, value in self._task(task, config, lost, controls).items()}
-        name = f"{len(self.rows):04d}"
-        np.savez(self.root / "trials" / f"{name}.npz", **arrays)
-        self.rows.append(self._row(name, config, arrays))
-        if seen:
-            self.rows[-1]["metrics"] |= dict(zip(("n_prompt_images", "n_seen_images", "n_seen_labels"), seen))
-
-    def _task(self, task, config, lost, controls):
-        n = ORACLE if config["pruning"]["reducer"] == "golden" else DIGITS * SCENES
-        right = np.arange(n) >= 6  # the first 6 images are wrong, pruned or not
-        ids = np.array([f"{task}/test/{place % DIGITS:04d}-{place // DIGITS}" for place in range(n)])
-        found = {
-            "ids": ids,
-            "cosine": np.full(n, 0.99),
-            "right_unpruned": right,
-            "right_pruned": right & (np.arange(n) < n - lost),
-        }
-        found |= {f"right_{name}": np.arange(n) < n // 2 for name in controls}
-        found["val_ids"] = np.array([f"{task}/val/{place:04d}-0" for place in range(20)])
-        pictures = np.full((6, 16, 16, 3), 200, np.uint8)
-        return found | {"pictures": pictures, "pictures_kept": np.tile(np.arange(8), (6, 1))}
-
-    def _row(self, name, config, arrays):
-        share = {key: 100 * np.mean([arrays[f"{task}.{key}"].mean() for task in config["data"]["tasks"]])
-                 for key in ("right_pruned", "right_unpruned")}  # fmt: skip
-        metrics = {"accuracy": share["right_pruned"], "accuracy_unpruned": share["right_unpruned"]}
-        metrics |= {"agreement": 98.0, "cosine": 0.99, "gmacs": 0.034, "gmacs_unpruned": 0.0456, "n_val": 128}
-        metrics |= {"gmacs_predictor": 0.0003, "n_train": 256, "val_accuracy": 95.5, "val_accuracy_unpruned": 96.5}
-        if config["pruning"]["reducer"] == "predictor":
-            metrics |= {"matching_rate": 80.0, "matching_prior": 70.0, "matching_chance": 51.5625, "kendall": 0.5}
-        env = {"patchrank": "0.1.0", "torch": "2", "device": "cpu", "threads": 1}
-        row = {"id": name, "sweep": "made-up", "date": "2026-11-22", "config": config, "metrics": metrics, "env": env}
-        return json.loads(json.dumps(row))  # as it comes from disk
-
-    def settings(self):
-        return read_settings(self.rows, str(self.root))
-
-    def table(self, axes, paper=None):
-        """Head, and rows as mappings from the head's cells."""
-        lines = main_table(self.settings(), axes, paper).splitlines()
-        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-        assert {len(row) for row in rows} == {len(head)}
-        return head, [dict(zip(head, row)) for row in rows]
-
-    def report(self, axes, command="sweeps/made-up.yaml", table="made-up", unfinished=0, **config):
-        config = ReportConfig(table=table, **config)
-        return write_report(self.rows, str(self.root), config, axes, command, unfinished)
 
 
 @pytest.fixture
@@ -187,10 +118,10 @@ def test_prompts_are_one_column_and_say_what_they_have_seen(run):
     names = labels(run.settings(), axes)
     assert names[:3] == ["60 % kept; no prompts", "60 % kept; text + visual prompts",
                          "60 % kept; visual prompts + gains, distilled"]  # fmt: skip
-    said = run.report(axes)
+    run.report(axes)
     page = (run.root / "report.md").read_text()
     assert "160 images of each task with their labels or 1024 images of each task without labels" in page
-    assert page.count("Zero-shot accuracy") == 0 and "text + visual" in said.table
+    assert page.count("Zero-shot accuracy") == 0 and "text + visual" in page
 
 
 def test_panels_show_all_rates_of_the_sweep_though_a_row_may_lack_some(run):
@@ -276,7 +207,7 @@ def test_unknown_paper_table_is_refused():
 # ---- pages and pictures
 
 
-def test_the_page_says_claims_first_and_their_details_last(run):
+def test_the_page_begins_with_what_was_found_and_ends_with_details(run):
     for rate in (0.8, 0.5):
         for reducer in ("predictor", "random"):
             run.add(pruning__reducer=reducer, pruning__keep_rate=rate)
@@ -286,10 +217,13 @@ def test_the_page_says_claims_first_and_their_details_last(run):
         Claim(say="Better than at random", of={"pruning.reducer": "predictor"}, against={"pruning.reducer": "random"},
               measure="accuracy", each=["task", "pruning.keep_rate"]),
     ]  # fmt: skip
-    report = run.report(["pruning.reducer", "pruning.keep_rate"], claims=claims, paper="table1")
+    asked = "Is the predictor worth its cost?"
+    run.report(["pruning.reducer", "pruning.keep_rate"], claims=claims, paper="table1", question=asked)
     text = (run.root / "report.md").read_text()
-    order = ["# made-up", "sweeps/made-up.yaml`", "2026-11-22", "on 120 test images each", "**Claims**", "Little is",
-             report.table, "-accuracy.png)", "-tokens.png)", "in detail: Better", "Table 1:", "CC BY"]  # fmt: skip
+    order = ["# made-up", asked, "Accuracy falls in 2", "Of 2 claims, 2 hold.", "| ranked by | kept |",
+             "| nothing pruned", "over digits", "**Claims**", "Little is", "sweeps/made-up.yaml`", "2026-11-22",
+             "on 120 test images each", "-accuracy.png)", "-tokens.png)", "in detail: Better", "Table 1:",
+             "CC BY"]  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places) and "smoke run" not in text
     assert "validation: 20 images of each task" in text
@@ -297,7 +231,11 @@ def test_the_page_says_claims_first_and_their_details_last(run):
     assert [claim["verdict"] for claim in saved["claims"]] == ["true", "true"]
     assert all(f"- {claim['line']}" in text for claim in saved["claims"])
     assert (saved["sweep"], saved["table"], saved["quick"]) == ("made-up", "made-up", False)
-    assert "falls in 2 and rises in 0 of 4 settings" in saved["found"] and "Claims: 2 true." in saved["found"]
+    assert saved["found"].startswith(
+        "Accuracy falls in 2 and rises in 0 of 4 settings (95 % interval excludes 0), against nothing pruned on 240 "
+        "images of 40 digits; the best change is +0.00 points [+0.00, +0.00] (predictor; 50 % kept), the worst -10.00 "
+    )
+    assert saved["found"].endswith("(at random; 80 % kept). Of 2 claims, 2 hold.") and saved["question"] == asked
 
 
 SWEEPS = {
@@ -361,7 +299,11 @@ def test_the_index_copies_reports_and_says_what_each_found(tmp_path):
     main([str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "docs")])
     index = (tmp_path / "docs" / "README.md").read_text()
     assert "## [one](one.md)" in index and "## [two](two.md)" in index and "Claim two: +0.00 [" in index
-    assert "python -m patchrank.report" in index and "Accuracy falls in 0" in index
+    assert "python -m patchrank.report" in index and "Accuracy changes by +0.00 points" in index
+    rows = [line for line in index.splitlines() if line.startswith("| [")]
+    assert rows[1].startswith(
+        "| [two](two.md) | How does accuracy change with pruning? | **true**: Claim two | +0.00 ["
+    )
     files = {path.name for path in (tmp_path / "docs").iterdir()}
     assert files == {"README.md"} | {
         f"{n}{end}" for n in ("one", "two") for end in (".md", "-accuracy.png", "-tokens.png")
@@ -377,9 +319,47 @@ def test_an_index_keeps_what_it_said_of_other_tables(tmp_path):
         main([str(run.root), "--out", str(tmp_path / "docs")])
     index = (tmp_path / "docs" / "README.md").read_text()
     one, two = index.split("## [")[1:]
-    assert one.startswith("one]") and "Accuracy falls in 1" in one
-    assert two.startswith("two]") and "Accuracy falls in 0" in two
+    assert one.startswith("one]") and "changes by -25.00 points" in one
+    assert two.startswith("two]") and "changes by +0.00 points" in two
+    rows = [line for line in index.splitlines() if line.startswith("| [")]
+    assert len(rows) == 2 and "-25.00 points" in rows[0] and rows[0].endswith("| [picture](one-accuracy.png) |")
+    assert rows[1].startswith("| [two](two.md) | How does") and "+0.00 points" in rows[1]
     assert index.count("Brought up to date by") == 1 and "docs/ablations" not in index
+
+
+def test_the_index_that_ships_keeps_its_rows_and_sections(tmp_path):
+    ours = (Path(__file__).parent.parent / "docs/ablations/README.md").read_text()
+    (tmp_path / "README.md").write_text(ours)
+    run = Run(tmp_path / "run")
+    run.add()
+    run.report([], table="transfer", question="Or | not?")
+    main([str(run.root), "--out", str(tmp_path)])
+    index = (tmp_path / "README.md").read_text()
+    (before, *old), (after, *new) = (text.split("\n## [") for text in (ours, index))
+    assert len(old) == len(new) >= 8
+    assert [a.partition("]")[0] for a, b in zip(old, new) if a.strip() != b.strip()] == ["transfer"]
+    rows = [[line for line in text.splitlines() if line.startswith("| [")] for text in (before, after)]
+    assert [row.split("]")[0] for row in rows[0]] == [f"| [{section.partition(']')[0]}" for section in old]
+    assert [a for a, b in zip(*rows) if a != b] == [rows[0][1]] and "| Or \\| not? | Accuracy changes" in rows[1][1]
+
+
+def test_an_index_without_a_table_gets_one(run, tmp_path):
+    (tmp_path / "README.md").write_text("# Ablations\n\nMade long ago.\n\n## [old](old.md)\n\nIt was good.\n")
+    run.add()
+    run.report([], table="new")
+    main([str(run.root), "--out", str(tmp_path)])
+    index = (tmp_path / "README.md").read_text()
+    assert "| [old](old.md) |  | see below |  |\n| [new](new.md) | How does" in index and "It was good." in index
+
+
+def test_the_index_refuses_a_report_of_another_version(run, tmp_path):
+    run.add()
+    run.report([])
+    saved = json.loads((run.root / "claims.json").read_text())
+    (run.root / "claims.json").write_text(json.dumps(saved | {"schema": 1}))
+    with pytest.raises(UserError, match="its report is of another version; run its sweep again"):
+        main([str(run.root), "--out", str(tmp_path / "docs")])
+    assert not (tmp_path / "docs").exists()
 
 
 @pytest.mark.parametrize("case", ["quick", "nothing", "twice"])
@@ -466,7 +446,8 @@ def test_a_front_stands_in_the_page_where_there_are_several_objectives(run, tmp_
     report = write_report(run.rows, *where, objectives=objectives)
     text = (run.root / "report.md").read_text()
     assert "**Pareto front** of val_accuracy (max), gmacs (min): 1 of 2 trials" in text
-    assert text.index("Pareto front") < text.index(report.table) and "| ms | speed-up |" in report.table
+    assert text.index("Pareto front") < text.index("| kept | digits |") and "| ms | speed-up |" in text
+    assert "Pareto" not in report.table
     assert png_size(run.root / "made-up-front.png")[0] > 300 and "](made-up-front.png)" in text
     main([str(run.root), "--out", str(tmp_path / "index")])
     assert (tmp_path / "index" / "made-up-front.png").is_file()

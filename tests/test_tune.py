@@ -104,7 +104,7 @@ def test_a_second_run_starts_no_ray_and_changes_no_row(killed_and_finished):
     said = run(folder)
     assert time.time() - started < 60
     assert trials(folder) == before and (folder / "runs/locations-quick/results.jsonl").read_text() == results
-    assert "4 trials, 4 done, 0 to run" in said and "report: " in said and "| 4, 6, 8, 10 |" in said
+    assert "4 trials, 4 done, 0 to run" in said and "report: " in said and "\nlayers 4, 6, 8, 10 " in said
     assert "golden shards" not in said.split("0 to run")[1].split("report:")[0].replace("golden shards of", "")
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SWEEPS = [path.stem for path in (ROOT / "sweeps").glob("*.yaml")]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "patchrank", "search_spaces", "sweeps")
 LOOK = """
-import json, patchrank
+import json, sys, patchrank
 from importlib.metadata import version
 from patchrank.report import paper_rows
 from patchrank.tune.spec import load_sweep
-names = ("locations", "scores", "transfer", "prompts", "predictors", "keep_rates", "windows", "pareto")
-axes = {name: sorted(load_sweep(name).axes) for name in names}
+axes = {name: sorted(load_sweep(name).axes) for name in sys.argv[1:]}
 print(json.dumps({"file": patchrank.__file__, "version": version("patchrank-clip"), "axes": axes,
                   "paper": len(paper_rows("table7"))}))
 """
@@ -63,9 +63,9 @@ def test_the_wheel_is_called_as_it_is_installed(wheel):
 
 
 def test_what_ships_is_found_from_another_folder(environment, tmp_path):
-    found = json.loads(run(environment / "bin" / "python", "-c", LOOK, folder=tmp_path).stdout)
+    found = json.loads(run(environment / "bin" / "python", "-c", LOOK, *SWEEPS, folder=tmp_path).stdout)
     assert Path(found["file"]).is_relative_to(environment) and found["version"] == "0.1.0"
-    assert all(found["axes"].values()) and found["paper"] > 0
+    assert len(found["axes"]) > 7 and all(found["axes"].values()) and found["paper"] > 0
 
 
 def test_the_console_command_runs_a_stage_from_another_folder(environment, tmp_path):
@@ -86,7 +86,7 @@ def test_the_wheel_brings_all_that_it_needs(wheel, tmp_path):
     try:
         run(sys.executable, "-m", "venv", folder, folder=tmp_path)
         run(folder / "bin" / "pip", "install", "--quiet", wheel, folder=tmp_path)
-        found = json.loads(run(folder / "bin" / "python", "-c", LOOK, folder=elsewhere).stdout)
+        found = json.loads(run(folder / "bin" / "python", "-c", LOOK, *SWEEPS, folder=elsewhere).stdout)
         assert Path(found["file"]).is_relative_to(folder)
         flags = ["trial.data.tasks=[digits]", "trial.pruning.locations=[4, 6, 8, 10]", "trial.prompt=null", "--quick"]
         run(folder / "bin" / "patchrank", "tune", "locations", *flags, folder=elsewhere, HF_HUB_OFFLINE="1")

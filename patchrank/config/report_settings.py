@@ -37,7 +37,8 @@ class Claim(Strict):
     @field_validator("of", "against", "each")
     @classmethod
     def _settings_exist(cls, value: Any) -> Any:
-        sections = [key for key in known_keys(TrialConfig, ()) if key != "seed"]  # seeds are averaged over
+        sections = [key for key in known_keys(TrialConfig, ()) if key not in ("seed", "controls")]
+        # seeds are averaged over, and a control is a measure of its trial
         known = sections + [f"{section}.{key}" for section in sections for key in known_keys(TrialConfig, (section,))]
         if isinstance(value, list):
             paths, known = value, ["task", *known]
@@ -70,5 +71,7 @@ class Claim(Strict):
 
 class ReportConfig(Strict):
     table: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    question: str | None = Field(None, pattern=r"^\S[^\n]*$")  # what the sweep is to answer, in one plain sentence
     paper: str | None = None
     claims: list[Claim] = []
+    beside: list[str] = []  # roots of other sweeps, whose rows are shown and compared as well

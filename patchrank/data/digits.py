@@ -10,6 +10,7 @@ from __future__ import annotations
 import colorsys
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -72,6 +73,7 @@ class DigitScenes:
         self.split, self.style, self.seed = split, STYLES[task], seed
         self.digits = split_digits(split)
         self.ids = [f"{task}/{split}/{d:04d}-{s}" for s in range(scenes) for d in self.digits]
+        self.groups = [digit_of(name) for name in self.ids]
         self.labels = np.tile(_digits()[1][self.digits], scenes)
 
     def __len__(self) -> int:
@@ -87,12 +89,16 @@ class DigitScenes:
         return draw_scene(_digits()[0][digit], _strips(self.split), rng, style or self.style)
 
 
+def digit_of(name: str) -> str:
+    """The digit that a scene of any task shows, by the scene's id: `digits_ink/test/0123-2` shows `digit/0123`."""
+    return f"digit/{name.rsplit('/', 1)[-1].split('-')[0]}"
+
+
 @lru_cache(maxsize=1)
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return (data.images / 16 * 255).round().astype(np.uint8), data.target.astype(np.int64)
+    """Scikit-learn's digits (1797, 8, 8) as uint8 coverage, and labels; our own copy spares 1.5 s of importing it."""
+    with np.load(Path(__file__).parent / "digits.npz", allow_pickle=False) as data:
+        return (data["images"] / 16 * 255).round().astype(np.uint8), data["labels"].astype(np.int64)
 
 
 @lru_cache(maxsize=1)

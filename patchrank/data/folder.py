@@ -18,7 +18,7 @@ from patchrank.data.splits import SHARES, Entry, choose
 from patchrank.errors import UserError, near
 from patchrank.files import filesystem_of, patiently, read_bytes
 
-COLUMNS = ("path", "label", "caption", "split")
+COLUMNS = ("path", "label", "caption", "split", "group")
 LIKE_SPLITS = {*SHARES, "training", "valid", "validation", "dev", "eval", "testing"}
 
 
@@ -33,7 +33,8 @@ def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
     extension of an image, do not count.
 
     A CSV file (root ends with .csv) has a header row with the column `path`, relative to the file's own folder or
-    absolute, and perhaps `label` (a class by name), `caption` and `split`; other columns do not count.
+    absolute, and perhaps `label` (a class by name), `caption`, `split`, and `group` (a name that images share which
+    show the same person, video or place: intervals draw them together); other columns do not count.
 
     Raises:
         UserError: no root or nothing there, folders that are half splits, a CSV file that does not say this, or what
@@ -148,13 +149,13 @@ def _check_header(columns: Sequence[str], root: str) -> None:
 def _row(filesystem: AbstractFileSystem, folder: str, row: dict[str | None, str | None], where: str) -> Entry:
     if None in row:
         raise UserError(f"{where}: has more cells than the header has columns")
-    path, label, caption, split = ((row.get(name) or "").strip() or None for name in COLUMNS)
-    for name, value in (("path", path), ("split", split)):
+    path, label, caption, split, group = ((row.get(name) or "").strip() or None for name in COLUMNS)
+    for name, value in (("path", path), ("split", split), ("group", group)):
         if name in row and value is None:
             raise UserError(f"{where}, column {name!r}: is empty, but must be filled in every row")
     if "\0" in path:
         raise UserError(f"{where}, column 'path': holds a NUL character, which no path may")
     if "://" in path:
-        return Entry(path, where, partial(read_bytes, path), label, caption, split)
+        return Entry(path, where, partial(read_bytes, path), label, caption, split, group)
     path = posixpath.normpath(path)
-    return Entry(path, where, partial(_read, filesystem, folder, path), label, caption, split)
+    return Entry(path, where, partial(_read, filesystem, folder, path), label, caption, split, group)

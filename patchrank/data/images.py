@@ -44,9 +44,11 @@ class ImageSplit:
 
     read(i) gives the bytes of image i as they lie on disk (rendered scenes: as PNG), or what its file system raises;
     `decoding` names what turns them into RGB. labels: places in `classes`, None where nobody said what the images show.
-    captions: one text for each image. skipped: images that were left out since nothing can decode them. version changes
-    when the same ids would come with other pixels. drawn: images are computed in Python, which threads do not speed up.
-    tensors: all images transformed, once `loaded`.
+    captions: one text for each image. groups: for each image the name of what it belongs to, the same name for images
+    that tell much the same (scenes of one digit, clips of one video), whatever task or split they stand in; None where
+    every image stands for itself. unit: the word for one of them, "digit", "group" or "image". skipped: images that
+    were left out since nothing can decode them. version changes when the same ids would come with other pixels. drawn:
+    images are computed in Python, which threads do not speed up. tensors: all images transformed, once `loaded`.
     """
 
     task: str
@@ -58,6 +60,8 @@ class ImageSplit:
     read: Reader
     decoding: str = "plain"
     captions: list[str] | None = None
+    groups: list[str] | None = None
+    unit: str = "image"
     skipped: int = 0
     version: int = 1
     drawn: bool = False
@@ -91,6 +95,10 @@ class ImageSplit:
     def label(self, i: int) -> int | None:
         return None if self.labels is None else self.labels[i]
 
+    def clusters(self) -> list[str]:
+        """What each image is drawn with in statistics: its group, or itself; names of two tasks never collide."""
+        return [f"{self.task}/{name}" for name in self.ids] if self.groups is None else self.groups
+
     def ids_sha256(self) -> str:
         return hashlib.sha256("\n".join([str(self.version), *self.ids]).encode()).hexdigest()
 
@@ -114,7 +122,7 @@ class ImageSplit:
     def take(self, places: Sequence[int]) -> ImageSplit:
         """The split of some of its images, in the order of `places`; it holds on to nothing of the others."""
         places, some = list(places), {}
-        for name in ("ids", "labels", "captions"):
+        for name in ("ids", "labels", "captions", "groups"):
             values = getattr(self, name)
             some[name] = None if values is None else [values[i] for i in places]
         tensors = None if self.tensors is None else self.tensors[places]

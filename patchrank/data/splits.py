@@ -19,6 +19,7 @@ class Entry:
     """One image: its id, its place as errors tell it, how to read it, and what is known of it.
 
     label: a class by name, or by number where only the numbers are known. split: None where nothing says which.
+    group: the name that it shares with images of the same person, video or place; None where it stands for itself.
     """
 
     id: str
@@ -27,28 +28,32 @@ class Entry:
     label: str | int | None = None
     caption: str | None = None
     split: str | None = None
+    group: str | None = None
 
 
 def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> ImageSplit:
     """One split of a pile of images, sorted by id; `where` is the pile's name in errors.
 
     `all` is the whole pile. Where entries name their splits, those are the others; where they do not, train, val and
-    test get 50, 20 and 30 % by a hash of each image's own id, so that no image moves when others come or go. Classes
-    are those of the whole pile, so that labels mean the same in every split; they are sorted by name, or by number
-    where all names are numbers. Numbered labels come with no classes until a vocabulary names them.
+    test get 50, 20 and 30 % by a hash of each image's own id, or of its group, so that no image moves when others come
+    or go, and no group stands in two splits. Classes are those of the whole pile, so that labels mean the same in every
+    split; they are sorted by name, or by number where all names are numbers. Numbered labels come with no classes until
+    a vocabulary names them.
 
     Raises:
-        UserError: no images, an id that stands twice, an unknown or empty split, labels or captions for some only.
+        UserError: no images, an id that stands twice, an unknown or empty split, labels, captions or groups for some
+            only.
     """
     if not entries:
         raise UserError(f"data.root {where}: holds no images")
     entries = sorted(entries, key=lambda entry: entry.id)
     _check_ids(entries, where)
     hashed = any(entry.split is None for entry in entries)
-    named = [split_of(entry.id) if hashed else entry.split for entry in entries]
+    named = [split_of(entry.group or entry.id) if hashed else entry.split for entry in entries]
     chosen = [entry for entry, name in zip(entries, named) if split in ("all", name)]
     _check_chosen(split, chosen, set(SHARES) if hashed else set(named), where)
-    known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption")}
+    known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption", "group")}
+    groups = known["group"] and [f"{task}/{name}" for name in known["group"]]
     classes = _classes(entries)
     labels = None if known["label"] is None else _places(known["label"], classes)
     return ImageSplit(
@@ -61,6 +66,8 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
         Reader(_read, chosen),
         decoding="viewer",
         captions=known["caption"],
+        groups=groups,
+        unit="image" if groups is None else "group",
     )
 
 
@@ -69,7 +76,7 @@ def _read(entry: Entry) -> bytes:
 
 
 def split_of(name: str) -> str:
-    """The split in which an image of this id falls where nothing else says so."""
+    """The split in which an image of this id, or a group of this name, falls where nothing else says so."""
     place = int.from_bytes(hashlib.sha256(f"split of {name}".encode()).digest()[:8], "big") / 2**64
     return "train" if place < SHARES["train"] else "val" if place < SHARES["train"] + SHARES["val"] else "test"
 
@@ -102,7 +109,7 @@ def _check_chosen(split: str, chosen: Sequence[Entry], known: set[str], where: s
 
 
 def _all_or_none(name: str, scope: Sequence[Entry], chosen: Sequence[Entry]) -> list[Any] | None:
-    """What every chosen entry says of its label or caption; None where nothing in the scope says anything."""
+    """What every chosen entry says of its label, caption or group; None where nothing in the scope says anything."""
     without = next((entry for entry in scope if getattr(entry, name) is None), None)
     having = next((entry for entry in scope if getattr(entry, name) is not None), None)
     if without and having:

@@ -43,6 +43,8 @@ def _digits(task: str, split: str, root: None) -> ImageSplit:
         digits.CLASSES,
         digits.TEMPLATES,
         Reader(partial(_png, scenes), range(len(scenes))),
+        groups=scenes.groups,
+        unit="digit",
         version=digits.VERSION,
         drawn=True,
     )

@@ -1,6 +1,7 @@
 """Claims of a sweep file, judged by its results: true, refuted or not told apart, with the figures that say so.
 
-A difference is per image and paired, averaged over seeds; its interval draws whole digits (`metrics.paired_interval`).
+A difference is per image and paired, averaged over seeds; its interval draws whole digits, groups
+or images, whichever the data is drawn by (`metrics.paired_interval`).
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ import numpy as np
 from patchrank.config import BESIDE, Claim, leaves, value_at
 from patchrank.errors import UserError
 from patchrank.metrics import Interval, holm, paired_interval
-from patchrank.report.names import plain
-from patchrank.report.results import Setting, Values
+from patchrank.report.names import counted, plain
+from patchrank.report.results import Setting, Values, configuration
 
 PLAIN = {"cosine", "val_cosine", "drift", "val_drift", "kendall", "ndcg"}  # measures that are no percentages
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One difference: the values of `each` that it is for, its interval, p after Holm, and true, refuted or open."""
+    """One difference: the values of `each` that it is for, its interval, p after Holm, and true, refuted or open.
+
+    unit: the word for what its images are drawn by: digit, group, or image.
+    """
 
     what: dict[str, Any]
     interval: Interval
     holm_p: float
     verdict: str
+    unit: str = "image"
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,18 @@ class Judgement:
         return "; ".join(filter(None, [text, f"not measured: {missing}" if text and missing else missing]))
 
     @property
+    def headline(self) -> tuple[str, str]:
+        """What an index says: verdict and sentence, with how often it holds of several; and one figure."""
+        said = f"**{_word(self.verdict)}**: {self.claim.say}"
+        if len(self.comparisons) < 2:
+            return said, self.figure
+        return f"{said}: {_tally(self.claim, self.comparisons)}", f"on average {_figure(self.claim, self.overall)}"
+
+    @property
     def images(self) -> str:
         """What a comparison is made on: "1077 images of 359 digits"; the ends of the range where they differ."""
-        sizes = sorted({(each.interval.n, each.interval.clusters) for each in self.comparisons})
-        return " to ".join(f"{n} images of {clusters} digits" for n, clusters in dict.fromkeys(sizes[:1] + sizes[-1:]))
+        sizes = sorted({(each.interval.n, each.interval.clusters, each.unit) for each in self.comparisons})
+        return " to ".join(counted(*size) for size in dict.fromkeys(sizes[:1] + sizes[-1:]))
 
     def line(self) -> str:
         """Verdict, sentence, figure and images as one line of Markdown."""
@@ -77,7 +90,13 @@ class Judgement:
 
     def to_json(self) -> dict[str, Any]:
         comparisons = [
-            {"what": each.what, **each.interval._asdict(), "holm_p": each.holm_p, "verdict": each.verdict}
+            {
+                "what": each.what,
+                **each.interval._asdict(),
+                "holm_p": each.holm_p,
+                "verdict": each.verdict,
+                "unit": each.unit,
+            }
             for each in self.comparisons
         ]
         claim = self.claim.model_dump(exclude_unset=True)
@@ -90,13 +109,13 @@ class Judgement:
         comparisons = []
         for each in saved["comparisons"]:
             interval = Interval(**{name: each[name] for name in Interval._fields})
-            comparisons.append(Comparison(each["what"], interval, each["holm_p"], each["verdict"]))
+            comparisons.append(Comparison(each["what"], interval, each["holm_p"], each["verdict"], each["unit"]))
         overall = saved["overall"] and Interval(**saved["overall"])
         return cls(Claim.model_validate(saved["claim"]), comparisons, saved["missing"], overall)
 
 
 Side = tuple[Setting, str]  # a setting and the measure that is taken of it
-Differences = tuple[np.ndarray, np.ndarray]  # of each image, and the digit that it belongs to
+Differences = tuple[np.ndarray, np.ndarray, str]  # of each image, what it is drawn with, and the word for that
 
 
 def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
@@ -126,7 +145,7 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
 
 def is_about(claim: Claim, setting: Setting) -> bool:
     """Whether a setting has what `of` says; a list stands for any of its values where the setting itself is no list."""
-    found = leaves(setting.config)
+    found = {"prompt.mode": "none"} | leaves(setting.config)
     return all(
         path in found and (found[path] in value if _is_choice(value, found[path]) else found[path] == value)
         for path, value in leaves(claim.of).items()
@@ -138,17 +157,17 @@ def _is_choice(value: Any, found: Any) -> bool:
 
 
 def _comparisons(claim: Claim, made: Sequence[tuple[dict, Differences]]) -> list[Comparison]:
-    intervals = [paired_interval(values, 0, clusters) for _, (values, clusters) in made]
+    intervals = [paired_interval(values, 0, clusters) for _, (values, clusters, _) in made]
     adjusted = holm([interval.p for interval in intervals])
     return [
-        Comparison(what, interval, float(p), _verdict(claim, interval))
-        for (what, _), interval, p in zip(made, intervals, adjusted)
+        Comparison(what, interval, float(p), _verdict(claim, interval), unit)
+        for (what, (_, _, unit)), interval, p in zip(made, intervals, adjusted)
     ]
 
 
 def _overall(found: Sequence[Differences]) -> Interval:
-    """The mean over all comparisons' images; a digit's images stay together, whichever comparison they are in."""
-    values, clusters = (np.concatenate(parts) for parts in zip(*found))
+    """The mean over all comparisons' images; what is drawn together stays together, whichever comparison it is in."""
+    values, clusters = (np.concatenate([each[n] for each in found]) for n in (0, 1))
     return paired_interval(values, 0, clusters)
 
 
@@ -156,7 +175,7 @@ def _check_one_each(claim: Claim, selected: Sequence[Setting]) -> None:
     first: dict[str, Setting] = {}
     for setting in selected:
         values = json.dumps([value_at(setting.config, path) for path in claim.each if path != "task"], sort_keys=True)
-        one, other = (_configuration(each) for each in (first.setdefault(values, setting), setting))
+        one, other = (configuration(each.config) for each in (first.setdefault(values, setting), setting))
         if differing := sorted(path for path in one | other if one.get(path) != other.get(path)):
             raise UserError(
                 f"claim {claim.say!r}: several settings match, which differ in {', '.join(differing)}; "
@@ -178,12 +197,8 @@ def _other(claim: Claim, setting: Setting, settings: Sequence[Setting]) -> Side 
         return setting, BESIDE[claim.against][claim.measure]
     if not isinstance(claim.against, dict):
         return float(claim.against or 0)
-    wanted = _configuration(setting) | leaves(claim.against)
-    return next(((other, claim.measure) for other in settings if _configuration(other) == wanted), None)
-
-
-def _configuration(setting: Setting) -> dict[str, Any]:
-    return {path: value for path, value in leaves(setting.config).items() if path != "seed"}
+    wanted = configuration(leaves(setting.config) | leaves(claim.against))
+    return next(((other, claim.measure) for other in settings if configuration(other.config) == wanted), None)
 
 
 def _what(claim: Claim, setting: Setting, selected: Sequence[Setting], task: str | None) -> dict[str, Any]:
@@ -210,11 +225,12 @@ def _differences(claim: Claim, ours: Side, other: Side | float | None, tasks: Se
     per_task = [_same_images(claim, sides, task) for task in tasks]
     a, b = (np.concatenate([values[side].values for values in per_task]) for side in (0, -1))
     clusters = np.concatenate([values[0].clusters for values in per_task])
+    unit = ours[0].unit(tasks[0] if len(tasks) == 1 else None)
     if len(set(clusters)) < 2:
-        return "fewer than two digits"
+        return f"one {unit} alone"
     if claim.share is not None:
-        return claim.share * b - a, clusters
-    return a - (b if len(sides) == 2 else other), clusters
+        return claim.share * b - a, clusters, unit
+    return a - (b if len(sides) == 2 else other), clusters, unit
 
 
 def _same_images(claim: Claim, sides: Sequence[Side], task: str) -> list[Values]:
@@ -268,15 +284,20 @@ def _counts(judgement: Judgement) -> str:
     claim, comparisons = judgement.claim, judgement.comparisons
     if not comparisons:
         return ""
-    n, verdicts = len(comparisons), Counter(each.verdict for each in comparisons)
-    won, lost = ("wins", "loses") if _is_contest(claim) else ("holds", "refuted")
-    text = f"{won} {verdicts['true']}, {lost} {verdicts['refuted']}, not told apart {verdicts['open']} of {n}"
+    n, text = len(comparisons), _tally(claim, comparisons)
     if _is_contest(claim):
         firm = Counter(each.verdict for each in comparisons if each.holm_p < 0.05)
         text += f" (after Holm: {firm['true']}, {firm['refuted']}, {n - firm['true'] - firm['refuted']})"
     ends = [pick(each.interval.estimate for each in comparisons) for pick in (min, max)]
     range_ = f"from {_number(claim, ends[0])} to {_number(claim, ends[1])}"
     return f"{text}; {range_}, on average {_figure(claim, judgement.overall)}"
+
+
+def _tally(claim: Claim, comparisons: Sequence[Comparison]) -> str:
+    verdicts = Counter(each.verdict for each in comparisons)
+    won, lost = ("wins", "loses") if _is_contest(claim) else ("holds", "refuted")
+    counts = f"{won} {verdicts['true']}, {lost} {verdicts['refuted']}, not told apart {verdicts['open']}"
+    return f"{counts} of {len(comparisons)}"
 
 
 def _is_contest(claim: Claim) -> bool:

@@ -43,11 +43,12 @@ def _draw(panel, settings: Sequence[Setting], task: str | None) -> np.ndarray:
     for setting in settings:
         if (found := change_on(setting, task)) is not None:
             colour = COLOURS.get(setting.config["pruning"]["reducer"], OTHER)
-            bars = [[found.estimate - found.low], [found.high - found.estimate]]
+            low, high = found.ends
+            bars = [[found.estimate - low], [high - found.estimate]]
             look = {"fmt": "o", "ms": 3.5, "lw": 0.7, "color": colour, "label": ranking(setting)}
             look["markerfacecolor"] = "white" if setting.is_oracle else colour
             panel.errorbar([setting.metrics["gmacs"]], [found.estimate], yerr=bars, **look)
-            span += [found.low, found.high]
+            span += [low, high]
     scale_points(panel, "y", np.array(span))
     panel.grid(axis="y", lw=0.4, color="#dddddd")
     panel.tick_params(axis="x", labelsize=8)

@@ -9,9 +9,10 @@ from patchrank.report.results import Setting
 
 
 def change(setting: Setting, task: str | None = None, limit: int | None = None, measure: str = "accuracy") -> Interval:
-    """Points by which a measure differs from the unpruned accuracy, paired by image, its 95 % interval by digit.
+    """Points by which a measure differs from the unpruned accuracy, paired by image, with its 95 % interval.
 
-    Of test images, or of validation images where no others were looked at.
+    Of test images, or of validation images where no others were looked at. Intervals draw whole groups; there is
+    none where all images belong to one (`Interval.is_known`).
 
     Args:
         task: one task; None for all images of all tasks.

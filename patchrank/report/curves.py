@@ -104,7 +104,8 @@ def _draw(panel, lines: Sequence[Line], task: str, rates: Sequence[float]) -> np
 def _draw_line(panel, points: Sequence[Setting], look: dict, task: str) -> np.ndarray:
     """Draws one line with its band, and returns the band's ends."""
     rates = [100 * value_at(point.config, KEEP_RATE) for point in points]
-    middle, low, high = np.array([change(point, task)[:3] for point in points]).T
+    changes = [change(point, task) for point in points]
+    middle, low, high = np.array([(found.estimate, *found.ends) for found in changes]).T
     panel.fill_between(rates, low, high, color=look["color"], alpha=0.12, lw=0)
     panel.plot(rates, middle, lw=1.5, ms=4, markerfacecolor="white" if look["ls"] == "--" else None, **look)
     return np.concatenate([low, high])

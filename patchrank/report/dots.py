@@ -26,7 +26,7 @@ def draw_dots(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, 
     rows, tasks = list(dict.fromkeys(names)), [*tasks, None] if len(tasks) > 1 else tasks
     places = [rows.index(name) + _shift(setting, rates) for name, setting in zip(names, settings)]
     changes = [[change_on(setting, task) for setting in settings] for task in tasks]
-    span = np.array([found[1:3] for row in changes for found in row if found is not None])
+    span = np.array([found.ends for row in changes for found in row if found is not None])
     figure, panels = _frame(rows, tasks, len(rates))
     for panel, found in zip(panels, changes):
         _draw(panel, settings, found, places, rates)
@@ -78,7 +78,8 @@ def _draw(
     for place, setting, found in zip(places, settings, changes):
         if found is not None:
             colour, label = _look(setting, rates)
-            bars = [[found.estimate - found.low], [found.high - found.estimate]]
+            low, high = found.ends
+            bars = [[found.estimate - low], [high - found.estimate]]
             look = {"fmt": "o", "ms": 4 if rates else 5, "lw": 1.3, "color": colour, "label": label, "zorder": 3}
             face = "white" if setting.is_oracle else colour
             panel.errorbar([found.estimate], [place], xerr=bars, markerfacecolor=face, **look)

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 
 from patchrank.errors import UserError
 from patchrank.files import exists, join, read_bytes, read_json, write_atomic
+from patchrank.report.pages import SUMMARY_SCHEMA
 
 HEAD = "## ["  # what a section begins with
+ROW = "| ["  # and a row of the table
+COLUMNS = "| sweep | question | answer | figure |\n| --- | --- | --- | --- |"
 
 
 def write_index(runs: Sequence[str], out: str, command: str) -> str:
     """Copies each run's report and pictures into `out`, and writes `README.md` there; returns its path.
 
-    What an earlier index says of other tables stays, so that one sweep run anew does not ask for all of them.
+    It begins with a table, one row a sweep, whose answer is the sweep's first claim; all claims stand below. What an
+    earlier index says of other tables stays, so that one sweep run anew does not ask for all of them.
 
     Args:
         runs: folders or fsspec URLs that `python -m patchrank.tune` wrote.
@@ -30,26 +34,46 @@ def write_index(runs: Sequence[str], out: str, command: str) -> str:
     files = {name: content for run, table in zip(runs, tables) for name, content in _files(run, table).items()}
     for name, content in files.items():
         write_atomic(join(out, name), content)
-    sections = _earlier(join(out, "README.md")) | {each["table"]: _section(each) for each in summaries}
+    rows, sections = _earlier(join(out, "README.md"))
+    rows |= {each["table"]: _row(each) for each in summaries}
+    sections |= {each["table"]: _section(each) for each in summaries}
     made = f"Brought up to date by `{command}` on {datetime.date.today()}; each section says what it was made by."
-    text = "\n\n".join(["# Ablations", made, *sections.values()])
+    table = "\n".join([COLUMNS, *(rows.get(name, _see_below(name)) for name in sections)])
+    text = "\n\n".join(["# Ablations", made, table, *sections.values()])
     write_atomic(join(out, "README.md"), text + "\n")
     return join(out, "README.md")
 
 
-def _earlier(path: str) -> dict[str, str]:
-    """Sections of an index by their tables, in their order; none where there is no index yet."""
+def _earlier(path: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Rows and sections of an index by their tables, in their order; none where there is no index yet."""
     try:
-        _, *sections = read_bytes(path).decode().split(HEAD)
+        top, *sections = read_bytes(path).decode().split(HEAD)
     except FileNotFoundError:
-        return {}
-    return {section.partition("]")[0]: (HEAD + section).strip() for section in sections}
+        return {}, {}
+    rows = [line for line in top.splitlines() if line.startswith(ROW)]
+    by_table = {section.partition("]")[0]: (HEAD + section).strip() for section in sections}
+    return {row.removeprefix(ROW).partition("]")[0]: row for row in rows}, by_table
+
+
+def _row(summary: dict) -> str:
+    cells = [
+        f"[{summary['table']}]({summary['table']}.md)",
+        *(summary[key] for key in ("question", "answer", "figure")),
+    ]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _see_below(table: str) -> str:
+    """Of a section that an earlier version wrote, without a row."""
+    return f"| [{table}]({table}.md) |  | see below |  |"
 
 
 def _summary(run: str) -> dict:
     summary = read_json(join(run, "claims.json"))
     if summary is None:
         raise UserError(f"{run}: holds no claims.json, so no finished report; near: python -m patchrank.tune <sweep>")
+    if summary["schema"] != SUMMARY_SCHEMA:
+        raise UserError(f"{run}: its report is of another version; run its sweep again, which writes it anew")
     if summary["unfinished"]:
         raise UserError(f"{run}: {summary['unfinished']} trials of its sweep are not done; run it again to finish them")
     if summary["quick"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from patchrank.config import value_at
-from patchrank.report.compare import all_tasks, subset
+from patchrank.report.compare import all_tasks, change, subset
 from patchrank.report.names import KEEP_RATE, LOCATIONS, layers, plain, say, usual_values
 from patchrank.report.results import Setting
 
@@ -59,11 +59,12 @@ def _oracles(settings: Sequence[Setting]) -> str:
 def legend(settings: Sequence[Setting], table: str) -> str:
     """What the columns of the main table mean, those that it has."""
     columns = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
+    units = _and(dict.fromkeys(f"{setting.unit(task)}s" for setting in settings for task in setting.tasks))
     few, seeds = subset(settings), any(len(setting.rows) > 1 for setting in settings)
     controls = any(setting.has(control) for setting in settings for control in ("random", "reversed"))
     said = {
         "Change: against the unpruned tower on the same images, in points, with its 95 % interval (paired bootstrap "
-        "over digits), bold where that excludes 0.": True,
+        f"over {units}), bold where that excludes 0.": True,
         "±: standard deviation over seeds.": seeds,
         f"°, and the column of the oracles' {few}: on the first {few} images of each task alone.": few,
         "Agreement and cosine: with the unpruned answer and embedding.": True,
@@ -76,6 +77,20 @@ def legend(settings: Sequence[Setting], table: str) -> str:
         "Val: accuracy on validation images, by which choices are made.": "val" in columns,
     }
     return " ".join(text for text, shown in said.items() if shown)
+
+
+def without_interval(settings: Sequence[Setting]) -> str:
+    """Why some changes stand without an interval; "" where none does."""
+    alone: dict[str, str] = {}
+    for setting in settings:
+        for task in setting.tasks:
+            if not change(setting, task).is_known:
+                alone[task] = setting.unit(task)
+    said = ", ".join(f"`{task}`: one {unit}" for task, unit in alone.items())
+    return (
+        f"**Without an interval**: the images are of one unit alone ({said}), and one says nothing of how far others "
+        "would differ; try images of more."
+    ) * bool(alone)
 
 
 def _fitted(settings: Sequence[Setting]) -> str:
@@ -140,5 +155,5 @@ def _alternatives(values: Iterable) -> str:
 
 
 def _and(words: Iterable[str]) -> str:
-    *first, last = words
+    *first, last = [*words] or [""]
     return f"{', '.join(first)} and {last}" if first else last

@@ -21,8 +21,16 @@ RANKINGS = {
 SPOKEN = {"kept": "{} kept", "fitted on": "fitted on {}"}
 
 
+def counted(images: int, clusters: int, unit: str) -> str:
+    """What figures are of: "1077 images of 359 digits"; "1077 images" where each stands for itself."""
+    of = "" if unit == "image" else f" of {clusters} {unit}{'s' * (clusters != 1)}"
+    return f"{images} image{'s' * (images != 1)}{of}"
+
+
 def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[str]]:
-    """Column name -> a text for every setting, for each swept axis but `seed`, and for who ranks, swept or not.
+    """Column name -> a text for every setting, for each swept axis, and for who ranks, swept or not.
+
+    Seeds, and controls beside some of them, are merged into one setting and have no column.
 
     An axis that a setting's reducer does not read (`golden.metric` of a random ranking) is left empty there.
     """
@@ -33,7 +41,7 @@ def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[st
             columns[RANKED_BY] = rankings
         elif axis in ("prompt", "prompt.mode", "prompt.loss", "prompt.norm_gains"):
             columns[PROMPTS] = [prompts(setting) for setting in settings]
-        elif axis != "seed":
+        elif axis not in ("seed", "controls"):
             columns[_short(axis, columns)] = _texts(settings, axis)
     return columns if RANKED_BY in columns else columns | {RANKED_BY: rankings}
 

@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import datetime
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from patchrank.config import Claim, Constraint, Objective, ReportConfig
-from patchrank.data.digits import CREDIT
+from patchrank.data.digits import CREDIT, STYLES
 from patchrank.errors import UserError
 from patchrank.files import join, write_atomic, write_json
+from patchrank.report.beside import Beside, read_beside, told_apart_by
 from patchrank.report.claims import Judgement, details_table, judge
-from patchrank.report.compare import change
+from patchrank.report.findings import answer, brief_table, moves, question, verdicts
 from patchrank.report.front import FrontSection, front_section
 from patchrank.report.markdown import literal
 from patchrank.report.markdown import table as markdown_table
-from patchrank.report.measured import how_made, legend, what_was_measured
-from patchrank.report.names import labels
+from patchrank.report.measured import how_made, legend, what_was_measured, without_interval
 from patchrank.report.paper import paper_rows, paper_section
 from patchrank.report.plots import draw_sweep
 from patchrank.report.results import Setting, read_settings
 from patchrank.report.tables import main_table
 from patchrank.report.tokens import draw_tokens
 
+SUMMARY_SCHEMA = 2  # of claims.json
 SMOKE = "**This is a smoke run on few images (`--quick`): its figures mean nothing.**"
 
 
 @dataclass(frozen=True)
 class Report:
+    """Where a report was written, and its figures as a few lines of text that fit a terminal."""
+
     path: str
     table: str
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """All that a page is about."""
+    """All that a page is about; rows are the sweep's own, settings those of other sweeps beside as well."""
 
     rows: Sequence[dict]
+    beside: Sequence[Beside]
     config: ReportConfig
     axes: Sequence[str]
     command: str
@@ -66,11 +69,12 @@ def write_report(
 ) -> Report:
     """Writes `report.md`, `claims.json`, `<table>-accuracy.png` and `<table>-tokens.png` into `root`.
 
-    With two objectives or more also `<table>-front.png`; without any row no picture at all.
+    With two objectives or more also `<table>-front.png`; without any row no picture at all. Where `config.beside` names
+    roots of other sweeps, their rows stand in table and pictures too, and claims may compare with them.
 
     Args:
         rows: result rows in plan order; their arrays lie in `<root>/trials`.
-        axes: dotted paths of the swept settings; rows that differ in their seed alone are merged.
+        axes: dotted paths of the swept settings; rows that differ in seed and controls alone are merged.
         command: what was asked of `python -m patchrank.tune`.
         unfinished: trials of the sweep that have no row.
         objectives, constraints: of the search; several objectives make a Pareto front.
@@ -80,9 +84,11 @@ def write_report(
     Raises:
         UserError: a table that `paper.yaml` does not have.
     """
-    paper, settings = paper_rows(config.paper), read_settings(rows, root)
+    paper, beside = paper_rows(config.paper), read_beside(config.beside, rows) if rows else []
+    settings = read_settings(rows, root, [(each.root, each.rows) for each in beside])
+    axes = told_apart_by(settings, axes) if beside else axes
     judgements = [_judged(claim, settings, unfinished) for claim in config.claims]
-    sweep = _Sweep(rows, config, axes, command, settings, judgements, unfinished, failures, stopped)
+    sweep = _Sweep(rows, beside, config, axes, command, settings, judgements, unfinished, failures, stopped)
     table = main_table(settings, axes, paper) if rows else ""
     drawn = {"accuracy": draw_sweep(settings, axes), "tokens": draw_tokens(settings, axes)} if rows else {}
     pictures = {f"{config.table}-{kind}.png": picture for kind, picture in drawn.items()}
@@ -91,10 +97,10 @@ def write_report(
         front = front_section(rows, objectives, constraints, axes, f"{config.table}-front")
     for name, content in ({name: content for name, (content, _) in pictures.items()} | front.pictures).items():
         write_atomic(join(root, name), content)
-    write_json(join(root, "claims.json"), _summary(sweep))
+    write_json(join(root, "claims.json"), _summary(sweep, [*front.pictures, *pictures]))
     captions = {name: caption for name, (_, caption) in pictures.items()}
     write_atomic(join(root, "report.md"), _page(sweep, table, front.markdown, captions, paper))
-    return Report(join(root, "report.md"), table)
+    return Report(join(root, "report.md"), brief_table(settings, axes) if rows else "")
 
 
 def _judged(claim: Claim, settings: list[Setting], unfinished: int) -> Judgement:
@@ -114,13 +120,36 @@ def _page(sweep: _Sweep, table: str, front: str, captions: dict[str, str], paper
     settings = sweep.settings
     parts = [f"# {sweep.config.table}", SMOKE if sweep.is_quick else "", _unfinished(sweep)]
     if settings:
-        parts += [how_made(sweep.rows, sweep.command), what_was_measured(settings, sweep.axes)]
-        parts += [_claims(sweep.judgements), front, table, legend(settings, table)]
+        parts += [f"{_question(sweep)} {_found(sweep)}", front, table, without_interval(settings)]
+        parts += [legend(settings, table), _claims(sweep.judgements)]
+        made = [how_made(sweep.rows, sweep.command), *(each.note for each in sweep.beside)]
+        parts += [" ".join(made), what_was_measured(settings, sweep.axes)]
     else:
         parts += [f"`python -m patchrank.tune {sweep.command}`: no trial has a result."]
     parts += [f"{caption}\n\n![{caption.split(',')[0]}]({name})" for name, caption in captions.items()]
-    parts += [_failed(sweep.failures), _details(sweep.judgements), paper_section(paper), CREDIT]
+    credit = CREDIT if _shows_digits(settings) else ""
+    parts += [_failed(sweep.failures), _details(sweep.judgements), paper_section(paper), credit]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _question(sweep: _Sweep) -> str:
+    return question(sweep.config.question, sweep.axes)
+
+
+def _found(sweep: _Sweep) -> str:
+    """What came out, in two sentences."""
+    if not sweep.rows:
+        return "No trial has a result."
+    return f"{moves(sweep.settings, sweep.axes)} {verdicts(sweep.judgements)}"
+
+
+def _shows_digits(settings: Sequence[Setting]) -> bool:
+    """Whether any setting was evaluated or fitted on embedded scenes, whose makers are then to be named."""
+    tasks = {task for setting in settings for task in setting.tasks}
+    for setting in settings:
+        fitted_on = setting.config["predictor"]["fit_on"]
+        tasks |= set(fitted_on) if setting.is_fitted and fitted_on != "own" else set()
+    return bool(tasks & set(STYLES))
 
 
 def _unfinished(sweep: _Sweep) -> str:
@@ -138,39 +167,21 @@ def _failed(failures: Sequence[tuple[str, str]]) -> str:
     return f"**Failed trials**: {len(failures)}; running the sweep again tries them again.\n\n{text}"
 
 
-def _summary(sweep: _Sweep) -> dict:
-    """What an index of sweeps says of this one, as plain JSON."""
+def _summary(sweep: _Sweep, pictures: Sequence[str]) -> dict:
+    """What an index of sweeps says of this one, as plain JSON; `pictures` are its pictures, the telling one first."""
     return {
-        "schema": 1,
+        "schema": SUMMARY_SCHEMA,
         "sweep": sweep.rows[0]["sweep"] if sweep.rows else sweep.config.table,
         "table": sweep.config.table,
         "quick": sweep.is_quick,
         "unfinished": sweep.unfinished,
         "command": sweep.command,
         "date": max([row["date"] for row in sweep.rows] or [f"{datetime.date.today()}"]),
-        "found": f"{_moves(sweep)}{_verdicts(sweep.judgements)}" if sweep.rows else "No trial has a result.",
+        "question": _question(sweep),
+        "found": _found(sweep),
+        **answer(sweep.settings, sweep.axes, sweep.judgements, pictures),
         "claims": [{"line": judgement.line(), **judgement.to_json()} for judgement in sweep.judgements],
     }
-
-
-def _moves(sweep: _Sweep) -> str:
-    """In how many settings accuracy moved, and how far; oracles aside."""
-    names = labels(sweep.settings, sweep.axes)
-    named = [pair for pair in zip(sweep.settings, names) if not pair[0].is_oracle] or [*zip(sweep.settings, names)]
-    changes = sorted([(change(setting), name) for setting, name in named], key=lambda pair: pair[0].estimate)
-    fall = sum(each.high < 0 for each, _ in changes)
-    rise = sum(each.low > 0 for each, _ in changes)
-    ends = " to ".join(f"{each.estimate:+.1f} ({name})" for each, name in (changes[0], changes[-1]))
-    what = "Accuracy on val" if sweep.settings[0].on_val else "Accuracy"
-    return (
-        f"{what} falls in {fall} and rises in {rise} of {len(changes)} settings (95 % interval excludes 0); its "
-        f"change goes from {ends}."
-    )
-
-
-def _verdicts(judgements: Sequence[Judgement]) -> str:
-    counts = Counter(judgement.verdict.replace("open", "not told apart") for judgement in judgements)
-    return f" Claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}." if counts else ""
 
 
 def _claims(judgements: Sequence[Judgement]) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from patchrank.config import leaves
+from patchrank.data.digits import STYLES, digit_of
 from patchrank.files import join, read_bytes
 
 # what can be compared: measure -> array of the trial, and how it is shown: times a factor, and plus an offset
@@ -31,25 +34,22 @@ MEASURES = {
     "val_cosine": ("val_cosine", 1),
     "val_drift": ("val_cosine", -1000, 1000),
 }
+CONTROLS = {"random", "reversed"}  # which a setting may have run with some of its seeds alone
 ON_VAL = {"matching", "matching_prior", "kendall", "ndcg"} | {name for name in MEASURES if name.startswith("val_")}
 
 
 @dataclass(frozen=True)
 class Values:
-    """One number an image: values (n,), the images' ids (n,), and the unit that each belongs to (n,), as in `ids`."""
+    """One number an image: values (n,), the images' ids (n,), and what each is drawn with in statistics (n,)."""
 
     values: np.ndarray
     ids: np.ndarray
-
-    @property
-    def clusters(self) -> np.ndarray:
-        """Images of one digit belong together, whichever task drew it: `digits/test/0123-2` to `0123`."""
-        return np.asarray([str(name).rsplit("/", 1)[-1].split("-")[0] for name in self.ids])
+    clusters: np.ndarray
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All rows of a sweep that differ in their seed alone, and the per-image arrays of each.
+    """All rows of a sweep that differ in their seed (and the controls beside them) alone, and the arrays of each.
 
     on_val: no trial looked at test (`data.n_test: 0`), so what is shown is of validation images.
     """
@@ -88,45 +88,99 @@ class Setting:
         return f"val_{measure}" if self.on_val and f"val_{measure}" in MEASURES else measure
 
     def has(self, measure: str) -> bool:
-        return all(f"{task}.{MEASURES[measure][0]}" in arrays for task in self.tasks for arrays in self.arrays)
+        """Whether all seeds have a measure; of a control, which need not run with all of them, whether any has it."""
+        having = len(self._having(measure))
+        return having > 0 if measure in CONTROLS else having == len(self.arrays)
+
+    def unit(self, task: str | None = None) -> str:
+        """The word for what images are drawn by, of one task or of all: "group" where tasks have several words."""
+        words = {_unit(self.arrays[0], task) for task in ([task] if task else self.tasks)}
+        return words.pop() if len(words) == 1 else "group"
 
     def values(self, measure: str, task: str | None = None, limit: int | None = None) -> Values:
-        """One number an image, averaged over seeds, of one task or of all of them.
+        """One number an image, averaged over the seeds that have it, of one task or of all of them.
 
         Args:
             limit: only the first so many images of each task (the oracles' subset).
         """
-        per_seed = [self._of_seed(arrays, measure, task, limit) for arrays in self.arrays]
-        return Values(np.mean([values for values, _ in per_seed], axis=0), per_seed[0][1])
+        having = self._having(measure)
+        values = np.mean([self._of_seed(arrays, measure, task, limit) for arrays in having], axis=0)
+        parts = [_images(having[0], each, measure in ON_VAL) for each in ([task] if task else self.tasks)]
+        ids, clusters = (np.concatenate([part[:limit] for part in kind]) for kind in zip(*parts))
+        return Values(values, ids, clusters)
 
     def seeds(self, measure: str, task: str | None = None, limit: int | None = None) -> list[float]:
-        """The mean of every seed; its spread is what seeds are worth."""
-        return [float(self._of_seed(arrays, measure, task, limit)[0].mean()) for arrays in self.arrays]
+        """The mean of every seed that has a measure; its spread is what seeds are worth."""
+        return [float(self._of_seed(arrays, measure, task, limit).mean()) for arrays in self._having(measure)]
 
     def count(self, task: str) -> int:
         """Images of a task that its figures are of."""
         return len(self.arrays[0][f"{task}.{'val_ids' if self.on_val else 'ids'}"])
 
-    def _of_seed(
-        self, arrays: dict[str, np.ndarray], measure: str, task: str | None, limit: int | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _having(self, measure: str) -> list[dict[str, np.ndarray]]:
+        """The arrays of the seeds that have a measure on every task."""
+        name = MEASURES[measure][0]
+        return [arrays for arrays in self.arrays if all(f"{task}.{name}" in arrays for task in self.tasks)]
+
+    def _of_seed(self, arrays: dict[str, np.ndarray], measure: str, task: str | None, limit: int | None) -> np.ndarray:
         name, scale, *offset = MEASURES[measure]
-        ids = "val_ids" if measure in ON_VAL else "ids"
         tasks = [task] if task else self.tasks
         values = np.concatenate([arrays[f"{task}.{name}"][:limit].astype(float) for task in tasks])
-        values = values * scale + sum(offset)
-        return values, np.concatenate([arrays[f"{task}.{ids}"][:limit] for task in tasks])
+        return values * scale + sum(offset)
 
 
-def read_settings(rows: Sequence[dict], root: str) -> list[Setting]:
-    """Rows in plan order to settings in the order of their first row."""
-    groups: dict[str, list[dict]] = {}
-    for row in rows:
-        config = {key: value for key, value in row["config"].items() if key != "seed"}
-        groups.setdefault(json.dumps(config, sort_keys=True), []).append(row)
-    arrays = [[_arrays(root, row) for row in group] for group in groups.values()]
+def _images(arrays: dict[str, np.ndarray], task: str, on_val: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (n,) of a task's images, and what each is drawn with (n,).
+
+    Records from before these were saved have ids alone. An embedded scene's id tells its digit; of other data such
+    records count where each image stands for itself, since data with groups has other trials' ids by now.
+    """
+    prefix = f"{task}.val_" if on_val else f"{task}."
+    ids = arrays[f"{prefix}ids"]
+    if f"{prefix}groups" in arrays:
+        return ids, arrays[f"{prefix}groups"]
+    return ids, np.asarray([digit_of(str(name)) if task in STYLES else f"{task}/{name}" for name in ids])
+
+
+def has_groups(root: str, row: dict) -> bool:
+    """Whether a row's arrays say what its images are drawn by, as those of earlier versions do not."""
+    return any(name.endswith("groups") for name in _arrays(root, row))
+
+
+def _unit(arrays: dict[str, np.ndarray], task: str) -> str:
+    saved = arrays.get(f"{task}.unit", arrays.get(f"{task}.val_unit"))
+    return str(saved) if saved is not None else "digit" if task in STYLES else "image"
+
+
+def configuration(config: dict) -> dict[str, Any]:
+    """What tells one setting from another, by dotted path: all but seed and controls.
+
+    Without prompts nothing else that stands in that section is read: `prompt: null` and `prompt: {mode: none, ...}`
+    are the same.
+    """
+    found = {path: value for path, value in leaves(config).items() if path not in ("seed", "controls", "prompt")}
+    if found.get("prompt.mode", "none") == "none":
+        found = {path: value for path, value in found.items() if path.split(".")[0] != "prompt"}
+        found["prompt.mode"] = "none"
+    return found
+
+
+def read_settings(rows: Sequence[dict], root: str, beside: Iterable[tuple[str, Sequence[dict]]] = ()) -> list[Setting]:
+    """Rows in plan order to settings in the order of their first row.
+
+    Args:
+        beside: roots and rows of other sweeps; a seed of a setting that several have counts once.
+    """
+    groups: dict[str, dict[int, tuple[str, dict]]] = {}
+    for place, found in [(root, rows), *beside]:
+        for row in found:
+            seeds = groups.setdefault(json.dumps(configuration(row["config"]), sort_keys=True), {})
+            _, known = seeds.get(row["config"]["seed"], (place, None))
+            if known is None or len(row["config"]["controls"]) > len(known["config"]["controls"]):
+                seeds[row["config"]["seed"]] = place, row
+    members = [list(seeds.values()) for seeds in groups.values()]
     on_val = any(row["config"]["data"]["n_test"] == 0 for row in rows)  # in one table all stand on the same images
-    return [Setting(group, found, on_val) for group, found in zip(groups.values(), arrays)]
+    return [Setting([row for _, row in each], [_arrays(*one) for one in each], on_val) for each in members]
 
 
 def _arrays(root: str, row: dict) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ def main_table(settings: Sequence[Setting], axes: Sequence[str], paper: dict | N
         rows.append(name | _row(setting, few) | beside)
         rows += [name | _control(setting, control, few) for control in CONTROLS if setting.has(control)]
     titles = [column for column in names if _tells(column, rows)] or [RANKED_BY]
-    rows = [{titles[0]: "nothing pruned"} | _unpruned(tower, few) for tower in _towers(settings)] + rows
+    rows = [{titles[0]: "nothing pruned"} | _unpruned(tower, few) for tower in towers(settings)] + rows
     columns = [*titles, *all_tasks(settings), "mean", "change", _on(few), *MEASURED]
     columns = [column for column in columns if any(row.get(column) for row in rows)]
     if len({row[RANKING] for row in rows if row.get(RANKING)}) == 1:
@@ -48,10 +48,11 @@ def main_table(settings: Sequence[Setting], axes: Sequence[str], paper: dict | N
     return table(heads, [[row.get(column, "") for column in columns] for row in rows], texts=len(titles))
 
 
-def signed(interval: Interval) -> str:
-    """A change with its 95 % interval, bold where the interval excludes 0."""
+def signed(interval: Interval, bold: bool = True) -> str:
+    """A change with its 95 % interval, where there is one; in Markdown bold where the interval excludes 0."""
     estimate, low, high = (f"{round(value, 2) + 0.0:+.2f}" for value in interval[:3])  # no "-0.00"
-    return f"{f'**{estimate}**' if interval.excludes_zero else estimate} [{low}, {high}]"
+    shown = f"**{estimate}**" if bold and interval.excludes_zero else estimate
+    return f"{shown} [{low}, {high}]" if interval.is_known else shown
 
 
 def _row(setting: Setting, few: int | None) -> dict[str, str]:
@@ -124,7 +125,7 @@ def _tells(column: str, rows: Sequence[dict[str, str]]) -> bool:
     return len({row.get(column, "") for row in rows}) > 1
 
 
-def _towers(settings: Sequence[Setting]) -> list[Setting]:
+def towers(settings: Sequence[Setting]) -> list[Setting]:
     """One setting of every model and set of tasks, the one with most images: its unpruned answers stand for all."""
     found: dict[str, Setting] = {}
     for setting in sorted(settings, key=lambda setting: setting.is_oracle):

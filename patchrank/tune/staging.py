@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from patchrank.config import TrialConfig
 from patchrank.data.shards import ShardFolder
 from patchrank.errors import UserError
-from patchrank.golden import BATCH_SIZE, report_faults
+from patchrank.golden import batch_size_of, report_faults
 from patchrank.progress import progress
 from patchrank.trial import needed_shards
 from patchrank.tune.plan import Plan
@@ -61,7 +61,8 @@ def stage(plan: Plan, jobs: list[Job]) -> None:
             job.faults = job.folder.faults()
     for job in jobs:
         if job in made or not job.folder.complete():
-            job.folder.finish(batch=BATCH_SIZE, threads=max(1, int(resources.cpu)))
+            batch = batch_size_of("cuda" if resources.gpu else "cpu")
+            job.folder.finish(batch=batch, threads=max(1, int(resources.cpu)))
 
 
 def _submit(plan: Plan, job: Job, index: int):

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 def is_done(plan: Plan) -> bool:
     """Whether nothing is left to run or to measure; a search is asked, whose space may be smaller than its samples."""
-    from patchrank.tune.search import create_search
-
     if plan.untimed():
         return False
     if plan.missing() and plan.sampled:
+        from patchrank.tune.search import create_search  # Ray and Optuna load slowly, and a finished plan needs neither
+
         create_search(plan).suggest("whether there is anything left")
     return plan.missing() == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ class NamedDataset:
 
     folders: under the root, CoOp's name first, then torchvision's. prompt: the single one that CoOp's zero-shot CLIP
     uses. sizes: classes, and images in train, val and test, in CoOp's own copy. own_val: False where val is test.
+    group: pattern of image paths, whose first group names the images that are drawn together in statistics; None where
+    each image stands for itself.
     """
 
     folders: tuple[str, ...]
@@ -29,6 +32,7 @@ class NamedDataset:
     prompt: str
     sizes: tuple[int, int, int, int]
     own_val: bool = True
+    group: str | None = None
 
 
 def _coop(images: str, file: str) -> Callable[[Places, str], Listing]:
@@ -77,6 +81,7 @@ NAMED: dict[str, NamedDataset] = {
         _coop("UCF-101-midframes", "UCF101"),
         "a photo of a person doing {}.",
         (101, 7639, 1898, 3783),
+        group=r".*/v_(\w+_g\d+)_c\d+\.\w+",  # clips of one group were cut from one video
     ),
     "imagenet": NamedDataset(
         ("imagenet",),
@@ -103,7 +108,30 @@ def load_named(task: str, split: str, root: str | None) -> ImageSplit:
     listing = dataset.listing(Places(task, str(root), dataset.folders), split)
     listing.check_ends()
     _compare_sizes(listing, split, dataset.sizes)
-    return ImageSplit(task, split, listing.ids, listing.labels, listing.classes, (dataset.prompt,), listing.reader())
+    groups = None if dataset.group is None else _groups(listing, dataset.group)
+    return ImageSplit(
+        task,
+        split,
+        listing.ids,
+        listing.labels,
+        listing.classes,
+        (dataset.prompt,),
+        listing.reader(),
+        groups=groups,
+        unit="image" if groups is None else "group",
+    )
+
+
+def _groups(listing: Listing, pattern: str) -> list[str]:
+    """Raises `UserError` for an image whose name does not tell its group."""
+    found = [re.fullmatch(pattern, name) for name in listing.ids]
+    if None in found:
+        name = listing.ids[found.index(None)]
+        raise UserError(
+            f"{listing.source}: image {name!r} does not tell the group that it was filmed in; its name must read "
+            f"v_CLASS_gNN_cNN.jpg; {how_to_get(listing.task)}"
+        )
+    return [f"{listing.task}/{each[1]}" for each in found]
 
 
 def _find(task: str, split: str, root: str | None) -> NamedDataset:

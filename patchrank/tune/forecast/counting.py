@@ -61,7 +61,8 @@ def record_bytes(trial: TrialConfig, inputs: Inputs) -> int:
             split, arrays = inputs.split(task, part), {}
             shown = range(min(len(split), max(1, PICTURES // len(trial.data.tasks))) if part == "test" else 0)
             arrays["pictures"] = np.asarray([np.asarray(ImageOps.fit(split.image(n), (side, side))) for n in shown])
-            arrays |= {"ids": np.asarray(split.ids), "cosine": draw.random(len(split), np.float32)}
+            arrays |= {"ids": np.asarray(split.ids), "groups": np.asarray(split.clusters())}
+            arrays |= {"cosine": draw.random(len(split), np.float32)}
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
             total += buffer.tell()

@@ -20,7 +20,7 @@ from patchrank.data.shards import ShardFolder
 from patchrank.evaluate import evaluate
 from patchrank.fit import BATCH_SIZE as FIT_BATCH
 from patchrank.fit import Ranked, fit_predictor, prior_of, rank_quality
-from patchrank.golden import BATCH_SIZE, score_images
+from patchrank.golden import batch_size_of, score_images
 from patchrank.inputs import Inputs
 from patchrank.layers.predictors import create_predictor
 from patchrank.layers.pruning import windows
@@ -90,7 +90,7 @@ class Timer:
 
         def prepare():
             squares = len(windows(clip.visual.patch_embed.grid_size, how["window"], how["stride"]))
-            few = split.first(max(1, BATCH_SIZE // squares))
+            few = split.first(max(1, batch_size_of(self.device.type) // squares))
             head = clip.zero_shot_head(few.classes, few.templates) if few.classes else None
             labels = None if few.labels is None else torch.tensor(few.labels, device=self.device)
             given = self._images(clip, few), head, labels, clip.logit_scale.exp().item()
