@@ -17,8 +17,13 @@ SPACE = "pruning.keep_rate: {grid: [0.9, 0.8]}"
 
 
 class Actor:
+    """Prints as a handle of Ray's does."""
+
     def __init__(self, name: str):
-        self._actor_id = SimpleNamespace(hex=lambda: name)
+        self.name = name
+
+    def __repr__(self):
+        return f"Actor(Worker, {self.name})"
 
 
 def trial_of(rate: float, name: str, result: dict | None = None) -> SimpleNamespace:

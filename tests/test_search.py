@@ -155,9 +155,10 @@ def test_nsga2_breeds_from_records(tmp_path):
     plan.refresh()
     search = create_search(plan)
     search.suggest("t")
-    study, key = search.studies[0], optuna.samplers.NSGAIISampler._get_generation_key()
-    assert [trial.system_attrs[key] for trial in study.trials[:13]] == [0] * 10 + [1] * 3
-    parents = study.sampler.get_parent_population(study, 1)
+    study = search.studies[0]
+    sampler = study.sampler
+    assert [sampler.get_trial_generation(study, trial) for trial in study.trials[:13]] == [0] * 10 + [1] * 3
+    parents = sampler.get_parent_population(study, 1)
     assert len(parents) == 10 and {parent.number for parent in parents} == set(range(10))
 
 
