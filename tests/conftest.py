@@ -14,7 +14,7 @@ import torch
 import patchrank
 from patchrank.prompting import tuning
 
-REAL_RAY = ("test_faults", "test_nodes", "test_tune", "test_scale", "test_steps")  # files that start clusters
+REAL_RAY = ("test_faults", "test_nodes", "test_tune")  # files that start clusters
 
 
 def pytest_collection_modifyitems(items):
