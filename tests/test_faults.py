@@ -63,6 +63,7 @@ def test_a_lost_worker_costs_no_trial(faulty):
     assert (folder / "fragile-was-here").exists() and "reducer fragile: is to be tried again" in said
 
 
+@pytest.mark.slow
 def test_what_failed_is_tried_again_and_nothing_else(faulty):
     folder, _ = faulty
     before = records(folder)

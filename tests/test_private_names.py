@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -35,10 +36,16 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__") and name != "_"
 
 
+@cache
+def nodes(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
+
+
+@cache
 def private_names_of(source: str) -> set[str]:
     """What a file defines: functions, classes, and what it assigns to, attributes included."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -52,7 +59,7 @@ OURS = set().union(*(private_names_of(file.read_text()) for file in FILES if fil
 def uses(source: str) -> Iterator[str]:
     """Every use of a private name of another package. A name that is one of ours as well cannot be told from it."""
     own = OURS | PUBLIC | private_names_of(source)
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from imported(node)
         elif isinstance(node, ast.Attribute):
