@@ -5,7 +5,7 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WDS_SECURE"] = "1"
 os.environ["PATCHRANK_CACHE"] = tempfile.mkdtemp(prefix="patchrank-tests-")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes share two cores, and tests are too small for threads
 
 import pytest
 import timm
@@ -13,6 +13,18 @@ import torch
 
 import patchrank
 from patchrank.prompting import tuning
+
+REAL_RAY = ("test_faults", "test_nodes", "test_tune")  # files that start clusters
+
+
+def pytest_collection_modifyitems(items):
+    """Spreads files over the processes of pytest-xdist; those that start Ray come first, all of them in one process.
+
+    So no two clusters of the tests run beside one another, and what a file has made once serves all of its tests.
+    """
+    items.sort(key=lambda item: item.path.stem not in REAL_RAY)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in REAL_RAY else item.path.stem))
 
 
 def pytest_unconfigure():

@@ -152,19 +152,19 @@ FEW = {"prompt__epochs": 1, "prompt__shots": 1}
 @pytest.mark.parametrize(
     "changes, more",
     [
-        ({}, {"predictor.safetensors"}),
-        ({"pruning__reducer": "prior"}, {"predictor.safetensors"}),
-        ({"pruning__reducer": "random", "seed": 3}, set()),
-        ({"pruning__keep_rate": 1.0}, set()),
-        ({"prompt__mode": "TV", **FEW}, {"predictor.safetensors", "prompts.safetensors"}),
-        ({"prompt__mode": "T", **FEW}, {"predictor.safetensors", "prompts.safetensors"}),
+        ({}, ["predictor.safetensors"]),
+        ({"pruning__reducer": "prior"}, ["predictor.safetensors"]),
+        ({"pruning__reducer": "random", "seed": 3}, []),
+        ({"pruning__keep_rate": 1.0}, []),
+        ({"prompt__mode": "TV", **FEW}, ["predictor.safetensors", "prompts.safetensors"]),
+        ({"prompt__mode": "T", **FEW}, ["predictor.safetensors", "prompts.safetensors"]),
     ],
     ids=str,
 )
 def test_timm_loads_what_was_measured_on_test(write, reads, tmp_path, changes, more):
     found, metrics, saved = write(tmp_path / "model", **changes)
     names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert names == {"config.json", "model.safetensors", "chosen.json"} | more
+    assert names == {"config.json", "model.safetensors", "chosen.json", *more}
     assert reads == [("digits", None)]  # once, and all of it, whatever data.n_test says
     clip, tower = eval(saved["load"]["pair"]), eval(saved["load"]["tower"]).eval()
     again = evaluate(clip, load_split("digits", "test", TEST), quiet=True).row()

@@ -5,20 +5,23 @@ import patchrank
 from patchrank.data import digits
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
-from patchrank.evaluate import evaluate
+from patchrank.evaluate import embed_unpruned
 from patchrank.models.tags import TEXT_CFGS, WEIGHTS
 from patchrank.models.text import create_text_tower
 
 
 def test_zero_shot_accuracy_of_the_shipped_pair(clip):
     """At least 90 % on every test digit, and an unseen template costs at most 2 points."""
-    from dataclasses import replace
-
     split = load_split("digits", "test")
-    seen = evaluate(clip, split, quiet=True).row()["accuracy"]
-    unseen = evaluate(clip, replace(split, templates=(digits.UNSEEN_TEMPLATE,)), quiet=True).row()["accuracy"]
+    embeddings = embed_unpruned(clip, split)
+
+    def accuracy(templates):
+        answers = (embeddings @ clip.zero_shot_head(split.classes, templates).T).argmax(-1)
+        return 100 * (answers == torch.as_tensor(split.labels)).float().mean().item()
+
+    seen = accuracy(split.templates)
     assert seen >= 90
-    assert unseen >= seen - 2
+    assert accuracy((digits.UNSEEN_TEMPLATE,)) >= seen - 2
 
 
 def test_shipped_weights_are_small_and_half_precision():

@@ -113,7 +113,7 @@ def test_find_weights():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_tag_decides_activation_and_transform_without_its_weights_too(name):
     weights, model = PUBLISHED[name], tiny(name)
-    assert activation(model) == weights.act_layer == model._model_args["act_layer"]
+    assert activation(model) == weights.act_layer == timm.models.get_model_args(model)["act_layer"]
     assert model.pretrained_cfg["tag"] == weights.tag
     config = resolve_model_data_config(model)
     assert (config["mean"], config["std"], config["crop_pct"]) == (weights.mean, weights.std, 1.0)

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from filelock import FileLock
 from s3_server import s3_server
 
 from patchrank import lease
@@ -45,10 +46,11 @@ def folder(request, store, tmp_path, monkeypatch):
     """Where a driver may work; the same promises hold on each."""
     if request.param == "without flock":
 
-        def flock(*args):
-            raise OSError(errno.ENOSYS, "Function not implemented")
+        class Unlockable(FileLock):
+            def acquire(self, *args, **kwargs):
+                raise OSError(errno.ENOSYS, "Function not implemented")
 
-        monkeypatch.setattr("filelock._unix.lock_fd_nonblocking", flock)
+        monkeypatch.setattr(lease, "FileLock", Unlockable)
     places = {"s3": f"{store.url}/{tmp_path.name}", "memory": f"memory://{tmp_path}"}
     return places.get(request.param, str(tmp_path / "run"))
 
@@ -79,7 +81,8 @@ def test_an_error_in_the_block_gives_it_back(folder):
         assert not note(folder).get("lost")
 
 
-def test_killed_holders_are_in_nobodys_way(store, tmp_path):
+def test_killed_holders_are_in_nobodys_way(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "STALE", 30.0)  # what nobody has to wait for
     places = [str(tmp_path), f"{store.url}/killed"]
     process = subprocess.Popen([sys.executable, "-c", HOLDER, *places], stdout=subprocess.PIPE, text=True)
     try:

@@ -9,18 +9,27 @@ from patchrank.trial import run_trial
 from patchrank.tune.spec import find_sweep
 
 
-@pytest.fixture(scope="module")
-def metrics(tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=[["digits"], pytest.param(["digits", "digits_full", "digits_ink"], marks=pytest.mark.slow)],
+    ids=len,
+)
+def metrics(request, tmp_path_factory):
+    """Of one trial: on the first task by default, which takes a third of the time of all three."""
     folder = tmp_path_factory.mktemp("reach")
     raw = read_yaml(find_sweep("locations"))["trial"]
-    raw["data"] |= {"n_test": 718, "n_train": 128, "n_val": 64}  # two scenes of every test digit
+    raw["data"] |= {
+        "tasks": request.param,
+        "n_test": 718,
+        "n_train": 128,
+        "n_val": 64,
+    }  # two scenes of every test digit
     trial = TrialConfig.model_validate(raw)
     record = run_trial(trial, load_inputs(trial), str(folder), str(folder / "shards"), "reach", quiet=True)
     return record["metrics"]
 
 
-def test_dropping_40_percent_by_the_predictor_costs_at_most_0_3_points_on_the_mean_of_three_tasks(metrics):
-    assert len(metrics["tasks"]) == 3
+def test_dropping_40_percent_by_the_predictor_costs_at_most_0_3_points_on_the_mean_of_tasks(metrics):
     assert metrics["accuracy"] >= metrics["accuracy_unpruned"] - 0.3
     assert metrics["agreement"] > 95
 

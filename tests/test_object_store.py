@@ -186,10 +186,32 @@ def test_secrets_that_a_library_lets_slip_are_struck_out(store):
     assert patience.reason(error) == "no answer from http://host/x, signed with ***"
 
 
+class Missing(fsspec.AbstractFileSystem):
+    """In place of a file system that was imported before: what fsspec does where its package is missing."""
+
+    def __init__(self, *args, **kwargs):
+        raise ImportError("Install the package to access this kind of URL")
+
+
+@pytest.fixture
+def forget(monkeypatch):
+    """Makes fsspec find neither a package nor what it has imported from it."""
+    known = {}
+
+    def forget(kind, package):
+        monkeypatch.setitem(sys.modules, package, None)
+        if kind in fsspec.registry:
+            known[kind] = fsspec.registry[kind]
+            fsspec.register_implementation(kind, Missing, clobber=True)
+
+    yield forget
+    for kind, loaded in known.items():
+        fsspec.register_implementation(kind, loaded, clobber=True)
+
+
 @pytest.mark.parametrize("kind, package, extra", [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")])
-def test_a_missing_package_is_named(monkeypatch, kind, package, extra):
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, kind, raising=False)
-    monkeypatch.setitem(sys.modules, package, None)
+def test_a_missing_package_is_named(forget, kind, package, extra):
+    forget(kind, package)
     hint = rf"^{kind}://b/x: the package .* is missing; pip install 'patchrank-clip\[{extra}\]'$"
     with pytest.raises(UserError, match=hint):
         files.read_bytes(f"{kind}://b/x")

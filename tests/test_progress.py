@@ -5,11 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 from test_search import plan_of
 
+from patchrank.config import Resources
 from patchrank.errors import UserError
 from patchrank.tune import callback
 from patchrank.tune.callback import NO_MEMORY, RETRIES, Progress
+from patchrank.tune.cluster import Where, ray_cluster
 from patchrank.tune.interrupts import Interrupts
 from patchrank.tune.steps import STEP, VALUE
 
@@ -17,8 +20,13 @@ SPACE = "pruning.keep_rate: {grid: [0.9, 0.8]}"
 
 
 class Actor:
+    """Prints as a handle of Ray's does."""
+
     def __init__(self, name: str):
-        self._actor_id = SimpleNamespace(hex=lambda: name)
+        self.name = name
+
+    def __repr__(self):
+        return f"Actor(Worker, {self.name})"
 
 
 def trial_of(rate: float, name: str, result: dict | None = None) -> SimpleNamespace:
@@ -54,6 +62,19 @@ def test_whoever_is_named_is_to_blame_for_memory_and_nobody_else(progress):
         progress.on_trial_start(0, [], trial_of(rate, name))
     progress.out_of_memory("killed Actor(actor-b)")
     assert list(progress.lost.values()) == [{"pruning.keep_rate": 0.8}] and not progress.one_at_a_time
+
+
+@pytest.mark.slow
+def test_rays_own_actors_print_with_the_ids_that_its_messages_have():
+    with ray_cluster(Resources(cpu=1), Where()):
+
+        @ray.remote
+        class Worker:
+            def identify(self) -> str:
+                return ray.get_runtime_context().get_actor_id()
+
+        worker = Worker.remote()
+        assert callback.actor_id(worker) == ray.get(worker.identify.remote())
 
 
 def test_where_nobody_is_named_trials_come_round_one_at_a_time(progress):

@@ -111,7 +111,7 @@ def test_pretrained_is_offline_and_set_pruning_works_live(images):
     assert model.patch_embed.proj.weight.dtype == torch.float32
     model.set_pruning(keep_rate=0.5)
     assert model.forward_pruned(images).kept.shape == (4, 32)
-    assert model._model_args["keep_rate"] == 0.5
+    assert timm.models.get_model_args(model)["keep_rate"] == 0.5
 
 
 def test_features_only_and_head_reset(images):

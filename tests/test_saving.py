@@ -268,7 +268,7 @@ def test_directories_are_written_whole_or_not_at_all(images, tmp_path, fitted, m
 def test_what_is_no_tower_of_ours(tmp_path, tower):
     with pytest.raises(UserError, match="but got a Linear"):
         save_pretrained(nn.Linear(2, 2), tmp_path / "saved")
-    tower._model_args["norm_layer"] = nn.LayerNorm
+    tower = timm.create_model("patchrank_clip_digits", norm_layer=nn.LayerNorm)
     with pytest.raises(UserError, match="cannot be saved: Model argument 'norm_layer' is not serializable"):
         save_pretrained(tower, tmp_path / "saved")
     assert os.listdir(tmp_path) == []

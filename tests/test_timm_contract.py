@@ -235,7 +235,7 @@ def test_full_size(name):
 def test_compiles_in_one_graph(name, backend):
     model = create(name).eval()
     images = images_for(model)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(images), model(images), atol=1e-5, rtol=1e-4)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -105,7 +106,7 @@ def _write(path: str | Path, content: bytes, patience: float | None = None) -> N
 
     def write() -> None:
         if not _WITHOUT_FOLDERS & protocols(filesystem):
-            filesystem.makedirs(filesystem._parent(name) or ".", exist_ok=True)
+            filesystem.makedirs(posixpath.dirname(name) or ".", exist_ok=True)
         (_replace if local else lambda *file: put(filesystem, *file))(name, content)
 
     try:

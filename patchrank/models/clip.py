@@ -22,6 +22,7 @@ from patchrank.layers.macs import text_macs
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.download import download_pair
 from patchrank.models.checkpoints.reading import load_pair
+from patchrank.models.private_names import version_of
 from patchrank.models.prompt_files import check_pair, load_prompts
 from patchrank.models.tags import TEXT_CFGS, find_weights
 from patchrank.models.text import (
@@ -145,7 +146,7 @@ class Clip(nn.Module):
         """
         if self.training:
             return self._make_head(classes, templates)
-        weights = tuple((weight.data_ptr(), weight._version) for weight in self.text.parameters())
+        weights = tuple((weight.data_ptr(), version_of(weight)) for weight in self.text.parameters())
         if weights != self._heads_of:  # somebody loaded or tuned others
             self._heads, self._heads_of = {}, weights
         key = (tuple(classes), tuple(templates), *self._learned_text().values())

@@ -16,6 +16,7 @@ from torch import nn
 from patchrank.errors import UserError
 from patchrank.models.open_clip_native import create_visual, strange_features
 from patchrank.models.open_clip_visual import OpenClipTrunk, OpenClipVisual
+from patchrank.models.private_names import is_compiled
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 
 CROP_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}  # open_clip's resize modes, and timm's
@@ -123,7 +124,7 @@ def _refuse(visual: nn.Module | None) -> None:
 def _strange(visual: nn.Module | None) -> Iterator[str]:
     """Names of everything in an image tower that ours cannot reproduce."""
     for module in (visual, getattr(visual, "trunk", None)):
-        if module is not None and {"forward", "_compiled_call_impl"} & set(vars(module)):
+        if module is not None and ("forward" in vars(module) or is_compiled(module)):
             yield "compiled or patched forward"
     if type(visual) is TimmModel:
         yield from _strange_timm(visual.trunk)

@@ -69,9 +69,13 @@ class OpenClipTrunk(PrunedVisionTransformer):
         self.set_prompts(None)  # gains of norms hang on modules that both share
         if isinstance(trunk, PrunedVisionTransformer):
             trunk._insert(trunk._prompts, trunk._hooks, trunk.num_prompt_tokens)
-        trunk._parameters.update(self._parameters)
-        trunk._buffers.update(self._buffers)
-        trunk._modules.update({name: module for name, module in self._modules.items() if name != "pruner"})
+        for name, weight in self.named_parameters(recurse=False):
+            trunk.register_parameter(name, weight)
+        for name, buffer in self.named_buffers(recurse=False):
+            trunk.register_buffer(name, buffer)
+        for name, module in self.named_children():
+            if name != "pruner":
+                trunk.register_module(name, module)
         for name in ("training", "grad_checkpointing", "num_classes", "global_pool"):
             setattr(trunk, name, getattr(self, name))
         if getattr(trunk, "pruner", None) is not None:  # of a tower that was ours before

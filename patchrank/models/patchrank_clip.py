@@ -15,10 +15,10 @@ from timm.models import (
     register_model,
     resolve_pretrained_cfg,
 )
-from timm.models._input import update_model_args
 
 from patchrank.models.checkpoints.hub import ensure_reachable
 from patchrank.models.checkpoints.towers import checkpoint_filter_fn
+from patchrank.models.private_names import update_model_args
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.tags import PUBLISHED, WEIGHTS, Weights, find_weights
 

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from timm.models._input import update_model_args
+from timm.models import get_model_args
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from patchrank.layers.norm_gains import Hooked, gain_hooks, hook
 from patchrank.layers.prompts import count_visual, insert, remove
 from patchrank.layers.pruning_block import check_grid
+from patchrank.models.private_names import update_model_args
 from patchrank.models.prompt_files import check_tower, load_visual
 
 
@@ -48,7 +49,7 @@ class PromptedTower:
         if prompts is not None:
             check_tower(self, prompts)
         self._hold(prompts)
-        if "prompts_path" in getattr(self, "_model_args", {}):
+        if "prompts_path" in get_model_args(self):
             update_model_args(self, prompts_path=None)
 
     @contextmanager

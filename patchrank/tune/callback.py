@@ -93,7 +93,7 @@ class Progress(Callback):
         Where it names none that we know, nobody is to blame yet, and the trials come round one at a time.
         """
         running = list(self.running.values())
-        named = [each for each in running if each.actor and each.actor._actor_id.hex() in message]
+        named = [each for each in running if each.actor and actor_id(each.actor) in message]
         for each in named or running[: len(running) == 1]:
             self._lose(each.values, NO_MEMORY)
         self.one_at_a_time = self.one_at_a_time or not named
@@ -186,6 +186,14 @@ def best_values(rows: Iterable[dict], objectives: Iterable[Objective]) -> dict[s
         values = [row["metrics"][each.metric] for row in rows if each.metric in row["metrics"]]
         best |= {each.metric: (max if each.mode == "max" else min)(values)} if values else {}
     return best
+
+
+def actor_id(actor: object) -> str:
+    """The hexadecimal id by which Ray's messages name an actor, from how its handle prints: `Actor(Worker, 0a1b)`.
+
+    A handle that prints otherwise gives a text that no message has, so that nobody is blamed by mistake.
+    """
+    return repr(actor).rpartition(", ")[2].removesuffix(")")
 
 
 def _cause(error_file: str | None) -> str:

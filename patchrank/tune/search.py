@@ -7,12 +7,12 @@ per cell of the grid, in memory and rebuilt from records at every start.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import optuna
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from patchrank.config import SearchConfig
@@ -27,22 +27,42 @@ STUBBORN = 8  # repeated proposals in a row after which a trial is drawn at rand
 EMPTY: Mapping = MappingProxyType({})
 
 
-def create_sampler(search: SearchConfig, seed: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler of a search; NSGA-II's first generation, which is random, is a quarter of the samples."""
+def create_sampler(search: SearchConfig, seed: int, num_known: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler of a search; NSGA-II's first generation, which is random, is a quarter of the samples.
+
+    Args:
+        num_known: how many trials a study is told from records before it is asked for its first one.
+    """
     if search.sampler == "nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=population(search))
+        return ReplayedNSGAII(seed, max(4, min(50, search.samples // 4)), num_known)
     return optuna.samplers.TPESampler(seed=seed)
 
 
-def population(search: SearchConfig) -> int:
-    return max(4, min(50, search.samples // 4))
+class ReplayedNSGAII(optuna.samplers.NSGAIISampler):
+    """NSGA-II on a study that begins with trials from records.
+
+    Modifications: generations are kept here by number of trial. Optuna's own sampler keeps them inside of trials, where
+    those from records have none, so that nothing would ever be bred from them.
+    """
+
+    def __init__(self, seed: int, population_size: int, num_known: int):
+        super().__init__(seed=seed, population_size=population_size)
+        self.generations = {number: number // population_size for number in range(num_known)}
+
+    def get_trial_generation(self, study: optuna.Study, trial: FrozenTrial) -> int:
+        """The generation of a trial; a new one belongs to the newest, or to the next where that is complete."""
+        if trial.number not in self.generations:
+            sizes = Counter(self.generations.get(each.number, -1) for each in _complete(study))
+            newest = max([0, *sizes])  # -1 are those that were drawn by chance, without this sampler
+            self.generations[trial.number] = newest + (sizes[newest] >= self.population_size)
+        return self.generations[trial.number]
+
+    def get_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        return [trial for trial in _complete(study) if self.generations.get(trial.number) == generation]
 
 
-def generation(search: SearchConfig, place: int) -> dict[str, int]:
-    """What NSGA-II knows its parents by; a trial that is read from a record, the `place`-th, is told it again."""
-    if search.sampler != "nsga2":
-        return {}
-    return {optuna.samplers.NSGAIISampler._get_generation_key(): place // population(search)}
+def _complete(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
 
 
 def create_search(
@@ -103,7 +123,7 @@ class CellSearch(ListSearch):
         search = self.plan.sweep.config.search
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
         seed = int(content_id([search.seed, cell, len(self.known[cell])])[:8], 16)
-        return optuna.create_study(sampler=create_sampler(search, seed), directions=directions)
+        return optuna.create_study(sampler=create_sampler(search, seed, len(self.known[cell])), directions=directions)
 
     def _enqueue(self, first: Iterable[dict[str, object]]) -> None:
         """Lets studies begin with values that have been drawn before."""
@@ -121,12 +141,12 @@ class CellSearch(ListSearch):
             for n in self._cells_of(failure.values):
                 self.ids[n].append(identity)
         for n, known in enumerate(self.known):
-            for place, (record, drawn) in enumerate(known):
-                self.studies[n].add_trial(self._past(record, drawn, place))
+            for record, drawn in known:
+                self.studies[n].add_trial(self._past(record, drawn))
                 self.ids[n].append(record["id"])
                 self.measured[record["id"]] = record["metrics"]
 
-    def _past(self, record: dict, drawn: dict[str, object], place: int) -> optuna.trial.FrozenTrial:
+    def _past(self, record: dict, drawn: dict[str, object]) -> FrozenTrial:
         values, reached = self._values(record["metrics"]), record.get("reached")
         is_pruned = reached is not None and len(self.objectives) == 1
         unfinished = TrialState.PRUNED if is_pruned else TrialState.FAIL
@@ -136,7 +156,6 @@ class CellSearch(ListSearch):
             values=values,
             intermediate_values={reached[STEP]: reached[VALUE]} if is_pruned else None,
             state=unfinished if values is None else TrialState.COMPLETE,
-            system_attrs=generation(self.plan.sweep.config.search, place),
         )
         self._bound(trial, record["metrics"])
         return trial

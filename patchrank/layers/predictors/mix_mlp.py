@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from patchrank.layers.predictors.base import create_head, linear_macs, narrowing, register_predictor
@@ -41,7 +40,8 @@ class MixMlp(nn.Module):
 
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
         """Scores (B, N), high = keep, of patches (B, N, D); the class token (B, D) is not used."""
-        torch._assert(patches.shape[1] == math.prod(self.grid_size), f"mix_mlp is tied to a grid of {self.grid_size}")
+        if patches.shape[1] != math.prod(self.grid_size):
+            raise ValueError(f"mix_mlp is tied to a grid of {self.grid_size}, but got {patches.shape[1]} patches")
         x = self.channel_mixing(self.narrow(patches))
         x = self.token_mixing(x.transpose(1, 2)).transpose(1, 2)
         return self.head(x)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from patchrank.errors import UserError
 from patchrank.layers.predictors import create_predictor, name_and_settings
+from patchrank.models.private_names import save_config_for_hf
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.settings import Pruning
 

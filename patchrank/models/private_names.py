@@ -1,0 +1,47 @@
+"""Private names of other packages that we cannot do without: all of them stand here, each with its reason.
+
+Their owners may change them in any release. `tests/test_private_names.py` says which package did, and finds private
+names that are used anywhere else. Where a package gets a public way, take that and strike its name off here.
+"""
+
+from __future__ import annotations
+
+import timm
+from torch import Tensor, nn
+
+try:
+    # How timm's own towers read `indices` of `forward_intermediates`; ours must read them alike, in later releases too.
+    from timm.models._features import feature_take_indices
+
+    # Writes `config.json`. The public `timm.models.save_for_hf` writes weights too, but refuses those that are not
+    # contiguous, and leaves out the note on their format that other readers ask for.
+    from timm.models._hub import save_config_for_hf
+
+    # Changes what `timm.models.get_model_args` reads, which nothing public does. Without it a tower whose pruning was
+    # changed would be saved with the settings that it was made with.
+    from timm.models._input import update_model_args
+except ImportError as error:
+    raise ImportError(
+        f"timm {timm.__version__} has moved a private name that patchrank needs ({error}); try pip install timm==1.0.31"
+    ) from error
+
+__all__ = ["OVERRIDDEN", "feature_take_indices", "is_compiled", "save_config_for_hf", "update_model_args", "version_of"]
+
+# Private methods that our towers override, and the classes that call them.
+OVERRIDDEN = {
+    "_load_from_state_dict": "torch.nn.Module",  # torch's public hook cannot report a missing key by open_clip's name
+    "_pos_embed": "timm.models.vision_transformer.VisionTransformer",  # all that runs between patches and first norm
+}
+
+
+def version_of(weight: Tensor) -> int:
+    """How often a tensor was changed in place: torch counts it for autograd, under a private name alone.
+
+    Comparing values instead would read all weights of a text tower again and again.
+    """
+    return weight._version
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called: torch then runs what it compiled, and not the layers that are there."""
+    return vars(module).get("_compiled_call_impl") is not None
