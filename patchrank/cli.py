@@ -70,9 +70,7 @@ def load_split_from(args: argparse.Namespace, split: str | None = None) -> Image
 def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-rate", type=float, default=1.0, help="share of patches left at the end (default: 1)")
     parser.add_argument("--locations", type=int, nargs="+", default=[4, 6, 8, 10], help="layers, from 1")
-    parser.add_argument(
-        "--reducer", default="predictor", help="who ranks patches (default: predictor)"
-    )
+    parser.add_argument("--reducer", default="predictor", help="who ranks patches (default: predictor)")
     parser.add_argument("--leftovers", default="drop", help="what becomes of the rest (default: drop)")
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
 

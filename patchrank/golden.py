@@ -241,9 +241,7 @@ def shard_folder(
     return ShardFolder(root, header)
 
 
-def score_shard(
-    clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, batch_size: int | None = None
-) -> None:
+def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, batch_size: int | None = None) -> None:
     """Scores and writes one shard. Batches never cross shards, so that stopping anywhere changes no byte."""
     first = index * SHARD_SIZE
     places = range(first, first + folder.sizes[index])

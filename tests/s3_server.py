@@ -1,11 +1,11 @@
 """A real S3 server on loopback (moto's) that can fail on demand; credentials come from the environment alone.
 
-    with s3_server() as store:
-        subprocess.run(command, env=os.environ | store.env)   # store.url is s3://bucket
-        with store.failing():                                 # 500 for as long as the block lasts
-            ...
-        store.failing_for(seconds=3)                          # 500 from now on, for a while
-        store.fail_next(5, status=503)                        # the next five requests
+with s3_server() as store:
+    subprocess.run(command, env=os.environ | store.env)   # store.url is s3://bucket
+    with store.failing():                                 # 500 for as long as the block lasts
+        ...
+    store.failing_for(seconds=3)                          # 500 from now on, for a while
+    store.fail_next(5, status=503)                        # the next five requests
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What trials have left behind: records of the finished, of those ended early, and of those that failed.
 
-    <root>/trials/<id>.json          finished, with its arrays in <id>.npz
-    <root>/trials/<id>.stopped.json  ended early, since it fell behind others
-    <root>/trials/<id>.error.json    failed; tried again by the next run
+<root>/trials/<id>.json          finished, with its arrays in <id>.npz
+<root>/trials/<id>.stopped.json  ended early, since it fell behind others
+<root>/trials/<id>.error.json    failed; tried again by the next run
 """
 
 from __future__ import annotations

@@ -173,9 +173,7 @@ def _fit(trial: TrialConfig, inputs: Inputs, timer: Timer, key: tuple, tasks: Se
     return _Part(("fit", *key), "sweep", timer.fit(trial, inputs.clip, images))
 
 
-def _references(
-    trial: TrialConfig, inputs: Inputs, timer: Timer, data: tuple, task: str, part: str
-) -> Iterator[_Part]:
+def _references(trial: TrialConfig, inputs: Inputs, timer: Timer, data: tuple, task: str, part: str) -> Iterator[_Part]:
     """Images of a part of a task in memory, whole embeddings, and tokens that pruning does not touch."""
     clip, split = inputs.clip, inputs.split(task, part)
     count, layer, whole = len(split), clip.visual.shared_layer, clip.visual.macs_unpruned().image
