@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from patchrank.metrics import Interval, paired_interval
 from patchrank.report.results import Setting
 
 
+@lru_cache(maxsize=1024)  # table, pictures and sentences of one report ask for the same ones
 def change(setting: Setting, task: str | None = None, limit: int | None = None, measure: str = "accuracy") -> Interval:
     """Points by which a measure differs from the unpruned accuracy, paired by image, with its 95 % interval.
 

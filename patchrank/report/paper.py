@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,15 @@ from patchrank.report.names import plain
 
 def paper_rows(key: str | None) -> dict | None:
     """A table of the paper. Raises `UserError` for a key that `paper.yaml` does not have."""
-    tables = yaml.safe_load((Path(patchrank.__file__).parent / "paper.yaml").read_text())
+    tables = _tables()
     if key is not None and key not in tables:
         raise UserError(f"report.paper {key!r} is not in paper.yaml; {near(key, tables)}")
     return None if key is None else tables[key]
+
+
+@lru_cache(maxsize=1)
+def _tables() -> dict:
+    return yaml.safe_load((Path(patchrank.__file__).parent / "paper.yaml").read_text())
 
 
 def papers_figure(paper: dict | None, config: dict) -> str:

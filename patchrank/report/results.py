@@ -47,7 +47,7 @@ class Values:
     clusters: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed as the object that it is
 class Setting:
     """All rows of a sweep that differ in their seed (and the controls beside them) alone, and the arrays of each.
 
