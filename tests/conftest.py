@@ -18,13 +18,8 @@ REAL_RAY = ("test_faults", "test_nodes", "test_tune")  # files that start cluste
 
 
 def pytest_collection_modifyitems(items):
-    """Spreads files over the processes of pytest-xdist; those that start Ray come first, all of them in one process.
-
-    So no two clusters of the tests run beside one another, and what a file has made once serves all of its tests.
-    """
+    """The longest files come first: pytest-xdist hands out whole files, and the short ones even things out."""
     items.sort(key=lambda item: item.path.stem not in REAL_RAY)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in REAL_RAY else item.path.stem))
 
 
 def pytest_unconfigure():

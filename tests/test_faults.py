@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 from s3_server import SECRET, s3_server
-from sweeping import records, results, rows, run, start, wait_for, write_sweep
+from sweeping import TESTS, records, results, rows, run, start, wait_for, write_sweep
 
 from patchrank.errors import UserError
 from patchrank.report.markdown import literal
 from patchrank.tune.interrupts import Interrupts
 
-TESTS = str(Path(__file__).parent)
 BAD = ("raising", "not_a_number", "endless")
 
 

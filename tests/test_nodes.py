@@ -4,11 +4,13 @@ import os
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+import faulty
 import pytest
 import torch
-from sweeping import records, results, rows, run, start, wait_for, write_sweep
+from sweeping import TESTS, records, results, rows, run, start, wait_for, write_sweep
 
 from patchrank.inputs import load_inputs
 from patchrank.trial import run_trial
@@ -26,7 +28,7 @@ class Mine(Center):
     pass
 """
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-SPACE = "pruning.keep_rate: {grid: [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]}\npruning.reducer: {grid: [predictor, prior]}"
+SPACE = "pruning.keep_rate: {grid: [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]}\npruning.reducer: {grid: [slow, predictor]}"
 
 
 def ray_start(folder: Path, *arguments: str) -> subprocess.Popen:
@@ -37,8 +39,8 @@ def ray_start(folder: Path, *arguments: str) -> subprocess.Popen:
         return subprocess.Popen(command, env=os.environ | QUIET, stdout=log, stderr=log, start_new_session=True)
 
 
-def kill(node: subprocess.Popen) -> None:
-    """Ends a node as a power cut would: every process below it, at once."""
+def processes(node: subprocess.Popen) -> list[int]:
+    """A node's own process and all below it."""
     children = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -46,14 +48,26 @@ def kill(node: subprocess.Popen) -> None:
         except (OSError, IndexError, ValueError):
             continue
         children.setdefault(parent, []).append(pid)
-    doomed = [node.pid]
-    for pid in doomed:
-        doomed += children.get(pid, [])
-    for pid in doomed:
-        try:
+    found = [node.pid]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def runs_a_trial(node: subprocess.Popen) -> bool:
+    """By the title that Ray gives to a worker while it is at a task."""
+    titles = []
+    for pid in processes(node):
+        with suppress(OSError):  # one that has ended meanwhile
+            titles.append(Path(f"/proc/{pid}/cmdline").read_text())
+    return any(title.startswith("ray::") and ".train" in title for title in titles)
+
+
+def kill(node: subprocess.Popen) -> None:
+    """Ends a node as a power cut would: every process below it, at once."""
+    for pid in processes(node):
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     node.wait()
 
 
@@ -92,16 +106,17 @@ def quiet_results(folder: Path) -> list[tuple[str, dict]]:
     return [(record["id"], record["metrics"]) for record in done]
 
 
-def test_a_lost_node_changes_nothing(two_nodes, tmp_path):
+def test_a_lost_node_changes_nothing(two_nodes, tmp_path, monkeypatch):
     address, other = two_nodes
-    write_sweep(tmp_path, SPACE, reducer="predictor")
-    process = start(tmp_path, "--address", address, **QUIET)
-    wait_for(lambda: len(records(tmp_path)) >= 2, process)
+    write_sweep(tmp_path, SPACE, reducer="predictor", more="imports: [faulty]")
+    process = start(tmp_path, "--address", address, PYTHONPATH=TESTS, **QUIET)
+    wait_for(lambda: runs_a_trial(other), process)
     kill(other)
     assert len(records(tmp_path)) < 12
     assert process.wait(timeout=200) == 0, (tmp_path / "said").read_text()
     assert len(rows(tmp_path)) == 12 and not records(tmp_path, ".error")
     assert "is to be tried again" in (tmp_path / "said").read_text()
+    monkeypatch.setattr(faulty.time, "sleep", lambda seconds: None)
     assert results(tmp_path) == quiet_results(tmp_path)
 
 
