@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 
@@ -35,6 +36,8 @@ def main() -> int:
         print(f"error: stage {stage!r} does not exist; {near(stage, STAGES)}", file=sys.stderr)
         return 2
     sys.argv[1:] = rest
+    if os.getcwd() not in sys.path:  # `python -m` looks for modules here as well, such as those a sweep imports
+        sys.path.insert(0, os.getcwd())
     runpy.run_module(f"patchrank.{stage}", run_name="__main__", alter_sys=True)
     return 0
 

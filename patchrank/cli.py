@@ -58,7 +58,8 @@ def add_data_flags(parser: argparse.ArgumentParser, default_split: str, batch_si
     parser.add_argument("--limit", type=positive, help="only the first so many images")
     parser.add_argument("--vocabulary", metavar="YAML", help="file of class names and templates")
     parser.add_argument("--templates", metavar="SET", help="plain, openai7 or openai80, in place of all other prompts")
-    parser.add_argument("--batch-size", type=positive, default=batch_size)
+    usual = f"default: {batch_size}" if batch_size else "default: what suits the device"
+    parser.add_argument("--batch-size", type=positive, default=batch_size, help=f"how much runs at a time ({usual})")
 
 
 def load_split_from(args: argparse.Namespace, split: str | None = None) -> ImageSplit:

@@ -99,3 +99,18 @@ def test_both_doors_of_a_stage_lead_to_the_same(stage, monkeypatch, capsys):
 def test_bad_input_ends_with_status_2_through_the_door_too(monkeypatch, capsys):
     status, said, told = ended(monkeypatch, capsys, ["patchrank", "retrieval", "--data", "digit"], main)
     assert (status, said) == (2, "") and told.startswith("error: ") and "did you mean 'digits'" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_starts_in_a_python_of_its_own(stage):
+    """Above all stages share a process, where one may lean on what another has imported."""
+    done = subprocess.run([sys.executable, "-m", f"patchrank.{stage}", "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and f"patchrank.{stage}" in done.stdout
+
+
+def test_a_console_command_finds_modules_where_it_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/opt/env/bin", *sys.path])
+    ended(monkeypatch, capsys, ["/opt/env/bin/patchrank", "fit", "--help"], main)
+    assert str(tmp_path) in sys.path

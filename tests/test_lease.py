@@ -82,7 +82,7 @@ def test_an_error_in_the_block_gives_it_back(folder):
 
 
 def test_killed_holders_are_in_nobodys_way(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "STALE", 30.0)  # what nobody has to wait for
+    monkeypatch.setattr(lease, "STALE", 30.0)  # far longer than a lock of this machine takes to be free
     places = [str(tmp_path), f"{store.url}/killed"]
     process = subprocess.Popen([sys.executable, "-c", HOLDER, *places], stdout=subprocess.PIPE, text=True)
     try:
@@ -98,7 +98,7 @@ def test_killed_holders_are_in_nobodys_way(store, tmp_path, monkeypatch):
         started = time.monotonic()
         with hold(place):
             assert note(place)["pid"] == os.getpid()
-        assert time.monotonic() - started < lease.STALE
+        assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("left", [ELSEWHERE, {}, [1]])

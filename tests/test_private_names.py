@@ -1,4 +1,4 @@
-"""Nothing of ours leans on private names of other packages, but for those in `patchrank/models/private_names.py`."""
+"""Nothing of ours leans on private names of other packages, but for those in `patchrank/private_names.py`."""
 
 import ast
 import importlib
@@ -18,7 +18,9 @@ from torch import nn
 
 import patchrank.layers
 import patchrank.models
-from patchrank.models import private_names
+from patchrank import private_names
+from patchrank.layers.predictors import create_predictor
+from patchrank.models.pruned_vit import PrunedVisionTransformer
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("patchrank/**/*.py"), *ROOT.glob("tests/**/*.py")])
@@ -26,7 +28,7 @@ OTHERS = (packages_distributions().keys() | sys.stdlib_module_names) - {"patchra
 PUBLIC = {"_exit", "_asdict", "_fields", "_make", "_replace"}  # Python documents them: os._exit, and of named tuples
 ACCESSORS = {"getattr", "hasattr", "setattr", "delattr", "object"}  # the last is `mock.patch.object`
 ALLOWED = {  # by file; None allows everything
-    "patchrank/models/private_names.py": None,
+    "patchrank/private_names.py": None,
     "tests/test_private_names.py": None,
     "patchrank/models/checkpoints/torchscript.py": {"torch._utils", "torch.jit._pickle"},  # what archives call types
 }
@@ -146,7 +148,7 @@ def overridden(owner: type) -> dict[str, str]:
 
 
 def says(package: str, name: str) -> str:
-    return f"{package} {version(package)} has changed {name}, which patchrank/models/private_names.py takes from it"
+    return f"{package} {version(package)} has changed {name}, which patchrank/private_names.py takes from it"
 
 
 def test_timm_reads_indices_as_we_do():
@@ -160,6 +162,32 @@ def test_timm_records_arguments_that_change(tower, tmp_path):
     private_names.save_config_for_hf(tower, tmp_path / "config.json", model_args={"locations": [4]})
     text = (tmp_path / "config.json").read_text()
     assert '"keep_rate": 0.25' in text and '"locations"' in text, says("timm", "save_config_for_hf")
+
+
+def test_timm_notes_what_it_made_a_model_with(tower):
+    assert private_names.has_model_args(tower), says("timm", "_model_args")
+    made_by_hand = PrunedVisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    made_by_hand.set_pruning(keep_rate=0.5, locations=(1,), reducer="center")
+    assert not private_names.has_model_args(made_by_hand)
+
+
+def test_checks_of_shapes_can_be_traced():
+    predictor = create_predictor("mix_mlp", 16, (2, 2), dim=4)
+    cls, patches = torch.randn(1, 16), torch.randn(1, 4, 16)
+    traced = torch.fx.symbolic_trace(predictor)
+    assert torch.equal(traced(cls, patches), predictor(cls, patches)), says("torch", "torch._assert")
+    with pytest.raises(AssertionError, match="tied to a grid of"):
+        predictor(cls, patches[:, :3])
+
+
+def test_a_module_can_be_made_to_hold_what_another_holds():
+    module, other = nn.Module(), nn.Module()
+    other.pool, other.pruner = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.register_buffer("mean", torch.zeros(2), persistent=False)
+    other.weight = nn.Parameter(torch.zeros(2))
+    private_names.hold_the_same(module, other, without="pruner")
+    assert module.pool is other.pool and module.weight is other.weight and module.mean is other.mean
+    assert not hasattr(module, "pruner"), says("torch", "where a module holds its parts")
 
 
 def test_torch_counts_changes_and_marks_what_is_compiled():

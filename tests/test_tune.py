@@ -13,6 +13,7 @@ import pytest
 import ray
 from sweeping import wait_for
 
+import patchrank
 from patchrank.config import Resources
 from patchrank.errors import UserError
 from patchrank.trial import trial_id, trial_tasks
@@ -114,11 +115,15 @@ def test_rows_are_in_plan_order_and_in_the_agreed_schema(killed_and_finished):
     assert len({tuple(row["shards"]) for row in rows}) == 1  # shards are shared
 
 
-def test_a_second_run_starts_no_ray_and_changes_no_row(killed_and_finished, run_here):
+def test_a_second_run_imports_no_ray_and_changes_no_row(killed_and_finished, tmp_path, monkeypatch):
+    """Neither Ray nor what else loads slowly; a process that imports any of it ends with status 7."""
     folder, _, _ = killed_and_finished
     results = (folder / "runs/locations-quick/results.jsonl").read_text()
     before = trials(folder)
-    said = run_here(folder)
+    for name in ("ray", "sklearn"):
+        (tmp_path / f"{name}.py").write_text("import os\nos._exit(7)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(patchrank.__file__).parent.parent)]))
+    said = run(folder)
     assert trials(folder) == before and (folder / "runs/locations-quick/results.jsonl").read_text() == results
     assert "4 trials, 4 done, 0 to run" in said and "report: " in said and "\nlayers 4, 6, 8, 10 " in said
     assert "golden shards" not in said.split("0 to run")[1].split("report:")[0].replace("golden shards of", "")

@@ -22,7 +22,6 @@ from patchrank.layers.macs import text_macs
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.download import download_pair
 from patchrank.models.checkpoints.reading import load_pair
-from patchrank.models.private_names import version_of
 from patchrank.models.prompt_files import check_pair, load_prompts
 from patchrank.models.tags import TEXT_CFGS, find_weights
 from patchrank.models.text import (
@@ -36,6 +35,7 @@ from patchrank.models.text import (
     tokenize,
     tokenize_prompted,
 )
+from patchrank.private_names import version_of
 
 KEEP_FROM = 256  # prompts: fewer are embedded faster than found
 

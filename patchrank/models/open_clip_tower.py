@@ -16,8 +16,8 @@ from torch import nn
 from patchrank.errors import UserError
 from patchrank.models.open_clip_native import create_visual, strange_features
 from patchrank.models.open_clip_visual import OpenClipTrunk, OpenClipVisual
-from patchrank.models.private_names import is_compiled
 from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.private_names import is_compiled
 
 CROP_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}  # open_clip's resize modes, and timm's
 

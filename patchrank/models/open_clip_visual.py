@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from patchrank.errors import UserError
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.settings import Pruning
+from patchrank.private_names import hold_the_same
 
 
 def to_timm(name: str, weight: Tensor) -> Tensor:
@@ -69,13 +70,7 @@ class OpenClipTrunk(PrunedVisionTransformer):
         self.set_prompts(None)  # gains of norms hang on modules that both share
         if isinstance(trunk, PrunedVisionTransformer):
             trunk._insert(trunk._prompts, trunk._hooks, trunk.num_prompt_tokens)
-        for name, weight in self.named_parameters(recurse=False):
-            trunk.register_parameter(name, weight)
-        for name, buffer in self.named_buffers(recurse=False):
-            trunk.register_buffer(name, buffer)
-        for name, module in self.named_children():
-            if name != "pruner":
-                trunk.register_module(name, module)
+        hold_the_same(trunk, self, without="pruner")
         for name in ("training", "grad_checkpointing", "num_classes", "global_pool"):
             setattr(trunk, name, getattr(self, name))
         if getattr(trunk, "pruner", None) is not None:  # of a tower that was ours before

@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from patchrank.layers.norm_gains import Hooked, gain_hooks, hook
 from patchrank.layers.prompts import count_visual, insert, remove
 from patchrank.layers.pruning_block import check_grid
-from patchrank.models.private_names import update_model_args
 from patchrank.models.prompt_files import check_tower, load_visual
+from patchrank.private_names import update_model_args
 
 
 class PromptedTower:

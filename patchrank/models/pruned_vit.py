@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timm.models import checkpoint, get_model_args
+from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -27,9 +27,9 @@ from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_
 from patchrank.layers.pruning_block import PruningBlock, check_tower
 from patchrank.layers.reducers import Reducer, TokenState
 from patchrank.layers.reducers.random import sample_keys
-from patchrank.models.private_names import feature_take_indices, update_model_args
 from patchrank.models.prompted import PromptedTower
 from patchrank.models.settings import Pruning, create_ranker, with_predictor
+from patchrank.private_names import feature_take_indices, has_model_args, update_model_args
 
 __all__ = ["PrunedVisionTransformer"]
 
@@ -101,7 +101,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         except UserError:
             self.pruning, self.pruner = before
             raise
-        if get_model_args(self):  # a tower that timm made, which may be saved with them
+        if has_model_args(self):  # a tower that timm made, which may be saved with them
             update_model_args(self, **changes)
 
     def blocks_sha256(self) -> str:

@@ -41,6 +41,11 @@ class Plan:
     def size(self) -> int:
         return sum(cell.samples for cell in self.cells)
 
+    def unmet_axes(self) -> list[str]:
+        """Axes of the grid that stand in no cell, since the others' values never meet their `when`."""
+        grid = [key for key, rule in self.sweep.axes.items() if rule.kind == "grid"]
+        return [key for key in grid if not any(key in cell.values for cell in self.cells)]
+
     def missing(self) -> int:
         """How many trials have neither finished nor been ended early."""
         return sum(max(0, cell.samples - len(list(self.records_of(cell)))) for cell in self.cells)

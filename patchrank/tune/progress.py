@@ -34,6 +34,8 @@ def print_plan(plan: Plan, jobs: list, missing: int) -> None:
     say(f"sweep {config.name}: {plan.size} trials, {plan.size - missing} done, {missing} to run")
     for note in plan.sweep.notes:
         say(f"  note: {note}")
+    for key in plan.unmet_axes():
+        say(f"  note: {key} is not swept, since no point of the grid meets its `when`")
     if plan.left_out:
         say(f"  note: {plan.left_out} points of the grid break the bound on GMACs and are left out")
     for warning in sorted({WARNINGS.get(trial.predictor.loss, "") for trial in _fitted(plan)} - {""}):

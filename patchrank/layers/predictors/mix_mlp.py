@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 
 from patchrank.layers.predictors.base import create_head, linear_macs, narrowing, register_predictor
+from patchrank.private_names import traceable_assert
 
 
 class _Mix(nn.Sequential):
@@ -40,8 +41,8 @@ class MixMlp(nn.Module):
 
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
         """Scores (B, N), high = keep, of patches (B, N, D); the class token (B, D) is not used."""
-        if patches.shape[1] != math.prod(self.grid_size):
-            raise ValueError(f"mix_mlp is tied to a grid of {self.grid_size}, but got {patches.shape[1]} patches")
+        fits = patches.shape[1] == math.prod(self.grid_size)
+        traceable_assert(fits, f"mix_mlp is tied to a grid of {self.grid_size}")
         x = self.channel_mixing(self.narrow(patches))
         x = self.token_mixing(x.transpose(1, 2)).transpose(1, 2)
         return self.head(x)

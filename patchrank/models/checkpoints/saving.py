@@ -17,9 +17,9 @@ from torch import nn
 
 from patchrank.errors import UserError
 from patchrank.layers.predictors import create_predictor, name_and_settings
-from patchrank.models.private_names import save_config_for_hf
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.settings import Pruning
+from patchrank.private_names import save_config_for_hf
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

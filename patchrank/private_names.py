@@ -7,6 +7,7 @@ names that are used anywhere else. Where a package gets a public way, take that 
 from __future__ import annotations
 
 import timm
+import torch
 from torch import Tensor, nn
 
 try:
@@ -25,7 +26,20 @@ except ImportError as error:
         f"timm {timm.__version__} has moved a private name that patchrank needs ({error}); try pip install timm==1.0.31"
     ) from error
 
-__all__ = ["OVERRIDDEN", "feature_take_indices", "is_compiled", "save_config_for_hf", "update_model_args", "version_of"]
+__all__ = [
+    "OVERRIDDEN",
+    "feature_take_indices",
+    "has_model_args",
+    "hold_the_same",
+    "is_compiled",
+    "save_config_for_hf",
+    "traceable_assert",
+    "update_model_args",
+    "version_of",
+]
+
+# Checks a shape in a way that `torch.fx` can trace; a plain `if` ends the tracing, and nothing public does the same.
+traceable_assert = torch._assert
 
 # Private methods that our towers override, and the classes that call them.
 OVERRIDDEN = {
@@ -45,3 +59,21 @@ def version_of(weight: Tensor) -> int:
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called: torch then runs what it compiled, and not the layers that are there."""
     return vars(module).get("_compiled_call_impl") is not None
+
+
+def has_model_args(model: nn.Module) -> bool:
+    """Whether timm made a model, and so noted the arguments it is saved with.
+
+    The public `timm.models.get_model_args` gives a few for any model.
+    """
+    return hasattr(model, "_model_args")
+
+
+def hold_the_same(module: nn.Module, other: nn.Module, without: str) -> None:
+    """Makes `module` hold the parameters, buffers and child modules of `other`, but for the child `without`.
+
+    The public `register_*` methods refuse a name that is a plain attribute so far, and make every buffer persistent.
+    """
+    module._parameters.update(other._parameters)
+    module._buffers.update(other._buffers)
+    module._modules.update({name: child for name, child in other._modules.items() if name != without})
