@@ -43,15 +43,6 @@ class Endless(Center):
         return super().reduce(state, k)
 
 
-@register_reducer("slow")
-class Slow(Center):
-    """Makes a trial take seconds, so that every node has got to work before all trials are done."""
-
-    def reduce(self, state: TokenState, k: int) -> TokenState:
-        time.sleep(0.2)
-        return super().reduce(state, k)
-
-
 @register_reducer("fragile")
 class Fragile(Center):
     """Takes its worker with it, the first time."""

@@ -7,12 +7,13 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-import faulty
 import pytest
 import torch
-from sweeping import TESTS, records, results, rows, run, start, wait_for, write_sweep
+from sweeping import records, results, rows, run, start, wait_for, write_sweep
 
 from patchrank.inputs import load_inputs
+from patchrank.layers.reducers import REDUCERS
+from patchrank.layers.reducers.center import Center
 from patchrank.trial import run_trial
 from patchrank.tune.plan import make_plan
 from patchrank.tune.spec import load_sweep
@@ -26,6 +27,18 @@ from patchrank.layers.reducers.center import Center
 @register_reducer("mine")
 class Mine(Center):
     pass
+"""
+SLOW = """
+import time
+from patchrank.layers.reducers import register_reducer
+from patchrank.layers.reducers.center import Center
+
+
+@register_reducer("slow")
+class Slow(Center):
+    def reduce(self, state, k):
+        time.sleep(0.2)
+        return super().reduce(state, k)
 """
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 SPACE = "pruning.keep_rate: {grid: [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]}\npruning.reducer: {grid: [slow, predictor]}"
@@ -93,7 +106,7 @@ def two_nodes(tmp_path):
 
 def quiet_results(folder: Path) -> list[tuple[str, dict]]:
     """What the sweep of a folder comes to where nothing goes wrong and no Ray is there, one trial after the other."""
-    overrides = [f"root={folder}/quiet", f"shards={folder}/quiet-shards"]
+    overrides = [f"root={folder}/quiet", f"shards={folder}/quiet-shards", "imports=[]"]
     plan, threads = make_plan(load_sweep(str(folder / "sweep.yaml"), overrides)), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -108,15 +121,16 @@ def quiet_results(folder: Path) -> list[tuple[str, dict]]:
 
 def test_a_lost_node_changes_nothing(two_nodes, tmp_path, monkeypatch):
     address, other = two_nodes
-    write_sweep(tmp_path, SPACE, reducer="predictor", more="imports: [faulty]")
-    process = start(tmp_path, "--address", address, PYTHONPATH=TESTS, **QUIET)
+    write_sweep(tmp_path, SPACE, reducer="predictor", more="imports: [my_reducers]")
+    (tmp_path / "my_reducers.py").write_text(SLOW)  # so that both nodes are at work before all trials are done
+    process = start(tmp_path, "--address", address, **QUIET)
     wait_for(lambda: runs_a_trial(other), process)
     kill(other)
     assert len(records(tmp_path)) < 12
     assert process.wait(timeout=200) == 0, (tmp_path / "said").read_text()
     assert len(rows(tmp_path)) == 12 and not records(tmp_path, ".error")
     assert "is to be tried again" in (tmp_path / "said").read_text()
-    monkeypatch.setattr(faulty.time, "sleep", lambda seconds: None)
+    monkeypatch.setitem(REDUCERS, "slow", Center)
     assert results(tmp_path) == quiet_results(tmp_path)
 
 
