@@ -109,6 +109,7 @@ def test_a_stage_starts_in_a_python_of_its_own(stage):
     assert (done.returncode, done.stderr) == (0, "") and f"patchrank.{stage}" in done.stdout
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_a_console_command_finds_modules_where_it_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["/opt/env/bin", *sys.path])
