@@ -1,6 +1,6 @@
 """The embedded default: scikit-learn's handwritten digits, drawn as RGB scenes over its two sample photographs.
 
-Everything is a function of a seed, so nothing is stored. The 1,797 digits are split 50/20/10/20 into pretrain, adapt,
+A scene is a function of a seed, so none is stored. The 1,797 digits are split 50/20/10/20 into pretrain, adapt,
 val and test within each class, and each split has its own vertical strip of both photographs, so that neither a digit
 nor a piece of background is shared between splits. Three tasks draw the same digits in different styles.
 """
