@@ -16,6 +16,7 @@ from patchrank.files import content_id
 from patchrank.inputs import Inputs, load_inputs
 from patchrank.report import write_report
 from patchrank.report.compare import change
+from patchrank.report.names import counted
 from patchrank.report.results import Setting
 from patchrank.trial import run_trial
 
@@ -174,7 +175,7 @@ def test_a_trial_saves_what_its_images_are_drawn_by(tmp_path):
         assert saved[f"{task}.groups"].tolist() == split.clusters() and len(saved[f"{task}.val_groups"]) == 4
         assert str(saved[f"{task}.unit"]) == ("image" if task == "folder" else "digit")
         setting = Setting([record], [saved])
-        assert change(setting).clusters == len(set(split.clusters())) and setting.unit() == split.unit
+        assert change(setting).clusters == len(set(split.clusters())) and setting.unit(task) == split.unit
         write_report([record], str(tmp_path), ReportConfig(table="made-up"), [], "sweep.yaml")
         page = (tmp_path / "report.md").read_text()
         assert ("over images)" in page, "CC BY" in page) == (task == "folder", task == "digits")
@@ -190,17 +191,18 @@ def old(task, ids):
 
 def test_old_records_are_read_as_they_were_meant():
     digits = old("digits", [f"digits/test/{digit:04d}-{scene}" for scene in range(2) for digit in range(5)])
-    assert change(digits).clusters == 5 and digits.unit() == "digit"
+    assert change(digits).clusters == 5 and digits.unit("digits") == "digit"
     new = load_split("digits", "test")
     assert digits.values("accuracy").clusters[0] == "digit/0000" and new.clusters()[0].startswith("digit/")
     photos = old("folder", ["cats/IMG-0001.jpg", "dogs/IMG-0001.jpg", "dogs/IMG-0002.jpg"])
-    assert change(photos).clusters == 3 and photos.unit() == "image"
+    assert change(photos).clusters == 3 and photos.unit("folder") == "image"
     assert photos.values("accuracy").clusters[0] == "folder/cats/IMG-0001.jpg"
 
 
-def test_tasks_with_several_words_are_drawn_in_groups():
+def test_tasks_with_several_words_name_each():
     arrays = old("digits", ["digits/test/0001-0"]).arrays[0] | old("folder", ["a.jpg", "b.jpg"]).arrays[0]
     row = {"config": {"data": {"tasks": ["digits", "folder"]}}, "metrics": {}}
     both = Setting([row], [arrays])
-    assert (both.unit(), both.unit("digits"), both.unit("folder")) == ("group", "digit", "image")
-    assert change(both).clusters == 3
+    found = both.values("accuracy")
+    assert (both.unit("digits"), both.unit("folder"), change(both).clusters) == ("digit", "image", 3)
+    assert counted(found.clusters, found.units) == "1 image of 1 digit and 2 images"

@@ -18,11 +18,12 @@ from patchrank.tune.spec import find_sweep
     ids=lambda param: len(param[0]),
 )
 def metrics(request, tmp_path_factory):
-    """Of one trial: by default on two tasks and one scene of each digit, which takes a third of the time of the whole."""
+    """Of one trial: by default on two tasks and one scene of each digit, a third of the images of all."""
     tasks, n_test = request.param
     folder = tmp_path_factory.mktemp("reach")
     raw = read_yaml(find_sweep("locations"))["trial"]
     raw["data"] |= {"tasks": tasks, "n_test": n_test, "n_train": 128, "n_val": 64}
+    raw["controls"] = ["random", "reversed"]  # as the sweep's first seed has them
     trial = TrialConfig.model_validate(raw)
     record = run_trial(trial, load_inputs(trial), str(folder), str(folder / "shards"), "reach", quiet=True)
     return record["metrics"]
