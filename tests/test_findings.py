@@ -122,7 +122,7 @@ def test_changes_without_an_interval_are_not_counted_as_none(run):
         grouped(run, lambda n: f"folder/{n % 20}")
     run.report(BY_RATE)
     assert "Accuracy falls in 1 and rises in 0 of 2 settings (" in page_of(run)
-    assert "Of 1 more nothing tells, since they have no interval." in page_of(run)
+    assert " 1 more has no interval." in page_of(run)
     found = json.loads((run.root / "claims.json").read_text())["found"]
     assert "against nothing pruned, on 120 images of 20 groups. Worst is 50 % kept" in found
     assert "changes by -50.00 points, on 120 images of 1 group." in found

@@ -1,7 +1,11 @@
 """What images are drawn by in statistics: it comes with the data, goes into records, and tells old records apart."""
 
 import io
+import os
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from named_copies import make_named
 from pictures import encoded, pixels, write
 
 from patchrank.config import ReportConfig, TrialConfig
+from patchrank.data.digits import CREDIT
 from patchrank.data.splits import split_of
 from patchrank.data.tasks import load_split
 from patchrank.errors import UserError
@@ -206,3 +211,21 @@ def test_tasks_with_several_words_name_each():
     found = both.values("accuracy")
     assert (both.unit("digits"), both.unit("folder"), change(both).clusters) == ("digit", "image", 3)
     assert counted(found.clusters, found.units) == "1 image of 1 digit and 2 images"
+
+
+# ---- the main job on anybody's photographs
+
+
+@pytest.mark.slow
+def test_the_main_job_on_a_cameras_photographs_ends_with_a_report_that_speaks_of_images(tmp_path):
+    photos = camera(tmp_path / "photos", count=60)
+    sweep = Path(__file__).parent.parent / "sweeps/locations.yaml"
+    changes = ["trial.data.tasks=[folder]", f"trial.data.root={photos}", "root=runs/photos", "shards=runs/shards"]
+    command = [sys.executable, "-m", "patchrank.tune", str(sweep), "--quick", *changes]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "runs/photos-quick/report.md").read_text().replace("patchrank_clip_digits", "")
+    assert "images" in page and "over images)" in page
+    assert "digit" not in page and CREDIT not in page

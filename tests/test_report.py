@@ -221,7 +221,8 @@ def test_the_page_begins_with_what_was_found_and_ends_with_details(run):
     run.report(["pruning.reducer", "pruning.keep_rate"], claims=claims, paper="table1", question=asked)
     text = (run.root / "report.md").read_text()
     order = ["# made-up", f"{asked}\n\nBest is", "Worst is", "Of 2 claims, 2 hold.\n", "| ranked by | kept |",
-             "| nothing pruned", "Accuracy falls in 2 and rises in 0 of 4 settings (", "over digits", "**Claims**", "Little is", "sweeps/made-up.yaml`", "2026-11-22",
+             "| nothing pruned", "Accuracy falls in 2 and rises in 0 of 4 settings (", "over digits", "**Claims**",
+             "Little is", "sweeps/made-up.yaml`", "2026-11-22",
              "on 120 test images each", "-accuracy.png)", "-tokens.png)", "in detail: Better", "Table 1:",
              "CC BY"]  # fmt: skip
     places = [text.index(part) for part in order]

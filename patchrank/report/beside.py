@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ METRICS = ("cosine", "agreement")  # that every shown row has, of validation ima
 COSTS = ("gmacs", "gmacs_unpruned")
 PER_IMAGE = ("ids", "right_pruned", "right_unpruned", "cosine")  # likewise, of every task
 PICTURES = ("pictures", "pictures_kept", "val_ids")
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, UserError)
 
 
 @dataclass(frozen=True)
@@ -98,16 +96,16 @@ def _row(line: str) -> dict:
     """Raises `_LeftOut` for what is no whole record."""
     try:
         row = json.loads(line)
-        config = validate(TrialConfig, row["config"], row["id"]).model_dump()
+        config = validate(TrialConfig, row["config"], str(row["id"])).model_dump()
         on = "val_" if config["data"]["n_test"] == 0 else ""
         fitted = ["n_train"] if config["pruning"]["reducer"] in FITTED else []
         needed = [*COSTS, *(on + key for key in METRICS), *fitted]
         lacking = [key for key in needed if not isinstance(row["metrics"].get(key), int | float)]
-    except BROKEN as error:
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise _LeftOut("whose record cannot be read", mends=True) from error
     if lacking:
         raise _LeftOut(f"whose record lacks {lacking[0]}", mends=True)
-    return row | {"config": config}
+    return row | {"id": str(row["id"]), "config": config}
 
 
 def _arrays(root: str, row: dict, own: Sequence[dict], images: dict[str, Arrays]) -> Arrays:
@@ -115,9 +113,17 @@ def _arrays(root: str, row: dict, own: Sequence[dict], images: dict[str, Arrays]
     _compare(row["config"], own)
     try:
         arrays = read_arrays(root, row)
-    except BROKEN as error:
+        _check(arrays, row["config"], images.get(_images_of(row["config"]), arrays))
+    except _LeftOut:
+        raise
+    except Exception as error:  # damaged files make zipfile, zlib and NumPy stumble over anything
         raise _LeftOut("whose arrays are missing or damaged", mends=True) from error
-    tasks, on = row["config"]["data"]["tasks"], "val_" if row["config"]["data"]["n_test"] == 0 else ""
+    return arrays
+
+
+def _check(arrays: Arrays, config: dict, ours: Arrays) -> None:
+    """Raises `_LeftOut` for arrays that lack something, or are of other images than those that are shown."""
+    tasks, on = config["data"]["tasks"], "val_" if config["data"]["n_test"] == 0 else ""
     names = [f"{task}.{name}" for task in tasks for name in (*(on + each for each in PER_IMAGE), *PICTURES)]
     if lacking := [name for name in ("grid", *names) if name not in arrays]:
         raise _LeftOut(f"whose arrays lack {lacking[0]}", mends=True)
@@ -125,10 +131,8 @@ def _arrays(root: str, row: dict, own: Sequence[dict], images: dict[str, Arrays]
         raise _LeftOut("whose arrays differ in length", mends=True)
     if not set(tasks) <= set(STYLES) and not any(name.endswith("groups") for name in arrays):
         raise _LeftOut("of an earlier version, which does not tell what images are drawn by", mends=True)
-    ours = images.get(_images_of(row["config"]), arrays)
     if any(not np.array_equal(arrays[f"{task}.{on}ids"], ours[f"{task}.{on}ids"]) for task in tasks):
         raise _LeftOut("of other images")
-    return arrays
 
 
 def _compare(config: dict, own: Sequence[dict]) -> None:

@@ -49,7 +49,7 @@ def moved(settings: Sequence[Setting], names: Sequence[str]) -> str:
         return ""
     fall, rise = sum(found.high < 0 for found in known), sum(found.low > 0 for found in known)
     rest = len(changes) - len(known)
-    none = f" Of {rest} more nothing tells, since they have no interval." if rest else ""
+    none = f" {rest} more {'has' if rest == 1 else 'have'} no interval." if rest else ""
     return f"Accuracy falls in {fall} and rises in {rise} of {len(known)} settings (95 % interval excludes 0).{none}"
 
 
