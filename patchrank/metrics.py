@@ -117,10 +117,9 @@ class Interval(NamedTuple):
 def cluster_bootstrap(values: np.ndarray, clusters: np.ndarray, draws: int = 10_000, seed: int = 0) -> np.ndarray:
     """Means (draws,) of samples that draw whole clusters with replacement.
 
-    Images of one cluster (scenes of one digit, clips of one video) are right or wrong together, so that drawing images
-    singly would promise too much. A mean is
-    the ratio of sums: a larger cluster weighs more, as it does in the plain mean. With few clusters (below about 20)
-    percentile intervals are somewhat too narrow.
+    Images of one cluster (scenes of one digit, clips of one video) tend to be right or wrong together. Drawing them
+    singly would give intervals that are too narrow. A sample's mean is that of all its images, so a larger cluster
+    weighs more, as it does in the plain mean. With fewer than about 20 clusters intervals are somewhat too narrow.
 
     Args:
         values: (n,).

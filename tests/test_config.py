@@ -26,11 +26,14 @@ def test_every_sweep_makes_a_plan(file, quick):
 def test_locations_is_the_papers_table_7():
     plan = make_plan(load_sweep("sweeps/locations.yaml"))
     first = [cell.values for cell in plan.cells if cell.values["seed"] == 0]
-    for mode in ("none", "TV"):  # as it came, and tuned as the paper's is
-        found = [values["pruning.locations"] for values in first if values["prompt.mode"] == mode]
-        assert found == [[2, 3, 4, 5], [4, 5, 6, 7], [1, 3, 5, 7], [4, 6, 8, 10]]
-    assert len(plan.cells) == 3 * len(first) == 3 * 2 * 4
-    assert plan.sweep.config.trial.pruning.keep_rate == 0.6
+    tuned = make_plan(load_sweep("sweeps/locations_tuned.yaml"))
+    four = [[2, 3, 4, 5], [4, 5, 6, 7], [1, 3, 5, 7], [4, 6, 8, 10]]
+    assert [values["pruning.locations"] for values in first] == four
+    assert [cell.values["pruning.locations"] for cell in tuned.cells if cell.values["seed"] == 0] == four
+    assert len(plan.cells) == len(tuned.cells) == 3 * 4
+    ours, theirs = (each.sweep.config.trial.model_dump() for each in (plan, tuned))
+    assert ours["pruning"]["keep_rate"] == 0.6 and (ours["prompt"]["mode"], theirs["prompt"]["mode"]) == ("none", "TV")
+    assert (ours["model"], ours["data"]) == (theirs["model"], theirs["data"])  # so that they can stand side by side
 
 
 @pytest.mark.parametrize("spec", ["locations", "locations.yaml", "sweeps/locations.yaml"])
@@ -101,7 +104,7 @@ def test_bad_overrides_say_which_key_and_which_rule(override, message):
 
 def test_overriding_a_swept_axis_pins_it_and_says_so():
     sweep = load_sweep("locations", ["trial.pruning.locations=[3, 6]"])
-    assert list(sweep.axes) == ["prompt.mode", "seed"] and sweep.notes == [
+    assert list(sweep.axes) == ["seed", "controls"] and sweep.notes == [
         "trial.pruning.locations is pinned by an override and no longer swept"
     ]
     assert all(make_plan(sweep).trial(cell.values).pruning.locations == [3, 6] for cell in make_plan(sweep).cells)
@@ -166,9 +169,9 @@ def test_every_claim_of_a_sweep_has_what_it_compares(file):
     from patchrank.report.results import Setting
 
     plan, settings = make_plan(load_sweep(str(file))), {}
-    for cell in plan.cells:
-        config = plan.trial(cell.values).model_dump()
-        settings.setdefault(str(config | {"seed": 0}), Setting([{"config": config}], []))
+    beside = [make_plan(load_sweep(f"sweeps/{Path(root).name}.yaml")) for root in plan.sweep.config.report.beside]
+    for config in [each.trial(cell.values).model_dump() for each in (plan, *beside) for cell in each.cells]:
+        settings.setdefault(str(config | {"seed": 0, "controls": []}), Setting([{"config": config}], []))
     for claim in plan.sweep.config.report.claims:
         selected = [setting for setting in settings.values() if is_about(claim, setting)]
         _check_one_each(claim, selected)

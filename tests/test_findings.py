@@ -1,6 +1,7 @@
 """What a report says first, and rows without intervals, with controls of some seeds, and of other sweeps beside."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from patchrank.report.compare import change, mean
 from patchrank.report.findings import WIDTH, brief_table, question, verdicts
 from patchrank.tune.spec import load_sweep
 
-BY_RATE = ["pruning.keep_rate", "seed"]
+KEEP_RATE = "pruning.keep_rate"
+BY_RATE = [KEEP_RATE, "seed"]
 UNTUNED, TUNED = (PromptConfig(mode=mode).model_dump() for mode in ("none", "TV"))
 
 
@@ -97,6 +99,67 @@ def test_claims_are_counted(run):
     )
 
 
+def grouped(run, group_of):
+    """Gives the images of the last row groups, by their place."""
+    rows, run.rows = run.rows, run.rows[-1:]
+
+    def with_groups(name, values):
+        groups = {
+            "folder.groups": np.array([group_of(n) for n in range(len(values))]),
+            "folder.unit": np.array("group"),
+        }
+        return {name: values} | (groups if name == "folder.ids" else {})
+
+    change_arrays(run, with_groups)
+    run.rows = rows
+
+
+def test_changes_without_an_interval_are_not_counted_as_none(run):
+    run.add(tasks=["folder"], lost=60, pruning__keep_rate=0.5)
+    grouped(run, lambda n: "folder/a")
+    for rate, lost in ((0.6, 12), (0.7, 0)):
+        run.add(tasks=["folder"], lost=lost, pruning__keep_rate=rate)
+        grouped(run, lambda n: f"folder/{n % 20}")
+    run.report(BY_RATE)
+    assert "Accuracy falls in 1 and rises in 0 of 2 settings (" in page_of(run)
+    assert " 1 more has no interval." in page_of(run)
+    found = json.loads((run.root / "claims.json").read_text())["found"]
+    assert "against nothing pruned, on 120 images of 20 groups. Worst is 50 % kept" in found
+    assert "changes by -50.00 points, on 120 images of 1 group." in found
+
+
+def test_the_claim_that_answers_is_the_answer(run):
+    run.add(lost=12)
+    about = {"of": {}, "against": "unpruned", "measure": "accuracy"}
+    claims = [Claim(say="First", at_least=-50, **about), Claim(say="Second", **about)]
+    for marked, said in (
+        (claims, "**true**: First"),
+        ([claims[0], claims[1].model_copy(update={"answers": True})], "**refuted**: Second"),
+    ):
+        run.report([], claims=marked)
+        assert json.loads((run.root / "claims.json").read_text())["answer"] == said
+    with pytest.raises(ValueError, match="only one claim can answer the question; try `answers: true` at that one"):
+        ReportConfig(table="made-up", claims=[Claim(say="S", answers=True, **about)] * 2)
+
+
+def test_without_claims_the_answer_is_short(run):
+    for n in range(3):
+        predictor = {"name": "transformer", "dim": 100 + n, "loss": "listwise", "lr": 0.00123456 + n}
+        run.add(lost=12 * n, predictor=predictor, pruning__locations=[1, 2, 3, 4, 5, 6, 7, 8 + n])
+    run.report(["predictor", "pruning.locations"])
+    answer = json.loads((run.root / "claims.json").read_text())["answer"]
+    assert (
+        answer.startswith("Accuracy: best +0.00 points (") and "worst -20.00 points (" in answer and len(answer) < 120
+    )
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(__file__).parent.parent / "sweeps").glob("*.yaml")))
+def test_every_sweep_that_ships_asks_a_question_and_says_what_answers_it(name):
+    report = load_sweep(name).config.report
+    assert report.question and report.question.endswith("?")
+    assert sum(claim.answers for claim in report.claims) == bool(report.claims)
+
+
 # ---- one group, and words
 
 
@@ -113,11 +176,12 @@ def test_one_group_alone_costs_intervals_and_no_report(run, tmp_path, axes):
     objectives = [Objective(metric="val_accuracy", mode="max"), Objective(metric="gmacs", mode="min")]
     report = write_report(run.rows, str(run.root), config, axes, "sweep.yaml", objectives=objectives)
     page = page_of(run)
-    assert page.count("**Without an interval**") == 1 and "(`folder`: one group)" in page
+    assert page.count("**Without an interval.** All images of `folder` belong to one group, so nothing tells") == 1
+    assert " falls in " not in page
     assert "not measured**: S: one group alone" in page and "nan" not in page + report.table
     assert "-0.83" in report.table and "[" not in report.table.partition("\n")[2] and "group" in page
     saved = json.loads((run.root / "claims.json").read_text(), parse_constant=pytest.fail)
-    assert "on 120 images of 1 group;" in saved["found"]
+    assert saved["found"].count("on 120 images of 1 group.") == 1 and "interval" not in saved["found"]
     assert {path.name for path in run.root.glob("*.png")} == {
         f"made-up-{n}.png" for n in ("accuracy", "tokens", "front")
     }
@@ -134,6 +198,55 @@ def test_words_are_those_of_the_data(run):
     run.rows = run.rows[1:]
     run.report([], claims=[holds])
     assert "; 240 images of 40 digits\n" in page_of(run) and "over digits)" in page_of(run)
+
+
+def test_mixed_tasks_name_both_kinds(run):
+    run.add(tasks=["digits", "folder"], lost=12)
+    run.report([], claims=[Claim(say="S", of={}, against="unpruned", measure="accuracy", at_least=-50)])
+    saved = json.loads((run.root / "claims.json").read_text())
+    assert saved["found"].count("on 120 images of 40 digits and 120 images.") == 1
+    assert "; 120 images of 40 digits and 120 images\n" in page_of(run) and "over digits and images)" in page_of(run)
+    assert "group" not in page_of(run)
+
+
+@pytest.mark.parametrize("count, said", [(1, "`folder` has one image alone, so"), (2, "")])
+def test_one_image_alone_has_no_interval(run, count, said):
+    run.add(tasks=["folder"], lost=0)
+    change_arrays(run, lambda name, values: {name: values[:count] if values.shape[:1] == (120,) else values})
+    run.report([])
+    assert said in page_of(run) and ("**Without an interval.**" in page_of(run)) == bool(said)
+
+
+IDS = {
+    "folder": "{kind}/IMG-{n:04d}.jpg",  # a camera's
+    "caltech101": "{kind}/image_{n:04d}.jpg",
+    "imagenet": "{kind}/ILSVRC2012_val_{n:08d}.JPEG",
+    "wds": "{kind}/{n:05d}-0",  # WebDataset's shard and key
+}
+
+
+@pytest.mark.parametrize("saved", ["images", "ids alone"])
+@pytest.mark.parametrize("task", IDS)
+def test_a_report_on_anybodys_ids_speaks_of_images(run, task, saved):
+    for rate, lost in ((0.5, 12), (0.8, 0)):
+        run.add(tasks=[task], lost=lost, pruning__keep_rate=rate, controls=["random"])
+
+    def named(name, values):
+        if name != f"{task}.ids":
+            return {name: values}
+        ids = np.array([IDS[task].format(kind=kind, n=n) for kind in ("cats", "dogs") for n in range(60)])
+        drawn_by = {f"{task}.groups": np.array([f"{task}/{each}" for each in ids]), f"{task}.unit": np.array("image")}
+        return {name: ids} | (drawn_by if saved == "images" else {})
+
+    change_arrays(run, named)
+    claim = Claim(
+        say="Little is lost", of={}, against="unpruned", measure="accuracy", at_least=-50, each=["task", KEEP_RATE]
+    )
+    report = run.report(BY_RATE, claims=[claim])
+    page = page_of(run).replace("patchrank_clip_digits", "")
+    assert "**true**: Little is lost: holds 2, refuted 0, not told apart 0 of 2" in page and "; 120 images\n" in page
+    assert "nothing pruned, on 120 images." in page and "over images)" in page and "-10.00 [" in report.table
+    assert "digit" not in page and "group" not in page and CREDIT not in page
 
 
 def test_photographs_and_digits_are_credited_where_they_were_shown_or_fitted_on(run):
@@ -164,6 +277,26 @@ def test_controls_are_means_over_the_seeds_that_ran_them(run):
     _, rows = run.table(["pruning.reducer", "seed", "controls"])
     assert [row["ranked by"] for row in rows][1:4] == ["predictor", "at random (control)", "reversed (control)"]
     assert rows[1]["mean"] == "90.0 ± 5.0" and rows[2]["mean"] == "50.0"
+
+
+def test_a_report_says_of_which_seeds_controls_are(run):
+    for seed in range(3):
+        run.add(seed=seed, controls=["random", "reversed"] * (seed == 0))
+        run.add(seed=seed, pruning__keep_rate=0.3, controls=["random"] * (seed < 2))
+    run.report(BY_RATE)
+    assert "Controls: of seed 0 alone or seeds 0 and 1 alone." in page_of(run)
+    run.rows = [row for row in run.rows if row["config"]["seed"] == 0]
+    run.report(BY_RATE)
+    assert "Controls drop as many" in page_of(run) and "Controls: of" not in page_of(run)
+
+
+def test_controls_of_one_seed_may_come_from_several_rows(run):
+    for controls in (["random"], ["reversed"], []):
+        run.add(lost=6, controls=controls)
+        run.rows[-1]["config"]["controls"] = controls
+    (setting,) = run.settings()
+    assert len(setting.rows) == 1 and setting.has("random") and setting.has("reversed")
+    assert change(setting).estimate == pytest.approx(-5) and setting.seeds_with("reversed") == [0]
 
 
 # ---- other sweeps beside
@@ -216,44 +349,123 @@ def test_rows_that_stand_in_both_count_once(tmp_path):
     write_rows(other)
     report = ours.report(BY_RATE, beside=[str(other.root), str(other.root)])
     assert len(report.table.splitlines()) == 6 and "-10.00 [" in report.table and "±" not in report.table
-    assert f"Beside them stand 3 trials of `{other.root}`. Beside them stand 0 trials" in page_of(ours)
+    assert f"Beside them stand 3 trials of `{other.root}`. All trials of `{other.root}` are shown already." in page_of(
+        ours
+    )
 
 
-@pytest.mark.parametrize("fault", ["nothing", "damaged", "no config", "no arrays", "old"])
-def test_a_sweep_that_cannot_stand_beside_costs_a_line(tmp_path, fault):
-    ours, other = two_runs(tmp_path)
+FAULTS = {
+    "nothing": ("is shown beside, since it holds no results.jsonl", 2),
+    "no text": ("since its results.jsonl cannot be read", 2),
+    "damaged": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record cannot be read.", 1),
+    "no config": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record cannot be read.", 1),
+    "no metrics": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record cannot be read.", 1),
+    "no figure": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record lacks gmacs.", 1),
+    "no file": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays are missing or damaged.", 1),
+    "cut file": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays are missing or damaged.", 1),
+    "no zip": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays are missing or damaged.", 1),
+    "no array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays lack digits_ink.cosine.", 1),
+    "short array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays differ in length.", 1),
+}
+
+
+def spoil(other, fault):
+    """Damages the first row of a sweep, or its arrays."""
+    row, path = other.rows[0], other.root / "trials" / "0000.npz"
+    if fault in ("no config", "no metrics"):
+        del row[fault.removeprefix("no ")]
+    elif fault == "no figure":
+        del row["metrics"]["gmacs"]
+    elif fault == "no file":
+        path.unlink()
+    elif fault == "cut file":
+        path.write_bytes(path.read_bytes()[:500])
+    elif fault == "no zip":
+        path.write_bytes(b"no zip at all")
+    elif fault.endswith("array"):
+        with np.load(path) as arrays:
+            found = dict(arrays)
+        left = found.pop("digits_ink.cosine")[:-1]
+        np.savez(path, **found, **({"digits_ink.cosine": left} if fault == "short array" else {}))
+    write_rows(other)
     file = other.root / "results.jsonl"
     if fault == "nothing":
         file.unlink()
+    elif fault == "no text":
+        file.write_bytes(b"\xff\xfe\x00")
     elif fault == "damaged":
-        file.write_text('{"id": ')
-    elif fault == "no config":
-        file.write_text('{"id": "x"}\n')
-    elif fault == "no arrays":
-        (other.root / "trials" / "0000.npz").unlink()
-    else:
-        other.add(tasks=["folder"])  # whose groups nothing tells
-        write_rows(other)
-    ours.report(BY_RATE, claims=[WON], beside=[str(other.root)])
-    page = page_of(ours)
-    said = {
-        "nothing": "since it holds no results.jsonl",
-        "no arrays": "stand 1 of 2 trials of",
-        "old": "stand 2 of 3 trials of",
-    }
-    assert said.get(fault, "its results.jsonl cannot be used") in page
-    assert "(going by its name, `python -m patchrank.tune sweeps/other.yaml`)" in page
-    assert "nothing to compare with" in page or fault == "old"
+        file.write_text('{"id": \n' + file.read_text().splitlines()[1])
 
 
-def test_rows_whose_groups_are_known_stand_beside_whatever_their_data(tmp_path):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_stand_beside_costs_a_line(tmp_path, fault):
     ours, other = two_runs(tmp_path)
-    other.rows = []
-    other.add(tasks=["folder"], prompt=UNTUNED)
-    in_one_group(other)
+    spoil(other, fault)
+    report = ours.report(BY_RATE, claims=[WON], beside=[str(other.root)])
+    page, (said, missing) = page_of(ours), FAULTS[fault]
+    assert said.replace("ROOT", str(other.root)) in page and "nothing to compare with" in page
+    assert "(going by its name, `python -m patchrank.tune sweeps/other.yaml`)" in page
+    assert len(report.table.splitlines()) == 6 - missing
+
+
+def test_rows_that_do_not_tell_what_images_are_drawn_by_do_not_stand_beside(tmp_path):
+    ours, other = (Run(tmp_path / name) for name in ("ours", "other"))
+    for run, prompt in ((ours, TUNED), (other, UNTUNED)):
+        run.add(tasks=["folder"], prompt=prompt)
+    ours.rows[0]["id"] = "t0000"
+    (ours.root / "trials/0000.npz").rename(ours.root / "trials/t0000.npz")
     write_rows(other)
     ours.report(BY_RATE, beside=[str(other.root)])
-    assert f"Beside them stand 1 trials of `{other.root}`" in page_of(ours) and "`folder`: one group" in page_of(ours)
+    assert "1 of an earlier version, which does not tell what images are drawn by." in page_of(ours)
+    in_one_group(other)
+    report = ours.report(BY_RATE, beside=[str(other.root)])
+    assert f"Beside them stands 1 trial of `{other.root}`." in page_of(ours) and len(report.table.splitlines()) == 4
+    assert "All images of `folder` belong to one group" in page_of(ours)
+
+
+@pytest.mark.parametrize(
+    "changed, why",
+    [
+        ({"data": {"n_test": 0}}, "without figures of test images, which are shown here"),
+        ({"data": {"n_train": 64}}, "of another model or other data (data.n_train)"),
+        ({"data": {"root": "elsewhere", "templates": "openai7"}}, "or other data (data.root, data.templates)"),
+        ({"data": {"vocabulary": "names.yaml"}}, "or other data (data.vocabulary)"),
+        ({"data": {"tasks": ["digits"]}}, "or other data (data.tasks)"),
+        ({"model": {"checkpoint": "mine.safetensors"}}, "of another model or other data (model.checkpoint)"),
+        ({"model": {"name": "vit_base"}}, "of another model or other data (model.name)"),
+    ],
+)
+def test_rows_of_another_model_or_other_data_do_not_stand_beside(tmp_path, changed, why):
+    ours, other = two_runs(tmp_path)
+    for section, values in changed.items():
+        other.rows[0]["config"][section] |= values
+    if changed.get("data") == {"n_test": 0}:
+        row = other.rows[0]
+        row["metrics"] |= {"val_agreement": 98.0, "val_cosine": 0.99}
+    write_rows(other)
+    report = ours.report(BY_RATE, beside=[str(other.root)])
+    page = page_of(ours)
+    assert f"stands 1 trial of `{other.root}`. Left out of its 2: 1 " in page and f"{why}." in page
+    assert "To mend" not in page and len(report.table.splitlines()) == 5
+
+
+def test_rows_of_other_images_do_not_stand_beside(tmp_path):
+    ours, other = two_runs(tmp_path)
+    change_arrays(other, lambda name, values: {name: values[::-1] if name == "digits.ids" else values})
+    ours.report(BY_RATE, beside=[str(other.root)])
+    assert f"Nothing of `{other.root}` is shown beside. Left out of its 2: 2 of other images." in page_of(ours)
+
+
+def test_the_sentences_at_the_beginning_are_of_the_sweeps_own_rows(tmp_path):
+    ours, other = two_runs(tmp_path)
+    other.add(lost=60, pruning__keep_rate=0.1, prompt=UNTUNED)
+    other.add(lost=60, pruning__keep_rate=0.5, prompt=TUNED, seed=1)  # another seed of one of ours
+    write_rows(other)
+    report = ours.report(BY_RATE, beside=[str(other.root)])
+    saved = json.loads((ours.root / "claims.json").read_text())
+    assert "-50.00" in report.table and "±" in report.table
+    assert "Worst is 50 % kept; text + visual prompts: accuracy changes by -5.00 points" in saved["found"]
+    assert "rises in 0 of 2 settings" in page_of(ours) and "-50" not in saved["answer"]
 
 
 def test_roots_beside_are_resolved_as_the_sweeps_own(tmp_path, monkeypatch):

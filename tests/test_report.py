@@ -220,8 +220,9 @@ def test_the_page_begins_with_what_was_found_and_ends_with_details(run):
     asked = "Is the predictor worth its cost?"
     run.report(["pruning.reducer", "pruning.keep_rate"], claims=claims, paper="table1", question=asked)
     text = (run.root / "report.md").read_text()
-    order = ["# made-up", asked, "Accuracy falls in 2", "Of 2 claims, 2 hold.", "| ranked by | kept |",
-             "| nothing pruned", "over digits", "**Claims**", "Little is", "sweeps/made-up.yaml`", "2026-11-22",
+    order = ["# made-up", f"{asked}\n\nBest is", "Worst is", "Of 2 claims, 2 hold.\n", "| ranked by | kept |",
+             "| nothing pruned", "Accuracy falls in 2 and rises in 0 of 4 settings (", "over digits", "**Claims**",
+             "Little is", "sweeps/made-up.yaml`", "2026-11-22",
              "on 120 test images each", "-accuracy.png)", "-tokens.png)", "in detail: Better", "Table 1:",
              "CC BY"]  # fmt: skip
     places = [text.index(part) for part in order]
@@ -232,10 +233,11 @@ def test_the_page_begins_with_what_was_found_and_ends_with_details(run):
     assert all(f"- {claim['line']}" in text for claim in saved["claims"])
     assert (saved["sweep"], saved["table"], saved["quick"]) == ("made-up", "made-up", False)
     assert saved["found"].startswith(
-        "Accuracy falls in 2 and rises in 0 of 4 settings (95 % interval excludes 0), against nothing pruned on 240 "
-        "images of 40 digits; the best change is +0.00 points [+0.00, +0.00] (predictor; 50 % kept), the worst -10.00 "
+        "Best is predictor; 50 % kept: accuracy changes by +0.00 points (95 % interval +0.00 to +0.00) against nothing "
+        "pruned, on 240 images of 40 digits. Worst is at random; 80 % kept: accuracy changes by -10.00 points (95 % "
     )
-    assert saved["found"].endswith("(at random; 80 % kept). Of 2 claims, 2 hold.") and saved["question"] == asked
+    assert saved["found"].endswith("). Of 2 claims, 2 hold.") and saved["question"] == asked
+    assert saved["found"].count(". ") == 2
 
 
 SWEEPS = {
@@ -324,7 +326,7 @@ def test_an_index_keeps_what_it_said_of_other_tables(tmp_path):
     rows = [line for line in index.splitlines() if line.startswith("| [")]
     assert len(rows) == 2 and "-25.00 points" in rows[0] and rows[0].endswith("| [picture](one-accuracy.png) |")
     assert rows[1].startswith("| [two](two.md) | How does") and "+0.00 points" in rows[1]
-    assert index.count("Brought up to date by") == 1 and "docs/ablations" not in index
+    assert index.count("Last brought up to date by") == 1 and "docs/ablations" not in index
 
 
 def test_the_index_that_ships_keeps_its_rows_and_sections(tmp_path):
@@ -426,7 +428,8 @@ def test_without_test_everything_shown_is_of_val_and_says_so(run):
     assert "on 120 validation images each of" in text and "**No trial looked at test: all figures here are" in text
     assert "test images" not in text and "On validation images." in text and "on validation images" in text
     summary = json.loads((run.root / "claims.json").read_text())
-    assert summary["found"].startswith("Accuracy on val falls in 1 and rises in 0 of 2 settings")
+    assert summary["found"].startswith("Best is 80 % kept: accuracy on val changes by +0.00 points (")
+    assert summary["answer"] == "Val accuracy: best +0.00 points (80 % kept), worst -10.00 points (50 % kept)"
 
 
 def test_claims_on_test_are_not_measured_on_val_instead(run):

@@ -32,6 +32,7 @@ class Claim(Strict):
     within: float | None = Field(None, gt=0, allow_inf_nan=False)
     share: float | None = Field(None, gt=0, allow_inf_nan=False)  # at most so much of what it is set against
     task: str | None = None  # on the images of this task alone
+    answers: bool = False  # it is the answer to `question`; where none is marked, the first claim is
     each: list[str] = []  # one comparison for each value of these paths, or for each task
 
     @field_validator("of", "against", "each")
@@ -75,3 +76,10 @@ class ReportConfig(Strict):
     paper: str | None = None
     claims: list[Claim] = []
     beside: list[str] = []  # roots of other sweeps, whose rows are shown and compared as well
+
+    @field_validator("claims")
+    @classmethod
+    def _one_answer(cls, claims: list[Claim]) -> list[Claim]:
+        if sum(claim.answers for claim in claims) > 1:
+            raise ValueError("only one claim can answer the question; try `answers: true` at that one alone")
+        return claims

@@ -6,61 +6,152 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from patchrank.config import TrialConfig, validate
+import numpy as np
+
+from patchrank.config import TrialConfig, leaves, validate
 from patchrank.data.digits import STYLES
 from patchrank.errors import UserError
-from patchrank.files import join, list_names, read_bytes
-from patchrank.report.results import Setting, configuration, has_groups
+from patchrank.files import join, read_bytes
+from patchrank.report.results import FITTED, Arrays, Setting, configuration, read_arrays
+
+METRICS = ("cosine", "agreement")  # that every shown row has, of validation images under val_
+COSTS = ("gmacs", "gmacs_unpruned")
+PER_IMAGE = ("ids", "right_pruned", "right_unpruned", "cosine")  # likewise, of every task
+PICTURES = ("pictures", "pictures_kept", "val_ids")
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Finished rows of another sweep, the root that their arrays lie in, and a sentence that says what there is."""
+    """Finished rows of another sweep with their arrays, and a sentence that says what there is."""
 
-    root: str
-    rows: list[dict]
+    rows: list[tuple[dict, Arrays]]
     note: str
 
 
-def read_beside(roots: Sequence[str], own: Sequence[dict]) -> list[Beside]:
-    """The rows of other sweeps, without those that are among one's own.
+class _LeftOut(Exception):
+    """Why a row is not shown; `mends`: whether running its sweep again helps."""
 
-    What cannot be shown costs no report: the sentence says why, and which command helps.
+    def __init__(self, why: str, mends: bool = False):
+        super().__init__(why)
+        self.mends = mends
+
+
+def read_beside(roots: Sequence[str], own: Sequence[dict], own_root: str) -> list[Beside]:
+    """The rows of other sweeps that are of the same model and data, without those that are among one's own.
+
+    What cannot be shown costs no report: the sentence counts it and says why, and which command helps.
+
+    Args:
+        own: the sweep's own rows, whose arrays lie in `<own_root>/trials`.
     """
-    ids, found = {row["id"] for row in own}, []
+    shown, found = {row["id"] for row in own}, []
+    first = {_images_of(row["config"]): row for row in reversed(own)}
+    ids = {key: read_arrays(own_root, row) for key, row in first.items()}
     for root in roots:
-        rows, note = _read(root)
-        rows = [row for row in rows if row["id"] not in ids]
-        ids |= {row["id"] for row in rows}
-        found.append(Beside(root, rows, note or f"Beside them stand {len(rows)} trials of `{root}`."))
+        found.append(_read(root, [row["config"] for row in own], ids, shown))
+        shown |= {row["id"] for row, _ in found[-1].rows}
     return found
 
 
-def _read(root: str) -> tuple[list[dict], str]:
-    """Rows, and why some or all are left out."""
+def _read(root: str, own: Sequence[dict], images: dict[str, Arrays], shown: set[str]) -> Beside:
+    try:
+        lines = read_bytes(join(root, "results.jsonl")).decode().splitlines()
+    except FileNotFoundError:
+        return Beside([], f"Nothing of `{root}` is shown beside, since it holds no results.jsonl: {_remedy(root)}.")
+    except (OSError, ValueError, UserError) as error:
+        cause = " ".join(str(error).split())
+        said = f"Nothing of `{root}` is shown beside, since its results.jsonl cannot be read ({cause})"
+        return Beside([], f"{said}: {_remedy(root)}.")
+    rows, reasons = [], []
+    for line in lines:
+        try:
+            row = _row(line)
+            if row["id"] not in shown:
+                rows.append((row, _arrays(root, row, own, images)))
+        except _LeftOut as reason:
+            reasons.append(reason)
+    return Beside(rows, _note(root, len(rows), len(lines), reasons))
+
+
+def _note(root: str, count: int, total: int, reasons: Sequence[_LeftOut]) -> str:
+    """How many rows are shown, how many of them are not, and why."""
+    stand = f"stands 1 trial of `{root}`" if count == 1 else f"stand {count} trials of `{root}`"
+    text = f"Beside them {stand}." if count else f"Nothing of `{root}` is shown beside."
+    if not count and not reasons:
+        return f"All trials of `{root}` are shown already." if total else f"`{root}` has no finished trial to show."
+    whys = list(dict.fromkeys(map(str, reasons)))
+    counts = [f"{sum(str(each) == why for each in reasons)} {why}" for why in whys]
+    text += f" Left out of its {total}: {'; '.join(counts)}." if counts else ""
+    mends = any(each.mends for each in reasons)
+    return f"{text} To mend what is damaged or old, {_remedy(root)}." if mends else text
+
+
+def _remedy(root: str) -> str:
     name = root.rstrip("/").rpartition("/")[2].removesuffix("-quick")
     quick = " --quick" if root.rstrip("/").endswith("-quick") else ""
-    remedy = f"run the sweep whose root it is (going by its name, `python -m patchrank.tune sweeps/{name}.yaml{quick}`)"
+    return f"run the sweep whose root it is (going by its name, `python -m patchrank.tune sweeps/{name}.yaml{quick}`)"
+
+
+def _row(line: str) -> dict:
+    """Raises `_LeftOut` for what is no whole record."""
     try:
-        rows = [json.loads(line) for line in read_bytes(join(root, "results.jsonl")).decode().splitlines()]
-        configs = [validate(TrialConfig, row["config"], row["id"]) for row in rows]
-    except FileNotFoundError:
-        return [], f"Nothing of `{root}` is shown beside, since it holds no results.jsonl: {remedy}."
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        cause = " ".join(str(error).split())
-        return [], f"Nothing of `{root}` is shown beside, since its results.jsonl cannot be used ({cause}): {remedy}."
-    rows = [row | {"config": config.model_dump()} for row, config in zip(rows, configs)]
-    names = set(list_names(join(root, "trials")))
-    usable = [row for row in rows if f"{row['id']}.npz" in names and _tells_groups(root, row)]
-    if len(usable) == len(rows):
-        return usable, ""
-    shown = f"Beside them stand {len(usable)} of {len(rows)} trials of `{root}`"
-    return usable, f"{shown}; the others have no arrays, or some of an earlier version: {remedy}."
+        row = json.loads(line)
+        config = validate(TrialConfig, row["config"], str(row["id"])).model_dump()
+        on = "val_" if config["data"]["n_test"] == 0 else ""
+        fitted = ["n_train"] if config["pruning"]["reducer"] in FITTED else []
+        needed = [*COSTS, *(on + key for key in METRICS), *fitted]
+        lacking = [key for key in needed if not isinstance(row["metrics"].get(key), int | float)]
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        raise _LeftOut("whose record cannot be read", mends=True) from error
+    if lacking:
+        raise _LeftOut(f"whose record lacks {lacking[0]}", mends=True)
+    return row | {"id": str(row["id"]), "config": config}
 
 
-def _tells_groups(root: str, row: dict) -> bool:
-    """Whether it is known what a row's images are drawn by: no trial id vouches here that its data has no groups."""
-    return set(row["config"]["data"]["tasks"]) <= set(STYLES) or has_groups(root, row)
+def _arrays(root: str, row: dict, own: Sequence[dict], images: dict[str, Arrays]) -> Arrays:
+    """Raises `_LeftOut` for a row of another model or other data, and for arrays that cannot be shown."""
+    _compare(row["config"], own)
+    try:
+        arrays = read_arrays(root, row)
+        _check(arrays, row["config"], images.get(_images_of(row["config"]), arrays))
+    except _LeftOut:
+        raise
+    except Exception as error:  # damaged files make zipfile, zlib and NumPy stumble over anything
+        raise _LeftOut("whose arrays are missing or damaged", mends=True) from error
+    return arrays
+
+
+def _check(arrays: Arrays, config: dict, ours: Arrays) -> None:
+    """Raises `_LeftOut` for arrays that lack something, or are of other images than those that are shown."""
+    tasks, on = config["data"]["tasks"], "val_" if config["data"]["n_test"] == 0 else ""
+    names = [f"{task}.{name}" for task in tasks for name in (*(on + each for each in PER_IMAGE), *PICTURES)]
+    if lacking := [name for name in ("grid", *names) if name not in arrays]:
+        raise _LeftOut(f"whose arrays lack {lacking[0]}", mends=True)
+    if any(len(arrays[f"{task}.{on}{name}"]) != len(arrays[f"{task}.{on}ids"]) for task in tasks for name in PER_IMAGE):
+        raise _LeftOut("whose arrays differ in length", mends=True)
+    if not set(tasks) <= set(STYLES) and not any(name.endswith("groups") for name in arrays):
+        raise _LeftOut("of an earlier version, which does not tell what images are drawn by", mends=True)
+    if any(not np.array_equal(arrays[f"{task}.{on}ids"], ours[f"{task}.{on}ids"]) for task in tasks):
+        raise _LeftOut("of other images")
+
+
+def _compare(config: dict, own: Sequence[dict]) -> None:
+    """Raises `_LeftOut` unless model and data are those of one of the sweep's own rows."""
+    if config["data"]["n_test"] == 0 and all(each["data"]["n_test"] != 0 for each in own):
+        raise _LeftOut("without figures of test images, which are shown here")
+    theirs = _model_and_data(config)
+    differing = [[key for key, value in theirs.items() if ours.get(key) != value] for ours in map(_model_and_data, own)]
+    if fewest := min(differing, key=len):
+        raise _LeftOut(f"of another model or other data ({', '.join(fewest)})")
+
+
+def _model_and_data(config: dict) -> dict:
+    return leaves({"model": config["model"], "data": config["data"]})
+
+
+def _images_of(config: dict) -> str:
+    """What tells rows with the same images: model, data, and whether only an oracle's first images were looked at."""
+    return json.dumps([config["model"], config["data"], config["pruning"]["reducer"] == "golden"], sort_keys=True)
 
 
 def told_apart_by(settings: Sequence[Setting], axes: Sequence[str]) -> list[str]:

@@ -27,14 +27,14 @@ PLAIN = {"cosine", "val_cosine", "drift", "val_drift", "kendall", "ndcg"}  # mea
 class Comparison:
     """One difference: the values of `each` that it is for, its interval, p after Holm, and true, refuted or open.
 
-    unit: the word for what its images are drawn by: digit, group, or image.
+    images: what it is measured on, as "1077 images of 359 digits".
     """
 
     what: dict[str, Any]
     interval: Interval
     holm_p: float
     verdict: str
-    unit: str = "image"
+    images: str
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Judgement:
     @property
     def images(self) -> str:
         """What a comparison is made on: "1077 images of 359 digits"; the ends of the range where they differ."""
-        sizes = sorted({(each.interval.n, each.interval.clusters, each.unit) for each in self.comparisons})
-        return " to ".join(counted(*size) for size in dict.fromkeys(sizes[:1] + sizes[-1:]))
+        sizes = sorted({(each.interval.n, each.interval.clusters, each.images) for each in self.comparisons})
+        return " to ".join(images for *_, images in dict.fromkeys(sizes[:1] + sizes[-1:]))
 
     def line(self) -> str:
         """Verdict, sentence, figure and images as one line of Markdown."""
@@ -95,7 +95,7 @@ class Judgement:
                 **each.interval._asdict(),
                 "holm_p": each.holm_p,
                 "verdict": each.verdict,
-                "unit": each.unit,
+                "images": each.images,
             }
             for each in self.comparisons
         ]
@@ -109,13 +109,13 @@ class Judgement:
         comparisons = []
         for each in saved["comparisons"]:
             interval = Interval(**{name: each[name] for name in Interval._fields})
-            comparisons.append(Comparison(each["what"], interval, each["holm_p"], each["verdict"], each["unit"]))
+            comparisons.append(Comparison(each["what"], interval, each["holm_p"], each["verdict"], each["images"]))
         overall = saved["overall"] and Interval(**saved["overall"])
         return cls(Claim.model_validate(saved["claim"]), comparisons, saved["missing"], overall)
 
 
 Side = tuple[Setting, str]  # a setting and the measure that is taken of it
-Differences = tuple[np.ndarray, np.ndarray, str]  # of each image, what it is drawn with, and the word for that
+Differences = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each image, what it is drawn with, the word for that
 
 
 def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
@@ -160,8 +160,8 @@ def _comparisons(claim: Claim, made: Sequence[tuple[dict, Differences]]) -> list
     intervals = [paired_interval(values, 0, clusters) for _, (values, clusters, _) in made]
     adjusted = holm([interval.p for interval in intervals])
     return [
-        Comparison(what, interval, float(p), _verdict(claim, interval), unit)
-        for (what, (_, _, unit)), interval, p in zip(made, intervals, adjusted)
+        Comparison(what, interval, float(p), _verdict(claim, interval), counted(clusters, units))
+        for (what, (_, clusters, units)), interval, p in zip(made, intervals, adjusted)
     ]
 
 
@@ -224,13 +224,14 @@ def _differences(claim: Claim, ours: Side, other: Side | float | None, tasks: Se
         return f"no {lacking[0]}"
     per_task = [_same_images(claim, sides, task) for task in tasks]
     a, b = (np.concatenate([values[side].values for values in per_task]) for side in (0, -1))
-    clusters = np.concatenate([values[0].clusters for values in per_task])
-    unit = ours[0].unit(tasks[0] if len(tasks) == 1 else None)
+    clusters, units = (
+        np.concatenate([getattr(values[0], name) for values in per_task]) for name in ("clusters", "units")
+    )
     if len(set(clusters)) < 2:
-        return f"one {unit} alone"
+        return f"one {units[0]} alone"
     if claim.share is not None:
-        return claim.share * b - a, clusters, unit
-    return a - (b if len(sides) == 2 else other), clusters, unit
+        return claim.share * b - a, clusters, units
+    return a - (b if len(sides) == 2 else other), clusters, units
 
 
 def _same_images(claim: Claim, sides: Sequence[Side], task: str) -> list[Values]:

@@ -1,11 +1,12 @@
-"""What a sweep found, for somebody in a hurry: three sentences, a line for an index, and a table for a terminal."""
+"""What a sweep found, for somebody in a hurry: short sentences, a line for an index, and a table for a terminal."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from textwrap import shorten
 
-from patchrank.metrics import spread
+from patchrank.metrics import Interval, spread
 from patchrank.report.claims import Judgement
 from patchrank.report.compare import change, mean, subset
 from patchrank.report.names import counted, labels
@@ -22,31 +23,51 @@ def question(asked: str | None, axes: Sequence[str]) -> str:
     return asked or f"How does accuracy change with {', '.join(first)}{' and ' * bool(first)}{last}?"
 
 
-def moves(settings: Sequence[Setting], axes: Sequence[str]) -> str:
-    """In how many settings accuracy moved, and the best and the worst of them; oracles aside.
+def best_and_worst(settings: Sequence[Setting], names: Sequence[str]) -> str:
+    """Two sentences: which setting changed accuracy most for the better and for the worse; one, of one setting.
 
-    Where some saw more images than others, the count of images is the largest.
+    Oracles count only where there is nothing else. The images are said again where those of the worst are others.
+
+    Args:
+        names: what the settings are called, one for each.
     """
-    names = labels(settings, axes)
-    named = [pair for pair in zip(settings, names) if not pair[0].is_oracle] or [*zip(settings, names)]
-    changes = sorted([(change(each), name, each) for each, name in named], key=lambda found: found[0].estimate)
-    most, _, setting = max(changes, key=lambda found: found[0].n)
-    what = "Accuracy on val" if settings[0].on_val else "Accuracy"
-    images = f"on {counted(most.n, most.clusters, setting.unit())}"
-    (worst, worst_name, _), (best, best_name, _) = changes[0], changes[-1]
+    changes = _changes(settings, names)
+    what = "accuracy on val" if settings[0].on_val else "accuracy"
+    (worst, worst_name, last), (best, best_name, first) = changes[0], changes[-1]
+    found = f"{what} changes by {_points(best)} against nothing pruned, on {_images(first)}."
     if len(changes) == 1:
-        return f"{what} changes by {_points(best)} against nothing pruned, {images}."
-    fall, rise = sum(each.high < 0 for each, *_ in changes), sum(each.low > 0 for each, *_ in changes)
-    return (
-        f"{what} falls in {fall} and rises in {rise} of {len(changes)} settings (95 % interval excludes 0), against "
-        f"nothing pruned {images}; the best change is {_points(best)} ({best_name}), the worst {_points(worst)} "
-        f"({worst_name})."
-    )
+        return found.capitalize()
+    others = f", on {_images(last)}" if _images(last) != _images(first) else ""
+    return f"Best is {best_name}: {found} Worst is {worst_name}: {what} changes by {_points(worst)}{others}."
 
 
-def _points(found) -> str:
-    estimate, *rest = signed(found, bold=False).split(" ", 1)
-    return " ".join([estimate, "points", *rest])
+def moved(settings: Sequence[Setting], names: Sequence[str]) -> str:
+    """In how many settings accuracy moved, of those that have an interval; oracles aside."""
+    changes = [found for found, *_ in _changes(settings, names)]
+    known = [found for found in changes if found.is_known]
+    if len(changes) == 1 or not known:
+        return ""
+    fall, rise = sum(found.high < 0 for found in known), sum(found.low > 0 for found in known)
+    rest = len(changes) - len(known)
+    none = f" {rest} more {'has' if rest == 1 else 'have'} no interval." if rest else ""
+    return f"Accuracy falls in {fall} and rises in {rise} of {len(known)} settings (95 % interval excludes 0).{none}"
+
+
+def _changes(settings: Sequence[Setting], names: Sequence[str]) -> list[tuple[Interval, str, Setting]]:
+    """The change of each setting with its name, the worst first."""
+    named = [pair for pair in zip(settings, names) if not pair[0].is_oracle] or [*zip(settings, names)]
+    return sorted([(change(each), name, each) for each, name in named], key=lambda found: found[0].estimate)
+
+
+def _images(setting: Setting) -> str:
+    values = setting.values(setting.shown("accuracy"))
+    return counted(values.clusters, values.units)
+
+
+def _points(found: Interval) -> str:
+    """As "+0.17 points (95 % interval +0.02 to +0.30)"."""
+    estimate, low, high = (f"{round(value, 2) + 0.0:+.2f}" for value in found[:3])
+    return f"{estimate} points" + (f" (95 % interval {low} to {high})" if found.is_known else "")
 
 
 def verdicts(judgements: Sequence[Judgement]) -> str:
@@ -73,17 +94,32 @@ def _counted_verdict(count: int, one: str, many: str) -> str:
 
 
 def answer(
-    settings: Sequence[Setting], axes: Sequence[str], judgements: Sequence[Judgement], pictures: Sequence[str]
+    settings: Sequence[Setting], names: Sequence[str], judgements: Sequence[Judgement], pictures: Sequence[str]
 ) -> dict[str, str]:
-    """The answer to a sweep's question and its figure, as an index shows them: those of the first claim.
+    """The answer to a sweep's question and its figure, as an index shows them: those of the claim that answers it.
+
+    That is the claim marked `answers`, or else the first. Without claims the best and the worst setting answer.
 
     Args:
+        names: what the settings are called, one for each.
         pictures: file names; the first is to be looked at where nothing was claimed.
     """
     if judgements:
-        return dict(zip(("answer", "figure"), judgements[0].headline))
-    said = moves(settings, axes) if settings else "No trial has a result."
+        marked = [judgement for judgement in judgements if judgement.claim.answers]
+        return dict(zip(("answer", "figure"), (marked or judgements)[0].headline))
+    said = _briefly(settings, names) if settings else "No trial has a result."
     return {"answer": said, "figure": "".join(f"[picture]({name})" for name in pictures[:1])}
+
+
+def _briefly(settings: Sequence[Setting], names: Sequence[str]) -> str:
+    """The best and the worst change in less than 120 characters."""
+    changes = _changes(settings, names)
+    what = "Val accuracy" if settings[0].on_val else "Accuracy"
+    if len(changes) == 1:
+        return f"{what} changes by {changes[0][0].estimate:+.2f} points"
+    best, worst = (f"{found.estimate:+.2f} points ({shorten(name, 28, placeholder=' …')})"
+                   for found, name, _ in (changes[-1], changes[0]))  # fmt: skip
+    return f"{what}: best {best}, worst {worst}"
 
 
 def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:

@@ -17,8 +17,8 @@ COLUMNS = "| sweep | question | answer | figure |\n| --- | --- | --- | --- |"
 def write_index(runs: Sequence[str], out: str, command: str) -> str:
     """Copies each run's report and pictures into `out`, and writes `README.md` there; returns its path.
 
-    It begins with a table, one row a sweep, whose answer is the sweep's first claim; all claims stand below. What an
-    earlier index says of other tables stays, so that one sweep run anew does not ask for all of them.
+    It begins with a table, one row a sweep, whose answer is the claim that answers the sweep's question; all claims
+    stand below. What an earlier index says of other tables stays, so that one sweep run anew does not ask for all.
 
     Args:
         runs: folders or fsspec URLs that `python -m patchrank.tune` wrote.
@@ -37,7 +37,10 @@ def write_index(runs: Sequence[str], out: str, command: str) -> str:
     rows, sections = _earlier(join(out, "README.md"))
     rows |= {each["table"]: _row(each) for each in summaries}
     sections |= {each["table"]: _section(each) for each in summaries}
-    made = f"Brought up to date by `{command}` on {datetime.date.today()}; each section says what it was made by."
+    made = (
+        f"Last brought up to date by `{command}` on {datetime.date.today()}. Each section says what it was made by; "
+        "pages of sweeps that were not run again since keep their earlier layout."
+    )
     table = "\n".join([COLUMNS, *(rows.get(name, _see_below(name)) for name in sections)])
     text = "\n\n".join(["# Ablations", made, table, *sections.values()])
     write_atomic(join(out, "README.md"), text + "\n")
@@ -64,7 +67,7 @@ def _row(summary: dict) -> str:
 
 
 def _see_below(table: str) -> str:
-    """Of a section that an earlier version wrote, without a row."""
+    """The row of a table whose section an earlier version wrote, when there were no rows yet."""
     return f"| [{table}]({table}.md) |  | see below |  |"
 
 

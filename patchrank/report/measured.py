@@ -74,9 +74,10 @@ def legend(settings: Sequence[Setting], table: str) -> str:
         "GMACs: one image, its ranking included.": True,
         "Speed-up: against the unpruned tower, measured in turns with it.": "ms" in columns,
         "Controls drop as many tokens, at random or the most important first.": controls,
+        _control_seeds(settings): True,
         "Val: accuracy on validation images, by which choices are made.": "val" in columns,
     }
-    return " ".join(text for text, shown in said.items() if shown)
+    return " ".join(text for text, shown in said.items() if text and shown)
 
 
 def without_interval(settings: Sequence[Setting]) -> str:
@@ -86,11 +87,24 @@ def without_interval(settings: Sequence[Setting]) -> str:
         for task in setting.tasks:
             if not change(setting, task).is_known:
                 alone[task] = setting.unit(task)
-    said = ", ".join(f"`{task}`: one {unit}" for task, unit in alone.items())
-    return (
-        f"**Without an interval**: the images are of one unit alone ({said}), and one says nothing of how far others "
-        "would differ; try images of more."
-    ) * bool(alone)
+    said = [
+        f"`{task}` has one image alone, so nothing tells how others would differ; try several images."
+        if unit == "image"
+        else f"All images of `{task}` belong to one {unit}, so nothing tells how others would differ; try images of "
+        f"several {unit}s."
+        for task, unit in alone.items()
+    ]
+    return " ".join(["**Without an interval.**", *said]) if said else ""
+
+
+def _control_seeds(settings: Sequence[Setting]) -> str:
+    """Of which seeds the controls are, where fewer ran them than a setting has; "" where none does."""
+    found = [
+        (setting.seeds_with(control), len(setting.rows)) for setting in settings for control in ("random", "reversed")
+    ]
+    few = dict.fromkeys(tuple(seeds) for seeds, count in found if 0 < len(seeds) < count)
+    said = [f"seed{'s' * (len(seeds) > 1)} {_and(map(str, seeds))} alone" for seeds in few]
+    return f"Controls: of {' or '.join(said)}." if said else ""
 
 
 def _fitted(settings: Sequence[Setting]) -> str:

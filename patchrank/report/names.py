@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from patchrank.config import value_at
 from patchrank.report.results import Setting
 
@@ -21,10 +23,18 @@ RANKINGS = {
 SPOKEN = {"kept": "{} kept", "fitted on": "fitted on {}"}
 
 
-def counted(images: int, clusters: int, unit: str) -> str:
-    """What figures are of: "1077 images of 359 digits"; "1077 images" where each stands for itself."""
-    of = "" if unit == "image" else f" of {clusters} {unit}{'s' * (clusters != 1)}"
-    return f"{images} image{'s' * (images != 1)}{of}"
+def counted(clusters: np.ndarray, units: np.ndarray) -> str:
+    """What figures are of: "1077 images of 359 digits"; "1077 images" where each stands for itself; both where mixed.
+
+    Args:
+        clusters, units: (n,) each, what images are drawn with and the word for it, as in `results.Values`.
+    """
+    parts = []
+    for unit in dict.fromkeys(units.tolist()):
+        images, drawn = clusters[units == unit], len(np.unique(clusters[units == unit]))
+        of = "" if unit == "image" else f" of {drawn} {unit}{'s' * (drawn != 1)}"
+        parts.append(f"{len(images)} image{'s' * (len(images) != 1)}{of}")
+    return " and ".join(parts)
 
 
 def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[str]]:

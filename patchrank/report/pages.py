@@ -12,11 +12,12 @@ from patchrank.errors import UserError
 from patchrank.files import join, write_atomic, write_json
 from patchrank.report.beside import Beside, read_beside, told_apart_by
 from patchrank.report.claims import Judgement, details_table, judge
-from patchrank.report.findings import answer, brief_table, moves, question, verdicts
+from patchrank.report.findings import answer, best_and_worst, brief_table, moved, question, verdicts
 from patchrank.report.front import FrontSection, front_section
 from patchrank.report.markdown import literal
 from patchrank.report.markdown import table as markdown_table
 from patchrank.report.measured import how_made, legend, what_was_measured, without_interval
+from patchrank.report.names import labels
 from patchrank.report.paper import paper_rows, paper_section
 from patchrank.report.plots import draw_sweep
 from patchrank.report.results import Setting, read_settings
@@ -37,7 +38,10 @@ class Report:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """All that a page is about; rows are the sweep's own, settings those of other sweeps beside as well."""
+    """All that a page is about; rows are the sweep's own, settings those of other sweeps beside as well.
+
+    own: settings with the sweep's own rows alone; names: what they are called in the table.
+    """
 
     rows: Sequence[dict]
     beside: Sequence[Beside]
@@ -45,6 +49,8 @@ class _Sweep:
     axes: Sequence[str]
     command: str
     settings: list[Setting]
+    own: list[Setting]
+    names: list[str]
     judgements: list[Judgement]
     unfinished: int
     failures: Sequence[tuple[str, str]]
@@ -84,11 +90,12 @@ def write_report(
     Raises:
         UserError: a table that `paper.yaml` does not have.
     """
-    paper, beside = paper_rows(config.paper), read_beside(config.beside, rows) if rows else []
-    settings = read_settings(rows, root, [(each.root, each.rows) for each in beside])
+    paper, beside = paper_rows(config.paper), read_beside(config.beside, rows, root) if rows else []
+    settings = read_settings(rows, root, [pair for each in beside for pair in each.rows])
     axes = told_apart_by(settings, axes) if beside else axes
+    own = _own(rows, root, settings, axes) if beside else (settings, labels(settings, axes) if rows else [])
     judgements = [_judged(claim, settings, unfinished) for claim in config.claims]
-    sweep = _Sweep(rows, beside, config, axes, command, settings, judgements, unfinished, failures, stopped)
+    sweep = _Sweep(rows, beside, config, axes, command, settings, *own, judgements, unfinished, failures, stopped)
     table = main_table(settings, axes, paper) if rows else ""
     drawn = {"accuracy": draw_sweep(settings, axes), "tokens": draw_tokens(settings, axes)} if rows else {}
     pictures = {f"{config.table}-{kind}.png": picture for kind, picture in drawn.items()}
@@ -101,6 +108,17 @@ def write_report(
     captions = {name: caption for name, (_, caption) in pictures.items()}
     write_atomic(join(root, "report.md"), _page(sweep, table, front.markdown, captions, paper))
     return Report(join(root, "report.md"), brief_table(settings, axes) if rows else "")
+
+
+def _own(
+    rows: Sequence[dict], root: str, settings: Sequence[Setting], axes: Sequence[str]
+) -> tuple[list[Setting], list[str]]:
+    """The settings of a sweep's own rows, without seeds and controls from beside, and what the table calls them.
+
+    A setting begins with its own rows, so those of the sweep come first, in the same order.
+    """
+    own = read_settings(rows, root)
+    return own, labels(settings, axes)[: len(own)]
 
 
 def _judged(claim: Claim, settings: list[Setting], unfinished: int) -> Judgement:
@@ -120,8 +138,9 @@ def _page(sweep: _Sweep, table: str, front: str, captions: dict[str, str], paper
     settings = sweep.settings
     parts = [f"# {sweep.config.table}", SMOKE if sweep.is_quick else "", _unfinished(sweep)]
     if settings:
-        parts += [f"{_question(sweep)} {_found(sweep)}", front, table, without_interval(settings)]
-        parts += [legend(settings, table), _claims(sweep.judgements)]
+        parts += [_question(sweep), _found(sweep), front, table, without_interval(settings)]
+        parts += [" ".join(filter(None, [moved(sweep.own, sweep.names), legend(settings, table)]))]
+        parts += [_claims(sweep.judgements)]
         made = [how_made(sweep.rows, sweep.command), *(each.note for each in sweep.beside)]
         parts += [" ".join(made), what_was_measured(settings, sweep.axes)]
     else:
@@ -137,10 +156,10 @@ def _question(sweep: _Sweep) -> str:
 
 
 def _found(sweep: _Sweep) -> str:
-    """What came out, in two sentences."""
+    """What came out, in three short sentences: the best, the worst, and how many claims hold."""
     if not sweep.rows:
         return "No trial has a result."
-    return f"{moves(sweep.settings, sweep.axes)} {verdicts(sweep.judgements)}"
+    return f"{best_and_worst(sweep.own, sweep.names)} {verdicts(sweep.judgements)}"
 
 
 def _shows_digits(settings: Sequence[Setting]) -> bool:
@@ -179,7 +198,7 @@ def _summary(sweep: _Sweep, pictures: Sequence[str]) -> dict:
         "date": max([row["date"] for row in sweep.rows] or [f"{datetime.date.today()}"]),
         "question": _question(sweep),
         "found": _found(sweep),
-        **answer(sweep.settings, sweep.axes, sweep.judgements, pictures),
+        **answer(sweep.own, sweep.names, sweep.judgements, pictures),
         "claims": [{"line": judgement.line(), **judgement.to_json()} for judgement in sweep.judgements],
     }
 

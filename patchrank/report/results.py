@@ -34,17 +34,26 @@ MEASURES = {
     "val_cosine": ("val_cosine", 1),
     "val_drift": ("val_cosine", -1000, 1000),
 }
+FITTED = ("predictor", "prior")  # reducers whose ranking learned from golden scores of other images
 CONTROLS = {"random", "reversed"}  # which a setting may have run with some of its seeds alone
 ON_VAL = {"matching", "matching_prior", "kendall", "ndcg"} | {name for name in MEASURES if name.startswith("val_")}
 
 
+Arrays = dict[str, np.ndarray]  # what a trial saved of its images, by name
+
+
 @dataclass(frozen=True)
 class Values:
-    """One number an image: values (n,), the images' ids (n,), and what each is drawn with in statistics (n,)."""
+    """One number for each of n images, in the order of the images.
+
+    values: (n,). ids: (n,), the images' names. clusters: (n,), what statistics draw each image with: equal for images
+    that belong together. units: (n,), the word for that: "digit", "group", or "image" where it stands for itself.
+    """
 
     values: np.ndarray
     ids: np.ndarray
     clusters: np.ndarray
+    units: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed as the object that it is
@@ -55,7 +64,7 @@ class Setting:
     """
 
     rows: list[dict]
-    arrays: list[dict[str, np.ndarray]]
+    arrays: list[Arrays]
     on_val: bool = False
 
     @property
@@ -74,14 +83,14 @@ class Setting:
     @property
     def is_fitted(self) -> bool:
         """Whether its ranking was fitted to golden scores of other images."""
-        return self.config["pruning"]["reducer"] in ("predictor", "prior")
+        return self.config["pruning"]["reducer"] in FITTED
 
     @cached_property
     def metrics(self) -> dict[str, float]:
         """The rows' metrics that are plain numbers, averaged over seeds."""
-        shared = [key for key, value in self.rows[0]["metrics"].items() if isinstance(value, int | float)]
-        shared = [key for key in shared if all(key in row["metrics"] for row in self.rows)]
-        return {key: float(np.mean([row["metrics"][key] for row in self.rows])) for key in shared}
+        found = {key: [row["metrics"].get(key) for row in self.rows] for key in self.rows[0]["metrics"]}
+        shared = {key: each for key, each in found.items() if all(isinstance(value, int | float) for value in each)}
+        return {key: float(np.mean(each)) for key, each in shared.items()}
 
     def shown(self, measure: str) -> str:
         """A measure, or where no test image was looked at, the one of validation images that stands in its place."""
@@ -92,10 +101,18 @@ class Setting:
         having = len(self._having(measure))
         return having > 0 if measure in CONTROLS else having == len(self.arrays)
 
-    def unit(self, task: str | None = None) -> str:
-        """The word for what images are drawn by, of one task or of all: "group" where tasks have several words."""
-        words = {_unit(self.arrays[0], task) for task in ([task] if task else self.tasks)}
-        return words.pop() if len(words) == 1 else "group"
+    def unit(self, task: str) -> str:
+        """The word for what a task's images are drawn by: digit, group, or image."""
+        return _unit(self.arrays[0], task)
+
+    def seeds_with(self, measure: str) -> list[int]:
+        """The seeds that have a measure."""
+        having = self._having(measure)
+        return [
+            row["config"]["seed"]
+            for row, arrays in zip(self.rows, self.arrays)
+            if any(arrays is each for each in having)
+        ]
 
     def values(self, measure: str, task: str | None = None, limit: int | None = None) -> Values:
         """One number an image, averaged over the seeds that have it, of one task or of all of them.
@@ -106,8 +123,8 @@ class Setting:
         having = self._having(measure)
         values = np.mean([self._of_seed(arrays, measure, task, limit) for arrays in having], axis=0)
         parts = [_images(having[0], each, measure in ON_VAL) for each in ([task] if task else self.tasks)]
-        ids, clusters = (np.concatenate([part[:limit] for part in kind]) for kind in zip(*parts))
-        return Values(values, ids, clusters)
+        ids, clusters, units = (np.concatenate([part[:limit] for part in kind]) for kind in zip(*parts))
+        return Values(values, ids, clusters, units)
 
     def seeds(self, measure: str, task: str | None = None, limit: int | None = None) -> list[float]:
         """The mean of every seed that has a measure; its spread is what seeds are worth."""
@@ -117,37 +134,33 @@ class Setting:
         """Images of a task that its figures are of."""
         return len(self.arrays[0][f"{task}.{'val_ids' if self.on_val else 'ids'}"])
 
-    def _having(self, measure: str) -> list[dict[str, np.ndarray]]:
+    def _having(self, measure: str) -> list[Arrays]:
         """The arrays of the seeds that have a measure on every task."""
         name = MEASURES[measure][0]
         return [arrays for arrays in self.arrays if all(f"{task}.{name}" in arrays for task in self.tasks)]
 
-    def _of_seed(self, arrays: dict[str, np.ndarray], measure: str, task: str | None, limit: int | None) -> np.ndarray:
+    def _of_seed(self, arrays: Arrays, measure: str, task: str | None, limit: int | None) -> np.ndarray:
         name, scale, *offset = MEASURES[measure]
         tasks = [task] if task else self.tasks
         values = np.concatenate([arrays[f"{task}.{name}"][:limit].astype(float) for task in tasks])
         return values * scale + sum(offset)
 
 
-def _images(arrays: dict[str, np.ndarray], task: str, on_val: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (n,) of a task's images, and what each is drawn with (n,).
+def _images(arrays: Arrays, task: str, on_val: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids (n,) of a task's images, what each is drawn with (n,), and the word for that (n,).
 
     Records from before these were saved have ids alone. An embedded scene's id tells its digit; of other data such
     records count where each image stands for itself, since data with groups has other trials' ids by now.
     """
     prefix = f"{task}.val_" if on_val else f"{task}."
     ids = arrays[f"{prefix}ids"]
+    units = np.full(len(ids), _unit(arrays, task))
     if f"{prefix}groups" in arrays:
-        return ids, arrays[f"{prefix}groups"]
-    return ids, np.asarray([digit_of(str(name)) if task in STYLES else f"{task}/{name}" for name in ids])
+        return ids, arrays[f"{prefix}groups"], units
+    return ids, np.asarray([digit_of(str(name)) if task in STYLES else f"{task}/{name}" for name in ids]), units
 
 
-def has_groups(root: str, row: dict) -> bool:
-    """Whether a row's arrays say what its images are drawn by, as those of earlier versions do not."""
-    return any(name.endswith("groups") for name in _arrays(root, row))
-
-
-def _unit(arrays: dict[str, np.ndarray], task: str) -> str:
+def _unit(arrays: Arrays, task: str) -> str:
     saved = arrays.get(f"{task}.unit", arrays.get(f"{task}.val_unit"))
     return str(saved) if saved is not None else "digit" if task in STYLES else "image"
 
@@ -165,24 +178,30 @@ def configuration(config: dict) -> dict[str, Any]:
     return found
 
 
-def read_settings(rows: Sequence[dict], root: str, beside: Iterable[tuple[str, Sequence[dict]]] = ()) -> list[Setting]:
+def read_settings(rows: Sequence[dict], root: str, beside: Iterable[tuple[dict, Arrays]] = ()) -> list[Setting]:
     """Rows in plan order to settings in the order of their first row.
 
+    Where several rows are of one setting and seed, the first counts, and takes controls that it lacks from the others.
+
     Args:
-        beside: roots and rows of other sweeps; a seed of a setting that several have counts once.
+        rows: of the sweep itself, whose arrays lie in `<root>/trials`.
+        beside: rows of other sweeps, with their arrays.
     """
-    groups: dict[str, dict[int, tuple[str, dict]]] = {}
-    for place, found in [(root, rows), *beside]:
-        for row in found:
-            seeds = groups.setdefault(json.dumps(configuration(row["config"]), sort_keys=True), {})
-            _, known = seeds.get(row["config"]["seed"], (place, None))
-            if known is None or len(row["config"]["controls"]) > len(known["config"]["controls"]):
-                seeds[row["config"]["seed"]] = place, row
-    members = [list(seeds.values()) for seeds in groups.values()]
+    groups: dict[str, dict[int, tuple[dict, Arrays]]] = {}
+    for row, arrays in [*((row, read_arrays(root, row)) for row in rows), *beside]:
+        seeds = groups.setdefault(json.dumps(configuration(row["config"]), sort_keys=True), {})
+        first, known = seeds.get(row["config"]["seed"], (row, arrays))
+        seeds[row["config"]["seed"]] = first, _controls(arrays) | known
     on_val = any(row["config"]["data"]["n_test"] == 0 for row in rows)  # in one table all stand on the same images
-    return [Setting([row for _, row in each], [_arrays(*one) for one in each], on_val) for each in members]
+    members = [list(seeds.values()) for seeds in groups.values()]
+    return [Setting([row for row, _ in each], [arrays for _, arrays in each], on_val) for each in members]
 
 
-def _arrays(root: str, row: dict) -> dict[str, np.ndarray]:
+def read_arrays(root: str, row: dict) -> Arrays:
+    """What a trial saved of each image, by name."""
     with np.load(io.BytesIO(read_bytes(join(root, "trials", f"{row['id']}.npz"))), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def _controls(arrays: Arrays) -> Arrays:
+    return {name: values for name, values in arrays.items() if name.rpartition(".right_")[2] in CONTROLS}

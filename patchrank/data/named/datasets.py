@@ -123,15 +123,14 @@ def load_named(task: str, split: str, root: str | None) -> ImageSplit:
 
 
 def _groups(listing: Listing, pattern: str) -> list[str]:
-    """Raises `UserError` for an image whose name does not tell its group."""
+    """What each image is drawn with; one whose name tells no group stands for itself, and a line counts those."""
     found = [re.fullmatch(pattern, name) for name in listing.ids]
-    if None in found:
-        name = listing.ids[found.index(None)]
-        raise UserError(
-            f"{listing.source}: image {name!r} does not tell the group that it was filmed in; its name must read "
-            f"v_CLASS_gNN_cNN.jpg; {how_to_get(listing.task)}"
+    if alone := [name for name, match in zip(listing.ids, found) if match is None]:
+        write_line(
+            f"warning: {listing.source}: {len(alone)} of {len(found)} images have names that tell no group, the first "
+            f"{alone[0]!r}; each stands for itself in statistics; try names like v_CLASS_g01_c01.jpg"
         )
-    return [f"{listing.task}/{each[1]}" for each in found]
+    return [f"{listing.task}/{match[1] if match else name}" for name, match in zip(listing.ids, found)]
 
 
 def _find(task: str, split: str, root: str | None) -> NamedDataset:
