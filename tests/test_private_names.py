@@ -166,7 +166,8 @@ def test_timm_records_arguments_that_change(tower, tmp_path):
 
 def test_timm_notes_what_it_made_a_model_with(tower):
     assert private_names.has_model_args(tower), says("timm", "_model_args")
-    made_by_hand = PrunedVisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, locations=(1,))
+    small = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    made_by_hand = PrunedVisionTransformer(**small, locations=(1,))
     made_by_hand.set_pruning(keep_rate=0.5, reducer="center")
     assert not private_names.has_model_args(made_by_hand)
 
