@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,20 +49,25 @@ def read_beside(roots: Sequence[str], own: Sequence[dict], own_root: str) -> lis
     first = {_images_of(row["config"]): row for row in reversed(own)}
     ids = {key: read_arrays(own_root, row) for key, row in first.items()}
     for root in roots:
-        found.append(_read(root, [row["config"] for row in own], ids, shown))
+        found.append(_read(root, _named(root), [row["config"] for row in own], ids, shown))
         shown |= {row["id"] for row, _ in found[-1].rows}
     return found
 
 
-def _read(root: str, own: Sequence[dict], images: dict[str, Arrays], shown: set[str]) -> Beside:
+def _named(root: str) -> str:
+    """A root as a report calls it: relative to the working folder if it lies below, since reports are passed on."""
+    return root.removeprefix(f"{os.getcwd()}/")
+
+
+def _read(root: str, name: str, own: Sequence[dict], images: dict[str, Arrays], shown: set[str]) -> Beside:
     try:
         lines = read_bytes(join(root, "results.jsonl")).decode().splitlines()
     except FileNotFoundError:
-        return Beside([], f"Nothing of `{root}` is shown beside, since it holds no results.jsonl: {_remedy(root)}.")
+        return Beside([], f"Nothing of `{name}` is shown beside, since it holds no results.jsonl: {_remedy(name)}.")
     except (OSError, ValueError, UserError) as error:
         cause = " ".join(str(error).split())
-        said = f"Nothing of `{root}` is shown beside, since its results.jsonl cannot be read ({cause})"
-        return Beside([], f"{said}: {_remedy(root)}.")
+        said = f"Nothing of `{name}` is shown beside, since its results.jsonl cannot be read ({cause})"
+        return Beside([], f"{said}: {_remedy(name)}.")
     rows, reasons = [], []
     for line in lines:
         try:
@@ -70,7 +76,7 @@ def _read(root: str, own: Sequence[dict], images: dict[str, Arrays], shown: set[
                 rows.append((row, _arrays(root, row, own, images)))
         except _LeftOut as reason:
             reasons.append(reason)
-    return Beside(rows, _note(root, len(rows), len(lines), reasons))
+    return Beside(rows, _note(name, len(rows), len(lines), reasons))
 
 
 def _note(root: str, count: int, total: int, reasons: Sequence[_LeftOut]) -> str:
