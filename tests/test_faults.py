@@ -108,7 +108,8 @@ def said(folder: Path) -> str:
     return (folder / "said").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_ends_trials_with_130_and_a_second_driver_is_refused_meanwhile(tmp_path, number):
     alone = f"resources: {{cpu: {os.cpu_count()}}}"  # with many workers all would be done before the other has started
     write_sweep(tmp_path, RATES + "\nseed: {grid: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]}", more=alone)
@@ -195,6 +196,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_is_finished(small_disk, tmp_
     assert len(now) == len(rows(tmp_path)) == 12 and {name: now[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_store_that_fails_for_a_while(tmp_path):
     write_sweep(tmp_path, RATES)
     with s3_server() as store:

@@ -156,6 +156,7 @@ def files(folder) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("*/*") if not file.name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_scoring_killed_and_resumed_equals_uninterrupted(tmp_path):
     """kill -9 at a random moment after the first of four shards, then the same command again."""
     command = [sys.executable, "-m", "patchrank.golden", "--limit", "200", "--remove-at", "10", "--out"]
