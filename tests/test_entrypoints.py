@@ -196,6 +196,7 @@ def port():
         yield listening.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_without_network_or_cache_the_error_comes_soon_even_where_name_look_up_hangs(tmp_path):
     code = """
 import socket, time, timm, patchrank

@@ -81,6 +81,7 @@ def test_an_error_in_the_block_gives_it_back(folder):
         assert not note(folder).get("lost")
 
 
+@pytest.mark.slow
 def test_killed_holders_are_in_nobodys_way(store, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "STALE", 30.0)  # far longer than a lock of this machine takes to be free
     places = [str(tmp_path), f"{store.url}/killed"]

@@ -18,7 +18,7 @@ from patchrank.tune.spec import find_sweep
     ids=lambda param: len(param[0]),
 )
 def metrics(request, tmp_path_factory):
-    """Of one trial: by default on one task alone, which takes a third of the time; the slow case has the mean of three."""
+    """Of one trial: by default on one task alone, which takes a third of the time; the slow case has all three."""
     tasks, n_test = request.param
     folder = tmp_path_factory.mktemp("reach")
     raw = read_yaml(find_sweep("locations"))["trial"]
