@@ -19,7 +19,7 @@ from patchrank.tune.driver import run_sweep
 from patchrank.tune.forecast.timing import Timer
 from patchrank.tune.milliseconds import Speeds
 from patchrank.tune.plan import make_plan
-from patchrank.tune.progress import Failure
+from patchrank.tune.progress import Failure, print_plan
 from patchrank.tune.search import CellSearch, create_search
 from patchrank.tune.spec import load_sweep
 from patchrank.tune.steps import STEP, VALUE
@@ -327,3 +327,13 @@ def test_a_notebook_gets_the_rows_that_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr(Timer, "start", lambda self: 5.0)  # another Python would be started, to time that
     found = patchrank.tune.run("sweep.yaml", dry_run=True)
     assert [row["id"] for row in found] == [identity]
+
+
+def test_an_axis_that_no_trial_meets_is_told(tmp_path, capsys):
+    where = [f"root={tmp_path}/runs", f"shards={tmp_path}/shards"]
+    plan = make_plan(load_sweep("locations", where))
+    assert plan.unmet_axes() == []
+    pinned = make_plan(load_sweep("locations", [*where, "trial.seed=1"]))  # controls are for seed 0
+    print_plan(pinned, [], pinned.size)
+    said = capsys.readouterr().err
+    assert pinned.size == 4 and "note: controls is not swept, since no point of the grid meets" in said
