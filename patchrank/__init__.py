@@ -35,21 +35,21 @@ def create_clip(name: str, **kwargs):
 
 
 def prune_open_clip(model, **pruning):
-    """Our image tower in the place of an open_clip model's; see `patchrank.models.open_clip_tower.prune_open_clip`."""
-    from patchrank.models.open_clip_tower import prune_open_clip
+    """Our image tower in the place of an open_clip model's; see `patchrank.models.open_clip.prune.prune_open_clip`."""
+    from patchrank.models.open_clip.prune import prune_open_clip
 
     return prune_open_clip(model, **pruning)
 
 
 def save_pretrained(model, directory):
-    """A tower as a directory that timm makes it from again; see `patchrank.models.checkpoints.saving`."""
-    from patchrank.models.checkpoints.saving import save_pretrained
+    """A tower as a directory that timm makes it from again; see `patchrank.models.checkpoints.save`."""
+    from patchrank.models.checkpoints.save import save_pretrained
 
     save_pretrained(model, directory)
 
 
 def unprune(model):
-    """Undoes `prune_open_clip`; see `patchrank.models.open_clip_tower.unprune`."""
-    from patchrank.models.open_clip_tower import unprune
+    """Undoes `prune_open_clip`; see `patchrank.models.open_clip.prune.unprune`."""
+    from patchrank.models.open_clip.prune import unprune
 
     return unprune(model)

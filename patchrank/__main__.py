@@ -6,7 +6,7 @@ import os
 import runpy
 import sys
 
-from patchrank.errors import near
+from patchrank.utils.errors import near
 
 STAGES = {
     "tune": "runs a sweep: scores, fits, tunes and evaluates what is missing, and writes a report",

@@ -20,7 +20,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from patchrank.cli import (
+from patchrank.cli.flags import (
     add_model_flags,
     add_pruning_flags,
     check_device,
@@ -28,18 +28,18 @@ from patchrank.cli import (
     positive,
     run_command,
 )
+from patchrank.cli.summary import macs_line, print_row, pruning_title
 from patchrank.config import BenchmarkConfig, TrialConfig
-from patchrank.errors import UserError
-from patchrank.files import content_id, join, read_json, write_json
 from patchrank.fit import predictor_shape
+from patchrank.io import content_id, join, read_json, write_json
 from patchrank.layers.norm_gains import layer_norms
 from patchrank.layers.predictors import create_predictor
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip, create_clip
-from patchrank.models.tags import find_weights
-from patchrank.progress import progress
-from patchrank.prompting.presets import complete
-from patchrank.summary import macs_line, print_row, pruning_title
+from patchrank.models.pretrained import find_weights
+from patchrank.prompt.presets import complete
+from patchrank.utils.errors import UserError
+from patchrank.utils.progress import progress
 
 VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
 SCHEMA = 1

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchrank.cli import (
+from patchrank.cli.flags import (
     add_data_flags,
     add_model_flags,
     add_pruning_flags,
@@ -27,19 +27,7 @@ from patchrank.cli import (
     load_split_from,
     run_command,
 )
-from patchrank.data.images import ImageSplit
-from patchrank.data.tasks import find_task
-from patchrank.errors import UserError
-from patchrank.files import check_writable, resolve
-from patchrank.fit import matching, prior_of, rank_quality, read_ranked
-from patchrank.layers.reducers import Random, TokenState
-from patchrank.layers.reducers.random import sample_keys
-from patchrank.metrics import percent
-from patchrank.models.clip import Clip
-from patchrank.models.clip import macs_row as macs_row
-from patchrank.progress import progress
-from patchrank.retrieval import add_index_flag, retrieval_from, retrieval_lines
-from patchrank.summary import (
+from patchrank.cli.summary import (
     ACCURACIES,
     MATCHING,
     cosine_line,
@@ -49,6 +37,18 @@ from patchrank.summary import (
     print_row,
     pruning_title,
 )
+from patchrank.data.dataset_factory import find_task
+from patchrank.data.image_split import ImageSplit
+from patchrank.fit import matching, prior_of, rank_quality, read_ranked
+from patchrank.io import check_writable, resolve
+from patchrank.layers.reducers import Random, TokenState
+from patchrank.layers.reducers.random import sample_keys
+from patchrank.models.clip import Clip
+from patchrank.models.clip import macs_row as macs_row
+from patchrank.retrieval import add_index_flag, retrieval_from, retrieval_lines
+from patchrank.utils.errors import UserError
+from patchrank.utils.metrics import percent
+from patchrank.utils.progress import progress
 
 VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
 CONTROLS = ("random", "reversed")

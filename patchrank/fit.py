@@ -22,17 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchrank.cli import add_model_flags, create_clip_from, positive, positive_float, run_command
+from patchrank.cli.flags import add_model_flags, create_clip_from, positive, positive_float, run_command
+from patchrank.cli.summary import MATCHING, percentages, print_row
 from patchrank.config import TrialConfig
-from patchrank.data.shards import read_manifest, stream
-from patchrank.errors import UserError, near
-from patchrank.golden import METRICS
+from patchrank.golden.scores import METRICS
+from patchrank.golden.shards import read_manifest, stream
 from patchrank.layers.predictors import Prior, check_location, create_predictor, save_predictor
 from patchrank.layers.pruning import check_locations
-from patchrank.metrics import kendall, matching_each, matching_rate, ndcg, position_prior, top_k
 from patchrank.models.clip import Clip
-from patchrank.progress import progress
-from patchrank.summary import MATCHING, percentages, print_row
+from patchrank.utils.errors import UserError, near
+from patchrank.utils.metrics import kendall, matching_each, matching_rate, ndcg, position_prior, top_k
+from patchrank.utils.progress import progress
 
 VERSION = 1  # of the fitting: bump it when the same shards would give another predictor
 BATCH_SIZE = 64

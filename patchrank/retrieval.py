@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchrank.cli import (
+from patchrank.cli.flags import (
     add_data_flags,
     add_model_flags,
     add_pruning_flags,
@@ -31,16 +31,16 @@ from patchrank.cli import (
     load_split_from,
     run_command,
 )
-from patchrank.data.images import ImageSplit
-from patchrank.data.tasks import find_task
-from patchrank.errors import UserError
-from patchrank.files import check_writable, exists, read_bytes, resolve, write_atomic
-from patchrank.metrics import percent
+from patchrank.cli.summary import images_line, macs_line, print_row, pruning_title
+from patchrank.data.dataset_factory import find_task
+from patchrank.data.image_split import ImageSplit
+from patchrank.io import check_writable, exists, read_bytes, resolve, write_atomic
 from patchrank.models.clip import Clip
 from patchrank.models.text import encode_texts
-from patchrank.nearest import is_within, nearest, own_distance, shared
-from patchrank.progress import progress
-from patchrank.summary import images_line, macs_line, print_row, pruning_title
+from patchrank.utils.errors import UserError
+from patchrank.utils.metrics import percent
+from patchrank.utils.nearest import is_within, nearest, own_distance, shared
+from patchrank.utils.progress import progress
 
 BATCH_SIZE = 64
 KS = (1, 5, 10)

@@ -12,14 +12,12 @@ import timm
 import torch
 
 import patchrank
-from patchrank.prompting import tuning
-
-REAL_RAY = ("test_faults", "test_nodes", "test_tune")  # files that start clusters
+from patchrank.prompt import tuning
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files come first: pytest-xdist hands out whole files, and the short ones even things out."""
-    items.sort(key=lambda item: item.path.stem not in REAL_RAY)
+    """The longest files, those that start clusters, come first: pytest-xdist hands out whole files."""
+    items.sort(key=lambda item: item.path.parent.name != "cluster")
 
 
 def pytest_unconfigure():

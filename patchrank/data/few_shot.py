@@ -10,9 +10,9 @@ import random
 from collections.abc import Sequence
 from numbers import Integral
 
-from patchrank.data.images import ImageSplit
-from patchrank.data.named import NAMED, load_named
-from patchrank.errors import UserError, near
+from patchrank.data.coop import NAMED, load_named
+from patchrank.data.image_split import ImageSplit
+from patchrank.utils.errors import UserError, near
 
 MAX_VAL_SHOTS = 4
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchrank.data.images import ImageSplit, Reader
-from patchrank.errors import UserError, near
+from patchrank.data.image_split import ImageSplit, Reader
+from patchrank.utils.errors import UserError, near
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
 TEMPLATES = ("a photo of a {}.",)

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from patchrank.errors import UserError
+from patchrank.utils.errors import UserError
 
 
 def layer_norms(tower: nn.Module) -> list[nn.LayerNorm]:

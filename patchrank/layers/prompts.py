@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from patchrank.errors import UserError, near
-from patchrank.files import content_id, weights_sha256
+from patchrank.io import content_id, weights_sha256
+from patchrank.utils.errors import UserError, near
 
 MODES = ("T", "V", "TV")  # which tower's input has learned tokens: the text's, the image's, both
 STD = 0.02  # of the start

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchrank.errors import UserError
+from patchrank.utils.errors import UserError
 
 
 def num_kept(num_tokens: int, keep_rate: float) -> int:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from patchrank.errors import UserError
-from patchrank.layers.cls_row import plain_block
+from patchrank.layers.class_token import plain_block
 from patchrank.layers.reducers import Reducer, TokenState
+from patchrank.utils.errors import UserError
 
 
 def check_tower(tower: nn.Module, pruner: PruningBlock) -> None:

@@ -16,14 +16,13 @@ from safetensors.torch import load, save
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from patchrank.errors import UserError
-from patchrank.files import content_id, join, read_bytes, weights_sha256, write_atomic
+from patchrank.io import content_id, join, read_bytes, weights_sha256, write_atomic
 from patchrank.layers.macs import text_macs
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.download import download_pair
-from patchrank.models.checkpoints.reading import load_pair
+from patchrank.models.checkpoints.load import load_pair
+from patchrank.models.pretrained import TEXT_CFGS, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts
-from patchrank.models.tags import TEXT_CFGS, find_weights
 from patchrank.models.text import (
     BATCH_SIZE,
     CONTEXT_LENGTH,
@@ -35,7 +34,8 @@ from patchrank.models.text import (
     tokenize,
     tokenize_prompted,
 )
-from patchrank.private_names import version_of
+from patchrank.utils.errors import UserError
+from patchrank.utils.private_names import version_of
 
 KEEP_FROM = 256  # prompts: fewer are embedded faster than found
 

@@ -16,11 +16,11 @@ from timm.models import (
     resolve_pretrained_cfg,
 )
 
+from patchrank.models.checkpoints.filter import checkpoint_filter_fn
 from patchrank.models.checkpoints.hub import ensure_reachable
-from patchrank.models.checkpoints.towers import checkpoint_filter_fn
+from patchrank.models.pretrained import PUBLISHED, WEIGHTS, Weights, find_weights
 from patchrank.models.pruned_vit import PrunedVisionTransformer
-from patchrank.models.tags import PUBLISHED, WEIGHTS, Weights, find_weights
-from patchrank.private_names import update_model_args
+from patchrank.utils.private_names import update_model_args
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm looks for in a hub repository, in this order
 

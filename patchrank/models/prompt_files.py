@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from patchrank.errors import UserError
+from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.layers.prompts import Prompts
-from patchrank.tensor_files import read_tensors, write_tensors
+from patchrank.utils.errors import UserError
 
 # what the prompts tell themselves
 SHAPE = ("mode", "num_tokens", "text_width", "image_width", "bias", "classes")  # and num_norms, where there are any

@@ -16,9 +16,8 @@ from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from patchrank.errors import UserError, near
-from patchrank.files import weights_sha256
-from patchrank.layers.cls_row import cls_row, forward_with_row, plain_block
+from patchrank.io import weights_sha256
+from patchrank.layers.class_token import cls_row, forward_with_row, plain_block
 from patchrank.layers.intermediates import format_intermediates
 from patchrank.layers.last_block import forward_cls, is_plain
 from patchrank.layers.macs import Macs, vision_macs
@@ -27,9 +26,10 @@ from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_
 from patchrank.layers.pruning_block import PruningBlock, check_tower
 from patchrank.layers.reducers import Reducer, TokenState
 from patchrank.layers.reducers.random import sample_keys
-from patchrank.models.prompted import PromptedTower
-from patchrank.models.settings import Pruning, create_ranker, with_predictor
-from patchrank.private_names import feature_take_indices, has_model_args, update_model_args
+from patchrank.models.prompted_vit import PromptedTower
+from patchrank.models.pruning_cfg import Pruning, create_ranker, with_predictor
+from patchrank.utils.errors import UserError, near
+from patchrank.utils.private_names import feature_take_indices, has_model_args, update_model_args
 
 __all__ = ["PrunedVisionTransformer"]
 

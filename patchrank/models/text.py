@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from patchrank.errors import UserError, near
-from patchrank.progress import progress
+from patchrank.utils.errors import UserError, near
+from patchrank.utils.progress import progress
 
 CONTEXT_LENGTH = 77
 VOCAB_SIZE = 49408  # CLIP's byte-pair vocabulary

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from patchrank.report.pages import Report as Report
-from patchrank.report.pages import write_report as write_report
+from patchrank.report.page import Report as Report
+from patchrank.report.page import write_report as write_report
 from patchrank.report.paper import paper_rows as paper_rows

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from patchrank.cli import run_command
+from patchrank.cli.flags import run_command
 from patchrank.report.index import write_index
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchrank.config import TrialConfig, leaves, validate
-from patchrank.data.digits import STYLES
-from patchrank.errors import UserError
-from patchrank.files import join, read_bytes
+from patchrank.data.digits.scenes import STYLES
+from patchrank.io import join, read_bytes
 from patchrank.report.results import FITTED, Arrays, Setting, configuration, read_arrays
+from patchrank.utils.errors import UserError
 
 METRICS = ("cosine", "agreement")  # that every shown row has, of validation images under val_
 COSTS = ("gmacs", "gmacs_unpruned")

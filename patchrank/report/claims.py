@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from patchrank.config import BESIDE, Claim, leaves, value_at
-from patchrank.errors import UserError
-from patchrank.metrics import Interval, holm, paired_interval
-from patchrank.report.names import counted, plain
+from patchrank.report.labels import counted, plain
 from patchrank.report.results import Setting, Values, configuration
+from patchrank.utils.errors import UserError
+from patchrank.utils.metrics import Interval, holm, paired_interval
 
 PLAIN = {"cosine", "val_cosine", "drift", "val_drift", "kendall", "ndcg"}  # measures that are no percentages
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from textwrap import shorten
 
-from patchrank.metrics import Interval, spread
 from patchrank.report.claims import Judgement
 from patchrank.report.compare import change, mean, subset
-from patchrank.report.names import counted, labels
+from patchrank.report.labels import counted, labels
 from patchrank.report.results import Setting
-from patchrank.report.tables import ON_SUBSET, signed, towers
+from patchrank.report.table import ON_SUBSET, signed, towers
+from patchrank.utils.metrics import Interval, spread
 
 WIDTH = 100  # characters of a line in a terminal
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
-from patchrank.errors import UserError
-from patchrank.files import exists, join, read_bytes, read_json, write_atomic
-from patchrank.report.pages import SUMMARY_SCHEMA
+from patchrank.io import exists, join, read_bytes, read_json, write_atomic
+from patchrank.report.page import SUMMARY_SCHEMA
+from patchrank.utils.errors import UserError
 
 HEAD = "## ["  # what a section begins with
 ROW = "| ["  # and a row of the table

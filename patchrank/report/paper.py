@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-import patchrank
 from patchrank.config import leaves
-from patchrank.errors import UserError, near
+from patchrank.report.labels import plain
 from patchrank.report.markdown import table
-from patchrank.report.names import plain
+from patchrank.utils.errors import UserError, near
 
 
 def paper_rows(key: str | None) -> dict | None:
@@ -25,7 +24,7 @@ def paper_rows(key: str | None) -> dict | None:
 
 @lru_cache(maxsize=1)
 def _tables() -> dict:
-    return yaml.safe_load((Path(patchrank.__file__).parent / "paper.yaml").read_text())
+    return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())
 
 
 def papers_figure(paper: dict | None, config: dict) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from patchrank.config import leaves
-from patchrank.data.digits import STYLES, digit_of
-from patchrank.files import join, read_bytes
+from patchrank.data.digits.scenes import STYLES, digit_of
+from patchrank.io import join, read_bytes
 
 # what can be compared: measure -> array of the trial, and how it is shown: times a factor, and plus an offset
 MEASURES = {

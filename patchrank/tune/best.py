@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.chosen import CHOSEN, choose, write_model
 from patchrank.config import Constraint, TrialConfig
-from patchrank.files import is_remote, join, read_json
+from patchrank.io import is_remote, join, read_json
+from patchrank.trial.save_model import CHOSEN, choose, write_model
+from patchrank.tune.console import say
 from patchrank.tune.plan import Plan
-from patchrank.tune.progress import say
 
 
 def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], out: str | None) -> str:

@@ -12,17 +12,17 @@ from typing import NamedTuple
 from ray.tune import Callback
 
 from patchrank.config import Objective
-from patchrank.errors import UserError
-from patchrank.files import join, write_json
-from patchrank.progress import progress, write_line
-from patchrank.trial import error_record, stopped_record
+from patchrank.io import join, write_json
+from patchrank.trial.run import error_record, stopped_record
 from patchrank.tune.cluster import available_slots
-from patchrank.tune.interrupts import Interrupts
+from patchrank.tune.console import Failure, describe
+from patchrank.tune.early_stopping import STEP, VALUE, was_stopped
 from patchrank.tune.limits import find_outcome
 from patchrank.tune.plan import Plan
-from patchrank.tune.progress import Failure, describe
-from patchrank.tune.steps import STEP, VALUE, was_stopped
-from patchrank.tune.watch.gauges import REFRESH, show_sweep
+from patchrank.tune.prometheus import REFRESH, show_sweep
+from patchrank.tune.signals import Interrupts
+from patchrank.utils.errors import UserError
+from patchrank.utils.progress import progress, write_line
 
 IDLE = 60.0  # seconds without a trial after which somebody should know why
 REDRAW = 1.0  # seconds after which the bar shows anew how many trials run

@@ -15,8 +15,8 @@ import torch
 
 import patchrank
 from patchrank.config import Resources
-from patchrank.errors import UserError
-from patchrank.tune.progress import say
+from patchrank.tune.console import say
+from patchrank.utils.errors import UserError
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     print(f"reading {args.sweep} ...", file=sys.stderr, flush=True)  # the imports below take seconds
 
-    from patchrank.cli import run_command
+    from patchrank.cli.flags import run_command
     from patchrank.tune.driver import run_sweep
 
     names = ("quick", "fresh", "dry_run", "address", "wait", "dashboard", "best", "out")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from patchrank.config import TrialConfig
-from patchrank.files import exists, join, read_json, write_json
-from patchrank.trial import error_record
+from patchrank.io import exists, join, read_json, write_json
+from patchrank.trial.run import error_record
 
 
 def find_outcome(root: str, identity: str, run: str) -> dict | None:

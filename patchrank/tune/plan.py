@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from patchrank.config import Rule, TrialConfig, value_at
-from patchrank.errors import StoreError, UserError, near
-from patchrank.inputs import Inputs, load_inputs
-from patchrank.trial import fingerprint, fit_tasks, is_fitted, trial_id
-from patchrank.tune.cells import Cell, allows, configure, fits, grid_points, random_points
-from patchrank.tune.milliseconds import Speeds, beside, can_be_timed, own_hardware, wants_milliseconds
+from patchrank.trial.inputs import Inputs, load_inputs
+from patchrank.trial.prompts import lessons_key
+from patchrank.trial.run import fingerprint, fit_tasks, is_fitted, trial_id
 from patchrank.tune.records import Records
+from patchrank.tune.space import Cell, allows, configure, fits, grid_points, random_points
 from patchrank.tune.spaces import in_order
-from patchrank.tune.spec import Sweep
-from patchrank.tuned import lessons_key
+from patchrank.tune.speed import Speeds, beside, can_be_timed, own_hardware, wants_milliseconds
+from patchrank.tune.sweep import Sweep
+from patchrank.utils.errors import StoreError, UserError, near
 
 
 @dataclass

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-from patchrank.errors import UserError
-from patchrank.files import join, list_names, read_bytes, remove
-from patchrank.trial import SCHEMA
+from patchrank.io import join, list_names, read_bytes, remove
+from patchrank.trial.run import SCHEMA
+from patchrank.utils.errors import UserError
 
 READERS = 16  # records read at a time; object stores answer slowly, but many at once
 

@@ -16,12 +16,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from patchrank.config import SearchConfig
-from patchrank.files import content_id
-from patchrank.tune.cells import MOST, TRIES, fits
+from patchrank.io import content_id
+from patchrank.tune.console import Failure, describe, say
+from patchrank.tune.early_stopping import STEP, VALUE, was_stopped
 from patchrank.tune.plan import Plan
-from patchrank.tune.progress import Failure, describe, say
+from patchrank.tune.space import MOST, TRIES, fits
 from patchrank.tune.spaces import distribution, encode, sample
-from patchrank.tune.steps import STEP, VALUE, was_stopped
 
 STUBBORN = 8  # repeated proposals in a row after which a trial is drawn at random
 EMPTY: Mapping = MappingProxyType({})

@@ -7,7 +7,7 @@ import json
 import optuna
 
 from patchrank.config import Rule
-from patchrank.errors import UserError
+from patchrank.utils.errors import UserError
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

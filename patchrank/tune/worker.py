@@ -11,19 +11,19 @@ import torch
 from ray import tune
 
 from patchrank.benchmark import measure_trial
-from patchrank.components import import_modules
 from patchrank.config import AshaConfig, BenchmarkConfig, TrialConfig
-from patchrank.data.shards import ShardFolder
-from patchrank.errors import StoreError, UserError
-from patchrank.files import join
-from patchrank.golden import score_shard
-from patchrank.inputs import Inputs, load_inputs
+from patchrank.golden.scores import score_shard
+from patchrank.golden.shards import ShardFolder
+from patchrank.io import join
 from patchrank.layers.pruning import windows
-from patchrank.trial import fingerprint, needed_shards, run_trial, trial_id
-from patchrank.tune.cells import configure
+from patchrank.trial.inputs import Inputs, load_inputs
+from patchrank.trial.run import fingerprint, needed_shards, run_trial, trial_id
+from patchrank.tune.early_stopping import reporting
 from patchrank.tune.limits import find_outcome, time_limit
-from patchrank.tune.steps import reporting
-from patchrank.tune.watch.gauges import count_shard
+from patchrank.tune.prometheus import count_shard
+from patchrank.tune.space import configure
+from patchrank.utils.errors import StoreError, UserError
+from patchrank.utils.plugins import import_modules
 
 
 def run_one(config: dict, job: dict) -> None:

@@ -1,6 +1,6 @@
 """Nothing but a door, as in `patchrank.tune`."""
 
-from patchrank.cli import run_command
+from patchrank.cli.flags import run_command
 from patchrank.visualize.command import main
 
 if __name__ == "__main__":

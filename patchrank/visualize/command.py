@@ -6,12 +6,12 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from patchrank.cli import add_model_flags, create_clip_from, positive
-from patchrank.data import digits
-from patchrank.data.tasks import find_task, load_split
-from patchrank.errors import UserError
-from patchrank.files import check_writable, resolve, write_atomic
-from patchrank.visualize.drawing import draw_rankings
+from patchrank.cli.flags import add_model_flags, create_clip_from, positive
+from patchrank.data.dataset_factory import find_task, load_split
+from patchrank.data.digits import scenes as digits
+from patchrank.io import check_writable, resolve, write_atomic
+from patchrank.utils.errors import UserError
+from patchrank.visualize.figure import draw_rankings
 from patchrank.visualize.pictures import Pictures, read_pictures, split_pictures
 from patchrank.visualize.rankings import KEEP_RATES, LOCATIONS
 

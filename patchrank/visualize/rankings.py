@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchrank.errors import UserError, near
-from patchrank.golden import METRICS, score_images
+from patchrank.golden.scores import METRICS, score_images
 from patchrank.layers.predictors import load_predictor
 from patchrank.layers.pruning import check_locations, num_kept, windows
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
-from patchrank.progress import progress
+from patchrank.utils.errors import UserError, near
+from patchrank.utils.progress import progress
 from patchrank.visualize.pictures import Pictures
 
 KEEP_RATES = (0.8, 0.6, 0.4)

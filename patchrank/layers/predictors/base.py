@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from patchrank.errors import UserError, near
+from patchrank.utils.errors import UserError, near
 
 PREDICTORS: dict[str, type[nn.Module]] = {}
 HEADS = ("linear", "mean")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from patchrank.errors import UserError
+from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.layers.predictors.base import create_predictor
-from patchrank.tensor_files import read_tensors, write_tensors
+from patchrank.utils.errors import UserError
 
 ABOUT = ("name", "kwargs", "grid", "embed_dim", "location", "metric", "model")  # what a predictor's file says of it
 UNFILLED = (

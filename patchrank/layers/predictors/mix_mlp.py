@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from patchrank.layers.predictors.base import create_head, linear_macs, narrowing, register_predictor
-from patchrank.private_names import traceable_assert
+from patchrank.utils.private_names import traceable_assert
 
 
 class _Mix(nn.Sequential):

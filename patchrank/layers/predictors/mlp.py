@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor, nn
 
-from patchrank.errors import UserError
 from patchrank.layers.predictors.base import check_head, linear_macs, narrowing, register_predictor
+from patchrank.utils.errors import UserError
 
 HIDDEN = 256
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchrank.errors import UserError
 from patchrank.layers.predictors.base import register_predictor
+from patchrank.utils.errors import UserError
 
 
 @register_predictor("prior")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from patchrank.errors import UserError, near
 from patchrank.layers.pruning import rank, take
+from patchrank.utils.errors import UserError, near
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from patchrank.errors import UserError
 from patchrank.layers import predictors
 from patchrank.layers.reducers.base import register_reducer
 from patchrank.layers.reducers.predictor import Predictor
+from patchrank.utils.errors import UserError
 
 
 @register_reducer("prior")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from patchrank.errors import UserError
 from patchrank.models.checkpoints.hub import ensure_reachable
-from patchrank.models.tags import Weights
+from patchrank.models.pretrained import Weights
+from patchrank.utils.errors import UserError
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CLIP_MODEL_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -12,7 +12,7 @@ from threading import Thread
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 
-from patchrank.errors import UserError
+from patchrank.utils.errors import UserError
 
 TIMEOUT = 3.0  # seconds, for finding the address, connecting and an answer together
 MAX_REASON = 160  # characters

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchrank.errors import UserError
+from patchrank.utils.errors import UserError
 
 # open_clip's image tower to timm's, parts of names
 _VISUAL = {

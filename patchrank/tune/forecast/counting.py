@@ -10,11 +10,11 @@ from PIL import ImageOps
 from torch import nn
 
 from patchrank.config import TrialConfig
-from patchrank.data.images import ImageSplit
-from patchrank.inputs import Inputs
+from patchrank.data.image_split import ImageSplit
 from patchrank.layers.last_block import is_plain
 from patchrank.layers.macs import block_macs, vision_macs
-from patchrank.trial import PICTURES
+from patchrank.trial.inputs import Inputs
+from patchrank.trial.run import PICTURES
 
 BLOCK, TAR_END = 512, 1024 + 10240 // 2  # bytes that tars are made of, and what is behind the last member
 JSON = 2500  # bytes of a record without its arrays

@@ -11,13 +11,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from patchrank.config import TrialConfig
-from patchrank.inputs import Inputs
 from patchrank.layers.pruning import windows
-from patchrank.trial import fit_tasks, is_fitted, needed_shards
+from patchrank.trial.inputs import Inputs
+from patchrank.trial.prompts import learns
+from patchrank.trial.run import fit_tasks, is_fitted, needed_shards
 from patchrank.tune.forecast.counting import TAR_END, prefix_macs, record_bytes, sample_bytes, score_macs
 from patchrank.tune.forecast.timing import Timer, prepared, pruned
-from patchrank.tune.staging import Job
-from patchrank.tuned import learns
+from patchrank.tune.ray_tasks import Job
 
 RAY = 18.0  # seconds that Ray, Tune and the report take by themselves; measured on 2 cores
 

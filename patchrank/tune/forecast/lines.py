@@ -8,12 +8,12 @@ import torch
 
 from patchrank.benchmark import WARM_UP, measure, random_tower
 from patchrank.config import TrialConfig
-from patchrank.tune.cells import random_points
 from patchrank.tune.cluster import Where, slots
+from patchrank.tune.console import say
 from patchrank.tune.forecast.estimate import estimate
 from patchrank.tune.plan import Cell, Plan
-from patchrank.tune.progress import say
-from patchrank.tune.staging import Job
+from patchrank.tune.ray_tasks import Job
+from patchrank.tune.space import random_points
 
 
 def forecast(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> None:

@@ -15,21 +15,21 @@ from contextlib import contextmanager
 import torch
 
 from patchrank.config import TrialConfig
-from patchrank.data.images import ImageSplit
-from patchrank.data.shards import ShardFolder
+from patchrank.data.image_split import ImageSplit
 from patchrank.evaluate import evaluate
 from patchrank.fit import BATCH_SIZE as FIT_BATCH
 from patchrank.fit import Ranked, fit_predictor, prior_of, rank_quality
-from patchrank.golden import batch_size_of, score_images
-from patchrank.inputs import Inputs
+from patchrank.golden.scores import batch_size_of, score_images
+from patchrank.golden.shards import ShardFolder
 from patchrank.layers.predictors import create_predictor
 from patchrank.layers.pruning import windows
 from patchrank.models.clip import Clip
-from patchrank.progress import progress
-from patchrank.prompt import dry_run
-from patchrank.prompting.presets import complete
-from patchrank.trial import is_fitted, predictor_shape
-from patchrank.tuned import lessons
+from patchrank.prompt.__main__ import dry_run
+from patchrank.prompt.presets import complete
+from patchrank.trial.inputs import Inputs
+from patchrank.trial.prompts import lessons
+from patchrank.trial.run import is_fitted, predictor_shape
+from patchrank.utils.progress import progress
 
 IMAGES = 32  # of a timed batch
 FIT_STEPS = 4

@@ -1,0 +1,31 @@
+"""A sweep file as a whole."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from patchrank.config.report import ReportConfig
+from patchrank.config.search import BenchmarkConfig, Constraint, Loggers, Objective, Resources, SearchConfig
+from patchrank.config.trial import Strict, TrialConfig
+
+
+class SweepConfig(Strict):
+    """A sweep file; see `sweeps/locations.yaml`."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    root: str
+    shards: str
+    spaces: list[str] = Field(min_length=1)
+    search: SearchConfig = SearchConfig()
+    trial: TrialConfig = TrialConfig()
+    objectives: list[Objective] = Field([Objective(metric="val_accuracy", mode="max")], min_length=1)
+    constraints: list[Constraint] = []
+    resources: Resources = Resources()
+    time_limit: float | None = Field(None, gt=0)  # seconds, after which a trial is ended and counts as failed
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    imports: list[str] = []  # modules that register components of yours, importable on every node
+    loggers: Loggers = Loggers()
+    report: ReportConfig

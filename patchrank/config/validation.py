@@ -1,0 +1,72 @@
+"""Plain values against a schema, in one line for whatever does not fit it; and places inside both."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from patchrank.utils.errors import UserError, near
+
+
+def validate(schema: type[BaseModel], value: Any, where: str) -> Any:
+    """A model from plain values. Raises `UserError`: one line with file, key, value, rule and the near alternative."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must hold a mapping of keys to values, but holds {type(value).__name__}")
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(schema, value, error)}") from error
+
+
+def _first_problem(schema: type[BaseModel], raw: dict, error: ValidationError) -> str:
+    problems = error.errors()
+    loc = problems[0]["loc"]
+    if problems[0]["type"] == "missing":
+        return f"key {'.'.join(map(str, loc))!r} is missing"
+    place, value = _written(loc, raw)
+    path = ".".join(map(str, place))
+    if problems[0]["type"] == "extra_forbidden":
+        return f"key {path!r} does not exist; {near(str(place[-1]), known_keys(schema, place[:-1]))}"
+    if problems[0]["type"] == "value_error" and isinstance(value, dict):  # of keys that do not fit each other
+        return f"{path}: {problems[0]['ctx']['error']}".removeprefix(": ")
+    rules = [each["msg"].removeprefix("Input ") for each in problems if each["loc"][: len(place)] == place]
+    return f"{path} is {value!r}, but {', or '.join(dict.fromkeys(rules))}"
+
+
+def _written(loc: tuple, raw: Any) -> tuple[tuple, Any]:
+    """The part of a problem's place that the user wrote, and its value; pydantic adds which allowed type it tried."""
+    for n, part in enumerate(loc):
+        try:
+            raw = raw[part]
+        except (KeyError, IndexError, TypeError):
+            return loc[:n], raw
+    return loc, raw
+
+
+def value_at(config: dict, path: str) -> object:
+    """The value at a dotted path of a plain configuration; None below a section that is left out."""
+    for part in path.split("."):
+        config = None if config is None else config[part]
+    return config
+
+
+def known_keys(schema: type[BaseModel], path: tuple) -> list[str]:
+    """The keys that may stand at a place inside a schema."""
+    for part in path:
+        if isinstance(part, int):  # a place in a list of mappings
+            continue
+        annotation = schema.model_fields[part].annotation if part in schema.model_fields else None
+        annotation = next(iter(get_args(annotation)), annotation)
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        schema = annotation
+    return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def leaves(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one from dotted paths to values that are no mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

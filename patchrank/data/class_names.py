@@ -1,0 +1,103 @@
+"""Names for classes, and sentences to put them into, from a small YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import Field
+
+from patchrank.config import Strict, validate
+from patchrank.data.image_split import ImageSplit
+from patchrank.io.yaml import read_yaml
+from patchrank.utils.errors import UserError, near
+
+
+class _File(Strict):
+    classes: list[Any] | dict[str | int, Any] | None = Field(None, min_length=1)
+    templates: list[str] | None = Field(None, min_length=1)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a file says: all class names in label order, or new names for some; templates; None where it is silent."""
+
+    path: str
+    classes: tuple[str, ...] | dict[str, str] | None
+    templates: tuple[str, ...] | None
+
+    def apply(self, split: ImageSplit) -> ImageSplit:
+        """The split with these names and templates in place of its own.
+
+        Names as a list need as many as there are classes, or give classes to data that has none; as a mapping they
+        rename some classes, or, where labels are but numbers, name the numbers from 0 on. Two classes may share a
+        name, as in ImageNet; no text can tell them apart.
+
+        Raises:
+            UserError: names that do not fit the split.
+        """
+        if self.templates is not None:
+            split = replace(split, templates=self.templates)
+        if self.classes is None:
+            return split
+        classes = self._listed(split) if isinstance(self.classes, tuple) else self._mapped(split)
+        return replace(split, classes=classes)
+
+    def _listed(self, split: ImageSplit) -> tuple[str, ...]:
+        if split.classes and len(split.classes) != len(self.classes):
+            raise UserError(
+                f"{self.path}: classes: holds {len(self.classes)} names, but {split.task} has {len(split.classes)} "
+                f"classes, from {split.classes[0]!r} to {split.classes[-1]!r}"
+            )
+        self._check_labels(split, len(self.classes))
+        return self.classes
+
+    def _mapped(self, split: ImageSplit) -> tuple[str, ...]:
+        known = split.classes or self._numbers(split)
+        for key in self.classes:
+            if key not in known:
+                raise UserError(f"{self.path}: classes.{key}: {split.task} has no such class; {near(key, known)}")
+        return tuple(self.classes.get(name, name) for name in known)
+
+    def _numbers(self, split: ImageSplit) -> tuple[str, ...]:
+        """Keys of a mapping that names numbered labels."""
+        if split.labels is None:
+            raise UserError(
+                f"{self.path}: classes: is a mapping, but {split.task} has no classes that it could rename; give a list"
+            )
+        numbers = tuple(map(str, range(len(self.classes))))
+        missing = [number for number in numbers if number not in self.classes]
+        if missing:
+            raise UserError(f"{self.path}: classes.{missing[0]}: is missing; numbered labels need every name from 0 on")
+        self._check_labels(split, len(numbers))
+        return numbers
+
+    def _check_labels(self, split: ImageSplit, count: int) -> None:
+        worst = max(split.labels or [0])
+        if worst >= count:
+            first = split.ids[split.labels.index(worst)]
+            raise UserError(f"{self.path}: classes: holds {count} names, but the label of {first} is {worst}")
+
+
+def read_vocabulary(path: str) -> Vocabulary:
+    """A vocabulary file: `classes` (a list, or a mapping from folder or label to the name shown) and `templates`.
+
+    Raises:
+        UserError: no such file, no mapping, an unknown key, an empty name, or a template without exactly one `{}`.
+    """
+    file = validate(_File, read_yaml(path), path)
+    named = file.classes if isinstance(file.classes, dict) else dict(enumerate(file.classes or ()))
+    for key, name in named.items():
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{path}: classes.{key} is {name!r}, but must be a name, in quotes where it is a number")
+    for n, template in enumerate(file.templates or ()):
+        if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+            raise UserError(
+                f"{path}: templates.{n} is {template!r}, but must hold exactly one {{}} and no other braces"
+            )
+    classes = {str(key): name for key, name in named.items()} if isinstance(file.classes, dict) else file.classes
+    return Vocabulary(
+        path,
+        tuple(classes) if isinstance(classes, list) else classes,
+        None if file.templates is None else tuple(file.templates),
+    )

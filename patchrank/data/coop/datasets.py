@@ -1,0 +1,153 @@
+"""The table of named datasets: where each lies, how its splits are listed, its prompt and its sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from patchrank.data.coop.aircraft import list_aircraft
+from patchrank.data.coop.imagenet import list_imagenet
+from patchrank.data.coop.listing import Listing
+from patchrank.data.coop.locate import Places, how_to_get
+from patchrank.data.coop.split_file import PARTS, list_coop_split
+from patchrank.data.image_split import ImageSplit
+from patchrank.utils.errors import UserError, near
+from patchrank.utils.progress import write_line
+
+
+@dataclass(frozen=True)
+class NamedDataset:
+    """How one dataset is read.
+
+    folders: under the root, CoOp's name first, then torchvision's. prompt: the single one that CoOp's zero-shot CLIP
+    uses. sizes: classes, and images in train, val and test, in CoOp's own copy. own_val: False where val is test.
+    group: pattern of image paths, whose first group names the images that are drawn together in statistics; None where
+    each image stands for itself.
+    """
+
+    folders: tuple[str, ...]
+    listing: Callable[[Places, str], Listing]
+    prompt: str
+    sizes: tuple[int, int, int, int]
+    own_val: bool = True
+    group: str | None = None
+
+
+def _coop(images: str, file: str) -> Callable[[Places, str], Listing]:
+    return partial(list_coop_split, images=images, file=f"split_zhou_{file}.json")
+
+
+NAMED: dict[str, NamedDataset] = {
+    "caltech101": NamedDataset(
+        ("caltech-101", "caltech101"),
+        _coop("101_ObjectCategories", "Caltech101"),
+        "a photo of a {}.",
+        (100, 4128, 1649, 2465),
+    ),
+    "oxford_pets": NamedDataset(
+        ("oxford_pets", "oxford-iiit-pet"),
+        _coop("images", "OxfordPets"),
+        "a photo of a {}, a type of pet.",
+        (37, 2944, 736, 3669),
+    ),
+    "flowers102": NamedDataset(
+        ("oxford_flowers", "flowers-102"),
+        _coop("jpg", "OxfordFlowers"),
+        "a photo of a {}, a type of flower.",
+        (102, 4093, 1633, 2463),
+    ),
+    "food101": NamedDataset(
+        ("food-101",),
+        _coop("images", "Food101"),
+        "a photo of {}, a type of food.",
+        (101, 50_500, 20_200, 30_300),
+    ),
+    "fgvc_aircraft": NamedDataset(
+        ("fgvc_aircraft", "fgvc-aircraft-2013b/data"),
+        list_aircraft,
+        "a photo of a {}, a type of aircraft.",
+        (100, 3334, 3333, 3333),
+    ),
+    "dtd": NamedDataset(
+        ("dtd", "dtd/dtd"),
+        _coop("images", "DescribableTextures"),
+        "{} texture.",
+        (47, 2820, 1128, 1692),
+    ),
+    "ucf101": NamedDataset(
+        ("ucf101",),
+        _coop("UCF-101-midframes", "UCF101"),
+        "a photo of a person doing {}.",
+        (101, 7639, 1898, 3783),
+        group=r".*/v_(\w+_g\d+)_c\d+\.\w+",  # clips of one group were cut from one video
+    ),
+    "imagenet": NamedDataset(
+        ("imagenet",),
+        list_imagenet,
+        "a photo of a {}.",
+        (1000, 1_281_167, 50_000, 50_000),
+        own_val=False,
+    ),
+}
+
+
+def load_named(task: str, split: str, root: str | None) -> ImageSplit:
+    """One split of a named dataset, in the order in which its files list it.
+
+    Args:
+        task: a key of `NAMED`.
+        split: train, val or test.
+        root: the folder that holds the dataset's folder, or the latter itself; a path or an fsspec URL.
+
+    Raises:
+        UserError: no such task or split, no root, or files that are missing or not as CoOp has them.
+    """
+    dataset = _find(task, split, root)
+    listing = dataset.listing(Places(task, str(root), dataset.folders), split)
+    listing.check_ends()
+    _compare_sizes(listing, split, dataset.sizes)
+    groups = None if dataset.group is None else _groups(listing, dataset.group)
+    return ImageSplit(
+        task,
+        split,
+        listing.ids,
+        listing.labels,
+        listing.classes,
+        (dataset.prompt,),
+        listing.reader(),
+        groups=groups,
+        unit="image" if groups is None else "group",
+    )
+
+
+def _groups(listing: Listing, pattern: str) -> list[str]:
+    """What each image is drawn with; one whose name tells no group stands for itself, and a line counts those."""
+    found = [re.fullmatch(pattern, name) for name in listing.ids]
+    if alone := [name for name, match in zip(listing.ids, found) if match is None]:
+        write_line(
+            f"warning: {listing.source}: {len(alone)} of {len(found)} images have names that tell no group, the first "
+            f"{alone[0]!r}; each stands for itself in statistics; try names like v_CLASS_g01_c01.jpg"
+        )
+    return [f"{listing.task}/{match[1] if match else name}" for name, match in zip(listing.ids, found)]
+
+
+def _find(task: str, split: str, root: str | None) -> NamedDataset:
+    if task not in NAMED:
+        raise UserError(f"dataset {task!r} does not exist; {near(task, NAMED)}")
+    if split not in PARTS:
+        raise UserError(f"{task} has no split {split!r}; {near(split, PARTS)}")
+    if root is None:
+        folder = NAMED[task].folders[0]
+        raise UserError(f"{task} needs data.root (--data-root), the folder that holds {folder}; {how_to_get(task)}")
+    return NAMED[task]
+
+
+def _compare_sizes(listing: Listing, split: str, sizes: tuple[int, int, int, int]) -> None:
+    """Says so where a dataset has another size than CoOp's: it runs, but its figures compare with nobody's."""
+    found = len(listing.classes), len(listing.ids)
+    known = sizes[0], sizes[1 + PARTS.index(split)]
+    if found != known:
+        says = "{} {}: {:,} classes and {:,} images, where CoOp's has {:,} and {:,}"
+        write_line(f"warning: {says.format(listing.task, split, *found, *known)}")

@@ -1,0 +1,105 @@
+"""Images by name: a task and a split in, a list of encoded images with ids, labels and class names out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from patchrank.data.broken_images import fingerprinted, sound
+from patchrank.data.class_names import read_vocabulary
+from patchrank.data.coop import NAMED, load_named
+from patchrank.data.digits import scenes as digits
+from patchrank.data.image_split import ImageSplit, Reader
+from patchrank.data.readers.folder import load_folder
+from patchrank.data.readers.wds import load_wds
+from patchrank.utils.errors import UserError, near
+
+
+@dataclass(frozen=True)
+class Task:
+    """How the splits of a task are had.
+
+    load(task, split, root) gives a split in the order in which its source lists it. training: the split that golden
+    scores and predictors are made from. default: what is evaluated where nobody says. checked: whether images that
+    nothing can decode are left out; the protocols of named datasets know none.
+    """
+
+    load: Callable[[str, str, str | None], ImageSplit]
+    training: str = "train"
+    default: str = "val"
+    embedded: bool = False
+    checked: bool = False
+
+
+def _digits(task: str, split: str, root: None) -> ImageSplit:
+    scenes = digits.DigitScenes(split, task=task)
+    return ImageSplit(
+        task,
+        split,
+        scenes.ids,
+        scenes.labels.tolist(),
+        digits.CLASSES,
+        digits.TEMPLATES,
+        Reader(partial(_png, scenes), range(len(scenes))),
+        groups=scenes.groups,
+        unit="digit",
+        version=digits.VERSION,
+        drawn=True,
+    )
+
+
+def _png(scenes: digits.DigitScenes, i: int) -> bytes:
+    buffer = io.BytesIO()
+    scenes[i].save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+TASKS: dict[str, Task] = {
+    **dict.fromkeys(digits.STYLES, Task(_digits, training="adapt", embedded=True)),
+    **dict.fromkeys(NAMED, Task(load_named)),
+    "folder": Task(load_folder, default="all", checked=True),
+    "wds": Task(load_wds, default="all", checked=True),
+}
+
+
+def find_task(name: str) -> Task:
+    """Raises `UserError` for a name that no task has."""
+    if name not in TASKS:
+        raise UserError(f"data {name!r} does not exist; {near(name, TASKS)}")
+    return TASKS[name]
+
+
+def load_split(
+    task: str,
+    split: str | None = None,
+    limit: int | None = None,
+    root: str | None = None,
+    vocabulary: str | None = None,
+    templates: Sequence[str] | None = None,
+) -> ImageSplit:
+    """The first `limit` images of a split (all of them where it is None).
+
+    Images on disk come in an order of their own that depends on their ids alone, since their lists go class by class.
+    Their bytes are part of `version`: all files' where all are looked at, else those of a few.
+
+    Args:
+        split: the task's default if left out.
+        root: where images on disk lie; see docs/data.md.
+        vocabulary: YAML file of class names and templates.
+        templates: prompts in place of the task's own.
+
+    Raises:
+        UserError: no such task or split, images that are not there or too often broken, a root for an embedded task.
+    """
+    found = find_task(task)
+    if root is not None and found.embedded:
+        raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
+    names = None if vocabulary is None else read_vocabulary(vocabulary)
+    images = found.load(task, split or found.default, root)
+    images = images if found.embedded else images.mixed()
+    images = sound(images, limit) if found.checked else images.first(limit)
+    images = images if found.checked or found.embedded else fingerprinted(images)
+    images = images if names is None else names.apply(images)
+    return images if templates is None else replace(images, templates=tuple(templates))

@@ -1,5 +1,0 @@
-"""The eight datasets of the paper by name, as CoOp lays them out, splits them and calls their classes."""
-
-from patchrank.data.named.datasets import NAMED, NamedDataset, load_named
-
-__all__ = ["NAMED", "NamedDataset", "load_named"]

@@ -1,0 +1,161 @@
+"""Task `folder`: images in a folder, local or behind an fsspec URL, or listed by a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import posixpath
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from patchrank.data.decoding import image_extensions
+from patchrank.data.image_split import ImageSplit
+from patchrank.data.splits import SHARES, Entry, choose
+from patchrank.io import filesystem_of, patiently, read_bytes
+from patchrank.utils.errors import UserError, near
+
+COLUMNS = ("path", "label", "caption", "split", "group")
+LIKE_SPLITS = {*SHARES, "training", "valid", "validation", "dev", "eval", "testing"}
+
+
+def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
+    """A split of a folder of images or of a CSV file, sorted by id; `choose` says which splits there are.
+
+    In a folder, an image's class is the first folder on its way, as deep as it may lie; images beside each other
+    without folders are unlabelled. Where the first folders are called train, val or test, and none otherwise, they are
+    splits, and classes begin below them. Where they are not, but two or more of them are called like splits (train,
+    val, test, training, valid, validation, dev, eval or testing, in any case), somebody meant splits and they are
+    refused; one alone is a class, since trains and tests can be photographed. Hidden files, and files without an
+    extension of an image, do not count.
+
+    A CSV file (root ends with .csv) has a header row with the column `path`, relative to the file's own folder or
+    absolute, and perhaps `label` (a class by name), `caption`, `split`, and `group` (a name that images share which
+    show the same person, video or place: intervals draw them together); other columns do not count.
+
+    Raises:
+        UserError: no root or nothing there, folders that are half splits, a CSV file that does not say this, or what
+            `choose` refuses.
+    """
+    if root is None:
+        raise UserError(f"data.root is missing: task {task!r} needs a folder of images, or a CSV file that lists them")
+    return choose(task, split, patiently(root, lambda: _found(root)), root)
+
+
+def _found(root: str) -> list[Entry]:
+    filesystem, name = filesystem_of(root)
+    if filesystem.isdir(name):
+        return _entries(_names(filesystem, name), partial(_read, filesystem, name.rstrip("/")), root)
+    if not filesystem.isfile(name):
+        raise UserError(f"data.root {root}: there is no such folder or CSV file")
+    if not name.lower().endswith(".csv"):
+        raise UserError(f"data.root {root}: is a file, but must be a folder of images, or a CSV file that lists them")
+    return _listed(filesystem, name, root)
+
+
+def _read(filesystem: AbstractFileSystem, folder: str, name: str) -> bytes:
+    path = posixpath.join(folder, name)
+    return patiently(filesystem.unstrip_protocol(path), lambda: filesystem.cat_file(path))
+
+
+def _entries(names: list[str], read: Callable[[str], bytes], root: str) -> list[Entry]:
+    """Entries of files by their paths below the root."""
+    paths = {name: name.split("/") for name in names}
+    splits = _are_splits(paths.values(), root)
+    entries = []
+    for name, path in paths.items():
+        inner = path[1:] if splits else path
+        label = inner[0] if len(inner) > 1 else None
+        entries.append(Entry(name, name, partial(read, name), label, split=path[0] if splits else None))
+    return entries
+
+
+def _are_splits(paths: Collection[list[str]], root: str) -> bool:
+    """Whether the first folders are splits, not classes. Raises `UserError` where they look like half of each."""
+    folders = sorted({path[0] for path in paths if len(path) > 1})
+    others = [f"folder {name}" for name in folders if name not in SHARES]
+    others += [f"image {path[0]}" for path in paths if len(path) == 1]
+    alike = [name for name in folders if name.lower() in LIKE_SPLITS]
+    if others and len(alike) > 1:
+        raise UserError(
+            f"data.root {root}: folders {', '.join(alike)} look like splits, but {others[0]} does not fit: splits "
+            "must be called exactly train, val, test, with nothing beside them; or list the images in a CSV file with "
+            "a column 'split'"
+        )
+    return not others
+
+
+def _names(filesystem: AbstractFileSystem, root: str) -> list[str]:
+    """Paths of the images below a folder, relative to it."""
+    try:
+        if isinstance(filesystem, LocalFileSystem):
+            names = _walk(root, "", frozenset())
+        else:
+            names = (path[len(root.rstrip("/")) + 1 :] for path in filesystem.find(root))
+        return [name for name in names if _is_image(name)]
+    except PermissionError as error:
+        raise UserError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
+
+
+def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
+    """Files below a folder; links are followed, but for those back to a folder that we come from."""
+    above = above | {os.path.realpath(folder)}
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if not os.path.isdir(path):
+            if os.path.isfile(path) or os.path.islink(path):  # a dead link counts: as a broken image
+                yield prefix + name
+        elif not name.startswith(".") and os.path.realpath(path) not in above:
+            yield from _walk(path, f"{prefix}{name}/", above)
+
+
+def _is_image(name: str) -> bool:
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not hidden and posixpath.splitext(name)[1].lower() in image_extensions()
+
+
+def _listed(filesystem: AbstractFileSystem, name: str, root: str) -> list[Entry]:
+    """Entries of a CSV file."""
+    try:
+        text = filesystem.cat_file(name).decode("utf-8-sig")
+    except PermissionError as error:
+        raise UserError(f"{root}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{root}: is not a text file in UTF-8") from error
+    if not text.strip():
+        raise UserError(f"{root}: the file is empty, but must list images below a header with the column 'path'")
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        rows.fieldnames = [column.strip().lower() for column in rows.fieldnames or ()]
+        _check_header(rows.fieldnames, root)
+        return [_row(filesystem, posixpath.dirname(name), row, f"{root}, line {rows.line_num}") for row in rows]
+    except csv.Error as error:
+        raise UserError(f"{root}, line {rows.reader.line_num}: not readable as CSV ({error})") from error
+
+
+def _check_header(columns: Sequence[str], root: str) -> None:
+    if not any(columns):
+        raise UserError(f"{root}, line 1: is empty, but must be a header with the column 'path'")
+    if "path" not in columns:
+        raise UserError(f"{root}, line 1: column 'path' is missing; {near('path', columns)}")
+    twice = [name for name in COLUMNS if columns.count(name) > 1]
+    if twice:
+        raise UserError(f"{root}, line 1: column {twice[0]!r} stands twice")
+
+
+def _row(filesystem: AbstractFileSystem, folder: str, row: dict[str | None, str | None], where: str) -> Entry:
+    if None in row:
+        raise UserError(f"{where}: has more cells than the header has columns")
+    path, label, caption, split, group = ((row.get(name) or "").strip() or None for name in COLUMNS)
+    for name, value in (("path", path), ("split", split), ("group", group)):
+        if name in row and value is None:
+            raise UserError(f"{where}, column {name!r}: is empty, but must be filled in every row")
+    if "\0" in path:
+        raise UserError(f"{where}, column 'path': holds a NUL character, which no path may")
+    if "://" in path:
+        return Entry(path, where, partial(read_bytes, path), label, caption, split, group)
+    path = posixpath.normpath(path)
+    return Entry(path, where, partial(_read, filesystem, folder, path), label, caption, split, group)

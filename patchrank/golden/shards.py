@@ -1,0 +1,156 @@
+"""Golden-rank shards: tars of images with their scores, a manifest, and nothing half-written.
+
+WebDataset reads a truncated tar without a word, so each shard has its size and sha256 beside it, and every reader
+checks them before it trusts a byte. Imports webdataset only when shards are read or written.
+
+    <root>/<key>/shard-000000.tar    images (original bytes), labels, ids, scores and window damages
+    <root>/<key>/shard-000000.json   samples, bytes and sha256 of that tar
+    <root>/<key>/manifest.json       written last: what was scored, with what, and the list of shards
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from patchrank.data.decoding import DECODERS, extension_of
+from patchrank.golden.gopen import open_shard, sha256, shard_fault
+from patchrank.io import content_id, join, read_json, write_atomic, write_json
+from patchrank.utils.errors import UserError
+
+SHARD_SIZE = 64
+_NOT_IMAGES = ("__key__", "__url__", "__local_path__", "json", "cls", "scores.npy", "windows.npy")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a shard: scores (metrics, N) are importance g, windows (metrics, W) raw damage."""
+
+    id: str
+    content: bytes
+    label: int | None
+    scores: np.ndarray
+    windows: np.ndarray
+    decoding: str = "plain"
+
+    def image(self):
+        return DECODERS[self.decoding](self.content)
+
+
+class ShardFolder:
+    """One set of shards, complete or in the making; `header` is what determines its contents, and so its name."""
+
+    def __init__(self, root: str, header: dict):
+        self.header = header
+        self.key = content_id(header)[:16]
+        self.path = join(root, self.key)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples in each shard."""
+        count, size = self.header["data"]["count"], self.header["shard_size"]
+        return [min(size, count - start) for start in range(0, count, size)]
+
+    def complete(self) -> bool:
+        """Whether every shard is there and sound, and the manifest says of each what its own record says."""
+        manifest = read_json(join(self.path, "manifest.json"))
+        return manifest is not None and manifest.get("shards") == self._records() and not self.faults()
+
+    def faults(self) -> dict[int, str]:
+        """What is wrong with each shard that is not as it should be: `{1: "truncated: 512 of 3072 bytes"}`."""
+        found = {index: self.fault(index) for index in range(len(self.sizes))}
+        return {index: fault for index, fault in found.items() if fault}
+
+    def fault(self, index: int) -> str | None:
+        """What is wrong with one shard; None where nothing is."""
+        record = self.record(index)
+        if record is None or record.get("samples") != self.sizes[index]:
+            return "not made yet"
+        return shard_fault(join(self.path, record["file"]), record)
+
+    def write(self, index: int, samples: Iterable[Sample]) -> None:
+        """Writes shard number `index` and its record, each whole or not at all."""
+        content, count = _tar(samples, index * self.header["shard_size"])
+        name = f"{_stem(index)}.tar"
+        record = {"file": name, "samples": count, "bytes": len(content), "sha256": sha256(content)}
+        write_atomic(join(self.path, name), content)
+        write_json(join(self.path, f"{_stem(index)}.json"), record)
+
+    def finish(self, **how: int) -> dict:
+        """Compiles the manifest from the records of all shards; `how` (batch, threads) is noted, not keyed."""
+        if self.faults():
+            raise UserError(f"shards {self.path}: not all are there, so no manifest can be written")
+        manifest = {**self.header, "key": self.key, **how, "shards": self._records(), "complete": True}
+        write_json(join(self.path, "manifest.json"), manifest)
+        return manifest
+
+    def _records(self) -> list[dict | None]:
+        return [self.record(index) for index in range(len(self.sizes))]
+
+    def record(self, index: int) -> dict | None:
+        """What one shard's record says: its file, samples, bytes and sha256; None where there is none."""
+        return read_json(join(self.path, f"{_stem(index)}.json"))
+
+
+def read_manifest(path: str) -> dict:
+    """The manifest of a folder of shards. Raises `UserError` where there is none or scoring did not finish."""
+    manifest = read_json(join(path, "manifest.json"))
+    if manifest is None:
+        raise UserError(f"shards {path}: no manifest.json, so scoring has not finished; run the golden stage again")
+    if manifest.get("schema") != 1:
+        raise UserError(f"shards {path}: schema is {manifest.get('schema')}, but this version reads 1")
+    return manifest
+
+
+def stream(path: str) -> Iterator[Sample]:
+    """All samples of a folder in order, one verified shard in memory at a time.
+
+    Raises:
+        UserError: a shard is missing, truncated or changed; it is named.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    manifest = read_manifest(path)
+    decoding = manifest["data"].get("decoding", "plain")
+    urls = [join(path, each["file"]) for each in manifest["shards"]]
+    opened = ({"url": url, "stream": open_shard(url, each)} for url, each in zip(urls, manifest["shards"]))
+    for member in group_by_keys(tar_file_expander(opened)):
+        yield _sample(member, decoding)
+
+
+def _sample(member: dict, decoding: str) -> Sample:
+    about = json.loads(member["json"])
+    return Sample(
+        about["id"],
+        member[next(key for key in member if key not in _NOT_IMAGES)],
+        int(member["cls"]) if "cls" in member else None,
+        _array(member["scores.npy"]),
+        _array(member["windows.npy"]),
+        decoding,
+    )
+
+
+def _array(content: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _tar(samples: Iterable[Sample], first: int) -> tuple[bytes, int]:
+    """The bytes of a tar, equal for equal samples, and how many it holds."""
+    from webdataset.writer import TarWriter
+
+    buffer, count = io.BytesIO(), 0
+    with TarWriter(buffer, encoder=True, mtime=0) as tar:
+        for count, sample in enumerate(samples, 1):
+            member = {"__key__": f"{first + count - 1:08d}", extension_of(sample.content): sample.content}
+            member |= {} if sample.label is None else {"cls": sample.label}
+            member |= {"json": {"id": sample.id}, "scores.npy": sample.scores, "windows.npy": sample.windows}
+            tar.write(member)
+    return buffer.getvalue(), count
+
+
+def _stem(index: int) -> str:
+    return f"shard-{index:06d}"

@@ -1,0 +1,91 @@
+"""Paths and fsspec URLs: made absolute, joined, opened; such as carry credentials are refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import fsspec
+from fsspec.config import conf
+
+from patchrank.utils.errors import UserError
+
+LOCAL = ("file://", "local://")
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of our package, by protocol
+# Workers of other processes write meanwhile, so nothing may be answered from a listing that was kept.
+_FRESH = {"use_listings_cache": False}
+# Trying again is `patiently`'s; botocore alone would wait for a silent server for 5 times 60 seconds.
+_S3 = {"connect_timeout": 10, "read_timeout": 20, "retries": {"max_attempts": 0}}
+_SECRET_BEFORE_HOST = re.compile(r"([\w+.-]+)://(?!arn:)(?![^/@:]*:\d+/)[^/@:]*:[^@]*@")
+_SECRET_IN_QUERY = re.compile(r"[?&]([\w.-]*(?:key|keyid|secret|token|password|signature|sig|credential))=", re.I)
+
+
+def resolve(path: str | Path, base: str | Path = ".") -> str:
+    """An absolute path, or the URL as it is: relative paths would break inside Ray's workers.
+
+    Raises:
+        UserError: the URL carries credentials.
+    """
+    path = str(path)
+    check_free_of_secrets(path)
+    return path if "://" in path else str((Path(base).resolve() / Path(path).expanduser()).resolve())
+
+
+def join(root: str | Path, *parts: str) -> str:
+    """`root/part/part`, for paths and URLs alike."""
+    return "/".join([str(root).rstrip("/"), *parts])
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a store must be asked for it, which may fail for a while."""
+    return "://" in str(path) and not str(path).startswith(LOCAL)
+
+
+def filesystem_of(path: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
+    """fsspec's file system of a path or URL, and the name in it; it keeps no listings.
+
+    Endpoint and credentials are the environment's.
+
+    Raises:
+        UserError: a protocol that fsspec lacks, or whose package is missing; a shell's pipe; credentials in the URL.
+    """
+    url = str(path)
+    check_free_of_secrets(url)
+    if url.startswith("pipe:"):
+        raise UserError(f"{url}: pipe: would run a shell command, and is refused; give a path or a URL")
+    try:
+        filesystem, name = fsspec.core.url_to_fs(url, **_options(url))
+    except ImportError as error:
+        extra = EXTRAS.get(url.split("://")[0])
+        hint = f"pip install 'patchrank-clip[{extra}]'" if extra else error
+        raise UserError(f"{url}: the package for this kind of URL is missing; {hint}") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{url}: fsspec cannot open this kind of URL ({str(error).splitlines()[0]})") from error
+    if "s3" in protocols(filesystem):
+        filesystem.retries = 1  # s3fs would wait 5 times for a silent server
+    return filesystem, name
+
+
+def protocols(filesystem: fsspec.AbstractFileSystem) -> set[str]:
+    """All names that a kind of file system goes by."""
+    return {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
+
+
+def check_free_of_secrets(url: str) -> None:
+    """Raises `UserError`, which does not repeat them, where a URL carries credentials: it ends up in files and logs."""
+    before, query = _SECRET_BEFORE_HOST.search(url), _SECRET_IN_QUERY.search(url)
+    if before or query:
+        what = "before its host" if before else f"in {query[1]}="
+        kind = before[1] if before else url.split("://")[0]
+        raise UserError(
+            f"{kind}://...: this URL carries credentials {what}, and would be written to records and logs; leave them "
+            "out and set them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
+        )
+
+
+def _options(url: str) -> dict[str, dict]:
+    """What file systems are opened with, by protocol; also inside of chained URLs."""
+    found = {protocol: dict(_FRESH) for protocol in ("s3", "s3a", "gs", "gcs", "abfs", "az") if f"{protocol}://" in url}
+    for protocol in {"s3", "s3a"} & found.keys():
+        found[protocol]["config_kwargs"] = {**_S3, **conf.get(protocol, {}).get("config_kwargs", {})}
+    return found

@@ -1,0 +1,109 @@
+"""Stores that fail for a while: what is tried again, for how long, and how it is told when they do not come back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential, wait_random
+
+from patchrank.io.paths import is_remote
+from patchrank.utils.errors import StoreError, UserError
+from patchrank.utils.progress import write_line
+
+PATIENCE = 60.0  # seconds, over all tries of one operation
+PAUSE = 0.2  # seconds after the first try; they double, up to 25 times as long
+QUIET = 5.0  # seconds of waiting that nobody needs to hear of
+MAX_REASON = 200  # characters
+ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)  # what callers go by
+_PASSING = (ConnectionError, TimeoutError, asyncio.TimeoutError)
+_PASSING_NAMES = {"HTTPClientError", "ConnectionError", "ResponseParserError", "ClientConnectionError"}
+_PASSING_NAMES |= {"ClientPayloadError"}  # of botocore and aiohttp, which we do not import
+_WORDLESS = {"FSTimeoutError": "no answer in time", "TimeoutError": "no answer in time"}
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+T = TypeVar("T")
+
+
+def patiently(place: str, act: Callable[[], T], verb: str = "read", patience: float | None = None) -> T:
+    """What `act()` gives; on a remote store it is tried again, after growing pauses, while the store fails in passing.
+
+    Args:
+        place: path or URL that messages name; on local paths `act` runs once, and raises what it raises.
+        verb: what cannot be done, for messages.
+        patience: seconds over all tries, `PATIENCE` if left out; the try under way when they end is waited for.
+
+    Raises:
+        StoreError: the store did not come back, or said no; one line that names place and cause.
+        OSError: one of `ANSWERS`, as when there is no such file.
+    """
+    if not is_remote(place):
+        return act()
+    patience = PATIENCE if patience is None else patience
+    tries = Retrying(
+        retry=retry_if_exception(is_passing),
+        stop=stop_after_delay(patience),
+        wait=wait_exponential(multiplier=PAUSE, max=25 * PAUSE) + wait_random(0, PAUSE),
+        before_sleep=_Notice(place, patience),
+        reraise=True,
+    )
+    try:
+        return tries(act)
+    except (*ANSWERS, UserError):
+        raise
+    except Exception as error:  # stores have errors of their own, without a common class
+        tried = f"; tried for {patience:.0f} s" if is_passing(error) else ""
+        raise StoreError(f"cannot {verb} {place}: {reason(error)}{tried}") from error
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a store may do better in a while: answers 5xx, 408, 409 and 429, lost connections, timeouts."""
+    if isinstance(error, (*ANSWERS, PermissionError)):
+        return False
+    status = _status(error)
+    if status is not None:
+        return (status >= 500 and status != 501) or status in (408, 409, 429)
+    names = {base.__name__ for base in type(error).__mro__ if base.__module__.startswith(("botocore", "aiohttp"))}
+    return isinstance(error, _PASSING) or (bool(names & _PASSING_NAMES) and "SSLError" not in names)
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line without secrets."""
+    text = getattr(error, "strerror", None) or str(error) or _WORDLESS.get(type(error).__name__, type(error).__name__)
+    text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(text).split()))  # an endpoint may have a password too
+    for name in _SECRETS:
+        text = text.replace(os.environ.get(name) or "\0", "***")
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        text += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+    return (f"access denied ({text})" if isinstance(error, PermissionError) else text)[:MAX_REASON]
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind an error, of whichever library; s3fs keeps it one cause further down."""
+    for _ in range(4):
+        if error is None:
+            return None
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
+        if numbers := [value for value in found if isinstance(value, int) and 100 <= value < 600]:
+            return numbers[0]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+class _Notice:
+    """One line on stderr for an operation that waits for longer than a moment."""
+
+    def __init__(self, place: str, patience: float):
+        self.place, self.patience, self.told = place, patience, False
+
+    def __call__(self, state: RetryCallState) -> None:
+        if not self.told and state.seconds_since_start + state.upcoming_sleep > QUIET:
+            self.told = True
+            why = reason(state.outcome.exception())
+            write_line(f"{self.place}: {why}; trying again for up to {self.patience:.0f} s")

@@ -1,0 +1,183 @@
+"""Weights of CLIP's image towers, whoever wrote them, as ours; what does not fit is named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import timm
+import torch
+from timm.models import clean_state_dict
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
+from torch import Tensor, nn
+
+from patchrank.layers.predictors import awaits_weights
+from patchrank.models.checkpoints.key_maps import to_pair
+from patchrank.utils.errors import UserError
+
+PREDICTOR = "pruner."
+MAX_NAME = 200  # characters, so that errors stay short
+
+
+def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
+    """What timm's builder loads into a tower: the image tower of any layout that `to_pair` knows.
+
+    A text tower is dropped, and the predictor in use stays where the weights bring none. Head and first convolution
+    may differ where timm adapts them.
+
+    Raises:
+        UserError: no weights of CLIP, or of another architecture; names what it is, or the first key that is off.
+    """
+    config, adapted = _config(model), []
+    if model.num_classes != config.get("num_classes", model.num_classes):
+        adapted += ["head.weight", "head.bias"]
+    if model.in_chans != config.get("input_size", (model.in_chans,))[0]:
+        adapted += ["patch_embed.proj.weight"]
+    return tower_weights(to_pair(unwrap(state_dict)).visual, model, adapted=adapted)
+
+
+def unwrap(loaded: object, source: str = "weights") -> dict[str, Tensor]:
+    """The tensors of a state dict or of a training checkpoint around one, without the prefixes of wrapped modules.
+
+    Raises:
+        UserError: there are none, or such as no tower has: sparse, quantised or without content.
+    """
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping):
+        raise UserError(f"{source}: holds a {type(loaded).__name__}, not weights by name")
+    named = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not named:
+        raise UserError(f"{source}: holds no weights by name")
+    for key, value in named.items():
+        if not key.isprintable() or len(key) > MAX_NAME:
+            raise UserError(f"{source}: {key[:40]!r} is no name of a weight")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(f"{source}: {key} is sparse, quantised or without content")
+    return clean_state_dict({key: value.detach() for key, value in named.items()})
+
+
+def tower_weights(
+    visual: Mapping[str, Tensor], model: nn.Module, source: str = "weights", adapted: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """All that a tower loads: an image tower's weights and a predictor's, positions resampled where that is meant.
+
+    Positions are resampled only for a tower that was made for another image size than its entry's own. Nothing is
+    loaded here.
+
+    Args:
+        visual: by timm's names, as in `Pair.visual`.
+        source: what errors call the weights.
+        adapted: keys whose shape somebody else will see to.
+
+    Raises:
+        UserError: they are of another architecture, or a key is missing, surplus or of another shape.
+    """
+    weights = _with_predictor(dict(visual), model, source)
+    if _is_resized(weights, model):
+        weights = vit_checkpoint_filter_fn(weights, model)
+    _check_shape(weights, model, source, adapted)
+    check_keys(weights, model.state_dict(), source, adapted)
+    return weights
+
+
+def check_keys(
+    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], source: str, adapted: Collection[str] = ()
+) -> None:
+    """Raises `UserError` that names the first key in which weights differ from what they are to be loaded into."""
+    keys = sorted((set(ours) | set(theirs)) - set(adapted))
+    wrong = [f"{key} {off}" for key in keys if (off := _difference(theirs.get(key), ours.get(key)))]
+    if wrong:
+        more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
+        raise UserError(f"{source}: {wrong[0]}{more}")
+
+
+def _difference(theirs: Tensor | None, ours: Tensor | None) -> str:
+    if theirs is None:
+        return "is missing"
+    if ours is None:
+        return "is surplus"
+    if theirs.shape != ours.shape:
+        return f"has shape {tuple(theirs.shape)}, not {tuple(ours.shape)}"
+    same = theirs.is_floating_point() == ours.is_floating_point()
+    return "" if same else f"is of {theirs.dtype}, not {ours.dtype}"
+
+
+def _with_predictor(weights: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
+    """Weights with one complete predictor for a tower that has one, and none otherwise."""
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(PREDICTOR)}
+    brought = {key: value for key, value in weights.items() if key.startswith(PREDICTOR)}
+    if not brought and awaits_weights(model):
+        raise UserError(f"{source}: brings no predictor ({PREDICTOR}*), and this tower's predictor_init awaits one")
+    if not brought or not own or model.pruning.predictor_path is not None:
+        brought = own
+    return {key: value for key, value in weights.items() if not key.startswith(PREDICTOR)} | brought
+
+
+def _is_resized(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether positions lie on the grid of the tower's entry, while the tower itself was made for another one."""
+    patches, positions = weights.get("patch_embed.proj.weight"), weights.get("pos_embed")
+    patch, size = model.patch_embed.patch_size, _config(model).get("input_size", (0, 0, 0))[-2:]
+    if patches is None or positions is None or patches.shape[2:] != patch or positions.ndim != 3:
+        return False
+    grid = tuple(pixels // side for pixels, side in zip(size, patch))
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    return grid != model.patch_embed.grid_size and positions.shape[1] - prefix == math.prod(grid)
+
+
+def _config(model: nn.Module) -> dict:
+    """timm's record of a tower's entry; {} for a tower that was not made by one."""
+    return getattr(model, "pretrained_cfg", None) or {}
+
+
+class TowerShape(NamedTuple):
+    """What the weights of a vision transformer say of its shape: all but heads, activation and norms' epsilon."""
+
+    width: int
+    patch: int
+    layers: int
+    positions: int
+    outputs: int
+
+    def __str__(self) -> str:
+        patches = max(self.positions - 1, 0)  # all but the class token
+        side = math.isqrt(patches)
+        grid = f"grid {side} x {side}" if side * side == patches else f"{self.positions} positions"
+        return f"width {self.width}, patch {self.patch}, {self.layers} layers, {grid}, {self.outputs} outputs"
+
+
+def tower_shape(weights: Mapping[str, Tensor]) -> TowerShape | None:
+    """The shape of an image tower by timm's names; None where weights lack what tells it."""
+    patches, positions, head = (weights.get(key) for key in ("patch_embed.proj.weight", "pos_embed", "head.weight"))
+    if patches is None or positions is None or patches.ndim != 4 or positions.ndim != 3:
+        return None
+    layers = {key.split(".")[1] for key in weights if key.startswith("blocks.")}
+    outputs = 0 if head is None else head.shape[0]
+    return TowerShape(patches.shape[0], patches.shape[-1], len(layers), positions.shape[1], outputs)
+
+
+def _check_shape(weights: Mapping[str, Tensor], model: nn.Module, source: str, adapted: Collection[str]) -> None:
+    """Says what another architecture is, and which of our entries has it."""
+    theirs, ours = tower_shape(weights), tower_shape(model.state_dict())
+    if theirs is None or ours is None:
+        return
+    compared = ours._replace(outputs=theirs.outputs) if "head.weight" in adapted or not theirs.outputs else ours
+    if theirs != compared:
+        name = _config(model).get("architecture") or "this tower"
+        fits = " or ".join(_entries_of(theirs)) or "none of our entries"
+        raise UserError(f"{source}: a vision transformer of {theirs}, but {name} has {ours}; {fits} would fit")
+
+
+def _entries_of(shape: TowerShape) -> list[str]:
+    return [name for name, other in _entry_shapes().items() if other == shape]
+
+
+@lru_cache(maxsize=1)
+def _entry_shapes() -> dict[str, TowerShape | None]:
+    """The shapes of our entries, each built without content."""
+    with torch.device("meta"):
+        towers = {name: timm.create_model(name) for name in timm.list_models("patchrank_clip_*")}
+    return {name: tower_shape(tower.state_dict()) for name, tower in towers.items()}

@@ -1,0 +1,143 @@
+"""Weights from a file: safetensors, torch's own formats and TorchScript archives, told apart by their content.
+
+Nothing is unpickled but by readers that know tensors and refuse everything else.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from patchrank.io import local_copy
+from patchrank.models.checkpoints.filter import check_keys, tower_weights, unwrap
+from patchrank.models.checkpoints.key_maps import to_pair
+from patchrank.models.checkpoints.torchscript import read_archive
+from patchrank.utils.errors import UserError
+
+MAX_HEADER = 100_000_000  # bytes, of a safetensors file by its specification
+MAX_REASON = 160  # characters
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU and in the precision in which they were written.
+
+    Known are safetensors, what `torch.save` writes and wrote, and TorchScript archives; a training checkpoint's
+    `state_dict` is taken out of it. Files are mapped into memory where their format allows it; one behind a URL is
+    fetched to the user's cache before, once.
+
+    Args:
+        path: local path or fsspec URL.
+
+    Raises:
+        UserError: there is no such file, it is damaged, no checkpoint, or a pickle of anything but tensors.
+    """
+    source = f"checkpoint {path}"
+    file, head = _found(path, source)
+    try:
+        read = _reader(file, head)
+        loaded = None if read is None else read(file)
+    except Exception as error:  # a damaged file may make a reader stumble over anything
+        raise UserError(f"{source}: {_reason(error)}") from error
+    if loaded is None:
+        what = f"it begins with {head!r}" if head else "it is empty"
+        raise UserError(f"{source}: no safetensors file, no torch file and no TorchScript archive: {what}")
+    return unwrap(loaded, source)
+
+
+def load_tower(model: nn.Module, path: str | Path) -> None:
+    """Loads an image tower from a file of any layout that `to_pair` knows; a text tower in it is not looked at.
+
+    fp16 and bf16 weights are upcast to the tower's precision. Nothing is changed if anything does not fit.
+
+    Raises:
+        UserError: the file cannot be read, or holds another tower, or the tower's predictor was fitted to another.
+    """
+    source = f"checkpoint {path}"
+    _load(model, tower_weights(to_pair(read_checkpoint(path), source).visual, model, source))
+
+
+def load_pair(clip: nn.Module, path: str | Path) -> None:
+    """Loads both towers of a pair and its temperature, as `load_tower` does.
+
+    Args:
+        clip: with `visual`, `text` and `logit_scale`, such as a `patchrank.models.clip.Clip`.
+
+    Raises:
+        UserError: as for `load_tower`, or the file has no text tower.
+    """
+    source = f"checkpoint {path}"
+    pair = to_pair(read_checkpoint(path), source)
+    visual = tower_weights(pair.visual, clip.visual, source)
+    if not pair.text:
+        raise UserError(f"{source}: holds an image tower alone, and a pair needs a text tower too")
+    check_keys(pair.text, clip.text.state_dict(), f"{source}: text tower")
+    scale = {} if pair.logit_scale is None else {"logit_scale": pair.logit_scale}
+    check_keys(scale, {"logit_scale": clip.logit_scale}, source)
+    _load(clip.visual, visual)
+    rest = {f"text.{key}": value for key, value in pair.text.items()} | scale
+    clip.load_state_dict({f"visual.{key}": value for key, value in clip.visual.state_dict().items()} | rest)
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Loads weights that are known to fit; takes them back if predictor or prompts in use are for others."""
+    tied = getattr(getattr(model.pruner, "reducer", None), "fitted", False) or model.num_prompt_tokens > 0
+    before = {key: value.clone() for key, value in model.state_dict().items()} if tied else {}
+    model.load_state_dict(weights)
+    try:
+        model.check_predictor()
+        model.check_prompts()
+    except UserError:
+        model.load_state_dict(before)
+        raise
+
+
+def _found(path: str | Path, source: str) -> tuple[str, bytes]:
+    """The local name of a file, and the bytes that it begins with."""
+    try:
+        name = local_copy(path)
+        with open(name, "rb") as file:
+            return name, file.read(16)
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: there is no such file") from error
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
+
+
+def _reader(file: str, head: bytes) -> Callable | None:
+    if head.startswith(b"PK\x03\x04"):
+        return read_archive if _is_torchscript(file) else _read_torch
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
+        return load_file
+    return _read_torch if head.startswith(b"\x80") else None
+
+
+def _is_torchscript(file: str) -> bool:
+    with zipfile.ZipFile(file) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _read_torch(file: str) -> object:
+    """By torch's restricted reader, which knows tensors and plain containers alone."""
+    if zipfile.is_zipfile(file) and not file.endswith(".safetensors"):  # a suffix that torch itself goes by
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    with open(file, "rb") as stream:
+        return torch.load(stream, map_location="cpu", weights_only=True)
+
+
+def _reason(error: Exception) -> str:
+    """One line on why a reader gave up."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    asked = re.search(r"GLOBAL (\S+) (?:was|whose)", text)
+    if asked:
+        name = asked[1][:MAX_REASON]
+        return f"a pickle that asks for {name}, which is no tensor: refused, and nothing in it was run"
+    kind = "a pickle of more than tensors, or a damaged one" if isinstance(error, UnpicklingError) else "damaged"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "weights_only" not in line]
+    return f"{kind}, or no checkpoint: {type(error).__name__}, {lines[0][:MAX_REASON] if lines else 'without details'}"

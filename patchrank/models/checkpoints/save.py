@@ -1,0 +1,153 @@
+"""A tower as a local directory that `timm.create_model("local-dir:...", pretrained=True)` makes it from again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from patchrank.layers.predictors import create_predictor, name_and_settings
+from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.models.pruning_cfg import Pruning
+from patchrank.utils.errors import UserError
+from patchrank.utils.private_names import save_config_for_hf
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_pretrained(model: nn.Module, directory: str | Path) -> None:
+    """Writes an image tower with its predictor's weights and all pruning settings, whole or not at all.
+
+    An unpruned tower is written without a predictor: `predictor_path` names a file of this machine. Prompts have a
+    file of their own and are not written. A directory that holds an earlier tower is replaced.
+
+    Args:
+        model: made by `timm.create_model`.
+        directory: local; `config.json` and `model.safetensors` will be all that is in it.
+
+    Raises:
+        UserError: another kind of model, one with arguments that JSON cannot hold, a predictor that cannot be made
+            again by name, or a directory that holds other files or cannot be written to.
+    """
+    if type(model) is not PrunedVisionTransformer or not hasattr(model, "pretrained_cfg"):
+        raise UserError(
+            f"save_pretrained takes a tower that timm.create_model made from a patchrank entry, but got a "
+            f"{type(model).__name__}"
+        )
+    plain = next(model.parameters()).dtype == torch.float32
+    (model if plain else deepcopy(model).float()).check_predictor()  # as it will be when it is loaded
+    target = find_target(directory)
+    arguments = _arguments(model)
+    with staged_directory(target) as staged:
+        _write(model, staged, arguments)
+
+
+@contextmanager
+def staged_directory(target: Path) -> Iterator[Path]:
+    """An empty directory to write to, which takes the place of `target` once the block has ended without an error.
+
+    Raises:
+        UserError: what the file system raised.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    try:
+        yield staged
+        os.chmod(staged, 0o755)
+        _swap(staged, target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def find_target(directory: str | Path, names: Collection[str] = (CONFIG, WEIGHTS)) -> Path:
+    """The place of a directory that may be written, and replaced if it is there.
+
+    Args:
+        names: all that it may hold already.
+
+    Raises:
+        UserError: no local directory, or one that holds other files.
+    """
+    if "://" in str(directory):
+        raise UserError(f"cannot write {directory}: a tower is saved to a local directory")
+    target = Path(directory).expanduser().absolute()
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UserError(f"cannot write {directory}: it is there and no directory of its own")
+    others = sorted({entry.name for entry in target.iterdir()} - set(names)) if target.exists() else []
+    if others:
+        raise UserError(f"cannot write {directory}: it holds other files, such as {others[0]!r}; name a new directory")
+    return target
+
+
+def _arguments(model: PrunedVisionTransformer) -> dict:
+    """The pruning settings in force, beside the arguments that timm keeps."""
+    if model.num_prompt_tokens:
+        raise UserError(
+            "prompts are no part of a tower that is saved: set_prompts(None) first; they stay in a file of their own, "
+            "for prompts_path"
+        )
+    settings = {field.name: getattr(model.pruning, field.name) for field in fields(Pruning)}
+    return settings | {"predictor_path": None, "predictor_init": _record(model), "prompts_path": None}
+
+
+def _record(model: PrunedVisionTransformer) -> dict | None:
+    """Says how to build the predictor in use, for `Pruning.predictor_init`; None where none is."""
+    reducer = getattr(model.pruner, "reducer", None)
+    if reducer is None or not reducer.fitted:
+        return None
+    if reducer.about:
+        return dict(reducer.about)
+    name, kwargs = name_and_settings(reducer.predictor)
+    grid, location = model.patch_embed.grid_size, model.pruning.locations[0]
+    if _shapes(create_predictor(name, model.embed_dim, grid, **kwargs)) != _shapes(reducer.predictor):
+        raise UserError(
+            f"predictor {name!r} is not what its settings {kwargs} make, so it cannot be saved with a tower"
+        )
+    return {"name": name, "kwargs": kwargs, "grid": list(grid), "embed_dim": model.embed_dim, "location": location}
+
+
+def _shapes(module: nn.Module) -> dict:
+    return {key: value.shape for key, value in module.state_dict().items()}
+
+
+def _write(model: PrunedVisionTransformer, folder: Path, arguments: dict) -> None:
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_config_for_hf(model, folder / CONFIG, model_args=arguments)
+    except ValueError as error:  # timm's word for an argument that JSON cannot hold
+        raise UserError(f"this tower cannot be saved: {error}") from error
+    os.chmod(folder / WEIGHTS, 0o644)
+
+
+def _swap(staged: Path, target: Path) -> None:
+    """Puts a directory in its place; one that is there stays until the new one is."""
+    if not target.exists():
+        os.rename(staged, target)
+        return
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".replaced-"))
+    try:
+        os.rename(target, aside / target.name)
+        try:
+            os.rename(staged, target)
+        except OSError:
+            os.rename(aside / target.name, target)
+            raise
+        shutil.rmtree(aside / target.name, ignore_errors=True)
+    finally:
+        with suppress(OSError):  # it stays if it holds the only copy of what was there
+            aside.rmdir()

@@ -1,0 +1,148 @@
+"""Pruning of a model that somebody already made with open_clip, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transformer import VisionTransformer as NativeVisionTransformer
+from open_clip.utils import to_2tuple
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from patchrank.models.open_clip.convert import create_visual, strange_features
+from patchrank.models.open_clip.visual import OpenClipTrunk, OpenClipVisual
+from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.utils.errors import UserError
+from patchrank.utils.private_names import is_compiled
+
+CROP_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}  # open_clip's resize modes, and timm's
+
+
+def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **pruning) -> nn.Module:
+    """Puts our image tower in the place of an open_clip model's own; `model.visual.trunk` is then the tower.
+
+    Weights are shared, not copied. Everything else of the model goes on as it did: `encode_image`, `encode_text`,
+    `lock_image_tower`, checkpoints in the model's own names (without the predictor, which has a file of its own).
+    Make optimizers afterwards, since class token, positions and projection become parameters of another shape. On a
+    model that is pruned already this changes the settings, as `model.visual.trunk.set_pruning` does.
+
+    Args:
+        model: open_clip's `CLIP` or `CustomTextCLIP`, whose image tower is open_clip's `VisionTransformer` or timm's,
+            pooled by the class token.
+        predictor: a fitted predictor to rank by, instead of a file.
+        **pruning: fields of `patchrank.models.pruning_cfg.Pruning`; without any, nothing is pruned yet.
+
+    Returns:
+        The model that was given, changed in place.
+
+    Raises:
+        UserError: an image tower that ours cannot reproduce, or settings that are impossible; nothing has changed.
+    """
+    visual = getattr(model, "visual", None)
+    trunk = pruned_trunk(model)
+    if trunk is not None:
+        trunk.set_pruning(predictor=predictor, **pruning)
+        return model
+    _refuse(visual)
+    if isinstance(visual, TimmModel):
+        trunk = _prepare(OpenClipTrunk.around(visual.trunk), visual, predictor, pruning)
+        visual.trunk = trunk
+    else:
+        ours = create_visual(visual, **{key: pruning[key] for key in ("locations",) if key in pruning})
+        _prepare(ours.trunk, visual, predictor, pruning)
+        model.visual = ours
+    return model
+
+
+def unprune(model: nn.Module) -> nn.Module:
+    """Undoes `prune_open_clip`: the image tower that was there comes back, with the weights as they are now.
+
+    Raises:
+        UserError: the model is not pruned, or layers of its tower were replaced meanwhile.
+    """
+    trunk = pruned_trunk(model)
+    if trunk is None:
+        raise UserError(f"unprune needs a model from prune_open_clip, but this {type(model).__name__} is not")
+    if isinstance(model.visual, OpenClipVisual):
+        model.visual = model.visual.give_back()
+    else:
+        model.visual.trunk = trunk.give_back()
+    return model
+
+
+def pruned_trunk(model: nn.Module) -> OpenClipTrunk | None:
+    """The tower that `prune_open_clip` put into a model, None where it has not been."""
+    trunk = getattr(getattr(model, "visual", None), "trunk", None)
+    return trunk if isinstance(trunk, OpenClipTrunk) else None
+
+
+def open_clip_configs() -> Path:
+    """Folder of open_clip model configs that name our towers, for `open_clip.add_model_config`.
+
+    They are for training with open_clip: `patchrank-ViT-B-16` (OpenAI's shape) and `patchrank-digits`. `quick_gelu` in
+    a config speaks of the text tower alone, since timm's model decides on the image tower's activation. Published
+    weights have the names of open_clip's own towers: load them into those, and then `prune_open_clip`.
+    """
+    return Path(__file__).parent / "configs"
+
+
+def _prepare(trunk: OpenClipTrunk, visual: nn.Module, predictor: nn.Module | None, pruning: dict) -> OpenClipTrunk:
+    trunk.pretrained_cfg = trunk.default_cfg = {**getattr(trunk, "pretrained_cfg", {}), **_transform_cfg(visual)}
+    trunk.set_pruning(predictor=predictor, **pruning)
+    return trunk
+
+
+def _transform_cfg(visual: nn.Module) -> dict:
+    """What open_clip's evaluation transform does, in timm's words."""
+    stated = getattr(visual, "preprocess_cfg", None) or {}
+    cfg = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(size=visual.image_size), stated))
+    size = to_2tuple(cfg.size)
+    square = size[0] == size[1] or cfg.resize_mode != "shortest"
+    return {
+        "input_size": (3, *size),
+        "mean": tuple(cfg.mean) if isinstance(cfg.mean, (list, tuple)) else (cfg.mean,) * 3,
+        "std": tuple(cfg.std) if isinstance(cfg.std, (list, tuple)) else (cfg.std,) * 3,
+        # "random" is for training; and open_clip's way to sizes that are not square is bicubic whatever is asked for
+        "interpolation": "bilinear" if cfg.interpolation == "bilinear" and square else "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": CROP_MODES[cfg.resize_mode],
+    }
+
+
+def _refuse(visual: nn.Module | None) -> None:
+    for feature in _strange(visual):
+        raise UserError(
+            f"prune_open_clip cannot take this image tower: {feature}; it takes open_clip's VisionTransformer and "
+            "timm's, pooled by the class token"
+        )
+
+
+def _strange(visual: nn.Module | None) -> Iterator[str]:
+    """Names of everything in an image tower that ours cannot reproduce."""
+    for module in (visual, getattr(visual, "trunk", None)):
+        if module is not None and ("forward" in vars(module) or is_compiled(module)):
+            yield "compiled or patched forward"
+    if type(visual) is TimmModel:
+        yield from _strange_timm(visual.trunk)
+    elif type(visual) is NativeVisionTransformer:
+        yield from strange_features(visual)
+    else:
+        yield "none at all" if visual is None else type(visual).__name__
+
+
+def _strange_timm(trunk: nn.Module) -> Iterator[str]:
+    if type(trunk) not in (VisionTransformer, PrunedVisionTransformer):
+        yield f"timm's {type(trunk).__name__}"
+        return
+    if trunk.global_pool != "token":
+        yield f"timm_pool {trunk.global_pool!r}"
+    if type(trunk.patch_embed) is not PatchEmbed:
+        yield f"patch embedding {type(trunk.patch_embed).__name__}"
+    if not isinstance(trunk.patch_drop, nn.Identity):
+        yield "patch_dropout"
+    if trunk.dynamic_img_size:
+        yield "dynamic_img_size"

@@ -1,0 +1,148 @@
+"""Pruning settings of a tower, and the reducer that they ask for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from patchrank.layers.predictors import check_location, create_awaiting, create_predictor, load_predictor
+from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
+from patchrank.utils.errors import UserError, near
+
+LEFTOVERS = ("drop",)
+RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor whose weights come with a checkpoint
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Pruning settings; the keyword arguments of every entrypoint and of `set_pruning`.
+
+    keep_rate: share of patch tokens left after the last location; 1 is the plain tower, bit for bit.
+    locations: layers, counted from 1, just before which tokens leave.
+    drop_counts: how many leave at each location; wins over `keep_rate`.
+    reducer: who decides, by registered name.
+    leftovers: what becomes of the others: `drop`.
+    cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
+    predictor_path: safetensors file of a fitted predictor or position prior.
+    predictor_init: what ranks where there is no file: "random", an untrained predictor (speed benchmarks); or a
+        record of one (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`),
+        which the checkpoint that is being loaded fills: so do towers that `save_pretrained` wrote.
+    seed: of the reducer `random`.
+    """
+
+    keep_rate: float = 1.0
+    locations: Sequence[int] = (4, 6, 8, 10)
+    drop_counts: Sequence[int] | None = None
+    reducer: str = "predictor"
+    leftovers: str = "drop"
+    cls_only_last: bool | str = "auto"
+    predictor_path: str | Path | None = None
+    predictor_init: str | Mapping | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that no tower could use."""
+        self._check_numbers()
+        if self.reducer not in REDUCERS:
+            raise UserError(f"reducer {self.reducer!r} is not registered; {near(self.reducer, REDUCERS)}")
+        if self.leftovers not in LEFTOVERS:
+            raise UserError(f"leftovers {self.leftovers!r} does not exist; {near(self.leftovers, LEFTOVERS)}")
+        if self.cls_only_last not in ("auto", True, False):
+            raise UserError(f"cls_only_last must be 'auto', true or false, but is {self.cls_only_last!r}")
+        if self.predictor_init not in (None, "random") and not isinstance(self.predictor_init, Mapping):
+            raise UserError(
+                f"predictor_init must be 'random', a record of a predictor or left out, but is {self.predictor_init!r}"
+            )
+
+    def _check_numbers(self) -> None:
+        if type(self.keep_rate) not in (int, float):
+            raise UserError(f"keep_rate must be a number above 0 and at most 1, but is {self.keep_rate!r}")
+        if type(self.seed) is not int:
+            raise UserError(f"seed must be a whole number, but is {self.seed!r}")
+        for name, values in (("locations", self.locations), ("drop_counts", self.drop_counts)):
+            whole = isinstance(values, Sequence) and all(type(value) is int for value in values)
+            if not whole and not (name == "drop_counts" and values is None):
+                raise UserError(f"{name} must be a list of whole numbers, but is {values!r}")
+
+
+def with_predictor(settings: Pruning, changes: dict) -> dict:
+    """The changes that handing over a predictor as a module comes to: it ranks, in place of any file.
+
+    Raises:
+        UserError: a reducer is asked for that ranks by itself.
+    """
+    own = {name for name, kind in REDUCERS.items() if not kind.fitted}
+    if changes.get("reducer") in own:
+        fitted = " or ".join(sorted(set(REDUCERS) - own))
+        raise UserError(f"reducer {changes['reducer']!r} takes no predictor; one that is handed over needs {fitted}")
+    reducer = "predictor" if settings.reducer in own else settings.reducer
+    return {"predictor_path": None, "predictor_init": None, "reducer": reducer, **changes}
+
+
+def create_ranker(
+    settings: Pruning, embed_dim: int, grid_size: tuple[int, int], predictor: nn.Module | None = None
+) -> Reducer:
+    """The reducer that some settings ask for; `predictor` takes the place of a file.
+
+    Raises:
+        UserError: an unknown reducer, a predictor file that does not fit, or a predictor without weights.
+    """
+    offers: dict = {"seed": settings.seed, "grid_size": grid_size, "predictor": predictor}
+    kind, about = REDUCERS[settings.reducer], {}
+    if kind.fitted and predictor is None:
+        offers["predictor"], about = _weights(settings, embed_dim, grid_size)
+    takes = inspect.signature(kind).parameters
+    reducer = create_reducer(settings.reducer, **{key: value for key, value in offers.items() if key in takes})
+    if kind.fitted:
+        reducer.about = about
+    return reducer
+
+
+def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> tuple[nn.Module, dict]:
+    """What a fitted reducer ranks by, and what its file says of it."""
+    name = settings.reducer
+    if settings.predictor_path is not None:
+        predictor, about = load_predictor(settings.predictor_path)
+        _check_fits(settings, about, embed_dim, grid_size)
+        return predictor, about
+    if isinstance(settings.predictor_init, Mapping):
+        return _described(settings, embed_dim, grid_size)
+    if settings.predictor_init == "random":
+        return create_predictor(REDUCERS[name].untrained, embed_dim, grid_size), {}
+    others = ", ".join(sorted(other for other, kind in REDUCERS.items() if not kind.fitted))
+    raise UserError(
+        f"pruning by reducer {name!r} has no weights to rank by: give predictor_path, choose another of {others}, "
+        "or say predictor_init='random' if that is meant"
+    )
+
+
+def _described(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> tuple[nn.Module, dict]:
+    """A predictor without weights, and what its file said of it; {} for one that never came from a file."""
+    about = dict(settings.predictor_init)
+    lacking = [key for key in RECORD if key not in about]
+    if lacking:
+        raise UserError(f"predictor_init: a record of a predictor needs {', '.join(RECORD)}, but lacks {lacking[0]!r}")
+    _check_fits(settings, about, embed_dim, grid_size)
+    return create_awaiting(about), about if about.get("model") else {}
+
+
+def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple[int, int]) -> None:
+    what = f"predictor {settings.predictor_path or 'of predictor_init'}"
+    pairs = (
+        ("grid", list(about["grid"]), list(grid_size)),
+        ("embed_dim", about["embed_dim"], embed_dim),
+        ("location", about["location"], settings.locations[0]),
+    )
+    for which, theirs, ours in pairs:
+        if theirs != ours:
+            raise UserError(f"{what} was fitted for {which} {theirs}, but this tower has {ours}")
+    check_location(about["name"], settings.locations[0])
+    if settings.reducer == "prior" and about["name"] != "prior":
+        raise UserError(
+            f"{what} is a fitted {about['name']!r}, but reducer 'prior' ranks by a "
+            "'prior'; reducer 'predictor' takes any"
+        )

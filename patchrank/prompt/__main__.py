@@ -1,0 +1,244 @@
+"""Phase III: tunes learned tokens of both towers on a few labelled images of each class (section 3.3).
+
+Or, without labels, visual tokens that bring a pruned tower's embeddings back to the whole one's (--loss distill).
+
+python -m patchrank.prompt --data digits --mode TV --keep-rate 0.6 --shots 16 --seed 1 --out runs/prompts.safetensors
+python -m patchrank.evaluate --data digits --prompts runs/prompts.safetensors --keep-rate 0.6
+python -m patchrank.prompt --mode V --loss distill --norm-gains --keep-rate 0.4 --out runs/distilled.safetensors
+python -m patchrank.prompt --model patchrank_clip_b16 --data caltech101 --data-root /data --mode TV --dry-run
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import get_args
+
+import torch
+
+from patchrank.cli.flags import (
+    PRUNING,
+    add_data_flags,
+    add_model_flags,
+    add_pruning_flags,
+    create_clip_from,
+    load_split_from,
+    positive,
+    positive_float,
+    run_command,
+)
+from patchrank.cli.summary import ACCURACIES, cosine_line, images_line, macs_line, percentages, print_row, pruning_title
+from patchrank.config import PromptConfig, validate
+from patchrank.data.dataset_factory import find_task
+from patchrank.data.image_split import ImageSplit
+from patchrank.evaluate import Evaluation, embed_unpruned, evaluate
+from patchrank.io import check_writable, content_id, read_json, resolve, write_json
+from patchrank.models.clip import Clip, macs_row
+from patchrank.models.text import template_set
+from patchrank.prompt.batches import PRECISIONS, Feed, check_named, load_train
+from patchrank.prompt.presets import IMAGES, PRESETS, complete, learning_rates
+from patchrank.prompt.train_step import ready, start, step
+from patchrank.prompt.tuning import check_distillation, finished, run_id, seen, tune_prompts
+from patchrank.utils.errors import UserError
+
+DRY_STEPS = 4  # one that warms up, and those that are timed
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    _check(args)
+    settings = {key: getattr(args, key) for key in PRUNING}
+    clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings)
+    named = {key: getattr(args, key) for key in PromptConfig.model_fields}
+    config = complete(validate(PromptConfig, named, "flags"), clip, args.data)
+    if config.mode == "none" and args.dry_run:
+        raise UserError("--dry-run: mode none tunes nothing; near: --mode TV")
+    check_distillation(config, clip.visual)
+    if config.mode == "none":
+        split = check_named(load_split_from(args, "val"))
+        _print(args, _row(args, clip, config, evaluate(clip, split), None, []))
+        return
+    templates = None if args.templates is None else template_set(args.templates)
+    train = load_train(args.data, config, args.seed, args.data_root, args.vocabulary, templates)
+    if args.dry_run:
+        found = dry_run(clip, train, config, args.seed)
+        title = pruning_title(args, f"on {args.data}") + f"; what tuning prompts of mode {config.mode} takes"
+        print_row(found, title, _dry_lines(found))
+        return
+    split = _measured(args, config, args.split)
+    check_apart(train, split)
+    _print(args, _tuned_row(args, clip, config, train, split))
+
+
+def _print(args: argparse.Namespace, row: dict) -> None:
+    """Prints a result row and its table, which has what the prompts changed."""
+    title = pruning_title(args, f"on {row['data']}/{row['split']}") + f"; prompts of mode {row['mode']}"
+    lines = [*percentages(row, ACCURACIES), cosine_line(row)]
+    lines += [("the same, without prompts", f"{row['cosine_zero_shot']:.5f}"), macs_line(row), images_line(row)]
+    if row["n_seen_images"]:
+        lines += [("learned from", f"{row['n_seen_images']:,} images, {row['n_seen_labels']:,} labels")]
+    if row["seconds_per_epoch"] is not None:
+        lines += [("time of an epoch", f"{row['seconds_per_epoch']:.1f} s")]
+    print_row(row, title, lines)
+
+
+def _dry_lines(found: dict) -> list[tuple[str, str]]:
+    """The table of a dry run."""
+    return [
+        ("a step", f"{found['seconds_per_step']:.3f} s, with {found['batch_size']} images"),
+        ("an epoch", f"{found['seconds_per_epoch']:.1f} s"),
+        ("in all", f"{found['seconds']:.0f} s, {found['steps']:,} steps"),
+        ("memory at most", f"{found['memory_mib']:,} MiB"),
+    ]
+
+
+def _measured(args: argparse.Namespace, config: PromptConfig, name: str | None) -> ImageSplit:
+    """The split that a row or an early stop reads, with the labels and names that cross-entropy needs."""
+    split = load_split_from(argparse.Namespace(**vars(args) | {"split": name}), "val")
+    return split if config.loss == "distill" else check_named(split)
+
+
+def check_apart(train: ImageSplit, split: ImageSplit) -> None:
+    """Refuses to measure prompts on the images that they learned from."""
+    if shared := set(train.ids) & set(split.ids):
+        raise UserError(
+            f"split {split.split!r}: {len(shared)} of its {len(split)} images are those that prompts learn from, so it "
+            "tells nothing; near: --split val"
+        )
+
+
+def _tuned_row(
+    args: argparse.Namespace, clip: Clip, config: PromptConfig, train: ImageSplit, split: ImageSplit
+) -> dict:
+    """The result row; that of a finished run comes from beside its prompts, at once."""
+    val = None
+    if config.patience is not None:  # it reads val, whatever the row is measured on
+        val = split if split.split == "val" else _measured(args, config, "val")
+    run = run_id(clip, train, val, config, args.seed)
+    key = content_id([run, split.task, split.ids_sha256(), split.labels, split.classes, split.templates])
+    beside = f"{args.out}.row.json"
+    known = read_json(beside)
+    if isinstance(known, dict) and known.get("key") == key and finished(args.out, run) is not None:
+        return known["row"]
+    logs = None if "://" in args.out else f"{args.out}.logs"
+    tuned = tune_prompts(clip, train, val, config, args.seed, args.out, logs=logs)
+    print(f"prompts: {args.out}", file=sys.stderr)
+    unpruned = embed_unpruned(clip, split)
+    before = evaluate(clip, split, unpruned=unpruned)
+    clip.set_prompts(tuned.prompts)
+    found = evaluate(clip, split, unpruned=unpruned)
+    row = _row(args, clip, config, found, before, tuned.seconds) | _seen(seen(train, val, config))
+    write_json(beside, {"key": key, "row": row})
+    return row
+
+
+def _row(
+    args: argparse.Namespace,
+    clip: Clip,
+    config: PromptConfig,
+    found: Evaluation,
+    before: Evaluation | None,
+    seconds: Sequence[float],
+) -> dict:
+    """The result row; `before` is the same pruning without prompts, None where there are none."""
+    about = {"model": args.model, "data": args.data, "split": args.split or "val", "n_images": len(found.kept)}
+    about |= {"seed": args.seed} | {key: getattr(args, key) for key in PRUNING} | {"mode": config.mode}
+    settings = ("num_tokens", "preset", "shots", "images", "epochs", "lr", "norm_gains", "precision")
+    unused = {"images" if config.loss == "cross_entropy" else "shots"}
+    about |= {key: None if before is None or key in unused else getattr(config, key) for key in settings}
+    ours, theirs = found.row(), (before or found).row()
+    measured = {key: value for key in ("accuracy", "cosine") if key in ours for value in [ours[key]]}
+    measured |= {f"{key}_zero_shot": theirs[key] for key in measured}
+    measured |= {key: ours[key] for key in ("accuracy_unpruned", "agreement") if key in ours}
+    spent = {"seconds_per_epoch": round(sum(seconds) / len(seconds), 3) if seconds else None}
+    return about | {"loss": config.loss} | _seen({}) | measured | {"gmacs": macs_row(clip)["gmacs"]} | spent
+
+
+def _seen(of: dict) -> dict[str, int]:
+    return {"n_seen_images": of.get("images", 0), "n_seen_labels": of.get("labels", 0)}
+
+
+def dry_run(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> dict[str, float]:
+    """Takes a few steps and keeps nothing: time per step and in all, and the memory that was needed at most.
+
+    Memory is the device's where it counts its own, else the process's; both with the weights of the pair.
+    """
+    with ready(clip, config):
+        few, steps = train.first(config.batch_size), max(1, len(train) // config.batch_size)
+        state, feed = start(clip, train, config, seed), Feed(clip, few, config, seed)
+        state.optimizer.param_groups[0]["lr"] = learning_rates(config.lr, config.epochs)[0]
+        clip.set_prompts(state.prompts)
+        times = [time.perf_counter()]
+        for epoch in range(DRY_STEPS):
+            for rows, targets in islice(feed.batches(epoch), 1):
+                step(feed, state, rows, targets)  # reads the loss back, and so waits for the device
+            times.append(time.perf_counter())
+    each = (times[-1] - times[1]) / (DRY_STEPS - 1)
+    spent = {"seconds_per_step": each, "seconds_per_epoch": each * steps}
+    spent["seconds"] = each * steps * config.epochs
+    spent = {key: round(value, 4) for key, value in spent.items()}
+    return {"mode": config.mode, "batch_size": config.batch_size, "steps": steps * config.epochs} | spent | _memory()
+
+
+def _memory() -> dict[str, float]:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        used = torch.cuda.max_memory_allocated()
+    else:  # kilobytes, and bytes on macOS
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"memory_mib": round(used / 2**20)}
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses, before anything is computed, flags that do not go together and a place that cannot be written to."""
+    task = find_task(args.data)
+    if args.prompts is not None:
+        raise UserError("--prompts: tuning starts from random tokens or from words; near: --words, --out")
+    if args.mode != "none" and args.split == task.training:
+        raise UserError(f"--split {args.split}: prompts are tuned on it, so it tells nothing; near: val")
+    if args.seed < 0:
+        raise UserError(f"--seed must be a whole number from 0, but is {args.seed}")
+    check_writable(os.path.dirname(resolve(args.out)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m patchrank.prompt", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_model_flags(parser, out="runs/prompts.safetensors")
+    add_data_flags(parser, "val, for the row; images to learn from are drawn from train or adapt", batch_size=None)
+    add_pruning_flags(parser)
+    _add_prompt_flags(parser, PromptConfig())
+    parser.add_argument("--dry-run", action="store_true", help="print time and memory of a few steps, and stop")
+    return parser
+
+
+def _add_prompt_flags(parser: argparse.ArgumentParser, defaults: PromptConfig) -> None:
+    """The settings of `PromptConfig`."""
+    losses = get_args(PromptConfig.model_fields["loss"].annotation)
+    which = "coop in mode T, distill for that loss, digits for the embedded model, else maple"
+    parser.add_argument(
+        "--mode", default=defaults.mode, choices=("none", "T", "V", "TV"), help="whose tokens learn (default: TV)"
+    )
+    parser.add_argument("--loss", default=defaults.loss, choices=losses, help="distill: without labels, in mode V")
+    parser.add_argument("--norm-gains", action="store_true", help="the image tower's LayerNorms learn gains as well")
+    parser.add_argument("--num-tokens", type=positive, help="default: 16; below 100 patches 4")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help=f"default: {which}")
+    parser.add_argument("--shots", type=positive, default=defaults.shots, help="of each class, labelled (default: 16)")
+    parser.add_argument("--images", type=positive, help=f"that distillation sees, without labels (default: {IMAGES})")
+    parser.add_argument("--epochs", type=positive, help="default: the preset's, as for --lr and --batch-size")
+    parser.add_argument("--lr", type=positive_float)
+    parser.add_argument("--bias", action="store_true", help="gives the map to visual tokens one, as MaPLe does")
+    parser.add_argument("--class-specific", action="store_true", help="tokens of each class's own, in mode T")
+    parser.add_argument("--words", metavar="TEXT", help="to start from, in place of random tokens")
+    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, help="default: photographs alone")
+    parser.add_argument("--patience", type=positive, help="epochs that are no better on val before it stops")
+    parser.add_argument("--precision", default=defaults.precision, choices=tuple(PRECISIONS), help="of both towers")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory: activations are computed twice")
+
+
+if __name__ == "__main__":
+    run_command(main)

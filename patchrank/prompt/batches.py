@@ -1,0 +1,170 @@
+"""The images that prompts are tuned on: few of each class as CoOp draws them, or many without labels; seeded order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from threading import Lock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.functional import hflip, normalize, resized_crop, to_tensor
+
+from patchrank.config import PromptConfig
+from patchrank.data.class_names import read_vocabulary
+from patchrank.data.coop import NAMED
+from patchrank.data.dataset_factory import find_task, load_split
+from patchrank.data.few_shot import few_shot, load_few_shot
+from patchrank.data.image_split import ImageSplit, ahead
+from patchrank.models.clip import Clip
+from patchrank.utils.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+IN_MEMORY = 1 << 30  # bytes that transformed images may take
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the crops
+_DRAWING = Lock()  # torchvision draws from torch's global generator, which reading threads share
+
+
+def load_shots(
+    task: str,
+    shots: int,
+    seed: int,
+    root: str | None = None,
+    vocabulary: str | None = None,
+    templates: Sequence[str] | None = None,
+) -> ImageSplit:
+    """`shots` images of each class from the task's split for training, in the order of the draw.
+
+    Embedded tasks are drawn from in their own order, named ones in the order of their split files; folders and tars,
+    which have none, in the order in which they are read.
+
+    Raises:
+        UserError: images without labels or class names, or that cannot be loaded.
+    """
+    if task in NAMED:
+        drawn, _ = load_few_shot(task, shots, seed, root)
+        drawn = drawn if vocabulary is None else read_vocabulary(vocabulary).apply(drawn)
+        return drawn if templates is None else replace(drawn, templates=tuple(templates))
+    train = check_named(load_split(task, find_task(task).training, None, root, vocabulary, templates))
+    return train.take(few_shot(train.labels, [], shots, seed)[0])
+
+
+def load_train(
+    task: str,
+    config: PromptConfig,
+    seed: int,
+    root: str | None = None,
+    vocabulary: str | None = None,
+    templates: Sequence[str] | None = None,
+) -> ImageSplit:
+    """What a complete configuration learns from: shots, or for distillation the first images of the training split.
+
+    Raises:
+        UserError: as `load_shots`; distillation asks for neither labels nor names.
+    """
+    if config.loss == "distill":
+        return load_split(task, find_task(task).training, config.images, root, vocabulary, templates)
+    return load_shots(task, config.shots, seed, root, vocabulary, templates)
+
+
+def check_named(split: ImageSplit) -> ImageSplit:
+    """Refuses images from which no class can be learned, or told."""
+    lacking = "labels" if split.labels is None else "class names" if not split.classes else None
+    if lacking is not None:
+        raise UserError(
+            f"{split.task}/{split.split}: prompts need labels and class names, but there are no {lacking}; "
+            "near: --vocabulary"
+        )
+    return split
+
+
+class Augment:
+    """CoOp's training transform: a crop of 8 to 100 % of the area, bicubic, a flip half of the time, normalised.
+
+    The same image in the same epoch of the same seed gets the same crop, whatever was drawn before.
+    """
+
+    def __init__(self, clip: Clip, seed: int):
+        settings = clip.transform_settings()
+        self.size, self.seed = settings["input_size"][1:], seed
+        self.mean, self.std = settings["mean"], settings["std"]
+
+    def __call__(self, image: Image.Image, epoch: int, place: int) -> Tensor:
+        box, flip = self._draw(image, int(np.random.default_rng([self.seed, epoch, place]).integers(1 << 62)))
+        image = resized_crop(image, *box, self.size, InterpolationMode.BICUBIC)
+        return normalize(to_tensor(hflip(image) if flip else image), self.mean, self.std)
+
+    def _draw(self, image: Image.Image, seed: int) -> tuple[tuple[int, int, int, int], bool]:
+        with _DRAWING, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return RandomResizedCrop.get_params(image, list(SCALE), list(RATIO)), bool(torch.rand(1) < 0.5)
+
+
+class Feed:
+    """The images of each epoch in batches, shuffled by seed and epoch alone, so that any epoch can be the next.
+
+    Args:
+        config: complete.
+        cache: embeds all images once, where nothing about their embeddings changes.
+
+    Attributes:
+        cached: whether batches are of embeddings (b, E), unit vectors, instead of images (b, 3, H, W).
+        steps: batches in an epoch; a rest is left out, unless it is all there is.
+    """
+
+    def __init__(self, clip: Clip, train: ImageSplit, config: PromptConfig, seed: int, cache: bool = True):
+        self.clip, self.config, self.seed = clip, config, seed
+        self.transform, self.batch_size = clip.transform(), config.batch_size
+        self.augment = Augment(clip, seed) if config.augment else None
+        self.split = train if config.augment else train.loaded(self.transform, IN_MEMORY)
+        self.device, cache = clip.logit_scale.device, cache and not config.augment
+        self.cached = cache and config.mode == "T"
+        self.steps = max(1, len(train) // self.batch_size)
+        self.rows = self._all(embed) if self.cached else self.split.tensors
+        if config.loss == "distill":
+            self.targets = self._all(embed_whole) if cache else None
+        else:
+            self.targets = torch.tensor(train.labels)
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images or embeddings, and what they should tell: labels (b,), or the embeddings (b, E) to come back to."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.split)).tolist()
+        size = self.batch_size
+        parts = [order[step * size : (step + 1) * size] for step in range(self.steps)]
+        loaded = (
+            ahead(lambda i: self._one(epoch, i), parts) if self.rows is None else ((self.rows[p], p) for p in parts)
+        )
+        for rows, part in loaded:
+            rows = rows.to(self.device)
+            yield rows, embed_whole(self.clip, rows) if self.targets is None else self.targets[part].to(self.device)
+
+    def _one(self, epoch: int, place: int) -> Tensor:
+        image = self.split.image(place)
+        return self.transform(image) if self.augment is None else self.augment(image, epoch, place)
+
+    @torch.no_grad()
+    def _all(self, function: Callable[[Clip, Tensor], Tensor]) -> Tensor:
+        """What a function gives for all images, (n, E)."""
+        batches = self.split.batches(self.transform, self.batch_size)
+        with autocast(self.config, self.device):
+            return torch.cat([function(self.clip, images.to(self.device)) for images, _ in batches])
+
+
+def autocast(config: PromptConfig, device: torch.device) -> torch.autocast:
+    """The precision that a configuration gives the towers."""
+    return torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32")
+
+
+def embed(clip: Clip, images: Tensor) -> Tensor:
+    """Unit vectors (b, E), with pruning and prompts as they are in force."""
+    return F.normalize(clip.visual.forward_pruned(images).embedding.float(), dim=-1)
+
+
+@torch.no_grad()
+def embed_whole(clip: Clip, images: Tensor) -> Tensor:
+    """Unit vectors (b, E) of the tower as it came: nothing pruned, no prompts."""
+    return F.normalize(clip.visual.forward_whole(images).float(), dim=-1)

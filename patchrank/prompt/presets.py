@@ -1,0 +1,69 @@
+"""How prompts are tuned where nobody says otherwise: CoOp's and MaPLe's settings, two of ours, and learning rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+from patchrank.config import PromptConfig
+from patchrank.data.dataset_factory import find_task
+from patchrank.models.clip import Clip
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD, in CoOp and MaPLe
+WARM_UP = 1e-5  # the learning rate of the first epoch, in both
+FEW_PATCHES = 100  # on smaller grids 16 visual tokens would undo the pruning
+IMAGES = 1024  # that distillation sees
+
+
+class Preset(NamedTuple):
+    lr: float
+    batch_size: int
+    epochs: int
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    words: str | None = None  # to start from
+
+
+PRESETS = {
+    "coop": Preset(2e-3, 32, 50),
+    "maple": Preset(3.5e-3, 4, 5),
+    "digits": Preset(0.1, 4, 15, words="a photo of the"),  # the embedded towers are 64 wide: more and longer steps
+    "distill": Preset(3e-3, 16, 8, optimizer="adam"),
+}
+
+
+def learning_rates(lr: float, epochs: int) -> list[float]:
+    """The rate of each epoch: one of warm-up, then a cosine whose counter starts after it, so it never reaches 0."""
+    return [WARM_UP] + [lr * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs - 1)]
+
+
+def complete(config: PromptConfig, clip: Clip, task: str) -> PromptConfig:
+    """The same settings with none left open.
+
+    The preset is `distill` for that loss, `coop` where text alone is learned, `digits` for the embedded pair, and else
+    `maple`; words to start from tell how many tokens there are.
+    """
+    name = config.preset or _preset(config, clip)
+    preset = PRESETS[name]
+    words = preset.words if config.num_tokens is None else None
+    config = config.model_copy(update=_open(config, {"words": words}))
+    chosen = {"preset": name, "num_tokens": _num_tokens(config, clip), "augment": not find_task(task).embedded}
+    chosen |= {"images": IMAGES, "lr": preset.lr, "batch_size": preset.batch_size, "epochs": preset.epochs}
+    return config.model_copy(update=_open(config, chosen))
+
+
+def _preset(config: PromptConfig, clip: Clip) -> str:
+    if config.loss == "distill":
+        return "distill"
+    if config.mode == "T":
+        return "coop"
+    return "digits" if clip.name.split(".")[0] == "patchrank_clip_digits" else "maple"
+
+
+def _open(config: PromptConfig, chosen: dict) -> dict:
+    return {key: value for key, value in chosen.items() if getattr(config, key) is None}
+
+
+def _num_tokens(config: PromptConfig, clip: Clip) -> int:
+    if config.words is not None:
+        return len(clip.embed_words(config.words))
+    return 4 if clip.visual.num_patches < FEW_PATCHES else 16

@@ -1,0 +1,131 @@
+"""One step and one epoch of tuning: cross-entropy on labels, or distillation from the tower as it came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchrank.config import PromptConfig
+from patchrank.data.image_split import ImageSplit
+from patchrank.layers.norm_gains import layer_norms
+from patchrank.layers.prompts import Prompts
+from patchrank.models.clip import Clip
+from patchrank.prompt.batches import Feed, autocast, embed
+from patchrank.prompt.checkpoint import State
+from patchrank.prompt.presets import MOMENTUM, PRESETS, WEIGHT_DECAY
+from patchrank.utils.errors import UserError
+from patchrank.utils.progress import Bar
+
+FIGURES = {"cross_entropy": "accuracy", "distill": "cosine"}  # what is shown beside each loss
+
+
+@contextmanager
+def ready(clip: Clip, config: PromptConfig) -> Iterator[None]:
+    """The pair frozen, in evaluation mode, with activations computed again if wanted; afterwards it is as it was."""
+    with frozen(clip), recomputing(clip, config.checkpointing), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def frozen(clip: Clip) -> Iterator[None]:
+    """The pair in evaluation mode, without gradients and prompts; afterwards it is as it was, its prompts included."""
+    modes = [(module, module.training) for module in clip.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in clip.parameters()]
+    try:
+        clip.eval().requires_grad_(False)
+        with clip.unprompted():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, value in wanted:
+            parameter.requires_grad_(value)
+
+
+@contextmanager
+def recomputing(clip: Clip, wanted: bool) -> Iterator[None]:
+    """Gradient checkpointing of both towers for the length of a block: less memory, a second forward pass."""
+    towers = [part for part in (clip.visual, getattr(clip.text, "transformer", None)) if part is not None]
+    before = [getattr(tower, "grad_checkpointing", False) for tower in towers]
+    try:
+        for tower in towers:
+            tower.grad_checkpointing = wanted
+        yield
+    finally:
+        for tower, value in zip(towers, before):
+            tower.grad_checkpointing = value
+
+
+def start(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> State:
+    """Prompts that have learned nothing yet, on the pair's device, and their optimizer."""
+    prompts = Prompts(
+        config.mode,
+        config.num_tokens,
+        clip.text.width,
+        clip.visual.embed_dim,
+        classes=train.classes if config.class_specific else None,
+        bias=config.bias,
+        seed=seed,
+        words=None if config.words is None else clip.embed_words(config.words).cpu(),
+        num_norms=len(layer_norms(clip.visual)) if config.norm_gains else 0,
+    ).to(clip.logit_scale.device)
+    if PRESETS[config.preset].optimizer == "adam":
+        return State(prompts, torch.optim.Adam(prompts.parameters()))
+    return State(prompts, torch.optim.SGD(prompts.parameters(), momentum=MOMENTUM, weight_decay=WEIGHT_DECAY))
+
+
+def train_epoch(feed: Feed, state: State, epoch: int, bar: Bar) -> dict[str, float]:
+    """One pass over the training images: mean loss, and accuracy (%) or cosine while they were learned from."""
+    losses, found, figure = [], [], FIGURES[feed.config.loss]
+    for rows, targets in feed.batches(epoch):
+        loss, measured = step(feed, state, rows, targets)
+        if not math.isfinite(loss):
+            rate = state.optimizer.param_groups[0]["lr"]
+            raise UserError(f"epoch {epoch + 1}: the loss is {loss} at learning rate {rate:g}; near: a lower --lr")
+        losses.append(loss)
+        found.extend(measured.tolist())
+        mean = sum(found) / len(found)
+        bar.set_postfix({"loss": f"{loss:.4g}", figure: f"{mean:.4g}"}, refresh=False)
+        bar.update()
+    return {"loss": sum(losses) / len(losses), figure: mean}
+
+
+def step(feed: Feed, state: State, rows: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+    """One step of the optimizer on images, or on their embeddings where these are cached.
+
+    Returns:
+        The loss, and of each image (b,) whether it was told right, as 0 or 100, or its cosine to the target.
+    """
+    clip, config = feed.clip, feed.config
+    with autocast(config, rows.device):
+        images = _embed(feed, state.prompts, rows)
+        head = None if config.loss == "distill" else head_of(clip, feed.split, state.prompts)
+    if head is None:
+        found = (images * targets).sum(-1)
+        loss = (1 - found).mean()
+    else:
+        logits = clip.logit_scale.exp() * images @ head.float().T
+        found, loss = 100.0 * (logits.argmax(-1) == targets), F.cross_entropy(logits, targets)
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    return loss.item(), found.detach()
+
+
+def _embed(feed: Feed, prompts: Prompts, rows: Tensor) -> Tensor:
+    if feed.cached:
+        return rows
+    with torch.set_grad_enabled(prompts.inserts_visual):
+        return embed(feed.clip, rows)
+
+
+def head_of(clip: Clip, split: ImageSplit, prompts: Prompts | None) -> Tensor:
+    """Class embeddings that gradients pass through, made anew each time; the hand-written text's, kept, in mode V."""
+    if prompts is not None and prompts.inserts_text:
+        return clip.prompted_head(split.classes, prompts)
+    return clip.zero_shot_head(split.classes, split.templates)

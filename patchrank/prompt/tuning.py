@@ -1,0 +1,195 @@
+"""Tunes prompts: P_t, M and perhaps gains of norms learn, with pruning in force and both towers frozen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from patchrank.config import PromptConfig
+from patchrank.data.image_split import ImageSplit
+from patchrank.evaluate import BATCH_SIZE, evaluate
+from patchrank.io import content_id, exists, remove, weights_sha256
+from patchrank.layers.prompts import Prompts
+from patchrank.models.clip import Clip
+from patchrank.models.prompt_files import describe, load_prompts, save_prompts
+from patchrank.prompt.batches import Feed, embed
+from patchrank.prompt.checkpoint import State, restore_state, save_state
+from patchrank.prompt.logs import Logs
+from patchrank.prompt.presets import PRESETS, learning_rates
+from patchrank.prompt.train_step import head_of, ready, start, train_epoch
+from patchrank.utils.errors import StoreError, UserError
+from patchrank.utils.metrics import percent
+from patchrank.utils.progress import progress
+
+VERSION = 2  # of the tuning: bump it when the same images would give other prompts
+
+
+class Tuned(NamedTuple):
+    """prompts; about, what their file says of them; seconds of each epoch, none where the file was there already."""
+
+    prompts: Prompts
+    about: dict
+    seconds: list[float]
+
+
+def tune_prompts(
+    clip: Clip,
+    train: ImageSplit,
+    val: ImageSplit | None,
+    config: PromptConfig,
+    seed: int,
+    out: str,
+    quiet: bool = False,
+    cache: bool = True,
+    logs: str | None = None,
+    after_epoch: Callable[[int, float], None] | None = None,
+) -> Tuned:
+    """Learned tokens for a pair, written to `out`; the pair stays as it is.
+
+    After every epoch its state is written beside `out`; the same call goes on from there, and ends with the same
+    bytes. A finished file of the same run is read, and nothing is trained.
+
+    Args:
+        train: labelled images, a few of each class; for distillation any images.
+        val: looked at if `config.patience` says so, and not else; the prompts are then of its best epoch.
+        config: complete (`presets.complete`), of a mode that learns something.
+        seed: of the start, and of order and augmentation in every epoch.
+        cache: embeds images once where nothing about them changes; changes time alone, and figures by float noise.
+        logs: folder for TensorBoard.
+        after_epoch: called after each epoch, from 1, with the accuracy (%) on `val`, or 100 times the cosine to the
+            tower as it came where that is learned; what it raises ends the tuning, and the same call would go on from
+            there. Nothing that is learned or written depends on it.
+
+    Raises:
+        UserError: impossible prompts, distillation where nothing is pruned, or a loss that is no number.
+    """
+    check_distillation(config, clip.visual)
+    run = run_id(clip, train, val, config, seed)
+    if (known := finished(out, run)) is not None:
+        return Tuned(known.to(clip.logit_scale.device), known.about, [])
+    with ready(clip, config):
+        state = start(clip, train, config, seed)
+        restore_state(state, state_path(out), run)
+        feed = Feed(clip, train, config, seed, cache)
+        clip.set_prompts(state.prompts)
+        _run(feed, val, state, lambda: save_state(state, state_path(out), run), quiet, logs, after_epoch)
+    if state.best:
+        state.prompts.load_state_dict(state.best)
+    about = {**describe(clip), **_about(train, val, config, seed, state), "run": run}
+    save_prompts(state.prompts, out, about)
+    remove(state_path(out))
+    return Tuned(state.prompts, about, [epoch["seconds"] for epoch in state.history])
+
+
+def run_id(clip: Clip, train: ImageSplit, val: ImageSplit | None, config: PromptConfig, seed: int) -> str:
+    """Names all that tuned prompts depend on."""
+    reducer = None if clip.visual.pruner is None else weights_sha256(clip.visual.pruner.reducer)
+    watched = val if config.patience is not None else None
+    seen = [
+        None if split is None else [split.task, split.ids_sha256(), split.labels, split.classes, split.templates]
+        for split in (train, watched)
+    ]
+    settings = [recipe(config), seed, clip.transform_settings()]
+    return content_id([VERSION, describe(clip), reducer, seen, settings])
+
+
+def recipe(config: PromptConfig) -> list:
+    """All that a complete configuration does to the prompts; computing activations twice does nothing."""
+    return [config.model_dump(exclude={"checkpointing"}), list(PRESETS[config.preset])]
+
+
+def check_distillation(config: PromptConfig, tower: nn.Module) -> None:
+    """Refuses distillation from the tower as it came where nothing is pruned."""
+    if config.loss == "distill" and tower.pruner is None:
+        raise UserError("loss 'distill' wins back what pruning loses, but nothing is pruned; near: a lower keep_rate")
+
+
+def state_path(out: str) -> str:
+    return f"{out}.state"
+
+
+def _run(
+    feed: Feed,
+    val: ImageSplit | None,
+    state: State,
+    save: Callable[[], None],
+    quiet: bool,
+    logs: str | None,
+    after_epoch: Callable[[int, float], None] | None,
+) -> None:
+    """The epochs that are still to come; `save` writes the state after each."""
+    config = feed.config
+    rates, total, done = learning_rates(config.lr, config.epochs), config.epochs * feed.steps, len(state.history)
+    bar = progress(total=total, initial=done * feed.steps, desc=f"tune {config.mode}", unit="step", disable=quiet)
+    with bar, closing(Logs(logs)) as writer:
+        while not state.is_done(config.epochs, config.patience):
+            epoch, started = len(state.history), time.perf_counter()
+            state.optimizer.param_groups[0]["lr"] = rates[epoch]
+            measured = train_epoch(feed, state, epoch, bar)
+            watched = _watch(feed, val) if config.patience is not None or after_epoch is not None else {}
+            if config.patience is not None:
+                measured |= watched
+            state.history.append(measured | {"seconds": round(time.perf_counter() - started, 3)})
+            state.remember_best()
+            save()
+            writer.write(epoch, state.history[-1] | {"lr": rates[epoch]})
+            if after_epoch is not None:
+                cosine = watched.get("val_cosine")
+                after_epoch(epoch + 1, watched["val_accuracy"] if cosine is None else 100 * cosine)
+
+
+def _watch(feed: Feed, val: ImageSplit) -> dict[str, float]:
+    """How good the prompts are as they stand."""
+    if feed.config.loss == "distill":
+        return {"val_cosine": float(evaluate(feed.clip, val, quiet=True).cosine["pruned"].mean())}
+    return {"val_accuracy": accuracy(feed.clip, val)}
+
+
+@torch.inference_mode()
+def accuracy(clip: Clip, split: ImageSplit) -> float:
+    """Accuracy (%) on a split with pruning and prompts in force: the figure that `patchrank.evaluate` gives."""
+    head, device, answers = head_of(clip, split, clip.prompts), clip.logit_scale.device, []
+    for images, _ in split.batches(clip.transform(), BATCH_SIZE):
+        answers.append((embed(clip, images.to(device)) @ head.T).argmax(-1).cpu())
+    return percent(torch.cat(answers).numpy() == np.asarray(split.labels))
+
+
+def finished(out: str, run: str) -> Prompts | None:
+    """The prompts that this very run left; None where there is no such file, or it is of another."""
+    if not exists(out):
+        return None
+    try:
+        prompts, about = load_prompts(out)
+    except StoreError:  # it may well be there
+        raise
+    except UserError as error:
+        print(f"{error}: it is written anew", file=sys.stderr)
+        return None
+    return prompts if about.get("run") == run else None
+
+
+def _about(train: ImageSplit, val: ImageSplit | None, config: PromptConfig, seed: int, state: State) -> Mapping:
+    """What the file says beside model and pruning; no times, so that the same run gives the same bytes."""
+    history = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in state.history]
+    best = state.best_epoch()
+    return {
+        "config": config.model_dump(exclude={"checkpointing"}),
+        "seed": seed,
+        "seen": seen(train, val, config),
+        "history": history,
+        "epoch": len(history) if best is None else best + 1,
+    }
+
+
+def seen(train: ImageSplit, val: ImageSplit | None, config: PromptConfig) -> dict:
+    """How many images and labels decided on the prompts, and whose."""
+    count = len(train) + (len(val) if config.patience is not None else 0)
+    labels = 0 if config.loss == "distill" else count
+    return {"task": train.task, "split": train.split, "images": count, "labels": labels}

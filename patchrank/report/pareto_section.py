@@ -1,0 +1,96 @@
+"""The Pareto front of a sweep as a part of its page: a sentence, a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from patchrank.config import Constraint, Objective
+from patchrank.report.labels import swept
+from patchrank.report.markdown import table
+from patchrank.report.pareto import Front, pareto_front, said
+from patchrank.report.plots.front import COLUMNS, draw_front, unpruned_figure
+from patchrank.report.results import Setting
+
+ALWAYS = ("val_accuracy", "val_cosine", "gmacs", "ms", "speedup")  # columns, where any row has them
+
+
+@dataclass(frozen=True)
+class FrontSection:
+    """Part of a page, and the pictures that it shows, PNG by file name."""
+
+    markdown: str
+    pictures: dict[str, bytes]
+
+
+def front_section(
+    rows: Sequence[dict],
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    axes: Sequence[str],
+    name: str = "front",
+) -> FrontSection:
+    """The front of a sweep as a table and, where there is any, as a picture `<name>.png`.
+
+    Args:
+        rows: result rows; `metrics` may have `ms`, `ms_unpruned` and `speedup`, and `speed` the record that they are
+            from (`patchrank.benchmark.measure_trial`).
+        axes: dotted paths of the swept settings.
+    """
+    found = pareto_front(rows, objectives, constraints)
+    parts = [_sentence(found, len(rows), objectives, constraints)]
+    pictures: dict[str, bytes] = {}
+    if found.best:
+        content, caption = draw_front(found, objectives, constraints)
+        pictures[f"{name}.png"] = content
+        parts += [front_table(found, objectives, axes), _timed(rows), f"{caption}\n\n![Pareto front]({name}.png)"]
+    return FrontSection("\n\n".join(filter(None, parts)), pictures)
+
+
+def front_table(front: Front, objectives: Sequence[Objective], axes: Sequence[str]) -> str:
+    """Markdown: the unpruned tower, and the front by cost, numbered as the picture numbers it."""
+    names = swept([Setting([row], [{}]) for row in front.best], axes)
+    metrics = [each.metric for each in objectives if each.metric not in ALWAYS]
+    metrics = [each for each in (*ALWAYS, *metrics) if any(each in row["metrics"] for row in front.best)]
+    lines = [["", "nothing pruned", *[""] * (len(names) - 1), *_unpruned(front, metrics)]]
+    for n, row in enumerate(front.best):
+        figures = [_written(metric, row["metrics"].get(metric)) for metric in metrics]
+        lines.append([str(n + 1), *(texts[n] for texts in names.values()), *figures])
+    return table(["#", *names, *(COLUMNS[metric][0] for metric in metrics)], lines, texts=1 + len(names))
+
+
+def _unpruned(front: Front, metrics: Sequence[str]) -> list[str]:
+    return [_written(metric, unpruned_figure(front.best, metric)) for metric in metrics]
+
+
+def _written(metric: str, value: float | None) -> str:
+    return "" if value is None else format(value, COLUMNS[metric][1])
+
+
+def _sentence(front: Front, count: int, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> str:
+    """What the front is of, and what became of all other trials."""
+    by = ", ".join(f"{each.metric} ({each.mode})" for each in objectives)
+    kept = f" among those that keep {said(constraints)}" if constraints else ""
+    what = "no other is better in one of these and no worse in the rest"
+    text = f"**Pareto front** of {by}{kept}: {len(front.best)} of {count} trials; {what}."
+    rest = {
+        f"breaking {said(constraints)}": front.infeasible,
+        "lacking a figure and left out": front.incomplete,
+        "with exactly the figures of one in it and not repeated": front.equal,
+    }
+    others = "; ".join(f"{what}: {len(rows)}" for what, rows in rest.items() if rows)
+    return f"{text} Of the others, {others}." if others else text
+
+
+def _timed(rows: Sequence[dict]) -> str:
+    """On what milliseconds were measured, and how."""
+    said = [_machine(row["speed"]) for row in rows if "speed" in row]
+    machines = " or ".join(dict.fromkeys(said))
+    how = "ms: of one image, median; each trial in turns with the unpruned tower, which gives the speed-up"
+    return f"{how}; {machines}." if machines else ""
+
+
+def _machine(speed: dict) -> str:
+    where, how = speed["hardware"], speed["benchmark"]
+    device = where["gpu"] or f"{where['cpu']} (threads: {where['threads']})"
+    return f"{how['repeats']} runs of {how['batch_size']} images on {device}, {where['system']}, torch {where['torch']}"

@@ -1,0 +1,93 @@
+"""Which tokens survive: images with their dropped patches veiled, a row for each setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from patchrank.config import value_at
+from patchrank.report.compare import all_tasks
+from patchrank.report.labels import KEEP_RATE, labels, plain
+from patchrank.report.plots.style import png, wrap
+from patchrank.report.results import Setting
+
+DROPPED, VEIL = 128, 0.85  # grey level that covers dropped patches in pictures, and how much of it
+MAX_ROWS, MAX_COLUMNS = 12, 9
+GAP, TASK_GAP = 4, 16  # pixels between pictures, and between tasks
+
+
+def veil_dropped(pictures: np.ndarray, kept: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Images (n, S, S, 3) with every patch veiled in grey that is not among the kept places (n, K)."""
+    grid = np.asarray(grid)
+    veil = np.full((len(pictures), grid.prod()), VEIL)
+    np.put_along_axis(veil, kept, 0.0, axis=1)
+    scale = pictures.shape[1] // grid[0], pictures.shape[2] // grid[1]
+    veil = veil.reshape(-1, *grid).repeat(scale[0], axis=1).repeat(scale[1], axis=2)[..., None]
+    return (pictures * (1 - veil) + DROPPED * veil).astype(np.uint8)
+
+
+def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, str]:
+    """The first images of all tasks (columns) with what survives in every setting (rows): PNG, and a caption."""
+    from matplotlib.figure import Figure
+
+    places, rate = _choose(settings, axes)
+    names = labels(settings, axes, without=[KEEP_RATE] * bool(rate))
+    chosen, names = [settings[place] for place in places], ["image", *(names[place] for place in places)]
+    tasks, count = all_tasks(chosen), max(1, MAX_COLUMNS // len(all_tasks(chosen)))
+    strips = [_strips(chosen, task, count) for task in tasks]
+    canvas, middles = _mosaic(strips)
+    figure = Figure(figsize=(canvas.shape[1] / 80 + 2.0, canvas.shape[0] / 80 + 0.4), layout="constrained")
+    axis = figure.add_subplot()
+    axis.imshow(canvas, interpolation="nearest")
+    pitch = canvas.shape[0] / len(names)
+    axis.set_yticks(pitch * (np.arange(len(names)) + 0.5), [wrap(name, 24) for name in names], fontsize=9)
+    axis.set_xticks(middles, tasks, fontsize=10)
+    axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    some = f", for {len(places)} of {len(settings)} settings" if len(places) < len(settings) else ""
+    which = f"{some}, with {rate} kept" if rate else some
+    images = "validation" if settings[0].on_val else "test"
+    return png(figure, 100), f"Which tokens survive, on {images} images{which}; dropped patches are veiled in grey."
+
+
+def _choose(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[list[int], str]:
+    """Places of at most `MAX_ROWS` settings: those of the middle keep rate (which is returned), or evenly chosen."""
+    places, rate = list(range(len(settings))), ""
+    if len(places) > MAX_ROWS and KEEP_RATE in axes:
+        rates = [value_at(setting.config, KEEP_RATE) for setting in settings]
+        middle = sorted(set(rates))[(len(set(rates)) - 1) // 2]
+        places = [place for place in places if rates[place] == middle]
+        rate = plain(middle, KEEP_RATE)
+    if len(places) > MAX_ROWS:
+        places = [places[n] for n in np.linspace(0, len(places) - 1, MAX_ROWS).round().astype(int)]
+    return places, rate
+
+
+def _strips(settings: Sequence[Setting], task: str, count: int) -> list[np.ndarray]:
+    """The images of a task as they are, then with what every setting leaves of them; white where it has no such task.
+
+    Each (n, S, S, 3).
+    """
+    arrays = [setting.arrays[0] if task in setting.tasks else None for setting in settings]
+    images = next(found[f"{task}.pictures"] for found in arrays if found is not None)[:count]
+    strips = [images]
+    for found in arrays:
+        if found is None:
+            strips.append(np.full_like(images, 255))
+        else:
+            strips.append(veil_dropped(images, found[f"{task}.pictures_kept"][:count], found["grid"]))
+    return strips
+
+
+def _mosaic(tasks: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, list[float]]:
+    """All pictures on one white canvas (H, W, 3), and the middle of every task's columns."""
+    parts, middles, left = [], [], 0
+    for strips in tasks:
+        padded = np.pad(np.stack(strips), [(0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
+        rows, count, height, width, _ = padded.shape
+        block = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, count * width, 3)
+        parts.append(np.pad(block, [(0, 0), (0, TASK_GAP), (0, 0)], constant_values=255))
+        middles.append(left + (count * width - GAP) / 2)
+        left += parts[-1].shape[1]
+    return np.concatenate(parts, axis=1)[:, : -TASK_GAP - GAP], middles

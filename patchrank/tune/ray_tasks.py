@@ -1,0 +1,111 @@
+"""Golden shards first: they cost the most, and trials share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from patchrank.config import TrialConfig
+from patchrank.golden.scores import batch_size_of, report_faults
+from patchrank.golden.shards import ShardFolder
+from patchrank.trial.run import needed_shards
+from patchrank.tune.plan import Plan
+from patchrank.utils.errors import UserError
+from patchrank.utils.progress import progress
+
+ROUNDS = 3  # looks at what there is, of which a node that was lost may have taken some
+
+
+@dataclass
+class Job:
+    """One set of shards: a trial that needs it, and the shards to make."""
+
+    trial: TrialConfig
+    folder: ShardFolder
+    faults: dict[int, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.header['data']['task']}/{self.folder.header['data']['split']}"
+
+    def images(self, index: int) -> int:
+        return self.folder.sizes[index]
+
+
+def staging_jobs(plan: Plan) -> list[Job]:
+    """All sets of shards that a sweep needs, each once."""
+    jobs: dict[str, Job] = {}
+    for trial in plan.staged():
+        for _, folder in needed_shards(trial, plan.inputs(trial), plan.sweep.config.shards).values():
+            if folder.key not in jobs:
+                jobs[folder.key] = Job(trial, folder, folder.faults())
+    return list(jobs.values())
+
+
+def stage(plan: Plan, jobs: list[Job]) -> None:
+    """Makes what is missing, one Ray task a shard, and then every manifest.
+
+    Ray repeats tasks whose worker or node was lost; what was lost after it was made is found and made again.
+
+    Raises:
+        UserError: a shard that cannot be made, with its cause.
+    """
+    resources, made = plan.sweep.config.resources, [job for job in jobs if job.faults]
+    for job in made:
+        report_faults(job.folder, job.faults)
+    for _ in range(ROUNDS):
+        wanted = [(job, index) for job in made for index in sorted(job.faults)]
+        if not wanted:
+            break
+        _await({_submit(plan, job, index): (job, index) for job, index in wanted})
+        for job in made:
+            job.faults = job.folder.faults()
+    for job in jobs:
+        if job in made or not job.folder.complete():
+            batch = batch_size_of("cuda" if resources.gpu else "cpu")
+            job.folder.finish(batch=batch, threads=max(1, int(resources.cpu)))
+
+
+def _submit(plan: Plan, job: Job, index: int):
+    from patchrank.tune.worker import score_one
+
+    config = plan.sweep.config
+    how = {"num_cpus": config.resources.cpu, "num_gpus": config.resources.gpu}
+    task = score_one.options(name=f"score {job.name} shard {index}", **how)
+    job_description = {"imports": config.imports, "sweep": config.name, **config.resources.model_dump()}
+    return task.remote(job.trial.model_dump(), config.shards, job.folder.key, index, job_description)
+
+
+def _await(waiting: dict) -> None:
+    """Waits for all tasks, with a bar that counts images."""
+    import ray
+
+    total = sum(job.images(index) for job, index in waiting.values())
+    with progress(total=total, desc="golden scores", unit="image", delay=0, smoothing=0.1) as bar:
+        try:
+            while waiting:
+                done, _ = ray.wait(list(waiting), timeout=1.0)
+                for task in done:
+                    job, index = waiting.pop(task)
+                    _check(task, job, index)
+                    bar.update(job.images(index))
+        finally:  # where one has failed, or somebody asked for an end
+            for task in waiting:
+                ray.cancel(task)
+
+
+def _check(task, job: Job, index: int) -> None:
+    """Raises what a task ended with: bad input as itself, all else with the shard that it was about."""
+    import ray
+
+    try:
+        ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise _unmade(job, index, f"{type(error.cause).__name__}: {error.cause}") from None
+    except ray.exceptions.RayError as error:
+        raise _unmade(job, index, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+
+
+def _unmade(job: Job, index: int, cause: str) -> UserError:
+    return UserError(f"shard {index} of {job.name} in {job.folder.path} cannot be made ({cause})")

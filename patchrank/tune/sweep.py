@@ -1,0 +1,132 @@
+"""From a sweep file and overrides to a checked sweep and its search space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import patchrank
+from patchrank.config import Rule, SweepConfig, TrialConfig, known_keys, validate
+from patchrank.io import resolve
+from patchrank.io.yaml import parse_yaml, read_yaml
+from patchrank.utils.errors import UserError, near
+from patchrank.utils.plugins import import_modules
+
+QUICK = {
+    "data": {"n_train": 32, "n_val": 16, "n_test": 48, "n_oracle": 16},
+    "predictor": {"epochs": 10},
+    "prompt": {"epochs": 2, "shots": 2, "images": 32},
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep ready to be planned: its settings with paths resolved, swept axes, and what to tell the user."""
+
+    config: SweepConfig
+    axes: dict[str, Rule]
+    notes: list[str]
+    quick: bool
+
+
+def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) -> Sweep:
+    """Reads a sweep file, its search spaces and overrides.
+
+    Raises:
+        UserError: an unreadable file, an unknown or wrong key, an axis that is no setting of a trial.
+    """
+    path = find_sweep(spec)
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold a mapping of keys to values")
+    if quick:
+        _shrink(validate(SweepConfig, raw, str(path)), raw)
+    changed = [_override(raw, text) for text in overrides]
+    where = f"{path}" + (" with overrides" if overrides else "")
+    config = validate(SweepConfig, raw, where)
+    import_modules(config.imports)
+    _resolve_places(config.trial, raw)
+    config = validate(SweepConfig, raw, where)
+    axes = _read_axes([path.parent / space for space in config.spaces])
+    if quick and "seed" in axes:
+        axes["seed"] = Rule(grid=axes["seed"].grid[:1]) if axes["seed"].grid else axes["seed"]
+    pinned = [key for key in changed if key.removeprefix("trial.") in axes]
+    axes = {key: rule for key, rule in axes.items() if f"trial.{key}" not in pinned}
+    suffix = "-quick" if quick else ""
+    beside = [resolve(place) + suffix for place in config.report.beside]  # smoke runs stand beside smoke runs
+    settings = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
+    settings |= {"report": config.report.model_copy(update={"beside": beside})}
+    notes = [f"{key} is pinned by an override and no longer swept" for key in pinned]
+    inside = [(key, axis) for key in changed for axis in axes if key.startswith(f"trial.{axis}.")]
+    notes += [f"{key} holds where the swept {axis} does not say otherwise" for key, axis in inside]
+    return Sweep(config.model_copy(update=settings), axes, notes, quick)
+
+
+def _resolve_places(trial: TrialConfig, raw: dict) -> None:
+    """Makes paths absolute, since workers may run elsewhere; `::` joins several tars."""
+    for part, key in (("model", "checkpoint"), ("data", "root"), ("data", "vocabulary")):
+        place = getattr(getattr(trial, part), key)
+        if place is not None:
+            pieces = [place] if "://" in place else place.split("::")
+            raw["trial"][part][key] = "::".join(map(resolve, pieces))
+
+
+def _shrink(config: SweepConfig, raw: dict) -> None:
+    """Caps counts for a smoke run; overrides come later and win."""
+    for part, caps in QUICK.items():
+        if getattr(config.trial, part) is None:
+            continue
+        settings = getattr(config.trial, part).model_dump()
+        smaller = {key: cap if settings[key] is None else min(cap, settings[key]) for key, cap in caps.items()}
+        raw.setdefault("trial", {}).setdefault(part, {}).update(smaller)
+
+
+def find_sweep(spec: str) -> Path:
+    """A file, or a sweep that ships by name (`locations`, `sweeps/locations.yaml`)."""
+    if Path(spec).is_file():
+        return Path(spec)
+    package = Path(patchrank.__file__).parent
+    room = package if (package / "sweeps").is_dir() else package.parent  # as a wheel has them, or the repository
+    shipped = {file.stem: file for file in room.glob("sweeps/*.yaml")}
+    if Path(spec).exists() or Path(spec).stem not in shipped or Path(spec).suffix not in ("", ".yaml"):
+        raise UserError(f"sweep {spec}: no such file; {near(spec, [f'sweeps/{name}.yaml' for name in shipped])}")
+    return shipped[Path(spec).stem]
+
+
+def _override(raw: dict, text: str) -> str:
+    """Sets `a.b.c=value` in the raw file; returns the key."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"override {text!r}: must read key=value, as in trial.pruning.keep_rate=0.5")
+    *path, last = key.split(".")
+    place = raw
+    for part in path:
+        if isinstance(place, dict):
+            place[part] = {} if place.get(part) is None else place[part]
+            place = place[part]
+    if not isinstance(place, dict):
+        raise UserError(f"override {text!r}: {'.'.join(path)} holds no keys")
+    place[last] = parse_yaml(value, f"override {text!r}")
+    return key
+
+
+def _read_axes(files: Sequence[Path]) -> dict[str, Rule]:
+    axes: dict[str, Rule] = {}
+    for file in files:
+        raw = read_yaml(file)
+        if not isinstance(raw, dict):
+            raise UserError(f"{file}: must hold settings of a trial with a rule each")
+        for key, rule in raw.items():
+            _check_axis(str(key), file)
+            axes[str(key)] = validate(Rule, rule, f"{file}: {key}")
+    return axes
+
+
+def _check_axis(key: str, file: Path) -> None:
+    *path, last = key.split(".")
+    known = known_keys(TrialConfig, tuple(path))
+    if last not in known:
+        parts = known_keys(TrialConfig, ())
+        everything = [f"{part}.{leaf}" for part in parts for leaf in known_keys(TrialConfig, (part,))] + parts
+        raise UserError(f"{file}: {key!r} is no setting of a trial; {near(key, everything)}")

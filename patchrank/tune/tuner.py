@@ -1,0 +1,114 @@
+"""Trials on Ray Tune, which places them, takes back what was lost with a node, and reuses workers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from patchrank.trial.run import num_steps
+from patchrank.tune.console import Failure, describe
+from patchrank.tune.plan import Plan
+from patchrank.tune.signals import Interrupts
+
+if TYPE_CHECKING:
+    from patchrank.tune.callback import Progress
+
+
+def is_done(plan: Plan) -> bool:
+    """Whether nothing is left to run or to measure; a search is asked, whose space may be smaller than its samples."""
+    if plan.untimed():
+        return False
+    if plan.missing() and plan.sampled:
+        from patchrank.tune.search import create_search  # Ray and Optuna load slowly, and a finished plan needs neither
+
+        create_search(plan).suggest("whether there is anything left")
+    return plan.missing() == 0
+
+
+def run_trials(
+    plan: Plan, count: int, slots: int, interrupts: Interrupts, failed: dict[str, Failure]
+) -> dict[str, Failure]:
+    """Runs up to `count` of the trials that are missing, `slots` at a time; returns those that failed, by id.
+
+    A trial whose worker or node was lost comes round again once the others are done, in a Tune of its own: Tune's own
+    retries are used up before Ray has noticed that a node is gone, and Tune comes to an end itself where Ray kills a
+    worker for the memory that it took.
+
+    Args:
+        failed: what has failed before in this run of the driver, and has had its turn.
+    """
+    from ray.exceptions import OutOfMemoryError
+
+    from patchrank.tune.callback import Progress
+
+    progress = Progress(plan, count, time.strftime("run-%Y%m%d-%H%M%S"), failed, interrupts)
+    with progress.bar:
+        while progress.next_round() and not interrupts.happened:
+            try:
+                _fit(plan, progress, 1 if progress.one_at_a_time else slots, interrupts)
+            except RuntimeError as error:
+                if not isinstance(error.__cause__, OutOfMemoryError):
+                    raise
+                progress.out_of_memory(str(error.__cause__))
+            plan.records.refresh()
+    return progress.failures
+
+
+def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> None:
+    """One Tune. Ray's own notes go to a temporary folder of this machine: records count, wherever they lie."""
+    from ray import tune
+
+    from patchrank.tune.loggers import tracker_callbacks
+    from patchrank.tune.search import create_search
+
+    config, notes = plan.sweep.config, tempfile.mkdtemp(prefix="patchrank-")
+    tuner = tune.Tuner(
+        _trainable(plan, progress.run),
+        tune_config=tune.TuneConfig(
+            search_alg=create_search(plan, progress.failures, progress.lost),
+            scheduler=create_scheduler(plan),
+            num_samples=progress.left,
+            max_concurrent_trials=slots,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: describe(trial.config["values"]),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=progress.run,
+            verbose=0,
+            callbacks=[progress, *tracker_callbacks(config.loggers, config.name)],
+            storage_path=notes,
+        ),
+    )
+    try:
+        with interrupts.told_to_tune():
+            tuner.fit()
+    finally:
+        shutil.rmtree(notes, ignore_errors=True)
+
+
+def create_scheduler(plan: Plan):
+    """What ends trials early; None where all run to their end. Raises `UserError` where nothing could be ended."""
+    from patchrank.tune.early_stopping import asha_scheduler
+
+    asha = plan.sweep.config.search.asha
+    if asha is None:
+        return None
+    return asha_scheduler(asha, max(num_steps(trial, plan.inputs(trial), asha.of) for trial in plan.staged()))
+
+
+def _trainable(plan: Plan, run: str):
+    """Tune's trainable with all that a worker needs to know, under a name that a dashboard can show."""
+    from ray import tune
+
+    from patchrank.tune.worker import run_one
+
+    config, resources = plan.sweep.config, plan.sweep.config.resources.model_dump()
+    job = {"base": config.trial.model_dump(), "root": config.root, "shards": config.shards, "sweep": config.name}
+    job |= {"run": run, "time_limit": config.time_limit, "imports": config.imports, **resources}
+    job["asha"] = config.search.asha and config.search.asha.model_dump()
+    trainable = tune.with_parameters(run_one, job=job)
+    trainable.__name__ = f"trials of {config.name}"
+    return tune.with_resources(trainable, resources)

@@ -1,1 +1,0 @@
-"""Who hears of a sweep: Prometheus, TensorBoard, optuna-dashboard, W&B and MLflow."""

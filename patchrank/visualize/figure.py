@@ -1,0 +1,180 @@
+"""The picture: an image a group of columns, a keep rate a column, a ranker a row; frames say whether the answer stays.
+
+All places are in inches from the top left corner, and an inch is as many dots as a tile, so that no pixel is resampled.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+
+from patchrank.golden.scores import METRICS
+from patchrank.layers.reducers import REDUCERS
+from patchrank.models.clip import Clip
+from patchrank.report.plots.tokens import veil_dropped
+from patchrank.utils.errors import UserError
+from patchrank.visualize.pictures import Pictures
+from patchrank.visualize.rankings import KEEP_RATES, Kept, Rankings, default_rankers, rank_pictures
+
+STAYS, CHANGES, QUIET = "#1a7f37", "#cf222e", "#57606a"
+MAX_COLUMNS, MAX_TILES = 12, 1000  # tiles side by side before groups go on below; tiles in all
+LABELS, GAP, PAD = 1.3, 0.08, 0.12  # width of the rankers' names; between tiles; around it all
+ROW, LINE, ABOVE = 1.26, 0.17, 0.3  # height of a row of tiles with its answers, of a line of text, of the keep rates
+MIN_WIDTH, MIN_TILE = 5.5, 128
+
+
+class Sheet:
+    """A figure on which tiles, frames and text are put by inches from the top left corner; a tile is 1 inch."""
+
+    def __init__(self, width: float, height: float, tile: int):
+        from matplotlib.figure import Figure
+        from matplotlib.transforms import IdentityTransform
+
+        self.tile, self.tall, self.plain = tile, round(height * tile), IdentityTransform()
+        self.figure = Figure(figsize=(round(width * tile) / tile, self.tall / tile), dpi=tile, facecolor="white")
+
+    def picture(self, x: float, y: float, pixels: np.ndarray) -> None:
+        scale = self.tile // pixels.shape[0]
+        tile = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+        self.figure.figimage(tile, round(x * self.tile), self.tall - round(y * self.tile) - self.tile)
+
+    def frame(self, x: float, y: float, colour: str) -> None:
+        from matplotlib.patches import Rectangle
+
+        corner = round(x * self.tile), self.tall - round(y * self.tile) - self.tile
+        style = {"fill": False, "edgecolor": colour, "linewidth": 2.0, "transform": self.plain}
+        self.figure.add_artist(Rectangle(corner, self.tile, self.tile, **style))
+
+    def text(self, x: float, y: float, text: str, size: float = 8.0, **style) -> None:
+        style = {"ha": "center", "va": "baseline", "linespacing": 1.25, **style}
+        style |= {"transform": self.plain, "parse_math": False}  # file names may hold dollars
+        self.figure.text(x * self.tile, self.tall - y * self.tile, text, fontsize=size, **style)
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format="png", dpi=self.tile)
+        return buffer.getvalue()
+
+
+def draw_rankings(clip: Clip, pictures: Pictures, rankers: Sequence[str] | None = None, **settings) -> bytes:
+    """What rankers keep of images and whether the answer survives, as PNG; a notebook shows it with `Image(data=...)`.
+
+    Args:
+        rankers: rows, from the top; None for those of figures 3 and 4.
+        **settings: of `rank_pictures`: keep rates, locations, golden scores, seed.
+
+    Raises:
+        UserError: as `rank_pictures`, or more tiles than one picture should hold.
+    """
+    rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
+    check_size(len(pictures.images), len(settings.get("keep_rates", KEEP_RATES)), len(rankers))
+    return draw(rank_pictures(clip, pictures, rankers, **settings)).png()
+
+
+def check_size(images: int, keep_rates: int, rankers: int) -> None:
+    tiles = images * (1 + keep_rates * rankers)
+    if not images * keep_rates * rankers or tiles > MAX_TILES:
+        raise UserError(
+            f"a picture holds 1 to {MAX_TILES} tiles, but {images} images, {keep_rates} keep rates and {rankers} "
+            f"rankers make {tiles}"
+        )
+
+
+def draw(rankings: Rankings) -> Sheet:
+    """Lays out groups of columns, in blocks one below the other where they would get too wide."""
+    rates, images = len(rankings.keep_rates), len(rankings.pixels)
+    group, apart = rates + (rates - 1) * GAP, 0.25 if rates > 1 else 0.15
+    blocks = -(-images // max(1, MAX_COLUMNS // rates))
+    beside = -(-images // blocks)
+    width = max(MIN_WIDTH, LABELS + beside * (group + apart) + PAD)
+    head = 1 + LINE * (2 + (rankings.pictures.labels is not None)) + ABOVE
+    block = head + ROW * len(rankings.rows) + 0.1
+    caption = _caption(rankings, width - 2 * PAD)
+    height = PAD + block * blocks + LINE * (caption.count("\n") + 1) + PAD
+    sheet = Sheet(width, height, -(-MIN_TILE // rankings.pixels.shape[1]) * rankings.pixels.shape[1])
+    for i in range(images):
+        x, y = LABELS + (i % beside) * (group + apart), PAD + (i // beside) * block
+        _draw_head(sheet, rankings, i, x, y, group)
+        _draw_tiles(sheet, rankings, i, x, y + head)
+        if i % beside == 0:
+            _draw_names(sheet, rankings, y + head)
+    sheet.text(PAD, height - PAD, caption, ha="left", va="bottom", color=QUIET)
+    return sheet
+
+
+def _draw_head(sheet: Sheet, rankings: Rankings, i: int, x: float, y: float, group: float) -> None:
+    """The image that the model sees, its name above, the unpruned answer below, and the keep rates."""
+    pictures, middle = rankings.pictures, x + group / 2
+    sheet.text(middle, y + 0.1, _fit(pictures.names[i], group, 7.0, tail=True), 7.0, color=QUIET)
+    sheet.picture(middle - 0.5, y + LINE, rankings.pixels[i])
+    y += LINE + 1 + 0.15
+    sheet.text(middle, y, _answer(rankings, rankings.unpruned, i, group, 8.5), 8.5, fontweight="bold")
+    if pictures.labels is not None:
+        wrong = pictures.labels[i] != rankings.unpruned.answers[i]
+        label = _fit(f"label: {pictures.classes[pictures.labels[i]]}", group, 7.5)
+        sheet.text(middle, y + LINE, label, 7.5, color=CHANGES if wrong else QUIET)
+        y += LINE
+    for n, rate in enumerate(rankings.keep_rates):
+        sheet.text(x + 0.5 + n * (1 + GAP), y + LINE + 0.1, f"{100 * rate:g} % kept", 7.5)
+
+
+def _draw_tiles(sheet: Sheet, rankings: Rankings, i: int, x: float, y: float) -> None:
+    for row, found in enumerate(rankings.rows.values()):
+        for column, kept in enumerate(found):
+            left, top = x + column * (1 + GAP), y + row * ROW
+            stays = kept.answers[i] == rankings.unpruned.answers[i]
+            colour = STAYS if stays else CHANGES
+            sheet.picture(left, top, veil_dropped(rankings.pixels[i : i + 1], kept.places[i : i + 1], rankings.grid)[0])
+            sheet.frame(left, top, colour)
+            answer, weight = _answer(rankings, kept, i, 1.0, 7.5), "normal" if stays else "bold"
+            sheet.text(left + 0.5, top + 1.15, answer, 7.5, color=colour, fontweight=weight)
+
+
+def _draw_names(sheet: Sheet, rankings: Rankings, y: float) -> None:
+    for row, name in enumerate(rankings.rows):
+        note = "oracle" if name in METRICS else ""
+        if rankings.fitted_to and name in REDUCERS and REDUCERS[name].fitted:
+            note = f"fitted to\n{rankings.fitted_to}"
+        place = LABELS - 0.12, y + row * ROW + 0.48
+        name = name.replace("cls", "CLS").replace("_", " ")
+        sheet.text(*place, name, 9.0, ha="right", va="bottom" if note else "center")
+        sheet.text(*place, note, 7.5, ha="right", va="top", color=QUIET)
+
+
+def _answer(rankings: Rankings, kept: Kept, i: int, inches: float, size: float) -> str:
+    share = f" {100 * kept.probabilities[i]:.0f} %"
+    bold = 1.15 * size  # is that much wider
+    return _fit(rankings.pictures.classes[kept.answers[i]], inches, bold, len(share)) + share
+
+
+def _fit(text: str, inches: float, size: float, beside: int = 0, tail: bool = False) -> str:
+    """Text cut, at its end or to its `tail`, to a width that it shares with `beside` more characters.
+
+    A letter is about 0.57 of its size wide.
+    """
+    room = max(3, int(inches * 72 / (0.57 * size)) - beside)
+    if len(text) > room:
+        text = "…" + text[1 - room :] if tail else text[: room - 1] + "…"
+    return text
+
+
+def _caption(rankings: Rankings, inches: float) -> str:
+    total, classes, golden = np.prod(rankings.grid), rankings.pictures.classes, rankings.golden
+    rates = ", ".join(f"{100 * rate:g} %" for rate in rankings.keep_rates)
+    counts = ", ".join(str(kept.places.shape[1]) for kept in next(iter(rankings.rows.values())))
+    parts = [
+        f"{rankings.about}; {rates} kept: {counts} of {total}.",
+        "Under each tile: the model's answer from these patches alone and its probability, in green where it is the "
+        "answer to the whole image (bold, on top), in red where it changes.",
+        f"It chooses among {len(classes)} classes: {textwrap.shorten(', '.join(classes), 90, placeholder=' …')}.",
+    ]
+    if any(name in METRICS for name in rankings.rows):
+        side = "\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}".join([str(golden["window"])] * 2)
+        parts.append(
+            f"Oracles rank by golden scores of these very images (windows of {side}, "
+            f"stride {golden['stride']}, removed before layer {golden['remove_at']}); they could not be deployed."
+        )
+    return textwrap.fill(" ".join(parts), int(inches * 72 / (0.54 * 8)))

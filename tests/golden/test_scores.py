@@ -1,0 +1,152 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from patchrank.data.dataset_factory import load_split
+from patchrank.golden.scores import score_images
+from patchrank.layers import pruning
+from patchrank.utils.errors import UserError
+
+HEAD = F.normalize(torch.randn(10, 64, generator=torch.Generator().manual_seed(3)), dim=-1)
+LABELS = torch.tensor([1, 5, 0, 9])
+
+
+@pytest.fixture
+def scenes(clip):
+    """Four images of the task: a trained tower has damages of 0.001 to 1, a random one of 1e-6."""
+    split, transform = load_split("digits", "val", 4), clip.transform()
+    return torch.stack([transform(split.image(i)) for i in range(4)])
+
+
+@torch.no_grad()
+def naive(tower, images, window, stride, remove_at, scale=100.0):
+    """One image and one window at a time, the metrics written as the paper has them."""
+    squares = pruning.windows((8, 8), window, stride)
+    out = torch.zeros(len(images), 3, len(squares), dtype=torch.float64)
+    for b, image in enumerate(images):
+        z = F.normalize(tower(image[None]).double(), dim=-1)
+        for w, square in enumerate(squares):
+            x = tower.embed(image[None])
+            for layer, block in enumerate(tower.blocks, 1):
+                if layer == remove_at:
+                    x = torch.cat([x[:, :1], x[:, 1:][:, [t for t in range(64) if t not in square.tolist()]]], dim=1)
+                x = block(x)
+            piece = F.normalize(tower.forward_head(tower.norm(x)).double(), dim=-1)
+            p = (scale * piece @ HEAD.double().T).softmax(-1)[0]
+            out[b, :, w] = torch.stack([1 - p[LABELS[b]], 1 - p.max(), 1 - (z * piece).sum()])
+    return out
+
+
+@pytest.mark.parametrize("window, stride, remove_at", [(2, 1, 4), (2, 2, 1), (3, 1, 12)])
+def test_windows_equal_a_naive_loop(clip, scenes, window, stride, remove_at):
+    tower = clip.visual
+    golden = score_images(tower, scenes[:2], HEAD, LABELS[:2], 10.0, window, stride, remove_at, batch_size=37)
+    expected = naive(tower, scenes[:2], window, stride, remove_at, scale=10.0)
+    assert (expected.amax(-1) - expected.amin(-1)).min() > 1e-3  # there is something to compare
+    torch.testing.assert_close(golden.windows, expected, atol=1e-5, rtol=1e-5)
+    per_token = pruning.window_mean(expected, pruning.windows((8, 8), window, stride), 64)
+    for m in range(3):
+        ours, theirs = golden.scores[:, m], pruning.importance(per_token)[:, m]
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+        assert (pruning.rank(ours)[:, :8] == pruning.rank(theirs)[:, :8]).float().mean() > 0.9
+
+
+@torch.no_grad()
+def test_an_oracle_by_g_prunes_exactly_the_most_redundant_tokens(tower, images):
+    golden = score_images(tower, images, HEAD, LABELS)
+    redundancy = 1 - pruning.window_mean(golden.windows[:, 2], pruning.windows((8, 8), 2), 64)
+    tower.set_pruning(drop_counts=(10,), locations=(4,), reducer="golden")
+    kept = tower.forward_pruned(images, golden.scores[:, 2]).kept
+    dropped = [sorted(set(range(64)) - set(row.tolist())) for row in kept]
+    assert dropped == redundancy.topk(10).indices.sort().values.tolist()
+
+
+def test_damage_keeps_its_digits_where_probabilities_saturate(clip):
+    images = torch.zeros(1, 3, 64, 64)
+    head = torch.stack([F.normalize(clip.visual(images)[0], dim=-1), torch.eye(64)[0]])
+    head[1] -= (head[1] @ head[0]) * head[0]
+    golden = score_images(clip.visual, images, F.normalize(head, dim=-1), torch.tensor([0]))
+    assert 0 < golden.windows[0, 0].max() < 1e-20  # 1 - p would be 0 in float64 already at 1e-16
+    assert golden.scores[0, 0].std() > 0.9
+
+
+def test_batching_does_not_matter(clip, scenes):
+    one = score_images(clip.visual, scenes, HEAD, LABELS, batch_size=1000)
+    many = score_images(clip.visual, scenes, HEAD, LABELS, batch_size=11)
+    assert one.windows[:, 2].max() > 1e-3
+    torch.testing.assert_close(one.windows, many.windows, atol=1e-5, rtol=1e-4)
+
+
+def test_without_labels_there_is_no_label_row(tower, images):
+    assert score_images(tower, images, HEAD).scores.shape == (4, 2, 64)
+
+
+@torch.no_grad()
+def greedy(tower, image, rounds):
+    """The greedy search as the abstract has it, one window at a time: tokens from the first to leave to the last."""
+    squares, left, gone = pruning.windows((8, 8), 2), list(range(64)), []
+    x = tower.forward_prefix(image[None], 4)
+    whole = F.normalize(tower.forward_suffix(x, 4).double(), dim=-1)
+    for n in range(rounds):
+        damage = {token: [] for token in left}
+        for square in squares.tolist():
+            stay = [token for token in left if token not in square]
+            if len(stay) < len(left):
+                piece = tower.forward_suffix(x[:, [0, *(token + 1 for token in stay)]], 4)
+                for token in set(square) & set(left):
+                    damage[token].append((whole - F.normalize(piece.double(), dim=-1)).square().sum().item() / 2)
+        by_damage = sorted(left, key=lambda token: sum(damage[token]) / len(damage[token]))
+        leaving = by_damage if n == rounds - 1 else by_damage[: 64 // rounds]
+        gone += leaving
+        left = [token for token in left if token not in leaving]
+    return gone
+
+
+@pytest.mark.parametrize("rounds", [2, 5])
+def test_rounds_equal_a_naive_greedy_search(clip, scenes, rounds):
+    golden = score_images(clip.visual, scenes[:2], HEAD, rounds=rounds, metrics=("preservation",), batch_size=50)
+    assert golden.scores.shape == (2, 1, 64) and golden.windows.shape == (2, 1, 49)
+    for image, scores in zip(scenes, golden.scores[:, 0]):
+        assert scores.mean().abs() < 1e-9 and scores.std(unbiased=False) == pytest.approx(1)
+        assert len(scores.unique()) == 64
+        assert scores.argsort().tolist() == greedy(clip.visual, image, rounds)
+
+
+def test_the_first_round_leaves_what_one_round_finds_least_important(clip, scenes):
+    once = score_images(clip.visual, scenes, HEAD, LABELS).scores
+    twice = score_images(clip.visual, scenes, HEAD, LABELS, rounds=2).scores
+    assert once.shape == twice.shape == (4, 3, 64)
+    orders = [pruning.rank(scores[:, 2]) for scores in (once, twice)]
+    assert torch.equal(*(order[:, 32:].sort().values for order in orders))
+    assert not torch.equal(*orders)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rounds": 0}, {"rounds": 65}, {"window": 9}, {"remove_at": 13}, {"window": 3, "stride": 3}]
+)
+def test_impossible_windows_are_refused(tower, images, settings):
+    with pytest.raises(UserError):
+        score_images(tower, images, HEAD, **settings)
+
+
+def test_metrics_that_cannot_be_had_are_refused(tower, images):
+    with pytest.raises(UserError, match="did you mean 'label'"):
+        score_images(tower, images, HEAD, LABELS, metrics=("lable",))
+    with pytest.raises(UserError, match="need labels"):
+        score_images(tower, images, HEAD, metrics=("label",))
+
+
+def test_signs_pruning_by_g_beats_random_beats_reversed(clip):
+    from patchrank.evaluate import evaluate, random_scores
+
+    split = load_split("digits", "val", 96)
+    transform = clip.transform()
+    images = torch.stack([transform(split.image(i)) for i in range(96)])
+    head = clip.zero_shot_head(split.classes, split.templates)
+    g = score_images(clip.visual, images, head, torch.tensor(split.labels)).scores
+    clip.visual.set_pruning(keep_rate=0.5, locations=(4,), reducer="golden")
+    right = {
+        name: evaluate(clip, split, scores=s.float().numpy(), quiet=True).right().sum()
+        for name, s in {"g": g[:, 2], "random": random_scores(images, 64, 0), "reversed": -g[:, 2]}.items()
+    }
+    assert right["g"] > right["random"] > right["reversed"]

@@ -1,0 +1,88 @@
+"""Small sweeps for tests of the driver, and ways to run them from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from patchrank.tune.plan import make_plan
+from patchrank.tune.sweep import load_sweep
+
+# Where a driver finds `helpers.faulty_reducers`, and this very checkout where that is what the tests were told to take
+TESTS = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+COMMAND = [sys.executable, "-m", "patchrank.tune"]
+SWEEP = """
+schema: 1
+name: small
+root: runs/small
+shards: runs/shards
+spaces: [space.yaml]
+search: {{method: grid}}
+trial:
+  data: {{tasks: [digits], n_train: 16, n_val: 16, n_test: 16}}
+  predictor: {{epochs: 2}}
+  pruning: {{reducer: {reducer}}}
+report: {{table: small}}
+{more}
+"""
+
+
+def write_sweep(folder: Path, space: str, reducer: str = "center", more: str = "") -> None:
+    """A sweep file `sweep.yaml` with a search space of its own; trials take a fraction of a second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "space.yaml").write_text(space)
+    (folder / "sweep.yaml").write_text(SWEEP.format(reducer=reducer, more=more))
+
+
+def plan_of(folder: Path, space: str, more: str = "", search: str = "{method: grid}", reducer: str = "center"):
+    write_sweep(folder, space, reducer=reducer, more=f"{more}\n")
+    overrides = [f"search={search}", f"root={folder}/runs/small", f"shards={folder}/runs/shards"]
+    return make_plan(load_sweep(str(folder / "sweep.yaml"), overrides))
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    """Starts the sweep of a folder; what it says goes to the file `said` there."""
+    with open(folder / "said", "a") as said:
+        env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        return subprocess.Popen([*COMMAND, "sweep.yaml", *arguments], cwd=folder, stderr=said, env=env)
+
+
+def run(folder: Path, *arguments: str, code: int = 0, **environment: str) -> str:
+    """Runs the sweep of a folder to its end and returns what it said; `code` is the exit status it must have."""
+    (folder / "said").write_text("")
+    process = start(folder, *arguments, **environment)
+    found = process.wait(timeout=400)
+    said = (folder / "said").read_text()
+    assert found == code, said
+    assert "Traceback" not in said
+    return said
+
+
+def records(folder: Path, kind: str = "") -> dict[str, int]:
+    """Names of records, with the time at which they were written."""
+    found = (folder / "runs/small/trials").glob(f"*{kind}.json")
+    return {file.name: file.stat().st_mtime_ns for file in found if kind or file.name.count(".") == 1}
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "runs/small/results.jsonl").read_text().splitlines()]
+
+
+def results(folder: Path) -> list[tuple[str, dict]]:
+    """What two runs of one sweep must have alike: ids and metrics in plan order."""
+    return [(row["id"], row["metrics"]) for row in rows(folder)]
+
+
+def wait_for(something: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 200) -> object:
+    """Waits until something is so, and returns it; fails if the process ends before."""
+    deadline = time.monotonic() + seconds
+    while not (found := something()):
+        assert process is None or process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+    return found

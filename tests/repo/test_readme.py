@@ -1,0 +1,63 @@
+"""What README promises is what CI runs."""
+
+import re
+import runpy
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [block.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)]
+
+
+def test_ci_runs_the_readmes_test_command():
+    ci = (ROOT / ".ci/run").read_text()
+    extract = next(line for line in ci.splitlines() if line.startswith("command="))
+    found = subprocess.run(
+        ["bash", "-c", f'{extract}; echo "$command"'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == COMMANDS[1]
+    assert 'bash -euo pipefail -c "$command"' in ci
+
+
+def test_both_commands_set_themselves_up():
+    for command, last in zip(COMMANDS, ["-m patchrank.tune sweeps/locations.yaml", "-m pytest"]):
+        steps = [step.strip() for step in command.split("&&")]
+        assert steps[0] == "python3 -m venv .venv" and steps[1].startswith(".venv/bin/pip install -e ")
+        assert steps[2].endswith(last)
+
+
+def anchors(page: str) -> set[str]:
+    """What a link may name in a page, as GitHub makes it from headings."""
+    headings = re.findall(r"^#+ (.+)$", page, re.M)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_everything_that_is_linked_is_there(page):
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text()):
+        name, _, anchor = target.partition("#")
+        found = (ROOT / page).parent / name if name else ROOT / page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found.read_text()), target
+
+
+STAGES = ["golden", "fit", "evaluate", "prompt", "tune", "visualize", "benchmark", "retrieval"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_flag_that_readme_shows_exists(stage, monkeypatch, capsys):
+    """Of all commands, in this very process: importing torch for each would take a minute."""
+    shown = {word for line in README.splitlines() if f"patchrank.{stage}" in line for word in line.split()}
+    monkeypatch.setattr(sys, "argv", [stage, "--help"])
+    with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that the module was imported before
+        runpy.run_module(f"patchrank.{stage}", run_name="__main__")
+    known = capsys.readouterr().out
+    assert ended.value.code == 0
+    flags = {word.strip("`,") for word in shown if word.startswith(("--", "`--"))}
+    assert flags and all(flag in known for flag in flags)

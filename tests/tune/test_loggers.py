@@ -1,0 +1,357 @@
+"""Seeing what a sweep does: gauges and their dashboard, trackers, exports, and the page on clusters."""
+
+import json
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+
+from patchrank.config import Constraint, Loggers, Objective, Rule
+from patchrank.tune import prometheus as gauges
+from patchrank.tune.exports import Study, export_optuna, export_tensorboard
+from patchrank.tune.loggers import check_trackers, tracker_callbacks
+from patchrank.utils.errors import UserError
+
+DOCS = Path(__file__).parents[2] / "docs"
+DASHBOARD = json.loads((DOCS / "grafana.json").read_text())
+CLUSTER = (DOCS / "cluster.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", CLUSTER, re.S)
+
+
+class Recorded:
+    """In place of Ray's metrics: what was counted and set."""
+
+    def __init__(self, name, description, tag_keys):
+        self.name, self.tag_keys, self.seen = name, tag_keys, []
+
+    def _record(self, value, tags):
+        assert set(tags) == set(self.tag_keys) and description_of(self.name)
+        self.seen.append((value, tags))
+
+    inc = set = _record
+
+
+def description_of(name: str) -> str:
+    return (gauges.COUNTERS | gauges.GAUGES)[name]
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    made = {}
+
+    def make(name, *rest):
+        made[name] = Recorded(name, *rest)
+        return made[name]
+
+    gauges._metric.cache_clear()
+    monkeypatch.setattr(gauges, "Counter", make)
+    monkeypatch.setattr(gauges, "Gauge", make)
+    yield lambda: {name: metric.seen for name, metric in made.items()}
+    gauges._metric.cache_clear()
+
+
+def test_a_shard_is_counted_once_with_its_rate(recorded):
+    gauges.count_shard("digits", images=64, windows=3136, seconds=2.0, num_bytes=768000)
+    tags = {"task": "digits"}
+    assert recorded() == {
+        "patchrank_images_scored": [(64, tags)],
+        "patchrank_windows_scored": [(3136, tags)],
+        "patchrank_shard_bytes": [(768000, tags)],
+        "patchrank_windows_per_second": [(1568.0, tags)],
+    }
+
+
+def test_a_sweep_shows_how_far_it_is(recorded):
+    gauges.show_sweep("locations", planned=12, done=5, failed=1, best={"val_accuracy": 97.5, "gmacs": 0.03})
+    seen, tags = recorded(), {"sweep": "locations"}
+    assert seen["patchrank_trials_planned"] == [(12, tags)]
+    assert seen["patchrank_trials_done"] == [(5, tags)]
+    assert seen["patchrank_trials_failed"] == [(1, tags)]
+    assert [(value, tags["metric"]) for value, tags in seen["patchrank_best_value"]] == [
+        (97.5, "val_accuracy"),
+        (0.03, "gmacs"),
+    ]
+
+
+def test_metrics_lead_nowhere_and_harm_nothing_without_ray():
+    gauges.count_shard("digits", 64, 3136, 2.0, 768000)
+    gauges.count_shard("digits", 0, 0, 0.0, 0)
+    gauges.show_sweep("locations", 12, 5, 0, {})
+
+
+def test_the_dashboard_shows_all_metrics_and_no_others():
+    shown = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    queries = [variable["query"]["query"] for variable in DASHBOARD["templating"]["list"][1:]]
+    named = {name for text in [*shown, *queries] for name in re.findall(r"ray_\w+", text)}
+    assert named == set(gauges.exported())
+    assert {name for text in shown for name in re.findall(r"ray_\w+", text)} == set(gauges.exported())
+    rated = {name for text in shown for name in re.findall(r"rate\((ray_\w+)", text)}
+    assert rated == {name for name in gauges.exported() if name.endswith("_total")}
+
+
+def test_the_dashboard_asks_for_labels_that_metrics_have():
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            name = re.search(r"ray_(\w+?)(_total)?\{", target["expr"])[1]
+            asked = re.search(r"\{(\w+)=", target["expr"])[1]
+            by = re.findall(r"by \(([^)]*)\)", target["expr"])
+            assert {asked, *(by[0].split(", ") if by else ())} <= set(gauges.TAGS[name]), target["expr"]
+
+
+def test_the_dashboard_is_one_that_grafana_takes():
+    assert DASHBOARD["schemaVersion"] >= 36 and DASHBOARD["title"] and "id" not in DASHBOARD
+    variable = DASHBOARD["templating"]["list"][0]
+    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        assert panel["datasource"]["uid"] == "${datasource}"
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken and all(x < 24 for x, _ in cells)
+        taken |= cells
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in with what Ray's callback and ours read of it."""
+    from ray.air.integrations import wandb as integration
+
+    module = types.ModuleType("wandb")
+    module.init = lambda entity=None, project=None, id=None, tags=None, mode=None, dir=None, settings=None: None
+    module.login = lambda prompt=True: False
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(integration, "wandb", module)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT_NAME", "WANDB_GROUP_NAME", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return module
+
+
+def test_no_tracker_is_asked_for_and_none_is_there():
+    assert tracker_callbacks(Loggers(), "locations") == []
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_named_with_its_extra(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf"^loggers\.{name}: .*near: pip install 'patchrank-clip\[{name}\]'$"):
+        check_trackers(Loggers(**{name: {}}))
+
+
+def test_mlflow_runs_go_to_the_sweeps_experiment(mlflow, monkeypatch):
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    (callback,) = tracker_callbacks(Loggers(mlflow={"tracking_uri": "https://mlflow.example.org"}), "locations")
+    assert (callback.tracking_uri, callback.experiment_name) == ("https://mlflow.example.org", "patchrank locations")
+    (callback,) = tracker_callbacks(Loggers(mlflow={"experiment_name": "ours"}), "locations")
+    assert callback.experiment_name == "ours"
+
+
+def test_wandb_runs_go_to_the_sweeps_group(wandb, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (callback,) = tracker_callbacks(Loggers(wandb={"mode": "offline", "entity": "us", "dir": "out"}), "locations")
+    assert (callback.project, callback.group) == ("patchrank", "locations")
+    assert callback.kwargs == {"mode": "offline", "entity": "us", "dir": str(tmp_path / "out")}
+    callback.setup()  # does not ask for a key
+
+
+def test_the_wandb_key_is_kept_from_runtime_environments(wandb, monkeypatch):
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    (callback,) = tracker_callbacks(Loggers(wandb={}), "locations")
+    found = []
+    monkeypatch.setattr(WandbLoggerCallback, "log_trial_start", lambda self, trial: found.append(sys_key()))
+    callback.log_trial_start(None)
+    assert found == [None] and sys_key() == "secret"
+
+
+def sys_key():
+    import os
+
+    return os.environ.get("WANDB_API_KEY")
+
+
+def test_wandb_without_a_key_is_refused_before_anything_starts(wandb, monkeypatch):
+    with pytest.raises(UserError, match="loggers.wandb: not logged in; near: WANDB_API_KEY"):
+        check_trackers(Loggers(wandb={}))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_trackers(Loggers(wandb={}))
+
+
+@pytest.mark.parametrize(
+    "loggers, message",
+    [
+        ({"mlflow": {"tracking_url": "x"}}, r"loggers\.mlflow\.tracking_url: .*did you mean 'tracking_uri'"),
+        ({"wandb": {"entitty": "x"}}, r"loggers\.wandb\.entitty: .*did you mean 'entity'"),
+        ({"wandb": {"id": "x"}}, r"loggers\.wandb\.id: "),
+        ({"wandb": {"api_key": "hunter2"}}, r"loggers\.wandb\.api_key: .*no secret; near: WANDB_API_KEY"),
+        ({"wandb": {"settings": {"api_key": "hunter2"}}}, r"loggers\.wandb\.settings\.api_key: .*no secret"),
+        ({"mlflow": {"tracking_token": "hunter2"}}, r"loggers\.mlflow\.tracking_token: .*MLFLOW_TRACKING_TOKEN"),
+        ({"mlflow": {"tracking_uri": "https://me:hunter2@host"}}, r"loggers\.mlflow\.tracking_uri: a URL"),
+        ({"mlflow": {"tags": {"where": ["https://host/?token=hunter2"]}}}, r"loggers\.mlflow\.tags\.where: a URL"),
+    ],
+)
+def test_unknown_keys_and_secrets_are_refused_in_one_line(loggers, message, wandb, mlflow):
+    with pytest.raises(UserError, match=message) as caught:
+        check_trackers(Loggers(**loggers))
+    assert "\n" not in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+def row(n: int, accuracy: float = 90.0, status: str = "ok", **more) -> dict:
+    config = {"seed": n, "pruning": {"keep_rate": 0.5 + n / 10, "locations": [4, 6]}, "prompt": None}
+    metrics = {"accuracy": accuracy, "val_accuracy": accuracy, "gmacs": 0.03 + n / 100}
+    metrics["tasks"] = {"digits": {"accuracy": accuracy}}
+    record = {"id": f"{n:064x}"[::-1], "status": status, "date": "2026-11-24", "config": config}
+    return record | ({"metrics": metrics} if status == "ok" else {}) | more
+
+
+AXES = ["seed", "pruning.keep_rate", "pruning.locations", "prompt.mode"]
+
+
+def events(path: Path) -> list:
+    """All events of a file, by TensorBoard's own format: length, its checksum, data, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, found = path.read_bytes(), []
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        found.append(Event.FromString(content[12 : 12 + size]))
+        content = content[16 + size :]
+    return found
+
+
+def test_each_trial_is_a_tensorboard_run_with_its_settings_and_figures(tmp_path):
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    folder = Path(export_tensorboard([row(0), row(1, 91.0)], str(tmp_path), AXES))
+    runs = sorted(path.name for path in folder.iterdir())
+    assert runs[1].startswith("seed=1,keep_rate=0.6,locations=4-6.10000000")
+    (file,) = (folder / runs[1]).iterdir()
+    values = [value for event in events(file) for value in event.summary.value]
+    figures = {value.tag: round(value.simple_value, 4) for value in values if not value.tag.startswith("_hparams_")}
+    assert figures == {"accuracy": 91.0, "val_accuracy": 91.0, "gmacs": 0.04, "digits/accuracy": 91.0}
+    start = next(value for value in values if value.tag == "_hparams_/session_start_info")
+    settings = HParamsPluginData.FromString(start.metadata.plugin_data.content).session_start_info.hparams
+    assert {key: value.WhichOneof("kind") for key, value in settings.items()} == {
+        "seed": "number_value",
+        "pruning.keep_rate": "number_value",
+        "pruning.locations": "string_value",
+    }
+    assert settings["pruning.locations"].string_value == "[4, 6]"
+
+
+def test_tensorboard_runs_are_written_once_and_removed_with_their_trials(tmp_path):
+    rows = [row(0), row(1)]
+    folder = Path(export_tensorboard(rows, str(tmp_path), AXES))
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*tfevents*")}
+    export_tensorboard(rows, str(tmp_path), AXES)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*tfevents*")} == before
+    export_tensorboard([row(0, 95.0)], str(tmp_path), AXES)
+    (left,) = folder.rglob("*tfevents*")
+    assert left not in before and any(value.simple_value == 95.0 for e in events(left) for value in e.summary.value)
+
+
+def test_exports_go_to_urls():
+    root = "memory://exports/sweep"
+    export_tensorboard([row(0)], root, AXES)
+    path = export_optuna([Study("all", [({"seed": 0}, row(0))])], RULES, OBJECTIVES, [], root)
+    import fsspec
+
+    files = fsspec.filesystem("memory").find("/exports/sweep")
+    assert len(files) == 2 and path == f"{root}/optuna.log"
+    export_tensorboard([], root, AXES)
+    assert fsspec.filesystem("memory").find("/exports/sweep") == ["/exports/sweep/optuna.log"]
+
+
+RULES = {
+    "seed": Rule(grid=[0, 1, 2, 3]),
+    "pruning.keep_rate": Rule(uniform=[0.3, 0.9]),
+    "pruning.locations": Rule(choice=[[4, 6], [2, 3]]),
+}
+OBJECTIVES = [Objective(metric="val_accuracy", mode="max"), Objective(metric="gmacs", mode="min")]
+CONSTRAINTS = [Constraint(metric="gmacs", at_most=0.035), Constraint(metric="val_accuracy", at_least=80.0)]
+
+
+def studies() -> list[Study]:
+    def drawn(n):
+        return {"seed": n, "pruning.keep_rate": 0.5 + n / 10, "pruning.locations": [4, 6]}
+
+    lost = row(2, float("nan"))
+    failed, stopped = row(3, status="error", error="RuntimeError: no room"), row(3, status="stopped")
+    one = [(drawn(0), row(0)), (drawn(1), row(1, 91.0)), (drawn(2), lost), (drawn(3), failed), (drawn(3), stopped)]
+    return [Study("mode none", one), Study("mode none", [({"seed": 0}, row(0))])]
+
+
+def load(path: str, name: str):
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(JournalFileBackend(path)))
+
+
+def test_optuna_reads_the_studies_back(tmp_path):
+    path = export_optuna(studies(), RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path))
+    study = load(path, "mode none")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "FAIL", "PRUNED"]
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.metric_names == ["val_accuracy", "gmacs"]
+    second = study.trials[1]
+    assert second.values == [91.0, 0.04]
+    assert second.params == {"seed": "1", "pruning.keep_rate": 0.6, "pruning.locations": "[4, 6]"}
+    assert second.distributions["pruning.locations"].choices == ("[4, 6]", "[2, 3]")
+    assert second.constraints == pytest.approx({"gmacs at most 0.035": 0.005, "val_accuracy at least 80": -11.0})
+    assert second.user_attrs["accuracy"] == 91.0 and second.user_attrs["id"] == row(1)["id"]
+    assert [trial.number for trial in study.best_trials] == [0]  # the only one that keeps both bounds
+    causes = [trial.user_attrs.get("cause") for trial in study.trials[2:]]
+    assert causes[:2] == ["val_accuracy could not be measured", "RuntimeError: no room"]
+    assert causes[2] == "ended early, since it fell behind others"
+    assert len(load(path, "mode none (2)").trials) == 1
+
+
+def test_an_export_that_is_up_to_date_is_left_alone(tmp_path):
+    path = Path(export_optuna(studies(), RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path)))
+    before = path.stat().st_mtime_ns
+    export_optuna(studies(), RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path))
+    assert path.stat().st_mtime_ns == before
+    export_optuna(studies()[:1], RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path))
+    assert path.stat().st_mtime_ns != before
+    with pytest.raises(KeyError):
+        load(str(path), "mode none (2)")
+
+
+def test_the_cluster_file_is_one_that_ray_takes():
+    import ray.autoscaler
+    from jsonschema import Draft7Validator
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    cluster = yaml.safe_load(next(block for block in blocks("yaml") if "cluster_name" in block))
+    assert list(Draft7Validator(schema).iter_errors(cluster)) == []
+    assert list(Draft7Validator(schema).iter_errors(cluster | {"workers": 3})) != []
+    assert cluster["head_node_type"] in cluster["available_node_types"]
+    kinds = cluster["available_node_types"].values()
+    assert sum(kind.get("max_workers", 0) for kind in kinds) <= cluster["max_workers"]
+
+
+def test_the_pages_loggers_and_slurm_script_hold(mlflow, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers = yaml.safe_load(next(block for block in blocks("yaml") if block.startswith("loggers")))["loggers"]
+    check_trackers(Loggers(**loggers))
+    script = next(block for block in blocks("bash") if "#SBATCH" in block)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert "ray symmetric-run" in script
+
+
+def test_the_page_names_every_metric():
+    assert set(re.findall(r"ray_patchrank_\w+", CLUSTER)) == set(gauges.exported())
