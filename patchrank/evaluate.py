@@ -25,7 +25,6 @@ from patchrank.cli.flags import (
     create_pruned_clip_from,
     evaluation_row,
     load_split_from,
-    run_command,
 )
 from patchrank.cli.summary import (
     ACCURACIES,
@@ -39,13 +38,15 @@ from patchrank.cli.summary import (
 )
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
-from patchrank.fit import matching, prior_of, rank_quality, read_ranked
+from patchrank.golden.agreement import matching, prior_of, rank_quality
+from patchrank.golden.dataset import read_ranked
 from patchrank.io import check_writable, resolve
 from patchrank.layers.reducers import Random, TokenState
 from patchrank.layers.reducers.random import sample_keys
 from patchrank.models.clip import Clip
 from patchrank.models.clip import macs_row as macs_row
 from patchrank.retrieval import add_index_flag, retrieval_from, retrieval_lines
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress

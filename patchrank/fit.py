@@ -8,30 +8,26 @@ python -m patchrank.fit --shards $TRAIN --val-shards $VAL --location 4 --out run
 from __future__ import annotations
 
 import argparse
-import math
-import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchrank.cli.flags import add_model_flags, create_clip_from, positive, positive_float, run_command
+from patchrank.cli.flags import add_model_flags, create_clip_from, positive, positive_float
 from patchrank.cli.summary import MATCHING, percentages, print_row
 from patchrank.config import TrialConfig
+from patchrank.golden.agreement import matching, prior_of, rank_quality
+from patchrank.golden.dataset import Ranked, pooled, read_ranked
 from patchrank.golden.scores import METRICS
-from patchrank.golden.shards import read_manifest, stream
+from patchrank.golden.shards import read_manifest
 from patchrank.layers.predictors import Prior, check_location, create_predictor, save_predictor
-from patchrank.layers.pruning import check_locations
 from patchrank.models.clip import Clip
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError, near
-from patchrank.utils.metrics import kendall, matching_each, matching_rate, ndcg, position_prior, top_k
 from patchrank.utils.progress import progress
 
 VERSION = 1  # of the fitting: bump it when the same shards would give another predictor
@@ -49,78 +45,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "eq8": lambda scores, golden: -(golden.sigmoid() * F.logsigmoid(scores)).mean(),
 }
 WARNINGS = {"eq8": "loss eq8 is one-sided, as the paper prints it: high scores for all tokens minimise it; near: bce"}
-
-
-class Ranked(NamedTuple):
-    """What fitting and matching read from shards: cls (n, D), patches (n, N, D), golden importance (n, N)."""
-
-    cls: Tensor
-    patches: Tensor
-    golden: Tensor
-
-
-@torch.no_grad()  # and not inference mode, whose tensors would have to be copied before anything can be fitted to them
-def read_ranked(clip: Clip, path: str, metric: str, location: int, quiet: bool = False) -> Ranked:
-    """Tokens as they enter `location` and golden scores by `metric`, for every image of a folder of shards.
-
-    Holds all of it in memory: N * D * 4 bytes an image (16 KiB on the embedded default, 588 KiB on B/16).
-
-    Raises:
-        UserError: shards of another model, grid or metric, damaged ones, or more images than memory has room for.
-    """
-    manifest = read_manifest(path)
-    row = _check_manifest(clip, manifest, path, metric)
-    check_locations((location,), len(clip.visual.blocks))
-    transform, device = clip.transform(), clip.logit_scale.device
-    golden, batch, count = [], [], manifest["data"]["count"]
-    shape = count, clip.visual.num_patches + clip.visual.num_leading_tokens, clip.visual.embed_dim
-    _check_memory(shape, device, path)
-    x = torch.empty(shape, device=device)
-    samples = islice(stream(path), count + 1)  # one too many is enough to tell
-    for n, sample in enumerate(progress(samples, total=count, desc="read shards", unit="image", disable=quiet), 1):
-        batch.append(transform(sample.image()))
-        golden.append(torch.from_numpy(sample.scores[row]))
-        if len(batch) == BATCH_SIZE or n == count:
-            x[n - len(batch) : n] = clip.visual.forward_prefix(torch.stack(batch).to(device), location)
-            batch = []
-    if len(golden) != count:
-        raise UserError(f"shards {path}: {len(golden)} samples were read, but the manifest promises {count}")
-    return Ranked(x[:, 0], x[:, clip.visual.num_leading_tokens :], torch.stack(golden).to(device))
-
-
-def _check_memory(shape: tuple[int, int, int], device: torch.device, path: str) -> None:
-    """Refuses tokens that would fill more than half of the memory, before hours are spent on them."""
-    wanted = 4 * math.prod(shape)
-    if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
-    else:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if wanted > there / 2:
-        raise UserError(
-            f"shards {path}: the tokens of {shape[0]:,} images take {wanted / 2**30:.0f} GiB, and half of the memory "
-            f"is {there / 2**31:.0f} GiB: fit to fewer images (--limit of golden, data.n_train)"
-        )
-
-
-def _check_manifest(clip: Clip, manifest: dict, path: str, metric: str) -> int:
-    own = clip.sha256()
-    if manifest["model"]["sha256"] != own:
-        raise UserError(
-            f"shards {path} were computed from {manifest['model']['name']} with weights "
-            f"{manifest['model']['sha256'][:12]}, but this model is {clip.name} with {own[:12]}"
-        )
-    theirs, ours = (about.get("prompts", "none")[:12] for about in (manifest["model"], clip.prompts_about()))
-    if theirs != ours:
-        raise UserError(f"shards {path} were computed with prompts {theirs}, but this model has prompts {ours}")
-    if manifest["transform"] != clip.transform_settings():
-        raise UserError(
-            f"shards {path} hold images as {manifest['transform']}, but {clip.name} sees {clip.transform_settings()}"
-        )
-    if manifest["grid"] != list(clip.visual.patch_embed.grid_size):
-        raise UserError(f"shards {path} are of grid {manifest['grid']}, not {list(clip.visual.patch_embed.grid_size)}")
-    if metric not in manifest["metrics"]:
-        raise UserError(f"metric {metric!r} is not in shards {path}; {near(metric, manifest['metrics'])}")
-    return manifest["metrics"].index(metric)
 
 
 def fit_predictor(
@@ -174,45 +98,6 @@ def fit_predictor(
                     after_epoch(epoch + 1, predictor.eval())
                 predictor.train()
     return predictor.eval()
-
-
-@torch.inference_mode()
-def matching_on(predictor: nn.Module, data: Ranked) -> float:
-    """Matching rate (%) of a predictor on images, as `matching` has it."""
-    return matching_rate(predictor(data.cls, data.patches).cpu().numpy(), data.golden.cpu().numpy())
-
-
-@torch.inference_mode()
-def rank_quality(predictor: nn.Module, prior: np.ndarray, data: Ranked) -> dict[str, np.ndarray]:
-    """Per image (n,): how a predictor's ranking compares with the golden one, and how the position prior's does."""
-    golden = data.golden.cpu().numpy()
-    predicted = predictor(data.cls, data.patches).cpu().numpy()
-    return {
-        "matching": matching_each(predicted, golden),
-        "matching_prior": matching_each(prior, golden),
-        "kendall": kendall(predicted, golden),
-        "ndcg": ndcg(predicted, golden),
-    }
-
-
-def matching(quality: dict[str, np.ndarray], num_tokens: int) -> dict[str, float]:
-    """Means of `rank_quality`: matching rate on images that were not fitted on, beside position prior and chance."""
-    means = {key: float(values.mean()) for key, values in quality.items()}
-    return {
-        "matching_rate": means.pop("matching"),
-        **means,
-        "matching_chance": 100 * top_k(num_tokens) / num_tokens,
-    }
-
-
-def pooled(parts: Sequence[Ranked]) -> Ranked:
-    """Images of several tasks as one set."""
-    return parts[0] if len(parts) == 1 else Ranked(*(torch.cat(columns) for columns in zip(*parts)))
-
-
-def prior_of(data: Ranked) -> np.ndarray:
-    """The position prior of the images that a predictor was fitted on."""
-    return position_prior(data.golden.cpu().numpy())
 
 
 def predictor_shape(trial: TrialConfig) -> dict:

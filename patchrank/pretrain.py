@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from patchrank.cli.flags import positive, positive_float, run_command
+from patchrank.cli.flags import positive, positive_float
 from patchrank.data.digits.captions import draw_template
 from patchrank.data.digits.scenes import CLASSES, TEMPLATES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle
 from patchrank.models.clip import Clip, create_clip
+from patchrank.utils.command import run_command
 from patchrank.utils.progress import progress
 
 STEPS = 11_430

@@ -29,7 +29,6 @@ from patchrank.cli.flags import (
     create_pruned_clip_from,
     evaluation_row,
     load_split_from,
-    run_command,
 )
 from patchrank.cli.summary import images_line, macs_line, print_row, pruning_title
 from patchrank.data.dataset_factory import find_task
@@ -37,6 +36,7 @@ from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, exists, read_bytes, resolve, write_atomic
 from patchrank.models.clip import Clip
 from patchrank.models.text import encode_texts
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.nearest import is_within, nearest, own_distance, shared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -15,7 +15,7 @@ from patchrank.io import join
 from patchrank.models.clip import Clip, create_clip, macs_row
 from patchrank.models.prompt_files import describe
 from patchrank.models.text import template_set
-from patchrank.utils.errors import UserError
+from patchrank.utils.device import check_device
 
 PRUNING = ("keep_rate", "locations", "reducer", "leftovers")  # flags of the same names as a trial's settings
 
@@ -106,25 +106,3 @@ def evaluation_row(args: argparse.Namespace, task: str, clip: Clip, split: Image
     row = {"task": task, "model": args.model, "data": args.data, "split": split.split}
     row |= {key: getattr(args, key) for key in asked} | {"n_images": len(split), "n_skipped": split.skipped}
     return row | {key: getattr(args, key) for key in PRUNING} | measured | macs_row(clip)
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that torch does not know or this machine does not have."""
-    try:
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
-        reason = str(error).splitlines()[0].split(". ")[0]  # torch goes on for a page
-        raise UserError(f"device {device!r} cannot be used here ({reason}); near: cpu") from error
-
-
-def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command: 0 done, 1 as it says, 2 bad input in one line, 130 interrupted."""
-    try:
-        code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        code = 130
-    sys.exit(code or 0)

@@ -1,7 +1,5 @@
 """Phase I: golden scores. What happens to the embedding when a window of tokens is removed? (section 3.1)
 
-    python -m patchrank.golden --data digits --split adapt --limit 256 --out runs/shards
-
 One pass over the windows gives all three metrics; blocks before the removal are run once an image. Damage is
 computed in float64 as 1 - s, in forms that do not round to 1 where the paper's s saturates. `--rounds` asks again
 once the least important tokens have left: the greedy search of the paper's abstract.
@@ -9,31 +7,16 @@ once the least important tokens have left: the greedy search of the paper's abst
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchrank.cli.flags import (
-    add_data_flags,
-    add_model_flags,
-    create_clip_from,
-    load_split_from,
-    positive,
-    run_command,
-)
-from patchrank.data.dataset_factory import find_task
-from patchrank.data.image_split import ImageSplit
-from patchrank.golden.shards import SHARD_SIZE, Sample, ShardFolder
-from patchrank.io import content_id, resolve
 from patchrank.layers import pruning
-from patchrank.models.clip import Clip
+from patchrank.utils.device import full_precision
 from patchrank.utils.errors import UserError, near
-from patchrank.utils.progress import progress, write_line
 
 METRICS = ("label", "confidence", "preservation")
 VERSION = 1  # of the scoring: bump it when the same images would get other scores
@@ -86,7 +69,7 @@ def score_images(
     (remove_at,) = pruning.check_locations((remove_at,), len(tower.blocks))
     squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
     check_rounds(rounds, tower.num_patches)
-    wanted = _known_metrics(metrics, labels is not None, head is not None)
+    wanted = known_metrics(metrics, labels is not None, head is not None)
     batch_size = batch_size or batch_size_of(images.device.type)
     with full_precision():
         tokens = tower.forward_prefix(images, remove_at)
@@ -113,7 +96,7 @@ def batch_size_of(device: str) -> int:
     return BATCH_SIZES["cpu" if device == "cpu" else "cuda"]
 
 
-def _known_metrics(metrics: Sequence[str], labelled: bool, named: bool) -> list[str]:
+def known_metrics(metrics: Sequence[str], labelled: bool, named: bool) -> list[str]:
     """Those of `metrics` that can be had: all of them where classes have names and images have labels."""
     for name in metrics:
         if name not in METRICS:
@@ -194,121 +177,3 @@ def _improbability(logits: Tensor, classes: Tensor) -> Tensor:
     """1 - softmax(logits)[class], as the share of all other classes, so that it keeps its digits near 0."""
     others = logits.scatter(-1, classes.unsqueeze(-1), -torch.inf)
     return (others.logsumexp(-1) - logits.logsumexp(-1)).exp()
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """fp32 without TF32, as published scores want it; a no-op on CPUs."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def shard_folder(
-    clip: Clip,
-    split: ImageSplit,
-    root: str,
-    window: int,
-    stride: int,
-    remove_at: int,
-    rounds: int = 1,
-    metric: str = "preservation",
-    sha256: str | None = None,
-) -> ShardFolder:
-    """The folder that holds, or will hold, these scores; its name depends on all that they depend on.
-
-    One round scores all metrics at once; more rounds are a search for each, and made for `metric` alone.
-    `sha256` is the pair's fingerprint, for callers that know it.
-    """
-    check_rounds(rounds, clip.visual.num_patches)
-    pruning.check_locations((remove_at,), len(clip.visual.blocks))
-    pruning.windows(clip.visual.patch_embed.grid_size, window, stride)
-    header = {
-        "schema": 1,
-        "version": VERSION,
-        "metrics": _known_metrics(METRICS if rounds == 1 else [metric], split.labels is not None, bool(split.classes)),
-        "grid": list(clip.visual.patch_embed.grid_size),
-        "golden": {"window": window, "stride": stride, "remove_at": remove_at, "rounds": rounds},
-        "model": {"name": clip.name, "sha256": sha256 or clip.sha256()} | clip.prompts_about(),
-        "data": {
-            "task": split.task,
-            "split": split.split,
-            "ids_sha256": split.ids_sha256(),
-            "decoding": split.decoding,
-            "count": len(split),
-            "labels_sha256": content_id(split.labels),
-            "classes": list(split.classes),
-            "templates": list(split.templates),
-        },
-        "transform": clip.transform_settings(),
-        "shard_size": SHARD_SIZE,
-    }
-    return ShardFolder(root, header)
-
-
-def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, batch_size: int | None = None) -> None:
-    """Scores and writes one shard. Batches never cross shards, so that stopping anywhere changes no byte."""
-    first = index * SHARD_SIZE
-    places = range(first, first + folder.sizes[index])
-    transform, device = clip.transform(), clip.logit_scale.device
-    contents = [split.content(i) for i in places]
-    images = torch.stack([transform(split.decode(i, content)) for i, content in zip(places, contents)]).to(device)
-    head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
-    settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}
-    labels = None if split.labels is None else torch.tensor([split.label(i) for i in places], device=device)
-    golden = score_images(
-        clip.visual, images, head, labels, clip.logit_scale.exp().item(), batch_size=batch_size, **settings
-    )
-    scores, damage = (part.float().cpu().numpy() for part in golden)
-    samples = (
-        Sample(split.ids[i], contents[n], split.label(i), scores[n], damage[n], split.decoding)
-        for n, i in enumerate(places)
-    )
-    folder.write(index, samples)
-
-
-def make_shards(
-    clip: Clip, split: ImageSplit, folder: ShardFolder, batch_size: int | None = None, quiet: bool = False
-) -> str:
-    """Makes what is missing or damaged of a folder, names it, and returns the folder's path."""
-    faults, batch_size = folder.faults(), batch_size or batch_size_of(clip.logit_scale.device.type)
-    report_faults(folder, faults)
-    what = f"golden {split.task}/{split.split}"
-    for index in progress(sorted(faults), desc=what, unit="shard", delay=0, disable=quiet or not faults):
-        score_shard(clip, split, folder, index, batch_size)
-    if faults or not folder.complete():
-        folder.finish(batch=batch_size, threads=torch.get_num_threads())
-    return folder.path
-
-
-def report_faults(folder: ShardFolder, faults: dict[int, str]) -> None:
-    """One line on stderr for each shard that was there and is not sound."""
-    for index, fault in faults.items():
-        if fault != "not made yet":
-            write_line(f"shard {folder.path}/shard-{index:06d}.tar is {fault}; making it again")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.golden", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_flags(parser, out="runs/shards")
-    add_data_flags(parser, "the task's training images", batch_size=None)
-    parser.add_argument("--window", type=int, default=2, help="side of the removed square, in tokens")
-    parser.add_argument("--stride", type=int, default=1, help="tokens from one square to the next")
-    parser.add_argument("--remove-at", type=int, default=4, help="layer, from 1, before which the window leaves")
-    parser.add_argument("--rounds", type=positive, default=1, help="how often the rest is scored again")
-    parser.add_argument("--metric", default="preservation", choices=METRICS, help="which one, with more than 1 round")
-    args = parser.parse_args(argv)
-    task = find_task(args.data)
-    clip = create_clip_from(args)
-    split = load_split_from(args, task.training)
-    settings = {key: getattr(args, key) for key in ("window", "stride", "remove_at", "rounds", "metric")}
-    folder = shard_folder(clip, split, resolve(args.out), **settings)
-    print(make_shards(clip, split, folder, args.batch_size))
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -17,9 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchrank.io import weights_sha256
-from patchrank.layers.class_token import cls_row, forward_with_row, plain_block
+from patchrank.layers.class_token import cls_row, forward_cls, forward_with_row, is_plain, plain_block
 from patchrank.layers.intermediates import format_intermediates
-from patchrank.layers.last_block import forward_cls, is_plain
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import UNFILLED, awaits_weights
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid

@@ -30,7 +30,6 @@ from patchrank.cli.flags import (
     load_split_from,
     positive,
     positive_float,
-    run_command,
 )
 from patchrank.cli.summary import ACCURACIES, cosine_line, images_line, macs_line, percentages, print_row, pruning_title
 from patchrank.config import PromptConfig, validate
@@ -44,6 +43,7 @@ from patchrank.prompt.batches import PRECISIONS, Feed, check_named, load_train
 from patchrank.prompt.presets import IMAGES, PRESETS, complete, learning_rates
 from patchrank.prompt.train_step import ready, start, step
 from patchrank.prompt.tuning import check_distillation, finished, run_id, seen, tune_prompts
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 
 DRY_STEPS = 4  # one that warms up, and those that are timed

@@ -7,8 +7,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from patchrank.cli.flags import run_command
 from patchrank.report.index import write_index
+from patchrank.utils.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from patchrank.config import BESIDE, Claim, leaves, value_at
 from patchrank.report.labels import counted, plain
 from patchrank.report.results import Setting, Values, configuration
 from patchrank.utils.errors import UserError
-from patchrank.utils.metrics import Interval, holm, paired_interval
+from patchrank.utils.stats import Interval, holm, paired_interval
 
 PLAIN = {"cosine", "val_cosine", "drift", "val_drift", "kendall", "ndcg"}  # measures that are no percentages
 

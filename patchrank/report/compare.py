@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from patchrank.report.results import Setting
-from patchrank.utils.metrics import Interval, paired_interval
+from patchrank.utils.stats import Interval, paired_interval
 
 
 @lru_cache(maxsize=1024)  # table, pictures and sentences of one report ask for the same ones

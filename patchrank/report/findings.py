@@ -11,7 +11,7 @@ from patchrank.report.compare import change, mean, subset
 from patchrank.report.labels import counted, labels
 from patchrank.report.results import Setting
 from patchrank.report.table import ON_SUBSET, signed, towers
-from patchrank.utils.metrics import Interval, spread
+from patchrank.utils.stats import Interval, spread
 
 WIDTH = 100  # characters of a line in a terminal
 

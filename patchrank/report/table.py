@@ -9,7 +9,7 @@ from patchrank.report.labels import RANKED_BY, swept
 from patchrank.report.markdown import table
 from patchrank.report.paper import papers_figure
 from patchrank.report.results import Setting
-from patchrank.utils.metrics import Interval, spread
+from patchrank.utils.stats import Interval, spread
 
 CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
 MATCHING = ("matching_rate", "matching_prior", "matching_chance")

@@ -9,7 +9,7 @@ import torch
 
 from patchrank import fit
 from patchrank.config import DataConfig, TrialConfig
-from patchrank.golden import scores as golden
+from patchrank.golden.scores import check_rounds
 from patchrank.layers import pruning
 from patchrank.layers.predictors import check_location, create_predictor
 from patchrank.models.pretrained import find_weights
@@ -34,7 +34,7 @@ def check_trial(trial: TrialConfig) -> None:
     tower = _empty_tower(trial.model.name)
     pruning.check_locations((remove_at(trial),), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, trial.golden.window, trial.golden.stride)
-    golden.check_rounds(trial.golden.rounds, tower.num_patches)
+    check_rounds(trial.golden.rounds, tower.num_patches)
     create_predictor(trial.predictor.name, tower.embed_dim, tower.patch_embed.grid_size, **predictor_shape(trial))
     if trial.pruning.reducer == "predictor":
         check_location(trial.predictor.name, trial.pruning.locations[0])

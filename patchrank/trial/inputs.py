@@ -12,14 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from patchrank import evaluate as evaluation
-from patchrank import fit
-from patchrank.cli.flags import check_device
 from patchrank.config import DataConfig, TrialConfig
 from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.data.image_split import ImageSplit
+from patchrank.golden.dataset import Ranked, read_ranked
 from patchrank.io import content_id
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.text import template_set
+from patchrank.utils.device import check_device
 
 PARTS = {"train": "n_train", "val": "n_val", "test": "n_test"}
 IN_MEMORY = 1 << 29  # bytes that the images of a split, or its tokens, may take
@@ -74,9 +74,9 @@ class Inputs:
         key = "tokens", task, part, tower.shared_layer
         return self.once(key, lambda: evaluation.embed_shared(self.clip, split))
 
-    def ranked(self, path: str, metric: str, location: int, quiet: bool) -> fit.Ranked:
+    def ranked(self, path: str, metric: str, location: int, quiet: bool) -> Ranked:
         """Tokens and golden scores of a folder of shards, whose name says what it holds."""
-        return self.once((path, metric, location), lambda: fit.read_ranked(self.clip, path, metric, location, quiet))
+        return self.once((path, metric, location), lambda: read_ranked(self.clip, path, metric, location, quiet))
 
     def once(self, key: tuple, compute: Callable[[], object]) -> object:
         """What `compute` gives; the last results are kept by a key that names all they depend on."""

@@ -9,6 +9,8 @@ from torch import nn
 
 from patchrank import fit
 from patchrank.config import TrialConfig
+from patchrank.golden.agreement import matching_on, prior_of, rank_quality
+from patchrank.golden.dataset import Ranked, pooled
 from patchrank.io import content_id, join
 from patchrank.layers.predictors import load_predictor, save_predictor
 from patchrank.layers.reducers import REDUCERS
@@ -59,20 +61,20 @@ def rank(
     own = [task] if trial.predictor.fit_on == "own" else trial.predictor.fit_on
     metric, location = trial.golden.metric, trial.pruning.locations[0]
 
-    def read(task: str, part: str) -> fit.Ranked:
+    def read(task: str, part: str) -> Ranked:
         return inputs.ranked(paths[task, part], metric, location, quiet)
 
-    train = fit.pooled([read(name, "train") for name in own])
+    train = pooled([read(name, "train") for name in own])
     name = ranker_id(trial, [paths[name, "train"].rsplit("/", 1)[-1] for name in own])
     path = join(shards, "predictors", f"{name}.safetensors")
     predictor = _fitted(trial, inputs.clip, train, path, quiet, _watch(trial, task, read, steps))
     visual.set_pruning(predictor=predictor, seed=trial.seed, **settings)
     val = read(task, "val")
-    return inputs.once((name, paths[task, "val"]), lambda: fit.rank_quality(predictor, fit.prior_of(train), val))
+    return inputs.once((name, paths[task, "val"]), lambda: rank_quality(predictor, prior_of(train), val))
 
 
 def _watch(
-    trial: TrialConfig, task: str, read: Callable[[str, str], fit.Ranked], steps: Steps | None
+    trial: TrialConfig, task: str, read: Callable[[str, str], Ranked], steps: Steps | None
 ) -> Callable[[int, nn.Module], None] | None:
     """What hears of each epoch of fitting: matching on val, of all tasks that the predictor is for."""
     is_own = trial.predictor.fit_on == "own"
@@ -81,7 +83,7 @@ def _watch(
         return None
     tasks = [task] if is_own else trial.data.tasks
     return lambda epoch, predictor: hear(
-        epoch, float(np.mean([fit.matching_on(predictor, read(name, "val")) for name in tasks]))
+        epoch, float(np.mean([matching_on(predictor, read(name, "val")) for name in tasks]))
     )
 
 
@@ -96,7 +98,7 @@ def ranker_id(trial: TrialConfig, shards: Sequence[str]) -> str:
 def _fitted(
     trial: TrialConfig,
     clip: Clip,
-    train: fit.Ranked,
+    train: Ranked,
     path: str,
     quiet: bool,
     after_epoch: Callable[[int, nn.Module], None] | None,

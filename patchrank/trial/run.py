@@ -23,8 +23,11 @@ from patchrank import fit
 from patchrank.config import TrialConfig
 from patchrank.data.image_split import ImageSplit
 from patchrank.fit import predictor_shape as predictor_shape
-from patchrank.golden import scores as golden
-from patchrank.golden.shards import ShardFolder
+from patchrank.golden import scores
+from patchrank.golden.agreement import matching
+from patchrank.golden.make_shards import make_shards as score_split
+from patchrank.golden.make_shards import shard_folder
+from patchrank.golden.shards import ShardFolder, read_manifest, stream
 from patchrank.io import content_id, join, remove, write_atomic, write_json
 from patchrank.prompt import tuning
 from patchrank.trial import prompts as tuned
@@ -36,7 +39,7 @@ from patchrank.trial.ranking import fit_tasks, is_fitted
 from patchrank.utils.errors import StoreError, UserError
 
 SCHEMA = 1
-VERSIONS = {"golden": golden.VERSION, "fit": fit.VERSION, "evaluate": evaluation.VERSION}
+VERSIONS = {"golden": scores.VERSION, "fit": fit.VERSION, "evaluate": evaluation.VERSION}
 PICTURES = 6  # images, over all tasks, whose surviving tokens a report can draw; of test, where that is looked at
 PREFIXES = {"val": "val_", "test": "", "oracle": ""}  # of the figures of a part
 
@@ -84,7 +87,7 @@ def needed_shards(trial: TrialConfig, inputs: Inputs, root: str) -> dict[Need, t
     needs = [Need(task, "train") for task in fit_tasks(trial)]
     needs += [Need(task, part) for task in trial.data.tasks for part in parts]
     splits = {need: inputs.split(*need) for need in needs}
-    return {need: (split, golden.shard_folder(inputs.clip, split, root, **settings)) for need, split in splits.items()}
+    return {need: (split, shard_folder(inputs.clip, split, root, **settings)) for need, split in splits.items()}
 
 
 def num_steps(trial: TrialConfig, inputs: Inputs, of: Literal["predictor", "prompt"]) -> int:
@@ -95,9 +98,7 @@ def num_steps(trial: TrialConfig, inputs: Inputs, of: Literal["predictor", "prom
 def make_shards(trial: TrialConfig, inputs: Inputs, root: str, quiet: bool) -> dict[Need, str]:
     """Makes what is missing of the shards that a trial reads; their folders, by task and part of its data."""
     folders = needed_shards(trial, inputs, root)
-    return {
-        need: golden.make_shards(inputs.clip, split, folder, quiet=quiet) for need, (split, folder) in folders.items()
-    }
+    return {need: score_split(inputs.clip, split, folder, quiet=quiet) for need, (split, folder) in folders.items()}
 
 
 def run_trial(
@@ -203,7 +204,7 @@ def _measure_task(
 ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, float]]:
     """Metrics of one task; per image, what they are means of; and what an image costs, which no task changes."""
     quality = fitted.rank(trial, task, inputs, paths, shards, quiet, steps)
-    row, arrays = fit.matching(quality, inputs.clip.visual.num_patches) if quality else {}, dict(quality)
+    row, arrays = matching(quality, inputs.clip.visual.num_patches) if quality else {}, dict(quality)
     with prompted(trial, task, inputs, shards, quiet, steps) as learned:
         for part in evaluated_parts(trial):
             found, split = evaluate_part(trial, inputs, task, part, paths, quiet)
@@ -260,8 +261,6 @@ def _summary(trial: TrialConfig, inputs: Inputs, tasks: dict[str, dict], arrays:
 
 def _oracle(trial: TrialConfig, path: str) -> np.ndarray:
     """Golden scores (n, N) of a folder's images, to rank those very images by."""
-    from patchrank.golden.shards import read_manifest, stream
-
     row = read_manifest(path)["metrics"].index(trial.golden.metric)
     return np.stack([sample.scores[row] for sample in stream(path)])
 

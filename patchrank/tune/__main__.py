@@ -1,6 +1,42 @@
-"""Nothing but a door: Ray pickles by module, so nothing may live in `__main__`."""
+"""`python -m patchrank.tune SWEEP [key=value ...]`."""
 
-from patchrank.tune.command import main
+from __future__ import annotations
 
-if __name__ == "__main__":
-    main()
+import argparse
+import sys
+
+DESCRIPTION = """Runs a sweep: plans, makes golden shards, runs what is missing with Ray Tune, writes the report.
+
+  python -m patchrank.tune sweeps/locations.yaml
+  python -m patchrank.tune sweeps/locations.yaml trial.pruning.keep_rate=0.5
+  python -m patchrank.tune sweeps/locations.yaml --quick
+  python -m patchrank.tune sweeps/pareto.yaml --best "gmacs<=0.03"
+
+Running again does only what is missing. Exit status: 0 done, 1 a trial failed, 2 bad input, 130 interrupted."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m patchrank.tune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", help="sweep file, or the name of one that ships (locations, scores, ...)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, values read as YAML")
+    parser.add_argument("--quick", action="store_true", help="a smoke run on few images, in a folder of its own")
+    parser.add_argument("--fresh", action="store_true", help="ignore the records of earlier runs")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it takes, and stop")
+    parser.add_argument("--address", help="Ray cluster: auto or host:port (default: RAY_ADDRESS, or none)")
+    parser.add_argument(
+        "--wait", type=float, default=0.0, metavar="SECONDS", help="that a cluster may take to get nodes"
+    )
+    parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard, where Ray is started here")
+    parser.add_argument("--best", metavar="BOUNDS", help='write the best model that keeps them, as in "gmacs<=12"')
+    parser.add_argument("--out", metavar="FOLDER", help="where --best writes (default: best, below the sweep's root)")
+    args = parser.parse_intermixed_args(argv)
+    print(f"reading {args.sweep} ...", file=sys.stderr, flush=True)  # the imports below take seconds
+
+    from patchrank.tune.driver import run_sweep
+    from patchrank.utils.command import run_command
+
+    names = ("quick", "fresh", "dry_run", "address", "wait", "dashboard", "best", "out")
+    options = {key: getattr(args, key) for key in names}
+    run_command(lambda: run_sweep(args.sweep, args.overrides, **options).exit_code)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
+from typing import get_args
 
-from patchrank.config import Constraint, TrialConfig
+from patchrank.config import Constraint, Measured, Objective, TrialConfig
 from patchrank.io import is_remote, join, read_json
-from patchrank.trial.save_model import CHOSEN, choose, write_model
+from patchrank.report.pareto import is_number, said
+from patchrank.trial.save_model import CHOSEN, write_model
 from patchrank.tune.console import say
 from patchrank.tune.plan import Plan
+from patchrank.utils.errors import UserError, near
 
 
 def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], out: str | None) -> str:
@@ -30,3 +35,75 @@ def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], o
     told = ", ".join(f"{key} {figures[key]:.4g}" for key in shown if key in figures)
     say(f'best: {folder}  ({told})\n  timm.create_model("local-dir:{folder}", pretrained=True)')
     return folder
+
+
+BOUND = re.compile(r"(\w+)\s*(<=|>=)\s*(\S+)")
+
+
+def parse_bounds(text: str) -> list[Constraint]:
+    """Bounds as they are written behind `--best`: "gmacs<=12, val_cosine>=0.99".
+
+    Raises:
+        UserError: another syntax, or a metric that no choice may be made by.
+    """
+    return [_parse_bound(part.strip()) for part in text.split(",")]
+
+
+def _parse_bound(text: str) -> Constraint:
+    found = BOUND.fullmatch(text)
+    number = _number(found[3]) if found else math.nan
+    if not math.isfinite(number):
+        raise UserError(f"bound {text!r}: must read metric<=number or metric>=number; near: gmacs<=12,val_cosine>=0.99")
+    if found[1] not in get_args(Measured):
+        raise UserError(f"bound {text!r}: {found[1]!r} is nothing to choose by; {near(found[1], get_args(Measured))}")
+    return Constraint(metric=found[1], **{"at_most" if found[2] == "<=" else "at_least": number})
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def choose(rows: Sequence[dict], objectives: Sequence[Objective], bounds: Sequence[Constraint]) -> dict:
+    """The row that is best by the first objective among those that keep all bounds.
+
+    Ties go by the further objectives, then by the lowest id. Oracles are never chosen: they rank by scores of the very
+    images that they are measured on.
+
+    Raises:
+        UserError: no row keeps a bound, or all of them at once; it says how near any comes.
+    """
+    rows = [row for row in rows if row["config"]["pruning"]["reducer"] != "golden"]
+    rows = [row for row in rows if is_number(row["metrics"].get(objectives[0].metric))]
+    if not rows:
+        raise UserError(f"no trial can be chosen: none has {objectives[0].metric}, oracles aside")
+    for bound in bounds:
+        _keeping(rows, bound, ())
+    left = rows
+    for n, bound in enumerate(bounds):
+        left = _keeping(left, bound, bounds[:n])
+    return min(left, key=lambda row: ([_loss(row, each) for each in objectives], row["id"]))
+
+
+def _keeping(rows: Sequence[dict], bound: Constraint, earlier: Sequence[Constraint]) -> list[dict]:
+    """The rows that keep a bound, at least one."""
+    having = [row for row in rows if is_number(row["metrics"].get(bound.metric))]
+    kept = [row for row in having if bound.excess(row["metrics"]) <= 0]
+    if kept:
+        return kept
+    whose = f"no trial that keeps {said(earlier)}" if earlier else "no trial"
+    if not having:
+        raise UserError(f"{whose} has {bound.metric}, so none keeps {said([bound])}")
+    values = [row["metrics"][bound.metric] for row in having]
+    end = f"the lowest is {min(values):.6g}" if bound.at_least is None else f"the highest is {max(values):.6g}"
+    raise UserError(f"{whose} has {said([bound])}; {end}")
+
+
+def _loss(row: dict, objective: Objective) -> float:
+    """Lower is better; what is not there comes last."""
+    value = row["metrics"].get(objective.metric)
+    if not is_number(value):
+        return math.inf
+    return value if objective.mode == "min" else -value

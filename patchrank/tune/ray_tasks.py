@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from patchrank.config import TrialConfig
-from patchrank.golden.scores import batch_size_of, report_faults
+from patchrank.config import Resources, SweepConfig, TrialConfig
+from patchrank.golden.make_shards import report_faults
+from patchrank.golden.scores import batch_size_of
 from patchrank.golden.shards import ShardFolder
+from patchrank.io import join
 from patchrank.trial.run import needed_shards
+from patchrank.trial.speed import speed_settings
 from patchrank.tune.plan import Plan
+from patchrank.tune.speed import device_of, settings_key
 from patchrank.utils.errors import UserError
-from patchrank.utils.progress import progress
+from patchrank.utils.progress import progress, write_line
 
 ROUNDS = 3  # looks at what there is, of which a node that was lost may have taken some
 
@@ -109,3 +114,63 @@ def _check(task, job: Job, index: int) -> None:
 
 def _unmade(job: Job, index: int, cause: str) -> UserError:
     return UserError(f"shard {index} of {job.name} in {job.folder.path} cannot be made ({cause})")
+
+
+PATIENCE = 60.0  # seconds, after which somebody should know what a measurement waits for
+
+
+def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig, check: Callable[[], None]) -> None:
+    """Measures trials' structures one after the other, each on a node that Ray gives nobody else meanwhile.
+
+    One that cannot be measured is told, and the others go on.
+
+    Args:
+        check: called before each; may raise to end it all.
+    """
+    import ray
+
+    with progress(trials, desc="milliseconds", unit="tower", delay=0) as bar:
+        for trial in bar:
+            check()
+            try:
+                ray.get(_started(trial, config))
+            except ray.exceptions.RayTaskError as error:
+                last = f"{type(error.cause).__name__}: {error.cause}"
+            except ray.exceptions.RayError as error:
+                last = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+            else:
+                continue
+            write_line(f"  milliseconds of {settings_key(speed_settings(trial))} cannot be measured ({last})")
+
+
+def _started(trial: TrialConfig, config: SweepConfig):
+    """A measurement under way; says so where its node is long in coming, since others have a part of it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from patchrank.tune.worker import time_one
+
+    resources, node = config.resources, _node(config.resources, ray.nodes())
+    whole = {"num_cpus": node["Resources"].get("CPU", 1), "num_gpus": node["Resources"].get("GPU", 0)}
+    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = time_one.options(scheduling_strategy=where, name=f"milliseconds of {config.name}", **whole)
+    job = {"imports": config.imports, "cpu": resources.cpu, "device": device_of(resources)}
+    found = task.remote(trial.model_dump(), config.benchmark.model_dump(), join(config.root, "speeds"), job)
+    done, _ = ray.wait([found], timeout=PATIENCE)
+    if not done:
+        what = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in whole.items() if value)
+        write_line(f"  waiting for all of node {node['NodeManagerAddress']} ({what}) to be free")
+    return found
+
+
+def _node(resources: Resources, nodes: list[dict]) -> dict:
+    """The largest node that holds a trial; of equals the first by address, so that a later run takes the same."""
+    fitting = [
+        node
+        for node in nodes
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= resources.cpu
+        and node["Resources"].get("GPU", 0) >= resources.gpu
+    ]
+    size = {node["NodeID"]: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in fitting}
+    return max(sorted(fitting, key=lambda node: node["NodeManagerAddress"]), key=lambda node: size[node["NodeID"]])

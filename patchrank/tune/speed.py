@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
-from patchrank.benchmark import SCHEMA, VERSION, hardware, speed_settings
 from patchrank.config import Resources, SweepConfig, TrialConfig
 from patchrank.io import join, list_names, read_json
-from patchrank.utils.progress import progress, write_line
+from patchrank.trial.speed import SCHEMA, VERSION, speed_settings
+from patchrank.utils.device import hardware
 
-PATIENCE = 60.0  # seconds, after which somebody should know what a measurement waits for
 FIGURES = ("ms", "ms_unpruned", "speedup")  # of a measurement, that go into a row
 
 
@@ -44,9 +43,9 @@ class Speeds:
         records = [read_json(join(folder, name)) for name in list_names(folder) if name.endswith(".json")]
         wanted = {"benchmark": self.config.benchmark.model_dump(), "schema": SCHEMA, "version": VERSION}
         usable = [record for record in records if record and wanted.items() <= record.items()]
-        counts = Counter(_key(record["hardware"]) for record in usable)
-        where = _key(self.own) if self.own else max(sorted(counts), key=counts.__getitem__, default=None)
-        self._found = {_key(r["settings"]): r for r in usable if _key(r["hardware"]) == where}
+        counts = Counter(settings_key(record["hardware"]) for record in usable)
+        where = settings_key(self.own) if self.own else max(sorted(counts), key=counts.__getitem__, default=None)
+        self._found = {settings_key(r["settings"]): r for r in usable if settings_key(r["hardware"]) == where}
         models = {record["settings"]["model"] for record in self._found.values()}
         self._unpruned = {model: float(np.median(self._times(model))) for model in models}
 
@@ -59,7 +58,7 @@ class Speeds:
         A machine is faster at one time than at another, which a tower's unpruned twin feels as much as itself: so its
         milliseconds are the twin's median over all measurements, divided by the speed-up that was measured in turns.
         """
-        found = self._found.get(_key(speed_settings(trial)))
+        found = self._found.get(settings_key(speed_settings(trial)))
         if found is None:
             return None
         unpruned = self._unpruned[found["settings"]["model"]]
@@ -70,7 +69,7 @@ class Speeds:
 
         Which of a cluster's kinds of hardware comes next is not known, and what was measured on that is read anyway.
         """
-        by_structure = {_key(speed_settings(trial)): trial for trial in trials if can_be_timed(trial)}
+        by_structure = {settings_key(speed_settings(trial)): trial for trial in trials if can_be_timed(trial)}
         left = [trial for key, trial in by_structure.items() if key not in self._found]
         return left if self.own or not left else list(by_structure.values())
 
@@ -86,69 +85,12 @@ def beside(record: dict, speed: dict | None) -> dict:
 
 def own_hardware(resources: Resources) -> dict:
     """This machine, as a worker that takes these resources finds it."""
-    return hardware(_device(resources)) | {"threads": max(1, int(resources.cpu))}
+    return hardware(device_of(resources)) | {"threads": max(1, int(resources.cpu))}
 
 
-def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig, check: Callable[[], None]) -> None:
-    """Measures trials' structures one after the other, each on a node that Ray gives nobody else meanwhile.
-
-    One that cannot be measured is told, and the others go on.
-
-    Args:
-        check: called before each; may raise to end it all.
-    """
-    import ray
-
-    with progress(trials, desc="milliseconds", unit="tower", delay=0) as bar:
-        for trial in bar:
-            check()
-            try:
-                ray.get(_started(trial, config))
-            except ray.exceptions.RayTaskError as error:
-                last = f"{type(error.cause).__name__}: {error.cause}"
-            except ray.exceptions.RayError as error:
-                last = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-            else:
-                continue
-            write_line(f"  milliseconds of {_key(speed_settings(trial))} cannot be measured ({last})")
-
-
-def _started(trial: TrialConfig, config: SweepConfig):
-    """A measurement under way; says so where its node is long in coming, since others have a part of it."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from patchrank.tune.worker import time_one
-
-    resources, node = config.resources, _node(config.resources, ray.nodes())
-    whole = {"num_cpus": node["Resources"].get("CPU", 1), "num_gpus": node["Resources"].get("GPU", 0)}
-    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = time_one.options(scheduling_strategy=where, name=f"milliseconds of {config.name}", **whole)
-    job = {"imports": config.imports, "cpu": resources.cpu, "device": _device(resources)}
-    found = task.remote(trial.model_dump(), config.benchmark.model_dump(), join(config.root, "speeds"), job)
-    done, _ = ray.wait([found], timeout=PATIENCE)
-    if not done:
-        what = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in whole.items() if value)
-        write_line(f"  waiting for all of node {node['NodeManagerAddress']} ({what}) to be free")
-    return found
-
-
-def _node(resources: Resources, nodes: list[dict]) -> dict:
-    """The largest node that holds a trial; of equals the first by address, so that a later run takes the same."""
-    fitting = [
-        node
-        for node in nodes
-        if node["Alive"]
-        and node["Resources"].get("CPU", 0) >= resources.cpu
-        and node["Resources"].get("GPU", 0) >= resources.gpu
-    ]
-    size = {node["NodeID"]: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in fitting}
-    return max(sorted(fitting, key=lambda node: node["NodeManagerAddress"]), key=lambda node: size[node["NodeID"]])
-
-
-def _device(resources: Resources) -> str:
+def device_of(resources: Resources) -> str:
     return "cuda" if resources.gpu else "cpu"
 
 
-def _key(value: dict) -> str:
+def settings_key(value: dict) -> str:
     return json.dumps(value, sort_keys=True)

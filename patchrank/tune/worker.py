@@ -10,14 +10,14 @@ import ray
 import torch
 from ray import tune
 
-from patchrank.benchmark import measure_trial
 from patchrank.config import AshaConfig, BenchmarkConfig, TrialConfig
-from patchrank.golden.scores import score_shard
+from patchrank.golden.make_shards import score_shard
 from patchrank.golden.shards import ShardFolder
 from patchrank.io import join
 from patchrank.layers.pruning import windows
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.run import fingerprint, needed_shards, run_trial, trial_id
+from patchrank.trial.speed import measure_trial
 from patchrank.tune.early_stopping import reporting
 from patchrank.tune.limits import find_outcome, time_limit
 from patchrank.tune.prometheus import count_shard

@@ -1,7 +1,86 @@
-"""Nothing but a door, as in `patchrank.tune`."""
+"""`python -m patchrank.visualize`."""
 
-from patchrank.cli.flags import run_command
-from patchrank.visualize.command import main
+from __future__ import annotations
 
-if __name__ == "__main__":
-    run_command(main)
+import argparse
+import os
+from collections.abc import Sequence
+
+from patchrank.cli.flags import add_model_flags, create_clip_from, positive
+from patchrank.data.dataset_factory import find_task, load_split
+from patchrank.data.digits import scenes as digits
+from patchrank.io import check_writable, resolve, write_atomic
+from patchrank.utils.errors import UserError
+from patchrank.visualize.figure import draw_rankings
+from patchrank.visualize.pictures import Pictures, read_pictures, split_pictures
+from patchrank.visualize.rankings import KEEP_RATES, LOCATIONS
+
+DESCRIPTION = """Draws which patches each ranker keeps, and whether the model's answer survives (figures 3 and 4).
+
+  python -m patchrank.visualize --data digits --limit 4
+  python -m patchrank.visualize --rank cls_attention predictor --keep-rates 0.5 --limit 8
+  python -m patchrank.visualize --image cat.jpg --classes cat dog --rank preservation random
+
+Rankers are golden scores of these very images (label, confidence, preservation: oracles) and reducers (predictor,
+cls_attention, random, ...)."""
+
+OF_FILES, OF_TASKS = ("label", "classes", "template"), ("split", "limit", "data_root", "vocabulary")
+
+TEMPLATES = ("a photo of a {}.",)  # for classes of one's own
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    _check(args)
+    pictures, out = _pictures(args), resolve(args.out)
+    check_writable(os.path.dirname(out))
+    golden = {key: getattr(args, key) for key in ("window", "stride", "remove_at")}
+    settings = {"keep_rates": args.keep_rates, "locations": args.locations, "seed": args.seed, **golden}
+    clip = create_clip_from(args, predictor_path=args.predictor)
+    write_atomic(out, draw_rankings(clip, pictures, args.rank, quiet=False, **settings))
+    print(out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m patchrank.visualize", description=DESCRIPTION)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_model_flags(parser, out="runs/visualize.png")
+    parser.add_argument("--image", nargs="+", metavar="FILE", help="images of your own, in any format Pillow reads")
+    parser.add_argument("--label", nargs="+", metavar="NAME", help="with --image: the right class of each")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="with --image: what the model may answer")
+    parser.add_argument("--template", nargs="+", help=f"with --image: captions (default: {TEMPLATES[0]!r})")
+    parser.add_argument("--data", help="task (default, without --image: digits)")
+    parser.add_argument("--data-root", help="folder of the task's images; embedded tasks need none")
+    parser.add_argument("--vocabulary", metavar="YAML", help="of the task: file of class names and templates")
+    parser.add_argument("--split", help="of the task (default: test; of a folder or tars: all)")
+    parser.add_argument("--limit", type=positive, help="of the task: its first so many images (default: 4)")
+    parser.add_argument("--rank", nargs="+", metavar="NAME", help="rows, from the top (default: those of the paper)")
+    parser.add_argument("--keep-rates", type=float, nargs="+", default=KEEP_RATES, help="columns of each image")
+    parser.add_argument("--locations", type=int, nargs="+", default=LOCATIONS, help="layers, from 1 (default: 4)")
+    parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
+    parser.add_argument("--window", type=int, default=2, help="golden scores: side of the removed square, in tokens")
+    parser.add_argument("--stride", type=int, default=1, help="golden scores: step of the square")
+    parser.add_argument("--remove-at", type=int, default=4, help="golden scores: layer, from 1, before which it leaves")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses flags that do not go together."""
+    if args.image and args.data:
+        raise UserError("--image and --data exclude each other: give one of them")
+    for flag in OF_TASKS if args.image else OF_FILES:
+        if getattr(args, flag) is not None:
+            other = "--data" if args.image else "--image"
+            raise UserError(f"--{flag.replace('_', '-')} goes with {other}, which is not given")
+    if args.image and not args.classes and args.model.split(".")[0] != "patchrank_clip_digits":
+        raise UserError(f"--classes is needed: name what {args.model} may answer, for example --classes cat dog")
+
+
+def _pictures(args: argparse.Namespace) -> Pictures:
+    if not args.image:
+        task = args.data or "digits"
+        split = args.split or ("all" if find_task(task).checked else "test")
+        return split_pictures(load_split(task, split, args.limit or 4, args.data_root, args.vocabulary))
+    classes = args.classes or digits.CLASSES
+    templates = args.template or (TEMPLATES if args.classes else digits.TEMPLATES)
+    return read_pictures(args.image, classes, templates, args.label)

@@ -14,8 +14,8 @@ import numpy as np
 from patchrank.golden.scores import METRICS
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
-from patchrank.report.plots.tokens import veil_dropped
 from patchrank.utils.errors import UserError
+from patchrank.utils.veil import veil_dropped
 from patchrank.visualize.pictures import Pictures
 from patchrank.visualize.rankings import KEEP_RATES, Kept, Rankings, default_rankers, rank_pictures
 

@@ -16,8 +16,8 @@ from helpers.small_sweep import wait_for
 import patchrank
 from patchrank.config import Resources
 from patchrank.trial.run import trial_id, trial_tasks
+from patchrank.tune.__main__ import main
 from patchrank.tune.cluster import slots
-from patchrank.tune.command import main
 from patchrank.tune.driver import run_sweep
 from patchrank.tune.plan import make_plan
 from patchrank.tune.search import CellSearch, create_search

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from patchrank.data.dataset_factory import load_split
-from patchrank.fit import read_ranked
-from patchrank.golden.scores import make_shards, shard_folder
+from patchrank.golden.dataset import read_ranked
+from patchrank.golden.make_shards import make_shards, shard_folder
 from patchrank.golden.shards import Sample, ShardFolder, read_manifest, stream
 from patchrank.utils.errors import UserError
 

@@ -21,14 +21,13 @@ from helpers.s3_server import SECRET, s3_server
 import patchrank
 from patchrank import evaluate, fit
 from patchrank import io as files
-from patchrank.cli.flags import run_command
 from patchrank.config import ReportConfig, TrialConfig
 from patchrank.data.class_names import read_vocabulary
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.readers.wds import load_wds
-from patchrank.golden import scores as golden
+from patchrank.golden import __main__ as golden
 from patchrank.golden.gopen import gopen, register_gopen
-from patchrank.golden.scores import make_shards, shard_folder
+from patchrank.golden.make_shards import make_shards, shard_folder
 from patchrank.golden.shards import Sample, ShardFolder, stream
 from patchrank.io import files as whole
 from patchrank.io import retry as patience
@@ -40,8 +39,9 @@ from patchrank.prompt import __main__ as prompt
 from patchrank.report import write_report
 from patchrank.trial import run as trial
 from patchrank.trial.inputs import load_inputs
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import StoreError, UserError
-from patchrank.visualize import command as visualize
+from patchrank.visualize import __main__ as visualize
 
 
 @pytest.fixture(scope="module")

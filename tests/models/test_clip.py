@@ -48,7 +48,7 @@ def test_head_averages_templates_and_is_cached(clip):
 
 @pytest.mark.parametrize("device", ["mps", "meta", "nosuch", "cuda:99"])
 def test_a_device_that_cannot_be_used_is_refused_in_one_short_line(device):
-    from patchrank.cli.flags import check_device
+    from patchrank.utils.device import check_device
 
     if device == "mps" and torch.backends.mps.is_available():
         device = "mps:99"

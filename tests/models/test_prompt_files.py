@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import patchrank
 from patchrank.evaluate import main as evaluate_main
 from patchrank.fit import main as fit_main
-from patchrank.golden.scores import main as golden_main
+from patchrank.golden.__main__ import main as golden_main
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.load import load_pair, load_tower
 from patchrank.models.prompt_files import describe, load_prompts, save_prompts

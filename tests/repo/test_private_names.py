@@ -29,7 +29,7 @@ PUBLIC = {"_exit", "_asdict", "_fields", "_make", "_replace"}  # Python document
 ACCESSORS = {"getattr", "hasattr", "setattr", "delattr", "object"}  # the last is `mock.patch.object`
 ALLOWED = {  # by file; None allows everything
     "patchrank/utils/private_names.py": None,
-    "tests/test_private_names.py": None,
+    "tests/repo/test_private_names.py": None,
     "patchrank/models/checkpoints/torchscript.py": {"torch._utils", "torch.jit._pickle"},  # what archives call types
 }
 

@@ -8,7 +8,7 @@ from patchrank.config import TrialConfig, validate
 from patchrank.report.claims import Claim, Judgement, claims_table, is_about, judge
 from patchrank.report.results import MEASURES, Setting
 from patchrank.utils.errors import UserError
-from patchrank.utils.metrics import holm, paired_interval
+from patchrank.utils.stats import holm, paired_interval
 
 DIGITS, SCENES = 60, 2
 N = DIGITS * SCENES  # images of a task

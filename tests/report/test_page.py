@@ -16,8 +16,8 @@ from patchrank.report.paper import paper_section
 from patchrank.report.plots import draw_sweep
 from patchrank.report.plots.curves import _draw, _lines
 from patchrank.report.plots.style import scale_points
-from patchrank.report.plots.tokens import veil_dropped
 from patchrank.utils.errors import UserError
+from patchrank.utils.veil import veil_dropped
 
 
 @pytest.fixture

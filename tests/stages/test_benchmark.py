@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from patchrank import benchmark
-from patchrank.benchmark import hardware, main, measure, measure_trial, random_tower, speed_id, speed_settings
+from patchrank.benchmark import main, measure
 from patchrank.config import BenchmarkConfig, TrialConfig
+from patchrank.trial.speed import measure_trial, random_tower, speed_id, speed_settings
 from patchrank.tune.space import configure
+from patchrank.utils.device import hardware
 from patchrank.utils.errors import UserError
 
 FEW = BenchmarkConfig(batch_size=2, repeats=3)

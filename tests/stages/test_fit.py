@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchrank.fit import Ranked, fit_predictor, matching, pooled, rank_quality
+from patchrank.fit import fit_predictor
+from patchrank.golden.agreement import matching, rank_quality
+from patchrank.golden.dataset import Ranked, pooled
 from patchrank.layers.predictors import create_predictor, load_predictor, save_predictor
 from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import matching_rate, position_prior, top_k, top_mask

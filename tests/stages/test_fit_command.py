@@ -7,7 +7,7 @@ import pytest
 import patchrank
 from patchrank.data.dataset_factory import load_split
 from patchrank.fit import main
-from patchrank.golden.scores import make_shards, shard_folder
+from patchrank.golden.make_shards import make_shards, shard_folder
 from patchrank.layers.predictors import load_predictor
 from patchrank.utils.errors import UserError
 

@@ -16,7 +16,7 @@ from patchrank import evaluate, fit, retrieval
 from patchrank.config import TrialConfig
 from patchrank.data.dataset_factory import load_split
 from patchrank.evaluate import embed_unpruned
-from patchrank.golden import scores as golden
+from patchrank.golden import __main__ as golden
 from patchrank.models.clip import create_clip
 from patchrank.models.pretrained import TEXT_CFGS
 from patchrank.trial.check import check_trial

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from patchrank.cli.flags import run_command
 from patchrank.data.dataset_factory import load_split
 from patchrank.layers.pruning import num_kept
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.visualize import draw_rankings, kept_by, rank_pictures, read_pictures, split_pictures
-from patchrank.visualize.command import main
+from patchrank.visualize.__main__ import main
 from patchrank.visualize.figure import CHANGES, STAYS, check_size, draw
 
 RANKERS = ["label", "preservation", "predictor", "cls_attention", "center", "random"]

@@ -11,6 +11,8 @@ from torch import nn
 
 from patchrank import fit
 from patchrank.config import AshaConfig, TrialConfig
+from patchrank.golden.agreement import matching, matching_on, prior_of, rank_quality
+from patchrank.golden.dataset import Ranked
 from patchrank.layers.predictors import PREDICTORS
 from patchrank.prompt import tuning
 from patchrank.trial.epochs import Steps
@@ -99,20 +101,20 @@ class Forgetful(nn.Linear):
 def test_what_is_fitted_does_not_depend_on_who_listens(name, monkeypatch):
     monkeypatch.setitem(PREDICTORS, "forgetful", Forgetful)
     draw = torch.Generator().manual_seed(0)
-    data = fit.Ranked(*(torch.randn(shape, generator=draw) for shape in ((80, 8), (80, 16, 8), (80, 16))))
+    data = Ranked(*(torch.randn(shape, generator=draw) for shape in ((80, 8), (80, 16, 8), (80, 16))))
     told = []
 
     def hear(epoch, predictor):
         assert not predictor.training
         torch.rand(5)
-        told.append((epoch, fit.matching_on(predictor, data)))
+        told.append((epoch, matching_on(predictor, data)))
 
     how = dict(name=name, epochs=3, lr=0.3, quiet=True)
     alone, heard = (fit.fit_predictor(data, (4, 4), after_epoch=each, **how) for each in (None, hear))
     assert all(torch.equal(value, heard.state_dict()[key]) for key, value in alone.state_dict().items())
     assert [epoch for epoch, _ in told] == [1, 2, 3] and not heard.training
-    quality = fit.rank_quality(heard, fit.prior_of(data), data)
-    assert told[-1][1] == pytest.approx(fit.matching(quality, 16)["matching_rate"])
+    quality = rank_quality(heard, prior_of(data), data)
+    assert told[-1][1] == pytest.approx(matching(quality, 16)["matching_rate"])
     assert len({value for _, value in told}) > 1  # of the predictor as it stood each time
 
 

@@ -14,7 +14,8 @@ from patchrank.evaluate import evaluate
 from patchrank.trial import save_model as chosen
 from patchrank.trial.inputs import load_inputs
 from patchrank.trial.run import run_trial
-from patchrank.trial.save_model import choose, parse_bounds, write_model
+from patchrank.trial.save_model import write_model
+from patchrank.tune.best import choose, parse_bounds
 from patchrank.tune.space import configure
 from patchrank.utils.errors import UserError
 

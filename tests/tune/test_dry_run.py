@@ -7,7 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchrank.config import TrialConfig
-from patchrank.golden.scores import make_shards, score_images
+from patchrank.golden.make_shards import make_shards
+from patchrank.golden.scores import score_images
 from patchrank.trial.inputs import load_inputs
 from patchrank.trial.run import needed_shards, run_trial
 from patchrank.tune.forecast import estimate as module

@@ -8,11 +8,11 @@ import pytest
 from helpers.small_sweep import plan_of, write_sweep
 
 import patchrank.tune
-from patchrank.benchmark import VERSION, random_tower, speed_settings
 from patchrank.config import BenchmarkConfig, TrialConfig
 from patchrank.evaluate import macs_row
 from patchrank.models.clip import create_clip
 from patchrank.trial.check import counted_gmacs
+from patchrank.trial.speed import VERSION, random_tower, speed_settings
 from patchrank.tune.console import Failure, print_plan
 from patchrank.tune.driver import run_sweep
 from patchrank.tune.early_stopping import STEP, VALUE

@@ -3,18 +3,8 @@ import pytest
 from scipy.stats import kendalltau
 
 from patchrank.utils.errors import UserError
-from patchrank.utils.metrics import (
-    Interval,
-    cluster_bootstrap,
-    holm,
-    kendall,
-    matching_each,
-    matching_rate,
-    ndcg,
-    paired_interval,
-    spread,
-    top_k,
-)
+from patchrank.utils.metrics import kendall, matching_each, matching_rate, ndcg, top_k
+from patchrank.utils.stats import Interval, cluster_bootstrap, holm, paired_interval, spread
 
 
 @pytest.fixture

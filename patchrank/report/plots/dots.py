@@ -14,7 +14,7 @@ from patchrank.report.compare import all_tasks, change_on, subset
 from patchrank.report.labels import KEEP_RATE, labels, plain
 from patchrank.report.plots.style import COLOURS, LOG_NOTE, OTHER, PALETTE, is_wide, png, scale_points, wrap
 from patchrank.report.results import Setting
-from patchrank.utils.metrics import Interval
+from patchrank.utils.stats import Interval
 
 CAPTION = "Change of accuracy against the unpruned tower, in points, with 95 % intervals{}{}."
 ORACLES = "; hollow: oracles, on the first {} images of each task alone"

@@ -11,7 +11,7 @@ from patchrank.report.compare import all_tasks, change, change_on
 from patchrank.report.labels import KEEP_RATE, labels, plain
 from patchrank.report.plots.style import png, wrap
 from patchrank.report.results import Setting
-from patchrank.utils.metrics import Interval
+from patchrank.utils.stats import Interval
 
 BY_FIT = "predictor.fit_on"
 CAPTION = (

@@ -11,7 +11,7 @@ from torch import nn
 
 from patchrank.config import TrialConfig
 from patchrank.data.image_split import ImageSplit
-from patchrank.layers.last_block import is_plain
+from patchrank.layers.class_token import is_plain
 from patchrank.layers.macs import block_macs, vision_macs
 from patchrank.trial.inputs import Inputs
 from patchrank.trial.run import PICTURES

@@ -6,8 +6,9 @@ import os
 
 import torch
 
-from patchrank.benchmark import WARM_UP, measure, random_tower
+from patchrank.benchmark import WARM_UP, measure
 from patchrank.config import TrialConfig
+from patchrank.trial.speed import random_tower
 from patchrank.tune.cluster import Where, slots
 from patchrank.tune.console import say
 from patchrank.tune.forecast.estimate import estimate

@@ -18,7 +18,9 @@ from patchrank.config import TrialConfig
 from patchrank.data.image_split import ImageSplit
 from patchrank.evaluate import evaluate
 from patchrank.fit import BATCH_SIZE as FIT_BATCH
-from patchrank.fit import Ranked, fit_predictor, prior_of, rank_quality
+from patchrank.fit import fit_predictor
+from patchrank.golden.agreement import prior_of, rank_quality
+from patchrank.golden.dataset import Ranked
 from patchrank.golden.scores import batch_size_of, score_images
 from patchrank.golden.shards import ShardFolder
 from patchrank.layers.predictors import create_predictor
