@@ -104,6 +104,29 @@ class Clip(nn.Module):
         self._prompts = () if prompts is None else (prompts,)
 
     @contextmanager
+    def applied(self, predictor: nn.Module | None = None, prompts: Prompts | None = None, **pruning) -> Iterator[None]:
+        """The pair with other pruning settings and learned tokens for the length of a block, then as it was before.
+
+        Args:
+            predictor, **pruning: as `set_pruning` of the image tower takes them; where there are none, pruning stays.
+            prompts: learned tokens to insert into both towers; None leaves those in use.
+
+        Raises:
+            UserError: settings or prompts that do not fit; the pair is then as it was.
+        """
+        before, held = (self.visual.pruning, self.visual.pruner), self.prompts
+        try:
+            if predictor is not None or pruning:
+                self.visual.set_pruning(predictor, **pruning)
+            if prompts is not None:
+                self.set_prompts(prompts)
+            yield
+        finally:
+            self.visual.pruning, self.visual.pruner = before
+            if self.prompts is not held:
+                self.set_prompts(held)
+
+    @contextmanager
     def unprompted(self) -> Iterator[None]:
         """The pair without the learned tokens in use, for the length of a block."""
         prompts = self._prompts

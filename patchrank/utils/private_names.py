@@ -1,7 +1,7 @@
 """Private names of other packages that we cannot do without: all of them stand here, each with its reason.
 
-Their owners may change them in any release. `tests/repo/test_private_names.py` says which package did, and finds private
-names that are used anywhere else. Where a package gets a public way, take that and strike its name off here.
+Their owners may change them in any release. `tests/repo/test_private_names.py` says which package did, and finds
+private names that are used anywhere else. Where a package gets a public way, take that and strike its name off here.
 """
 
 from __future__ import annotations
