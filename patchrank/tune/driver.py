@@ -95,8 +95,8 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -
     check_writable(plan.sweep.config.shards)  # better now than after the first trial
     check_writable(plan.sweep.config.root)
     interrupts, failed = Interrupts(), {}
-    with hold(plan.sweep.config.root, f"sweep {plan.sweep.config.name}") as held:
-        interrupts.lost = held.lost
+    with hold(plan.sweep.config.root, f"sweep {plan.sweep.config.name}") as lost:
+        interrupts.lost = lost
         plan.refresh()  # another driver may have been at work until now
         try:
             _work(plan, jobs, fresh, where, interrupts, failed)
