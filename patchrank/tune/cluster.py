@@ -18,7 +18,7 @@ from patchrank.config import Resources
 from patchrank.tune.console import say
 from patchrank.utils.errors import UserError
 
-QUIET = {
+ENVIRONMENT = {  # of Ray, where nobody has set it otherwise
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the only output engine that verbose=0 silences
     "RAY_SCHEDULER_EVENTS": "0",
@@ -27,7 +27,7 @@ QUIET = {
     "RAY_task_oom_retries": "3",  # of scoring, for which Ray would go on for ever
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # interrupts.py has one for both signals
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals.py handles both signals
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # one trial without a metric would end the whole sweep
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -77,7 +77,7 @@ def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ())
     Raises:
         UserError: no cluster at the address, or no node that can hold a trial.
     """
-    for key, value in QUIET.items():
+    for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import ray
 

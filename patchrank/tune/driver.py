@@ -18,12 +18,12 @@ from patchrank.report import Report, paper_rows, write_report
 from patchrank.tune.best import parse_bounds, write_best
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
 from patchrank.tune.console import Failure, print_plan, say
+from patchrank.tune.exports import export
 from patchrank.tune.forecast.lines import forecast
 from patchrank.tune.loggers import check_trackers
 from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.ray_tasks import Job, measure_alone, stage, staging_jobs
 from patchrank.tune.signals import Interrupts
-from patchrank.tune.studies import export
 from patchrank.tune.sweep import load_sweep
 from patchrank.tune.tuner import create_scheduler, is_done, run_trials
 from patchrank.utils.errors import UserError

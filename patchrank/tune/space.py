@@ -13,7 +13,7 @@ from patchrank.config import Constraint, PromptConfig, Rule, SearchConfig, Trial
 from patchrank.io import content_id
 from patchrank.trial.check import check_trial, counted_gmacs
 from patchrank.trial.prompts import learns
-from patchrank.tune.spaces import sample
+from patchrank.tune.spaces import create_study, sample
 from patchrank.utils.errors import UserError
 
 TRIES = 200  # repeated draws, beyond the number of those known, after which a cell counts as exhausted
@@ -94,7 +94,7 @@ def random_points(
     Draws that break a bound on GMACs, which are counted beforehand, are replaced; a small space gives fewer.
     """
     seed = int(content_id([search.seed, point])[:8], 16)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    study = create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     found: dict[str, dict[str, object]] = {}
     seen: set[str] = set()
     repeated = 0

@@ -9,7 +9,11 @@ import optuna
 from patchrank.config import Rule
 from patchrank.utils.errors import UserError
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+def create_study(**settings) -> optuna.Study:
+    """An Optuna study that does not announce itself; its settings are those of `optuna.create_study`."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(**settings)
 
 
 def in_order(rules: dict[str, Rule]) -> dict[str, Rule]:

@@ -311,7 +311,7 @@ def test_optuna_reads_the_studies_back(tmp_path):
     assert second.values == [91.0, 0.04]
     assert second.params == {"seed": "1", "pruning.keep_rate": 0.6, "pruning.locations": "[4, 6]"}
     assert second.distributions["pruning.locations"].choices == ("[4, 6]", "[2, 3]")
-    assert second.constraints == pytest.approx({"gmacs at most 0.035": 0.005, "val_accuracy at least 80": -11.0})
+    assert second.constraints == pytest.approx({"gmacs <= 0.035": 0.005, "val_accuracy >= 80": -11.0})
     assert second.user_attrs["accuracy"] == 91.0 and second.user_attrs["id"] == row(1)["id"]
     assert [trial.number for trial in study.best_trials] == [0]  # the only one that keeps both bounds
     causes = [trial.user_attrs.get("cause") for trial in study.trials[2:]]
