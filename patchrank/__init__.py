@@ -6,6 +6,7 @@ Importing it registers the timm models `patchrank_clip_*` and nothing else; heav
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 
@@ -24,32 +25,23 @@ if not _is_command():  # commands say something before they spend seconds on tor
     from patchrank.models import patchrank_clip as patchrank_clip
 
 __version__ = "0.1.0"
-__all__ = ["create_clip", "prune_open_clip", "save_pretrained", "unprune"]
+
+# Public names and the modules they come from: imported when they are used, since some bring heavy libraries along.
+PUBLIC = {
+    "UserError": "patchrank.utils.errors",
+    "create_clip": "patchrank.models.clip",
+    "prune_open_clip": "patchrank.models.open_clip.prune",
+    "save_pretrained": "patchrank.models.checkpoints.save",
+    "unprune": "patchrank.models.open_clip.prune",
+}
+__all__ = list(PUBLIC)
 
 
-def create_clip(name: str, **kwargs):
-    """Image tower, text tower, tokenizer and transform in one; see `patchrank.models.clip.create_clip`."""
-    from patchrank.models.clip import create_clip
-
-    return create_clip(name, **kwargs)
-
-
-def prune_open_clip(model, **pruning):
-    """Our image tower in the place of an open_clip model's; see `patchrank.models.open_clip.prune.prune_open_clip`."""
-    from patchrank.models.open_clip.prune import prune_open_clip
-
-    return prune_open_clip(model, **pruning)
+def __getattr__(name: str):
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)
 
 
-def save_pretrained(model, directory):
-    """A tower as a directory that timm makes it from again; see `patchrank.models.checkpoints.save`."""
-    from patchrank.models.checkpoints.save import save_pretrained
-
-    save_pretrained(model, directory)
-
-
-def unprune(model):
-    """Undoes `prune_open_clip`; see `patchrank.models.open_clip.prune.unprune`."""
-    from patchrank.models.open_clip.prune import unprune
-
-    return unprune(model)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

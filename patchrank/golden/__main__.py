@@ -22,6 +22,7 @@ from patchrank.data.dataset_factory import find_task
 from patchrank.golden.make_shards import make_shards, shard_folder
 from patchrank.golden.scores import METRICS
 from patchrank.io import resolve
+from patchrank.utils.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,3 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {key: getattr(args, key) for key in ("window", "stride", "remove_at", "rounds", "metric")}
     folder = shard_folder(clip, split, resolve(args.out), **settings)
     print(make_shards(clip, split, folder, args.batch_size))
+
+
+if __name__ == "__main__":
+    run_command(main)

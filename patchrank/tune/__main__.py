@@ -40,3 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     names = ("quick", "fresh", "dry_run", "address", "wait", "dashboard", "best", "out")
     options = {key: getattr(args, key) for key in names}
     run_command(lambda: run_sweep(args.sweep, args.overrides, **options).exit_code)
+
+
+if __name__ == "__main__":
+    main()

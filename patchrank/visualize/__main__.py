@@ -10,6 +10,7 @@ from patchrank.cli.flags import add_model_flags, create_clip_from, positive
 from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.data.digits import scenes as digits
 from patchrank.io import check_writable, resolve, write_atomic
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.visualize.figure import draw_rankings
 from patchrank.visualize.pictures import Pictures, read_pictures, split_pictures
@@ -84,3 +85,7 @@ def _pictures(args: argparse.Namespace) -> Pictures:
     classes = args.classes or digits.CLASSES
     templates = args.template or (TEMPLATES if args.classes else digits.TEMPLATES)
     return read_pictures(args.image, classes, templates, args.label)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -269,7 +269,7 @@ def test_the_command_ends_with_a_row_that_evaluate_confirms(tmp_path, capsys, mo
     assert (row["mode"], row["num_tokens"], row["preset"], row["split"]) == ("TV", 4, "digits", "val")
     assert row["n_seen_images"] == row["n_seen_labels"] == 20 and row["seconds_per_epoch"] > 0
     assert load_prompts(out)[1]["pruning"]["keep_rate"] == 0.6 and list((tmp_path / "p.safetensors.logs").iterdir())
-    monkeypatch.setattr("patchrank.prompt.tune_prompts", lambda *_, **__: pytest.fail("it was done"))
+    monkeypatch.setattr("patchrank.prompt.__main__.tune_prompts", lambda *_, **__: pytest.fail("it was done"))
     prompt_main(flags)
     assert json.loads(capsys.readouterr().out) == row
 

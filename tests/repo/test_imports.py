@@ -1,14 +1,18 @@
 """`import patchrank` is light, and the stages that a GPU machine runs import without Ray."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 
+import patchrank
+from patchrank.models.clip import create_clip
+
 HEAVY = ("ray", "webdataset", "open_clip", "matplotlib", "optuna", "sklearn")
 
 
-STAGES = ("golden", "fit", "evaluate", "benchmark", "trial", "chosen", "report", "visualize")
+STAGES = ("golden", "fit", "evaluate", "benchmark", "prompt.tuning", "trial.run", "report", "visualize")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,15 @@ def test_the_tests_here_can_fail(loaded):
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_need_neither_ray_nor_open_clip_to_import(stage, loaded):
     assert loaded[f"patchrank.{stage}"] & {"ray", "optuna", "open_clip", "webdataset"} == set()
+
+
+def test_public_names_come_with_their_own_signatures_and_docstrings():
+    assert {"create_clip", "prune_open_clip", "unprune", "save_pretrained", "UserError"} == set(patchrank.__all__)
+    assert set(patchrank.__all__) <= set(dir(patchrank))
+    assert patchrank.create_clip is create_clip and "checkpoint" in inspect.signature(patchrank.create_clip).parameters
+    assert all(inspect.getdoc(getattr(patchrank, name)) for name in patchrank.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'creat_clip'"):
+        patchrank.creat_clip  # noqa: B018
 
 
 def test_scoring_from_tensors_runs_where_ray_webdataset_and_open_clip_are_missing():
