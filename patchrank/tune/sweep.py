@@ -54,7 +54,7 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     pinned = [key for key in changed if key.removeprefix("trial.") in axes]
     axes = {key: rule for key, rule in axes.items() if f"trial.{key}" not in pinned}
     suffix = "-quick" if quick else ""
-    beside = [resolve(place) + suffix for place in config.report.beside]  # smoke runs stand beside smoke runs
+    beside = tuple(resolve(place) + suffix for place in config.report.beside)  # smoke runs stand beside smoke runs
     settings = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
     settings |= {"report": config.report.model_copy(update={"beside": beside})}
     notes = [f"{key} is pinned by an override and no longer swept" for key in pinned]
