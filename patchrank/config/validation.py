@@ -51,9 +51,9 @@ def _written(loc: tuple, raw: Any) -> tuple[tuple, Any]:
 
 
 def value_at(config: dict, path: str) -> object:
-    """The value at a dotted path of a plain configuration; None below a section that is left out."""
+    """The value at a dotted path of a plain configuration; None where a section, or a newer setting, is left out."""
     for part in path.split("."):
-        config = None if config is None else config[part]
+        config = None if config is None else config.get(part)
     return config
 
 

@@ -46,7 +46,9 @@ def check_trial(trial: ResolvedTrial) -> None:
     if config.pruning.reducer == "predictor":
         check_location(config.predictor.name, trial.location)
     if config.predictor.loss not in LOSSES:
-        raise UserError(f"predictor.loss {config.predictor.loss!r} does not exist; {near(config.predictor.loss, LOSSES)}")
+        raise UserError(
+            f"predictor.loss {config.predictor.loss!r} does not exist; {near(config.predictor.loss, LOSSES)}"
+        )
     with pair.applied(predictor_init="random", **trial.pruning):
         if trial.learns:
             _check_prompt(trial, tower)

@@ -14,9 +14,9 @@ from patchrank.io import join, read_json, write_json
 from patchrank.layers.norm_gains import layer_norms
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import create_clip
-from patchrank.prompt.presets import complete
 from patchrank.trial.identity import SCHEMA, speed_id, speed_settings
-from patchrank.trial.requirements import ResolvedTrial
+from patchrank.trial.inputs import Inputs
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.utils.device import check_device, hardware
 
 
@@ -59,6 +59,6 @@ def random_tower(trial: ResolvedTrial, device: str = "cpu") -> nn.Module:
 
 def _random_prompts(trial: ResolvedTrial, tower: nn.Module) -> Prompts:
     clip = create_clip(trial.config.model.name, pretrained=False)  # whose text tower tells how many tokens words are
-    recipe = complete(trial.config.prompt, clip, trial.tasks[0])
+    recipe = TrialContext(trial, Inputs(clip, trial.config.data)).recipes[trial.tasks[0]]
     gains = len(layer_norms(tower)) if recipe.norm_gains else 0
     return Prompts("V", recipe.num_tokens, clip.text.width, tower.embed_dim, num_norms=gains)

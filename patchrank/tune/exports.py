@@ -170,7 +170,7 @@ def _frozen(
     """A record as Optuna has it: with values, or with the reason why there are none."""
     import optuna
 
-    from patchrank.tune.spaces import distribution, encode
+    from patchrank.tune.space import distribution, encode
 
     choices = {key: Rule(choice=rule.grid) if rule.grid else rule for key, rule in rules.items()}
     metrics, cause = record.get("metrics", {}), _cause(record, objectives, constraints)

@@ -20,8 +20,7 @@ from patchrank.io import content_id
 from patchrank.tune.console import Failure, describe, say
 from patchrank.tune.early_stopping import STEP, VALUE, was_stopped
 from patchrank.tune.plan import Plan
-from patchrank.tune.space import MOST, TRIES, fits
-from patchrank.tune.spaces import distribution, encode, sample
+from patchrank.tune.space import MOST, TRIES, create_study, distribution, encode, fits, sample
 
 STUBBORN = 8  # repeated proposals in a row after which a trial is drawn at random
 EMPTY: Mapping = MappingProxyType({})
@@ -123,7 +122,7 @@ class CellSearch(ListSearch):
         search = self.plan.sweep.config.search
         directions = ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
         seed = int(content_id([search.seed, cell, len(self.known[cell])])[:8], 16)
-        return optuna.create_study(sampler=create_sampler(search, seed, len(self.known[cell])), directions=directions)
+        return create_study(sampler=create_sampler(search, seed, len(self.known[cell])), directions=directions)
 
     def _enqueue(self, first: Iterable[dict[str, object]]) -> None:
         """Lets studies begin with values that have been drawn before."""
