@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-# The settings of a trial, by section, that were there when ids were first given out; these always enter an id. A setting
-# that is added later is NOT written down here.
+# The settings of a trial, by section, that were there when ids were first given out: these always enter an id. Whoever
+# adds a setting does NOT write it down here.
 FIRST = {
     "": {"seed", "model", "data", "golden", "predictor", "pruning", "controls", "prompt"},
     "model": {"name", "checkpoint"},

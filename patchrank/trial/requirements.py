@@ -144,6 +144,11 @@ class ResolvedTrial:
         return self.config.prompt is not None and self.config.prompt.mode != "none"
 
     @property
+    def learns_visual(self) -> bool:
+        """Whether learned tokens go through the image tower, and not through the text tower alone."""
+        return self.learns and "V" in self.config.prompt.mode
+
+    @property
     def controls(self) -> tuple[str, ...]:
         """Other orders that test images are ranked in. Prompts are tuned for one order, so they exclude others."""
         ranks = self.config.pruning.reducer == "predictor" and not self.learns

@@ -17,9 +17,9 @@ from patchrank.trial.run import error_record, stopped_record
 from patchrank.tune.cluster import available_slots
 from patchrank.tune.console import Failure, describe
 from patchrank.tune.early_stopping import STEP, VALUE, was_stopped
-from patchrank.tune.limits import find_outcome
 from patchrank.tune.plan import Plan
 from patchrank.tune.prometheus import REFRESH, show_sweep
+from patchrank.tune.records import find_outcome
 from patchrank.tune.signals import Interrupts
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
-from patchrank.config import TrialConfig
 from patchrank.fit import WARNINGS
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.tune.plan import Plan
 
 SHOWN = 16  # trials that a plan lists by name
@@ -34,7 +34,7 @@ def print_plan(plan: Plan, jobs: list, missing: int) -> None:
         say(f"  note: {key} is not swept, since no point of the grid meets its `when`")
     if plan.left_out:
         say(f"  note: {plan.left_out} points of the grid break the bound on GMACs and are left out")
-    for warning in sorted({WARNINGS.get(trial.predictor.loss, "") for trial in _fitted(plan)} - {""}):
+    for warning in sorted({WARNINGS.get(trial.config.predictor.loss, "") for trial in _fitted(plan)} - {""}):
         say(f"  note: {warning}")
     for cell in plan.cells[:SHOWN]:
         done = 0 if missing == plan.size else sum(1 for _ in plan.records_of(cell))  # --fresh: records do not count
@@ -49,9 +49,9 @@ def print_plan(plan: Plan, jobs: list, missing: int) -> None:
     say(f"  records in {config.root}/trials, {config.resources.cpu:g} cpu and {config.resources.gpu:g} gpu a trial")
 
 
-def _fitted(plan: Plan) -> list[TrialConfig]:
+def _fitted(plan: Plan) -> list[ResolvedTrial]:
     trials = [plan.trial(cell.values) for cell in plan.cells]
-    return [trial for trial in trials if trial.pruning.reducer == "predictor"]
+    return [trial for trial in trials if trial.config.pruning.reducer == "predictor"]
 
 
 def say(line: str) -> None:

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from patchrank.config import Constraint, Objective, Rule
 from patchrank.report.pareto import is_number, said
 from patchrank.tune.early_stopping import STEP, VALUE
-from patchrank.tune.spaces import distribution, encode
+from patchrank.tune.space import distribution, encode
 
 
 def past_trial(

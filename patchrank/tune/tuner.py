@@ -7,7 +7,6 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from patchrank.trial.run import num_steps
 from patchrank.tune.console import Failure, describe
 from patchrank.tune.plan import Plan
 from patchrank.tune.signals import Interrupts
@@ -96,7 +95,7 @@ def create_scheduler(plan: Plan):
     asha = plan.sweep.config.search.asha
     if asha is None:
         return None
-    return asha_scheduler(asha, max(num_steps(trial, plan.inputs(trial), asha.of) for trial in plan.staged()))
+    return asha_scheduler(asha, max(plan.context(trial).num_steps(asha.of) for trial in plan.staged()))
 
 
 def _trainable(plan: Plan, run: str):
@@ -105,10 +104,7 @@ def _trainable(plan: Plan, run: str):
 
     from patchrank.tune.worker import run_one
 
-    config, resources = plan.sweep.config, plan.sweep.config.resources.model_dump()
-    job = {"base": config.trial.model_dump(), "root": config.root, "shards": config.shards, "sweep": config.name}
-    job |= {"run": run, "time_limit": config.time_limit, "imports": config.imports, **resources}
-    job["asha"] = config.search.asha and config.search.asha.model_dump()
-    trainable = tune.with_parameters(run_one, job=job)
+    config = plan.sweep.config
+    trainable = tune.with_parameters(run_one, sweep=config, run=run)
     trainable.__name__ = f"trials of {config.name}"
-    return tune.with_resources(trainable, resources)
+    return tune.with_resources(trainable, config.resources.model_dump())

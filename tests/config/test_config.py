@@ -107,7 +107,7 @@ def test_overriding_a_swept_axis_pins_it_and_says_so():
     assert list(sweep.axes) == ["seed", "controls"] and sweep.notes == [
         "trial.pruning.locations is pinned by an override and no longer swept"
     ]
-    assert all(make_plan(sweep).trial(cell.values).pruning.locations == [3, 6] for cell in make_plan(sweep).cells)
+    assert all(make_plan(sweep).trial(cell.values).pruning.locations == (3, 6) for cell in make_plan(sweep).cells)
 
 
 def space(tmp_path, text: str):
@@ -180,7 +180,7 @@ def test_every_claim_of_a_sweep_has_what_it_compares(file):
 
 
 def test_a_smoke_run_needs_one_seed():
-    assert load_sweep("locations", quick=True).axes["seed"].grid == [0]
+    assert load_sweep("locations", quick=True).axes["seed"].grid == (0,)
 
 
 def test_quick_runs_live_in_a_folder_of_their_own():
@@ -223,3 +223,33 @@ def test_missing_and_unknown_files():
     with pytest.raises(UserError, match="key 'name' is missing"):
         validate(SweepConfig, {"schema": 1}, "x")
     assert validate(TrialConfig, {}, "x").pruning.keep_rate == 0.6
+
+
+FREE = {"wandb": {"project": "x", "tags": ["a", {"b": [1]}]}}
+
+
+def test_configurations_are_frozen_and_hashable():
+    raw = {"schema": 1, "name": "x", "root": "r", "shards": "s", "spaces": ["a.yaml"], "report": {"table": "x"}}
+    claim = {"say": "x", "of": {"pruning.locations": [[4], [6]]}, "against": {"seed": 1}, "measure": "accuracy"}
+    raw |= {"loggers": FREE, "report": {"table": "x", "claims": [claim | {"against": "unpruned"}]}}
+    one, other = (validate(SweepConfig, raw, "x") for _ in range(2))
+    assert hash(one) == hash(other) and one == other
+    assert len({TrialConfig(), TrialConfig(), TrialConfig(seed=1)}) == 2
+    rule = validate(Rule, {"grid": [[1], [2]], "when": [{"seed": [1]}, {"seed": [2]}]}, "x")
+    assert rule.conditions == ({"seed": (1,)}, {"seed": (2,)}) and hash(rule) == hash(rule.model_copy())
+    with pytest.raises(ValueError, match="frozen"):
+        one.trial.pruning.keep_rate = 0.5
+
+
+def test_lists_are_tuples_in_python_and_lists_in_files():
+    trial = validate(TrialConfig, {"pruning": {"locations": [2, 3]}, "predictor": {"fit_on": ["digits"]}}, "x")
+    assert trial.pruning.locations == (2, 3) and trial.predictor.fit_on == ("digits",)
+    assert trial.model_dump()["pruning"]["locations"] == [2, 3] and trial.model_dump()["data"]["tasks"] == ["digits"]
+    assert validate(TrialConfig, trial.model_dump(), "x") == trial
+    assert TrialConfig.model_validate_json(trial.model_dump_json()) == trial
+
+
+@pytest.mark.parametrize("wrong", [[True], ["4"], [4.0], "4", 4, {4: 1}, []])
+def test_items_of_lists_keep_their_types(wrong):
+    with pytest.raises(UserError, match="pruning.locations.* but should (be a valid|have at least 1 item)"):
+        validate(TrialConfig, {"pruning": {"locations": wrong}}, "x")

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import ImageOps
 from torch import nn
 
-from patchrank.config import TrialConfig
 from patchrank.data.image_split import ImageSplit
 from patchrank.layers.class_token import is_plain
 from patchrank.layers.macs import block_macs, vision_macs
 from patchrank.trial.inputs import Inputs
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.run import PICTURES
 
 BLOCK, TAR_END = 512, 1024 + 10240 // 2  # bytes that tars are made of, and what is behind the last member
@@ -53,13 +53,13 @@ def sample_bytes(split: ImageSplit, arrays: Sequence[int], few: int = 8) -> int:
     return sum(BLOCK + -(-int(size) // BLOCK) * BLOCK for size in members)
 
 
-def record_bytes(trial: TrialConfig, inputs: Inputs) -> int:
+def record_bytes(trial: ResolvedTrial, inputs: Inputs) -> int:
     """Of a trial's record and its arrays: names and cosines of all images, and pictures of the first."""
     side, draw, total = inputs.clip.visual.pretrained_cfg["input_size"][-1], np.random.default_rng(0), JSON
-    for task in trial.data.tasks:
+    for task in trial.config.data.tasks:
         for part in ("val", "test"):
             split, arrays = inputs.split(task, part), {}
-            shown = range(min(len(split), max(1, PICTURES // len(trial.data.tasks))) if part == "test" else 0)
+            shown = range(min(len(split), max(1, PICTURES // len(trial.config.data.tasks))) if part == "test" else 0)
             arrays["pictures"] = np.asarray([np.asarray(ImageOps.fit(split.image(n), (side, side))) for n in shown])
             arrays |= {"ids": np.asarray(split.ids), "groups": np.asarray(split.clusters())}
             arrays |= {"cosine": draw.random(len(split), np.float32)}

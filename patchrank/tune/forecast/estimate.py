@@ -10,11 +10,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from patchrank.config import TrialConfig
 from patchrank.layers.pruning import windows
 from patchrank.trial.inputs import Inputs
-from patchrank.trial.prompts import learns
-from patchrank.trial.run import fit_tasks, is_fitted, needed_shards
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.tune.forecast.counting import TAR_END, prefix_macs, record_bytes, sample_bytes, score_macs
 from patchrank.tune.forecast.timing import Timer, prepared, pruned
 from patchrank.tune.ray_tasks import Job
@@ -81,8 +79,8 @@ class _Part(NamedTuple):
 
 def estimate(
     jobs: Sequence[Job],
-    trials: Sequence[TrialConfig],
-    inputs: Callable[[TrialConfig], Inputs],
+    trials: Sequence[ResolvedTrial],
+    inputs: Callable[[ResolvedTrial], Inputs],
     slots: int = 1,
     cpu: float = 1,
     device: str = "cpu",
@@ -115,7 +113,9 @@ def _shards(job: Job, inputs: Inputs, timer: Timer) -> Cost:
     """One set of shards, as far as it is not there."""
     golden, metrics, tower = job.folder.header["golden"], job.folder.header["metrics"], inputs.clip.visual
     split = next(
-        split for split, folder in needed_shards(job.trial, inputs, "").values() if folder.key == job.folder.key
+        split
+        for split, folder in TrialContext(job.trial, inputs).needed_shards.values()
+        if folder.key == job.folder.key
     )
     images = sum(job.folder.sizes[index] for index in job.faults)
     squares = len(windows(tower.patch_embed.grid_size, golden["window"], golden["stride"]))
@@ -127,13 +127,15 @@ def _shards(job: Job, inputs: Inputs, timer: Timer) -> Cost:
     return Cost(len(job.faults), images, images * passes, images * macs, size, images * each)
 
 
-def _trials(trials: Sequence[TrialConfig], inputs: Callable[[TrialConfig], Inputs], timer: Timer, workers: int) -> Cost:
+def _trials(
+    trials: Sequence[ResolvedTrial], inputs: Callable[[ResolvedTrial], Inputs], timer: Timer, workers: int
+) -> Cost:
     """All trials; what several share counts once, or once for each worker that meets it."""
     shared: dict[tuple, list[_Part]] = defaultdict(list)
     sizes: dict[str, int] = {}
     total = Cost()
     for n, trial in enumerate(trials):
-        some, data = inputs(trial), trial.data.model_dump_json()
+        some, data = inputs(trial), trial.config.data.model_dump_json()
         sizes[data] = sizes.get(data) or record_bytes(trial, some)
         total += Cost(1, num_bytes=sizes[data])
         with pruned(trial, some.clip):
@@ -146,34 +148,41 @@ def _trials(trials: Sequence[TrialConfig], inputs: Callable[[TrialConfig], Input
     return total
 
 
-def _parts(trial: TrialConfig, inputs: Inputs, timer: Timer) -> Iterator[_Part]:
+def _parts(trial: ResolvedTrial, inputs: Inputs, timer: Timer) -> Iterator[_Part]:
     """What one trial does, with its pruning in force."""
-    folders = {need: folder.key for need, (_, folder) in needed_shards(trial, inputs, "").items()}
-    data = trial.model.model_dump_json(), trial.data.model_dump_json()
+    folders = {need: folder.key for need, (_, folder) in TrialContext(trial, inputs).needed_shards.items()}
+    data = trial.config.model.model_dump_json(), trial.config.data.model_dump_json()
     ranker = ()
-    if is_fitted(trial):
-        trained = tuple(folders[task, "train"] for task in fit_tasks(trial))
-        settings = trial.predictor.model_dump_json(), trial.golden.metric, trial.pruning.locations[0], trial.seed
-        ranker = trial.pruning.reducer, *settings
-        if trial.predictor.fit_on != "own":
-            yield _fit(trial, inputs, timer, ranker + trained, fit_tasks(trial))
-    for task in trial.data.tasks:
+    if trial.is_fitted:
+        trained = tuple(folders[task, "train"] for task in trial.fit_tasks)
+        settings = (
+            trial.config.predictor.model_dump_json(),
+            trial.config.golden.metric,
+            trial.config.pruning.locations[0],
+            trial.config.seed,
+        )
+        ranker = trial.config.pruning.reducer, *settings
+        if trial.config.predictor.fit_on != "own":
+            yield _fit(trial, inputs, timer, ranker + trained, trial.fit_tasks)
+    for task in trial.config.data.tasks:
         for part in ("val", "test"):
             yield from _references(trial, inputs, timer, data, task, part)
-        if is_fitted(trial):
+        if trial.is_fitted:
             yield from _ranking(trial, inputs, timer, folders, ranker, task)
-        if learns(trial):
-            settings = trial.prompt.model_dump_json(), trial.pruning.model_dump_json(), trial.seed
+        if trial.learns:
+            settings = trial.config.prompt.model_dump_json(), trial.config.pruning.model_dump_json(), trial.config.seed
             yield _Part(("tune", data, ranker, task, *settings), "sweep", timer.tune(trial, task, inputs))
         yield _evaluation(trial, inputs, timer, task)
 
 
-def _fit(trial: TrialConfig, inputs: Inputs, timer: Timer, key: tuple, tasks: Sequence[str]) -> _Part:
+def _fit(trial: ResolvedTrial, inputs: Inputs, timer: Timer, key: tuple, tasks: Sequence[str]) -> _Part:
     images = sum(len(inputs.split(task, "train")) for task in tasks)
     return _Part(("fit", *key), "sweep", timer.fit(trial, inputs.clip, images))
 
 
-def _references(trial: TrialConfig, inputs: Inputs, timer: Timer, data: tuple, task: str, part: str) -> Iterator[_Part]:
+def _references(
+    trial: ResolvedTrial, inputs: Inputs, timer: Timer, data: tuple, task: str, part: str
+) -> Iterator[_Part]:
     """Images of a part of a task in memory, whole embeddings, and tokens that pruning does not touch."""
     clip, split = inputs.clip, inputs.split(task, part)
     count, layer, whole = len(split), clip.visual.shared_layer, clip.visual.macs_unpruned().image
@@ -182,39 +191,39 @@ def _references(trial: TrialConfig, inputs: Inputs, timer: Timer, data: tuple, t
     seconds = timer.whole(clip, split)
     once = count * (timer.load(clip, split) + seconds)
     yield _Part(("load", *data, task, part), "worker", once, count, count * whole)
-    if not learns(trial):
+    if not trial.learns:
         macs = prefix_macs(clip.visual, layer)
         yield _Part(("tokens", *data, task, part, layer), "worker", count * seconds * macs / whole, 0, count * macs)
 
 
 def _ranking(
-    trial: TrialConfig, inputs: Inputs, timer: Timer, folders: dict, ranker: tuple, task: str
+    trial: ResolvedTrial, inputs: Inputs, timer: Timer, folders: dict, ranker: tuple, task: str
 ) -> Iterator[_Part]:
     """Tokens of the images that were scored, a predictor fitted to them, and how well it ranks."""
-    clip, location = inputs.clip, trial.pruning.locations[0]
-    own = [task] if trial.predictor.fit_on == "own" else fit_tasks(trial)
+    clip, location = inputs.clip, trial.config.pruning.locations[0]
+    own = [task] if trial.config.predictor.fit_on == "own" else trial.fit_tasks
     share = prefix_macs(clip.visual, location) / clip.visual.macs_unpruned().image
     for need in [*((name, "train") for name in own), (task, "val")]:
         split = inputs.split(*need)
         each = timer.load(clip, split) + share * timer.whole(clip, split)
         yield _Part(("ranked", folders[need], location), "worker", len(split) * each)
     key = *ranker, *(folders[name, "train"] for name in own)
-    if trial.predictor.fit_on == "own":
+    if trial.config.predictor.fit_on == "own":
         yield _fit(trial, inputs, timer, key, own)
     val = len(inputs.split(task, "val"))
     yield _Part(("quality", *key, folders[task, "val"]), "worker", val * timer.quality(trial, clip))
 
 
-def _evaluation(trial: TrialConfig, inputs: Inputs, timer: Timer, task: str) -> _Part:
+def _evaluation(trial: ResolvedTrial, inputs: Inputs, timer: Timer, task: str) -> _Part:
     """val and test by the pruning in force, and by the controls' orders."""
     clip, tower = inputs.clip, inputs.clip.visual
-    parts = "val", "oracle" if trial.pruning.reducer == "golden" else "test"
+    parts = "val", "oracle" if trial.config.pruning.reducer == "golden" else "test"
     counts = [len(inputs.split(task, part)) for part in parts]
     macs = tower.macs().image - prefix_macs(tower, tower.shared_layer)
     each = timer.evaluate(trial, clip, inputs.split(task, "val"), macs)
-    if learns(trial):  # whose tokens no other trial shares
+    if trial.learns:  # whose tokens no other trial shares
         each *= tower.macs().image / macs
-    passes = sum(counts) + counts[1] * len(trial.controls)
+    passes = sum(counts) + counts[1] * len(trial.config.controls)
     return _Part((), "trial", sum(counts) * each, passes, passes * macs)
 
 

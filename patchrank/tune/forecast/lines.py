@@ -7,7 +7,7 @@ import os
 import torch
 
 from patchrank.benchmark import WARM_UP, measure
-from patchrank.config import TrialConfig
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.speed import random_tower
 from patchrank.tune.cluster import Where, slots
 from patchrank.tune.console import say
@@ -33,14 +33,14 @@ def forecast(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> None:
         say(f"  milliseconds: {len(left)} towers at most, one at a time, about {len(left) * each / 60:.1f} min more")
 
 
-def _measuring(plan: Plan, trial: TrialConfig) -> float:
+def _measuring(plan: Plan, trial: ResolvedTrial) -> float:
     """Seconds that a tower's milliseconds take, from a few runs of this one."""
     few = measure(random_tower(trial), plan.sweep.config.benchmark.batch_size, repeats=3)
     turns = plan.sweep.config.benchmark.repeats + WARM_UP
     return turns * plan.sweep.config.benchmark.batch_size * (few["ms"] + few["ms_unpruned"]) / 1000
 
 
-def _to_run(plan: Plan, cell: Cell, fresh: bool) -> list[TrialConfig]:
+def _to_run(plan: Plan, cell: Cell, fresh: bool) -> list[ResolvedTrial]:
     """Trials of a cell that have no record; of a search, which nobody knows beforehand, as many at random."""
     left = cell.samples if fresh else cell.samples - len(list(plan.records_of(cell)))
     if left <= 0 or not plan.sampled:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 import torch
 
-from patchrank.config import TrialConfig
 from patchrank.data.image_split import ImageSplit
 from patchrank.evaluate import evaluate
 from patchrank.fit import BATCH_SIZE as FIT_BATCH
@@ -29,8 +28,7 @@ from patchrank.models.clip import Clip
 from patchrank.prompt.__main__ import dry_run
 from patchrank.prompt.presets import complete
 from patchrank.trial.inputs import Inputs
-from patchrank.trial.prompts import lessons
-from patchrank.trial.run import is_fitted, predictor_shape
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.utils.progress import progress
 
 IMAGES = 32  # of a timed batch
@@ -100,53 +98,55 @@ class Timer:
 
         return self.once(("score", clip.name, *how.values()), prepare)
 
-    def evaluate(self, trial: TrialConfig, clip: Clip, split: ImageSplit, macs: int) -> float:
+    def evaluate(self, trial: ResolvedTrial, clip: Clip, split: ImageSplit, macs: int) -> float:
         """Pruned evaluation of one image of `macs`, its controls with it; by arithmetic, from the first of its kind."""
 
         def prepare():
             few, tower = split.first(IMAGES).loaded(clip.transform(), 1 << 30), clip.visual
-            scores = torch.rand(len(few), tower.num_patches).numpy() if trial.pruning.reducer == "golden" else None
+            scores = (
+                torch.rand(len(few), tower.num_patches).numpy() if trial.config.pruning.reducer == "golden" else None
+            )
             with torch.inference_mode():
                 tokens = tower.forward_prefix(few.tensors.to(self.device), tower.shared_layer)
                 unpruned = tower.forward_whole(few.tensors.to(self.device))
             given = {"unpruned": unpruned, "tokens": tokens, "quiet": True}
-            return lambda: evaluate(clip, few, trial.controls, scores, **given), len(few) * macs
+            return lambda: evaluate(clip, few, trial.config.controls, scores, **given), len(few) * macs
 
-        pruning = trial.pruning
+        pruning = trial.config.pruning
         return macs * self.once(
-            ("evaluate", clip.name, pruning.reducer, pruning.leftovers, tuple(trial.controls)), prepare
+            ("evaluate", clip.name, pruning.reducer, pruning.leftovers, tuple(trial.config.controls)), prepare
         )
 
-    def fit(self, trial: TrialConfig, clip: Clip, images: int) -> float:
+    def fit(self, trial: ResolvedTrial, clip: Clip, images: int) -> float:
         """Fitting one predictor to so many images."""
-        if trial.pruning.reducer == "prior" or trial.predictor.name == "prior":
+        if trial.config.pruning.reducer == "prior" or trial.config.predictor.name == "prior":
             return 0.0
         rows, grid = min(FIT_BATCH, images), clip.visual.patch_embed.grid_size
-        how = {"name": trial.predictor.name, "loss": trial.predictor.loss, **predictor_shape(trial)}
+        how = {"name": trial.config.predictor.name, "loss": trial.config.predictor.loss, **trial.predictor.shape}
 
         def prepare():
             data = self._ranked(clip, rows)
             return lambda: fit_predictor(data, grid, epochs=FIT_STEPS, quiet=True, **how), FIT_STEPS
 
-        steps = trial.predictor.epochs * -(-images // FIT_BATCH)
+        steps = trial.config.predictor.epochs * -(-images // FIT_BATCH)
         return steps * self.once(("fit", clip.name, rows, *how.values()), prepare)
 
-    def quality(self, trial: TrialConfig, clip: Clip) -> float:
+    def quality(self, trial: ResolvedTrial, clip: Clip) -> float:
         """Comparing the ranking of one image with the golden one."""
 
         def prepare():
             predictor, data = random_predictor(trial, clip), self._ranked(clip, IMAGES)
             return lambda: rank_quality(predictor, prior_of(data), data), IMAGES
 
-        return self.once(("quality", clip.name, trial.predictor.name), prepare)
+        return self.once(("quality", clip.name, trial.config.predictor.name), prepare)
 
-    def tune(self, trial: TrialConfig, task: str, inputs: Inputs) -> float:
+    def tune(self, trial: ResolvedTrial, task: str, inputs: Inputs) -> float:
         """Tuning the prompts of one trial and task, with its pruning in force: as `patchrank.prompt --dry-run` says."""
-        config, train = complete(trial.prompt, inputs.clip, task), lessons(trial, task, inputs)
+        config, train = complete(trial.config.prompt, inputs.clip, task), TrialContext(trial, inputs).lessons(task)
         drops = inputs.clip.visual.drop_counts
         key = "tune", inputs.clip.name, config.model_dump_json(exclude={"epochs", "lr", "shots", "images"}), drops
         if key not in self.known:
-            self.known[key] = dry_run(inputs.clip, train, config, trial.seed)["seconds_per_step"]
+            self.known[key] = dry_run(inputs.clip, train, config, trial.config.seed)["seconds_per_step"]
             self.bar.update()
         return self.known[key] * config.epochs * max(1, len(train) // config.batch_size)
 
@@ -169,19 +169,19 @@ class Timer:
         return Ranked(*(part.to(self.device) for part in parts))
 
 
-def random_predictor(trial: TrialConfig, clip: Clip) -> torch.nn.Module:
+def random_predictor(trial: ResolvedTrial, clip: Clip) -> torch.nn.Module:
     """A predictor of a trial's kind that nobody has fitted."""
-    name = "prior" if trial.pruning.reducer == "prior" else trial.predictor.name
-    shape = {} if name == "prior" else predictor_shape(trial)
+    name = "prior" if trial.config.pruning.reducer == "prior" else trial.config.predictor.name
+    shape = {} if name == "prior" else trial.predictor.shape
     made = create_predictor(name, clip.visual.embed_dim, clip.visual.patch_embed.grid_size, **shape)
     return made.to(clip.logit_scale.device).eval()
 
 
 @contextmanager
-def pruned(trial: TrialConfig, clip: Clip) -> Iterator[None]:
+def pruned(trial: ResolvedTrial, clip: Clip) -> Iterator[None]:
     """The pair with the pruning of a trial, by a random predictor, for the length of a block."""
-    settings = trial.pruning.model_dump() | {"seed": trial.seed}
-    predictor = {"predictor": random_predictor(trial, clip)} if is_fitted(trial) else {}
+    settings = trial.config.pruning.model_dump() | {"seed": trial.config.seed}
+    predictor = {"predictor": random_predictor(trial, clip)} if trial.is_fitted else {}
     clip.visual.set_pruning(keep_rate=1.0, drop_counts=None)
     try:
         clip.visual.set_pruning(**settings, **predictor)
