@@ -18,8 +18,8 @@ from patchrank.report import paper_rows, write_report
 from patchrank.tune.best import parse_bounds, write_best
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
 from patchrank.tune.console import Failure, describe, print_plan, say
+from patchrank.tune.dry_run import print_estimate
 from patchrank.tune.exports import export
-from patchrank.tune.forecast.lines import forecast
 from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.ray_tasks import Job, measure_alone, stage, staging_jobs
 from patchrank.tune.signals import Interrupts
@@ -71,7 +71,7 @@ def run_sweep(
     jobs = staging_jobs(plan) if missing else []
     print_plan(plan, jobs, missing)
     if dry_run:
-        forecast(plan, jobs, fresh, where)
+        print_estimate(plan, jobs, fresh, where)
         return Outcome(plan.rows(), 0)
     words = [str(spec), *overrides, *(["--quick"] if quick else [])]
     outcome = _run(plan, jobs, fresh, where, " ".join(words))
