@@ -10,7 +10,8 @@ from patchrank.config import TrialConfig
 from patchrank.golden.make_shards import make_shards
 from patchrank.golden.scores import score_images
 from patchrank.trial.inputs import load_inputs
-from patchrank.trial.run import needed_shards, run_trial
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.run import run_trial
 from patchrank.tune.forecast import estimate as module
 from patchrank.tune.forecast import timing
 from patchrank.tune.forecast.counting import prefix_macs, score_macs, suffix_macs
@@ -20,17 +21,17 @@ from patchrank.tune.ray_tasks import Job
 SMALL = {"n_train": 24, "n_val": 16, "n_test": 16}
 
 
-def config(**changes) -> TrialConfig:
+def config(**changes) -> ResolvedTrial:
     raw = TrialConfig(data={"tasks": ["digits"], **SMALL}, predictor={"epochs": 3}).model_dump()
     for path, value in changes.items():
         section, _, key = path.partition("__")
         raw[section] = value if not key else raw[section] | {key: value}
-    return TrialConfig.model_validate(raw)
+    return ResolvedTrial(TrialConfig.model_validate(raw))
 
 
 @pytest.fixture(scope="module")
 def inputs():
-    return load_inputs(config())
+    return load_inputs(config().config.model, config().config.data)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,9 @@ def no_subprocess(monkeypatch):
 
 
 def jobs_of(trial, inputs, root):
-    return [Job(trial, folder, folder.faults()) for _, folder in needed_shards(trial, inputs, root).values()]
+    return [
+        Job(trial, folder, folder.faults()) for _, folder in TrialContext(trial, inputs, root).needed_shards.values()
+    ]
 
 
 def counted(tower, images, **golden) -> int:
@@ -75,7 +78,7 @@ def test_counts_and_bytes_are_those_of_shards_and_records_that_are_made(inputs, 
     found = estimate(jobs, [trial], lambda _: inputs, quiet=True)
     assert (found.shards.count, found.shards.images, found.shards.forwards) == (2, 40, 40 * 49)
     assert (found.trials.count, found.trials.forwards) == (1, 2 * 32)  # each image unpruned, and pruned
-    for split, folder in needed_shards(trial, inputs, root).values():
+    for split, folder in TrialContext(trial, inputs, root).needed_shards.values():
         make_shards(inputs.clip, split, folder, quiet=True)
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.tar"))
     assert found.shards.num_bytes == pytest.approx(written, rel=0.1)
@@ -124,7 +127,12 @@ def test_controls_and_oracles_count(inputs, fixed):
     controlled = estimate([], [config(controls=["random", "reversed"])], lambda _: inputs, quiet=True).trials
     assert controlled.forwards - plain.forwards == 2 * 16
     oracle = config(pruning__reducer="golden", data__n_oracle=4)
-    assert estimate([], [oracle], lambda _: load_inputs(oracle), quiet=True).trials.forwards == 32 + 16 + 4
+    assert (
+        estimate(
+            [], [oracle], lambda _: load_inputs(oracle.config.model, oracle.config.data), quiet=True
+        ).trials.forwards
+        == 32 + 16 + 4
+    )
 
 
 def test_prompts_count_by_the_steps_that_their_own_dry_run_times(inputs, monkeypatch):

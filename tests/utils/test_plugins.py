@@ -12,6 +12,7 @@ from patchrank.layers.predictors import PREDICTORS
 from patchrank.layers.reducers import REDUCERS
 from patchrank.trial.check import check_trial
 from patchrank.trial.inputs import load_inputs
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.run import run_trial
 from patchrank.utils.errors import UserError
 from patchrank.utils.plugins import import_modules
@@ -40,7 +41,7 @@ def module(tmp_path, monkeypatch):
         registry.update(content)
 
 
-def configured(**sections) -> TrialConfig:
+def configured(**sections) -> ResolvedTrial:
     raw = {
         "data": {"tasks": ["digits"], "n_train": 24, "n_val": 12, "n_test": 12},
         "golden": {"stride": 2},
@@ -49,7 +50,7 @@ def configured(**sections) -> TrialConfig:
     }
     for section, changes in sections.items():
         raw[section] |= changes
-    return TrialConfig.model_validate(raw)
+    return ResolvedTrial(TrialConfig.model_validate(raw))
 
 
 def test_the_guides_components_run_in_trials_by_name(module, tmp_path):
@@ -62,7 +63,7 @@ def test_the_guides_components_run_in_trials_by_name(module, tmp_path):
     known = PREDICTORS["weighted"]
     import_modules([name, name])
     assert PREDICTORS["weighted"] is known  # not made a second time
-    inputs, folders = load_inputs(own), (str(tmp_path / "run"), str(tmp_path / "shards"))
+    inputs, folders = load_inputs(own.config.model, own.config.data), (str(tmp_path / "run"), str(tmp_path / "shards"))
     kept = []
     for trial in (own, longest):
         check_trial(trial)
