@@ -105,16 +105,10 @@ def evaluate_part(context: TrialContext, task: str, part: str) -> tuple[Evaluati
     """One part of a task's data, by the pruning in force; what no pruning changes is computed once for all trials."""
     trial, inputs = context.trial, context.inputs
     split, unpruned = inputs.reference(task, part)
-    found = evaluate(
-        inputs.clip,
-        split,
-        controls=trial.controls if part == "test" else (),
-        scores=_golden_scores(context, task, part) if trial.is_oracle else None,
-        seed=trial.config.seed,
-        quiet=context.quiet,
-        unpruned=unpruned,
-        tokens=inputs.shared_tokens(task, part),
-    )
+    controls = trial.controls if part == "test" else ()
+    scores = _golden_scores(context, task, part) if trial.is_oracle else None
+    known = {"unpruned": unpruned, "tokens": inputs.shared_tokens(task, part)}
+    found = evaluate(inputs.clip, split, controls, scores, seed=trial.config.seed, quiet=context.quiet, **known)
     return found, split
 
 
