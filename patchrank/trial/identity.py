@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from patchrank import benchmark, evaluate, fit
 from patchrank.config import BenchmarkConfig
-from patchrank.config.identity import settings_for_id
+from patchrank.config.identity import FIRST, settings_for_id
 from patchrank.golden import scores
 from patchrank.io import content_id
 from patchrank.prompt import tuning
@@ -79,9 +79,10 @@ def speed_settings(trial: ResolvedTrial) -> dict:
         if trial.config.pruning.reducer == "predictor":
             predictor = {"name": trial.predictor.name, **trial.predictor.shape}
     if trial.learns_visual:  # text is embedded once, whatever prompts it has
-        prompt = trial.config.prompt
-        known = ("num_tokens",) if prompt.num_tokens is not None else ("mode", "loss", "preset", "words")
-        prompts = {key: getattr(prompt, key) for key in (*known, "norm_gains")}
+        prompt = settings_for_id(trial.config.prompt, "prompt")
+        counted = ("mode", "loss", "preset", "words") if prompt["num_tokens"] is None else ("num_tokens",)
+        without_effect = FIRST["prompt"] - {*counted, "norm_gains"}
+        prompts = {key: value for key, value in prompt.items() if key not in without_effect}
     return {"model": trial.config.model.name, "pruning": pruning, "predictor": predictor, "prompts": prompts}
 
 
