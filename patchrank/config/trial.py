@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 
 class Strict(BaseModel):
@@ -59,6 +59,7 @@ class PruningConfig(Strict):
 class PromptConfig(Strict):
     """How learned tokens are tuned; None: the preset's, or what the tower asks for (`patchrank.prompt.presets`)."""
 
+    name: str = "coupled"  # the prompt layer, as it is registered
     mode: Literal["none", "T", "V", "TV"] = "TV"
     loss: Literal["cross_entropy", "distill"] = "cross_entropy"  # distill: back to the whole image's embedding
     norm_gains: bool = False  # gains of the image tower's LayerNorms are learned as well
@@ -76,6 +77,12 @@ class PromptConfig(Strict):
     patience: int | None = Field(None, ge=1)  # epochs that are no better on val, after which it stops
     precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen towers; what is learned is fp32
     checkpointing: bool = False  # computes activations twice instead of keeping them
+
+    @model_serializer(mode="wrap")
+    def _without_a_default_name(self, dump: SerializerFunctionWrapHandler) -> dict:
+        """The name came later than ids and prompt files: it stands in them only where it is not the default."""
+        named = self.name != PromptConfig.model_fields["name"].default
+        return {key: value for key, value in dump(self).items() if named or key != "name"}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> PromptConfig:

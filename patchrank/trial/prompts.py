@@ -11,6 +11,7 @@ from torch import nn
 from patchrank.config import TrialConfig
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import content_id, join
+from patchrank.layers.prompts import PROMPTS
 from patchrank.models.text import CONTEXT_LENGTH, tokenize
 from patchrank.prompt.batches import load_train
 from patchrank.prompt.presets import complete
@@ -38,10 +39,12 @@ def check_prompt(trial: TrialConfig, tower: nn.Module) -> None:
     """Checks what a trial's prompts ask of each other and of its pruning, before anything starts.
 
     Raises:
-        UserError: distillation where nothing is pruned, a ranking by oracles, a seed below 0, more tokens than leave
-            room for a class name, or words that are not as many tokens as there are to be.
+        UserError: a prompt layer that is not registered, distillation where nothing is pruned, a ranking by oracles,
+            a seed below 0, more tokens than leave room for a class name, or words that are not as many tokens as
+            there are to be.
     """
     config = trial.prompt
+    PROMPTS.find(config.name)
     check_distillation(config, tower)
     if trial.pruning.reducer == "golden":
         raise UserError(

@@ -14,7 +14,7 @@ from patchrank.fit import predictor_shape
 from patchrank.io import content_id, join, read_json, write_json
 from patchrank.layers.norm_gains import layer_norms
 from patchrank.layers.predictors import create_predictor
-from patchrank.layers.prompts import Prompts
+from patchrank.layers.prompts import Prompts, create_prompt
 from patchrank.models.clip import create_clip
 from patchrank.prompt.presets import complete
 from patchrank.utils.device import check_device, hardware
@@ -41,7 +41,8 @@ def _inserted(trial: TrialConfig) -> dict | None:
     if prompt is None or "V" not in prompt.mode:
         return None
     known = ("num_tokens",) if prompt.num_tokens is not None else ("mode", "loss", "preset", "words")
-    return {key: getattr(prompt, key) for key in (*known, "norm_gains")}
+    named = {key: value for key, value in prompt.model_dump().items() if key == "name"}  # where it is not the default
+    return {key: getattr(prompt, key) for key in (*known, "norm_gains")} | named
 
 
 def speed_id(trial: TrialConfig, hardware: dict, benchmark: BenchmarkConfig) -> str:
@@ -92,4 +93,4 @@ def _random_prompts(trial: TrialConfig, tower: nn.Module) -> Prompts:
     clip = create_clip(trial.model.name, pretrained=False)  # whose text tower tells how many tokens words are
     config = complete(trial.prompt, clip, trial.data.tasks[0])
     gains = len(layer_norms(tower)) if config.norm_gains else 0
-    return Prompts("V", config.num_tokens, clip.text.width, tower.embed_dim, num_norms=gains)
+    return create_prompt(config.name, "V", config.num_tokens, clip.text.width, tower.embed_dim, num_norms=gains)
