@@ -27,9 +27,8 @@ from patchrank.data.class_names import read_vocabulary
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.readers.wds import load_wds
 from patchrank.golden import __main__ as golden
-from patchrank.golden.gopen import gopen, register_gopen
 from patchrank.golden.make_shards import make_shards, shard_folder
-from patchrank.golden.shards import Sample, ShardFolder, stream
+from patchrank.golden.shards import Sample, ShardFolder, gopen, register_gopen, stream
 from patchrank.io import files as whole
 from patchrank.io import retry as patience
 from patchrank.layers.predictors import load_predictor
