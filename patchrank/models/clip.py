@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from patchrank.io import content_id, join, read_bytes, weights_sha256, write_atomic
 from patchrank.layers.macs import text_macs
 from patchrank.layers.prompts import Prompts
-from patchrank.models.checkpoints.download import download_pair
+from patchrank.models.checkpoints.hub import download_pair
 from patchrank.models.checkpoints.load import load_pair
 from patchrank.models.pretrained import TEXT_CFGS, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts

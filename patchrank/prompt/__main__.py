@@ -220,6 +220,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser, defaults: PromptConfig) -
     """The settings of `PromptConfig`."""
     losses = get_args(PromptConfig.model_fields["loss"].annotation)
     which = "coop in mode T, distill for that loss, digits for the embedded model, else maple"
+    parser.add_argument("--name", default=defaults.name, help="the prompt layer, as it is registered")
     parser.add_argument(
         "--mode", default=defaults.mode, choices=("none", "T", "V", "TV"), help="whose tokens learn (default: TV)"
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from patchrank.config import PromptConfig
 from patchrank.data.image_split import ImageSplit
 from patchrank.layers.norm_gains import layer_norms
-from patchrank.layers.prompts import Prompts
+from patchrank.layers.prompts import Prompts, create_prompt
 from patchrank.models.clip import Clip
 from patchrank.prompt.batches import Feed, autocast, embed
 from patchrank.prompt.checkpoint import State
@@ -63,7 +63,8 @@ def recomputing(clip: Clip, wanted: bool) -> Iterator[None]:
 
 def start(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> State:
     """Prompts that have learned nothing yet, on the pair's device, and their optimizer."""
-    prompts = Prompts(
+    prompts = create_prompt(
+        config.name,
         config.mode,
         config.num_tokens,
         clip.text.width,

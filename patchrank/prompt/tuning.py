@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from patchrank.config import PromptConfig
-from patchrank.config.identity import settings_for_id
+from patchrank.config.canonical import canonical
 from patchrank.data.image_split import ImageSplit
 from patchrank.evaluate import BATCH_SIZE, evaluate
 from patchrank.io import content_id, exists, remove, weights_sha256
@@ -103,7 +103,7 @@ def run_id(clip: Clip, train: ImageSplit, val: ImageSplit | None, config: Prompt
 
 def recipe(config: PromptConfig) -> list:
     """All that a complete configuration does to the prompts; computing activations twice does nothing."""
-    settings = settings_for_id(config, "prompt")
+    settings = canonical(config, "prompt")
     del settings["checkpointing"]
     return [settings, list(PRESETS[config.preset])]
 

@@ -18,6 +18,7 @@ import torch
 from PIL import ImageOps
 
 import patchrank
+from patchrank.config.canonical import canonical
 from patchrank.data.image_split import ImageSplit
 from patchrank.evaluate import Evaluation, evaluate, macs_row
 from patchrank.golden.agreement import matching
@@ -91,7 +92,7 @@ def stopped_record(trial: ResolvedTrial, identity: str, sweep: str, asha: dict, 
 
 def _about(trial: ResolvedTrial, identity: str, sweep: str, status: str) -> dict:
     about = {"schema": SCHEMA, "id": identity, "sweep": sweep, "status": status, "date": f"{datetime.date.today()}"}
-    return about | {"config": trial.config.model_dump(mode="json")}
+    return about | {"config": canonical(trial.config)}
 
 
 def make_needed_shards(context: TrialContext) -> list[str]:

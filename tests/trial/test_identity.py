@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field
 
 from patchrank.config import BenchmarkConfig, PredictorConfig, PromptConfig, Strict, TrialConfig
-from patchrank.config.identity import FIRST, settings_for_id
+from patchrank.config.canonical import FIRST, canonical
 from patchrank.prompt.tuning import recipe
 from patchrank.trial.identity import ranker_id, speed_id, speed_settings, trial_id
 from patchrank.trial.inputs import load_inputs
@@ -45,7 +45,7 @@ def inputs():
 
 def test_a_setting_that_is_added_later_changes_ids_only_where_it_is_no_default(inputs):
     now, later = TrialConfig(data=SMALL), LaterTrial(data=SMALL)
-    assert later.model_dump() != now.model_dump() and settings_for_id(later) == settings_for_id(now)
+    assert later.model_dump() != now.model_dump() and canonical(later) == canonical(now)
     changes = [{}, {"predictor": {"warm_up": 4}}, {"predictor": {"stages": (1,)}}, {"repair": {}}]
     changes += [{"repair": {"images": 9}}, {"export": {"ridge": 0.2}}]
     configs = [LaterTrial(**({"data": SMALL} | each)) for each in changes]
@@ -64,7 +64,7 @@ def test_so_it_is_for_prompts():
 
 def test_every_setting_of_the_first_version_enters_ids_for_ever():
     trial = TrialConfig(prompt=PromptConfig())
-    plain = settings_for_id(trial)
+    plain = canonical(trial)
     assert plain.keys() == FIRST[""]
     for section, names in FIRST.items():
         assert not section or plain[section].keys() == names
@@ -75,8 +75,8 @@ def test_lists_and_tuples_are_the_same_settings():
     lists, tuples = (
         TrialConfig(pruning={key: kind(value) for key, value in pruning.items()}) for kind in (list, tuple)
     )
-    assert settings_for_id(lists) == settings_for_id(tuples)
-    plain = settings_for_id(tuples)
+    assert canonical(lists) == canonical(tuples)
+    plain = canonical(tuples)
     assert plain == json.loads(json.dumps(plain)) and plain["pruning"]["locations"] == [2, 4]
 
 
