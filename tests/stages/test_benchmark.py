@@ -135,7 +135,7 @@ def test_every_reducer_has_a_tower_to_be_timed(reducer):
     state = torch.random.get_rng_state()
     tower = random_tower(trial)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert len(tower._hooks) == 26 and tower.pruning.reducer == reducer
+    assert len(tower.prompts.norm_gains) == 26 and tower.pruning.reducer == reducer
     with torch.inference_mode():
         assert tower(torch.randn(2, 3, 64, 64)).isfinite().all()
 
