@@ -196,7 +196,7 @@ def _about(train: ImageSplit, val: ImageSplit | None, config: PromptConfig, seed
     history = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in state.history]
     best = state.best_epoch()
     return {
-        "config": config.model_dump(exclude={"checkpointing"}),
+        "config": recipe(config)[0],
         "seed": seed,
         "seen": seen(train, val, config),
         "history": history,

@@ -20,11 +20,12 @@ from PIL import ImageOps
 import patchrank
 from patchrank.config.canonical import canonical
 from patchrank.data.image_split import ImageSplit
-from patchrank.evaluate import Evaluation, evaluate, macs_row
 from patchrank.golden.agreement import matching
 from patchrank.golden.make_shards import make_shards
 from patchrank.golden.shards import read_manifest, stream
 from patchrank.io import join, remove, write_atomic, write_json
+from patchrank.models.clip import macs_row
+from patchrank.models.zero_shot import Evaluation, evaluate
 from patchrank.trial.epochs import Steps
 from patchrank.trial.identity import SCHEMA, trial_id
 from patchrank.trial.inputs import Inputs
