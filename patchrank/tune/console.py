@@ -18,10 +18,6 @@ class Failure(NamedTuple):
     values: dict[str, object]
     cause: str
 
-    def told(self) -> tuple[str, str]:
-        """Its settings in words, and why."""
-        return describe(self.values), self.cause
-
 
 def describe(values: dict[str, object]) -> str:
     """Swept settings in short: `locations [2, 3, 4, 5]`."""
