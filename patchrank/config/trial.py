@@ -55,6 +55,7 @@ class PruningConfig(Strict):
 class PromptConfig(Strict):
     """How learned tokens are tuned; None: the preset's, or what the tower asks for (`patchrank.prompt.presets`)."""
 
+    name: str = "coupled"  # the prompt layer, as it is registered
     mode: Literal["none", "T", "V", "TV"] = "TV"
     loss: Literal["cross_entropy", "distill"] = "cross_entropy"  # distill: back to the whole image's embedding
     norm_gains: bool = False  # gains of the image tower's LayerNorms are learned as well

@@ -13,6 +13,7 @@ from patchrank.fit import LOSSES
 from patchrank.golden.scores import check_rounds
 from patchrank.layers import pruning
 from patchrank.layers.predictors import check_location
+from patchrank.layers.prompts import PROMPTS
 from patchrank.models.clip import Clip
 from patchrank.models.pretrained import find_weights
 from patchrank.models.text import CONTEXT_LENGTH, tokenize
@@ -69,6 +70,7 @@ def counted_gmacs(trial: ResolvedTrial) -> float:
 def _check_prompt(trial: ResolvedTrial, tower: nn.Module) -> None:
     """Checks what prompts ask of each other and of the pruning, which is in force on the tower."""
     prompt = trial.config.prompt
+    PROMPTS.find(prompt.name)
     check_distillation(prompt, tower)
     if trial.is_oracle:
         raise UserError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from patchrank import benchmark, evaluate, fit
 from patchrank.config import BenchmarkConfig
-from patchrank.config.identity import settings_for_id
+from patchrank.config.canonical import FIRST, canonical
 from patchrank.golden import scores
 from patchrank.io import content_id
 from patchrank.prompt import tuning
@@ -24,7 +24,7 @@ PLACES = (("model", "checkpoint"), ("data", "root"), ("data", "vocabulary"))  # 
 
 def trial_id(context: TrialContext) -> str:
     """Names a trial, and its record."""
-    settings = settings_for_id(context.trial.config)
+    settings = canonical(context.trial.config)
     for section, key in PLACES:
         del settings[section][key]
     settings["prompt"] = None  # the fingerprint has what is left of it once a preset has filled it in
@@ -64,7 +64,7 @@ def ranker_id(trial: ResolvedTrial, shards: Sequence[str]) -> str:
     """Names what a trial fits to some folders of shards, which are given by their keys."""
     settings = {"name": "prior"}
     if trial.ranker.name != "prior":
-        settings = settings_for_id(trial.config.predictor, "predictor") | {"seed": trial.config.seed}
+        settings = canonical(trial.config.predictor, "predictor") | {"seed": trial.config.seed}
         del settings["fit_on"]  # the shards say it
     return content_id([list(shards), trial.config.golden.metric, trial.location, settings, fit.VERSION])[:16]
 
@@ -73,15 +73,16 @@ def speed_settings(trial: ResolvedTrial) -> dict:
     """What of a trial decides how long an image takes, and nothing else: no weights, data, seed or way of fitting."""
     pruning, predictor, prompts = None, None, None
     if trial.prunes:
-        pruning = settings_for_id(trial.config.pruning, "pruning")
+        pruning = canonical(trial.config.pruning, "pruning")
         if pruning["drop_counts"] is not None:
             del pruning["keep_rate"]  # which they win over
         if trial.config.pruning.reducer == "predictor":
             predictor = {"name": trial.predictor.name, **trial.predictor.shape}
     if trial.learns_visual:  # text is embedded once, whatever prompts it has
-        prompt = trial.config.prompt
-        known = ("num_tokens",) if prompt.num_tokens is not None else ("mode", "loss", "preset", "words")
-        prompts = {key: getattr(prompt, key) for key in (*known, "norm_gains")}
+        prompt = canonical(trial.config.prompt, "prompt")
+        counted = ("mode", "loss", "preset", "words") if prompt["num_tokens"] is None else ("num_tokens",)
+        without_effect = FIRST["prompt"] - {*counted, "norm_gains"}
+        prompts = {key: value for key, value in prompt.items() if key not in without_effect}
     return {"model": trial.config.model.name, "pruning": pruning, "predictor": predictor, "prompts": prompts}
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from patchrank.config import DataConfig, ModelConfig
 from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.data.image_split import ImageSplit
-from patchrank.evaluate import embed_shared, embed_unpruned
-from patchrank.golden.dataset import Ranked, read_ranked
 from patchrank.models.clip import Clip, create_clip
+from patchrank.models.embed import embed_shared, embed_unpruned
 from patchrank.models.text import template_set
 from patchrank.utils.device import check_device
 
@@ -75,10 +74,6 @@ class Inputs:
             return None
         key = "tokens", task, part, tower.shared_layer
         return self.once(key, lambda: embed_shared(self.clip, split))
-
-    def ranked(self, path: str, metric: str, location: int, quiet: bool) -> Ranked:
-        """Tokens and golden scores of a folder of shards, whose name says what it holds."""
-        return self.once((path, metric, location), lambda: read_ranked(self.clip, path, metric, location, quiet))
 
     def once(self, key: tuple, compute: Callable[[], object]) -> object:
         """What `compute` gives; the last results are kept by a key that names all they depend on."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from patchrank.fit import describe, fit_predictor
 from patchrank.golden.agreement import matching_on, prior_of, rank_quality
-from patchrank.golden.dataset import Ranked, pooled
+from patchrank.golden.dataset import Ranked, pooled, read_ranked
 from patchrank.io import join
 from patchrank.layers.predictors import load_predictor, save_predictor
 from patchrank.trial.epochs import listener
@@ -46,8 +46,11 @@ def describe_ranker(context: TrialContext) -> dict:
 
 def _read(context: TrialContext, task: str, part: str) -> Ranked:
     """Tokens and golden scores of a part of a task's data."""
-    trial = context.trial
-    return context.inputs.ranked(context.path(task, part), trial.config.golden.metric, trial.location, context.quiet)
+    inputs, location, metric = context.inputs, context.trial.location, context.trial.config.golden.metric
+    path = context.path(task, part)  # which names what the folder holds
+    return inputs.once(
+        (path, metric, location), lambda: read_ranked(inputs.clip, path, metric, location, context.quiet)
+    )
 
 
 def _fitted(context: TrialContext, task: str, train: Ranked, path: str) -> nn.Module:

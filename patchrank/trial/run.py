@@ -18,12 +18,14 @@ import torch
 from PIL import ImageOps
 
 import patchrank
+from patchrank.config.canonical import canonical
 from patchrank.data.image_split import ImageSplit
-from patchrank.evaluate import Evaluation, evaluate, macs_row
 from patchrank.golden.agreement import matching
 from patchrank.golden.make_shards import make_shards
 from patchrank.golden.shards import read_manifest, stream
 from patchrank.io import join, remove, write_atomic, write_json
+from patchrank.models.clip import macs_row
+from patchrank.models.zero_shot import Evaluation, evaluate
 from patchrank.trial.epochs import Steps
 from patchrank.trial.identity import SCHEMA, trial_id
 from patchrank.trial.inputs import Inputs
@@ -91,7 +93,7 @@ def stopped_record(trial: ResolvedTrial, identity: str, sweep: str, asha: dict, 
 
 def _about(trial: ResolvedTrial, identity: str, sweep: str, status: str) -> dict:
     about = {"schema": SCHEMA, "id": identity, "sweep": sweep, "status": status, "date": f"{datetime.date.today()}"}
-    return about | {"config": trial.config.model_dump(mode="json")}
+    return about | {"config": canonical(trial.config)}
 
 
 def make_needed_shards(context: TrialContext) -> list[str]:
@@ -105,16 +107,10 @@ def evaluate_part(context: TrialContext, task: str, part: str) -> tuple[Evaluati
     """One part of a task's data, by the pruning in force; what no pruning changes is computed once for all trials."""
     trial, inputs = context.trial, context.inputs
     split, unpruned = inputs.reference(task, part)
-    found = evaluate(
-        inputs.clip,
-        split,
-        controls=trial.controls if part == "test" else (),
-        scores=_golden_scores(context, task, part) if trial.is_oracle else None,
-        seed=trial.config.seed,
-        quiet=context.quiet,
-        unpruned=unpruned,
-        tokens=inputs.shared_tokens(task, part),
-    )
+    controls = trial.controls if part == "test" else ()
+    scores = _golden_scores(context, task, part) if trial.is_oracle else None
+    known = {"unpruned": unpruned, "tokens": inputs.shared_tokens(task, part)}
+    found = evaluate(inputs.clip, split, controls, scores, seed=trial.config.seed, quiet=context.quiet, **known)
     return found, split
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+from patchrank.config.canonical import canonical
 from patchrank.io import check_writable, read_json, write_json
 from patchrank.layers.predictors import save_predictor
 from patchrank.layers.prompts import Prompts
@@ -109,7 +110,7 @@ def _write(context: TrialContext, prompts: Prompts | None, folder: Path) -> None
 
 def _record(row: dict, trial: ResolvedTrial, metrics: dict, folder: str) -> dict:
     record = {"schema": SCHEMA, "id": row["id"], "sweep": row["sweep"], "date": f"{datetime.date.today()}"}
-    record |= {"settings": trial.config.model_dump(mode="json"), "metrics": metrics, "speed": row.get("speed")}
+    record |= {"settings": canonical(trial.config), "metrics": metrics, "speed": row.get("speed")}
     return record | {"load": _how_to_load(trial, folder)}
 
 

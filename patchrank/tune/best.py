@@ -38,7 +38,7 @@ def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], o
     return folder
 
 
-BOUND = re.compile(r"(\w+)\s*(<=|>=)\s*(\S+)")
+BOUND = re.compile(r"(\w+)\s*(<=|>=)\s*([-+]?[\d.]+(?:e[-+]?\d+)?)", re.IGNORECASE)
 
 
 def parse_bounds(text: str) -> list[Constraint]:
@@ -52,19 +52,14 @@ def parse_bounds(text: str) -> list[Constraint]:
 
 def _parse_bound(text: str) -> Constraint:
     found = BOUND.fullmatch(text)
-    number = _number(found[3]) if found else math.nan
-    if not math.isfinite(number):
-        raise UserError(f"bound {text!r}: must read metric<=number or metric>=number; try gmacs<=12,val_cosine>=0.99")
-    if found[1] not in get_args(Measured):
-        raise UserError(f"bound {text!r}: {found[1]!r} is nothing to choose by; {near(found[1], get_args(Measured))}")
-    return Constraint(metric=found[1], **{"at_most" if found[2] == "<=" else "at_least": number})
-
-
-def _number(text: str) -> float:
     try:
-        return float(text)
-    except ValueError:
-        return math.nan
+        metric, sign, number = found[1], found[2], float(found[3])
+    except (TypeError, ValueError):  # it does not match, or has two points in its number
+        rule = "must read metric<=number or metric>=number; try gmacs<=12,val_cosine>=0.99"
+        raise UserError(f"bound {text!r}: {rule}") from None
+    if metric not in get_args(Measured):
+        raise UserError(f"bound {text!r}: {metric!r} is nothing to choose by; {near(metric, get_args(Measured))}")
+    return Constraint(metric=metric, **{"at_most" if sign == "<=" else "at_least": number})
 
 
 def choose(rows: Sequence[dict], objectives: Sequence[Objective], bounds: Sequence[Constraint]) -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from patchrank.config import DataConfig, ModelConfig, Rule, value_at
+from patchrank.config.canonical import canonical
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -141,7 +142,7 @@ class Plan:
                 continue
             trial = self.trial(cell.values | drawn)
             if not self.sampled:  # the same trial may be written in several ways
-                record = record | {"config": trial.config.model_dump(mode="json")}
+                record = record | {"config": canonical(trial.config)}
             yield record if self.speeds is None else beside(record, self.speeds.of(trial)), drawn
 
     def _known(self, cell: Cell) -> Iterator[tuple[str, dict[str, object]]]:

@@ -159,12 +159,9 @@ def _started(trial: ResolvedTrial, config: SweepConfig):
 
 def _node(resources: Resources, nodes: list[dict]) -> dict:
     """The largest node that holds a trial; of equals the first by address, so that a later run takes the same."""
-    fitting = [
-        node
-        for node in nodes
-        if node["Alive"]
-        and node["Resources"].get("CPU", 0) >= resources.cpu
-        and node["Resources"].get("GPU", 0) >= resources.gpu
-    ]
-    size = {node["NodeID"]: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in fitting}
-    return max(sorted(fitting, key=lambda node: node["NodeManagerAddress"]), key=lambda node: size[node["NodeID"]])
+
+    def size(node: dict) -> tuple[float, float]:
+        return node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)
+
+    alive = sorted((node for node in nodes if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
+    return max((n for n in alive if size(n)[0] >= resources.gpu and size(n)[1] >= resources.cpu), key=size)

@@ -76,8 +76,8 @@ def check_axes(axes: dict[str, Rule]) -> None:
     """Refuses axes that do not go together.
 
     Raises:
-        UserError: a grid that depends on a sampled axis or on an unknown setting, a sampled axis that depends on what is
-            not swept, or a mapping that is to be sampled.
+        UserError: a grid that depends on a sampled axis or on an unknown setting, a sampled axis that depends on one
+            that is not swept, or a mapping that is to be sampled.
     """
     sampled = {key: rule for key, rule in axes.items() if rule.kind != "grid"}
     for key, rule in axes.items():

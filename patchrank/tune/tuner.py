@@ -61,10 +61,13 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
 
     from patchrank.tune.loggers import tracker_callbacks
     from patchrank.tune.search import create_search
+    from patchrank.tune.worker import run_one
 
     config, notes = plan.sweep.config, tempfile.mkdtemp(prefix="patchrank-")
+    trainable = tune.with_parameters(run_one, sweep=config, run=progress.run)
+    trainable.__name__ = f"trials of {config.name}"  # which a dashboard shows
     tuner = tune.Tuner(
-        _trainable(plan, progress.run),
+        tune.with_resources(trainable, config.resources.model_dump()),
         tune_config=tune.TuneConfig(
             search_alg=create_search(plan, progress.failures, progress.lost),
             scheduler=create_scheduler(plan),
@@ -96,15 +99,3 @@ def create_scheduler(plan: Plan):
     if asha is None:
         return None
     return asha_scheduler(asha, max(plan.context(trial).num_steps(asha.of) for trial in plan.staged()))
-
-
-def _trainable(plan: Plan, run: str):
-    """Tune's trainable with all that a worker needs to know, under a name that a dashboard can show."""
-    from ray import tune
-
-    from patchrank.tune.worker import run_one
-
-    config = plan.sweep.config
-    trainable = tune.with_parameters(run_one, sweep=config, run=run)
-    trainable.__name__ = f"trials of {config.name}"
-    return tune.with_resources(trainable, config.resources.model_dump())

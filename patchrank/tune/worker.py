@@ -13,7 +13,7 @@ import ray
 import torch
 from ray import tune
 
-from patchrank.config import DataConfig, ModelConfig, SweepConfig, TrialConfig
+from patchrank.config import SweepConfig, TrialConfig
 from patchrank.golden.make_shards import score_shard
 from patchrank.golden.shards import ShardFolder
 from patchrank.io import exists, join, write_json
@@ -30,6 +30,8 @@ from patchrank.tune.space import configure
 from patchrank.tune.speed import device_of, num_threads
 from patchrank.utils.errors import StoreError, UserError
 from patchrank.utils.plugins import import_modules
+
+_load = lru_cache(maxsize=1)(load_inputs)
 
 
 def run_one(config: dict, sweep: SweepConfig, run: str) -> None:
@@ -134,8 +136,3 @@ def _prepare(sweep: SweepConfig) -> None:
 def _inputs_of(trial: ResolvedTrial, sweep: SweepConfig) -> Inputs:
     """Model and data of a trial; kept for the next one if it has the same."""
     return _load(trial.config.model, trial.config.data, device_of(sweep.resources), join(sweep.shards, "heads"))
-
-
-@lru_cache(maxsize=1)
-def _load(model: ModelConfig, data: DataConfig, device: str, heads: str) -> Inputs:
-    return load_inputs(model, data, device, heads)

@@ -107,7 +107,9 @@ def test_overriding_a_swept_axis_pins_it_and_says_so():
     assert list(sweep.axes) == ["seed", "controls"] and sweep.notes == [
         "trial.pruning.locations is pinned by an override and no longer swept"
     ]
-    assert all(make_plan(sweep).trial(cell.values).pruning.locations == (3, 6) for cell in make_plan(sweep).cells)
+    assert all(
+        make_plan(sweep).trial(cell.values).config.pruning.locations == (3, 6) for cell in make_plan(sweep).cells
+    )
 
 
 def space(tmp_path, text: str):
@@ -124,7 +126,7 @@ def test_a_grid_axis_stands_only_where_its_when_is_met(tmp_path):
         "pruning.reducer: {grid: [predictor, center]}\npruning.keep_rate: {grid: [0.6, 0.5]}\n"
         "seed: {grid: [0, 1, 2], when: {pruning.reducer: [predictor], pruning.keep_rate: [0.6]}}",
     )
-    found = [(plan.trial(cell.values).pruning.reducer, cell.values.get("seed")) for cell in plan.cells]
+    found = [(plan.trial(cell.values).config.pruning.reducer, cell.values.get("seed")) for cell in plan.cells]
     assert found == [("predictor", 0), ("predictor", 1), ("predictor", 2), ("predictor", None)] + [("center", None)] * 2
     with pytest.raises(UserError, match="when names 'redcer'"):
         space(tmp_path, "seed: {grid: [0, 1], when: {pruning.redcer: [predictor]}}".replace("redcer", "redcer"))
@@ -132,7 +134,7 @@ def test_a_grid_axis_stands_only_where_its_when_is_met(tmp_path):
 
 def test_a_mapping_changes_some_keys_of_a_section_and_points_that_come_out_equal_are_one(tmp_path):
     plan = space(tmp_path, "golden: {grid: [{}, {window: 3}, {rounds: 2, window: 1}, {window: 2}]}")
-    found = [plan.trial(cell.values).golden for cell in plan.cells]
+    found = [plan.trial(cell.values).config.golden for cell in plan.cells]
     assert [(g.window, g.rounds, g.remove_at) for g in found] == [(2, 1, 4), (3, 1, 4), (1, 2, 4)]
     with pytest.raises(UserError, match="did you mean 'rounds'"):
         space(tmp_path, "golden: {grid: [{round: 2}]}")
@@ -170,7 +172,7 @@ def test_every_claim_of_a_sweep_has_what_it_compares(file):
 
     plan, settings = make_plan(load_sweep(str(file))), {}
     beside = [make_plan(load_sweep(f"sweeps/{Path(root).name}.yaml")) for root in plan.sweep.config.report.beside]
-    for config in [each.trial(cell.values).model_dump() for each in (plan, *beside) for cell in each.cells]:
+    for config in [each.trial(cell.values).config.model_dump() for each in (plan, *beside) for cell in each.cells]:
         settings.setdefault(str(config | {"seed": 0, "controls": []}), Setting([{"config": config}], []))
     for claim in plan.sweep.config.report.claims:
         selected = [setting for setting in settings.values() if is_about(claim, setting)]

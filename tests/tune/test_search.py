@@ -8,11 +8,14 @@ import pytest
 from helpers.small_sweep import plan_of, write_sweep
 
 import patchrank.tune
+from patchrank import benchmark
 from patchrank.config import BenchmarkConfig, TrialConfig
 from patchrank.evaluate import macs_row
 from patchrank.models.clip import create_clip
 from patchrank.trial.check import counted_gmacs
-from patchrank.trial.speed import VERSION, random_tower, speed_settings
+from patchrank.trial.identity import speed_settings
+from patchrank.trial.requirements import ResolvedTrial
+from patchrank.trial.speed import random_tower
 from patchrank.tune.console import Failure, print_plan
 from patchrank.tune.driver import run_sweep
 from patchrank.tune.early_stopping import STEP, VALUE
@@ -32,8 +35,8 @@ def write_record(plan, values: dict, kind: str = "", **changes) -> str:
     """The record that a trial with these values would leave, with made-up figures."""
     trial = plan.trial(values)
     identity, folder = plan.identify(trial), Path(plan.sweep.config.root) / "trials"
-    metrics = {"val_accuracy": 100 * trial.pruning.keep_rate, "gmacs": counted_gmacs(trial)}
-    record = {"schema": 1, "id": identity, "status": "ok", "config": trial.model_dump(), "metrics": metrics}
+    metrics = {"val_accuracy": 100 * trial.config.pruning.keep_rate, "gmacs": counted_gmacs(trial)}
+    record = {"schema": 1, "id": identity, "status": "ok", "config": trial.config.model_dump(), "metrics": metrics}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{identity}{kind}.json").write_text(json.dumps(record | changes))
     if not kind:
@@ -220,7 +223,7 @@ def test_what_was_ended_early_is_not_begun_again_under_the_same_rules(tmp_path):
         (b"\xff\xfe", "is damaged"),
         ("[]", "is not of the trial that its name says"),
         ('{"schema": 1, "id": "other"}', "is not of the trial that its name says"),
-        ('{"schema": 0, "id": "abc"}', "has schema 0, but this version reads 1; near: another root, or --fresh"),
+        ('{"schema": 0, "id": "abc"}', "has schema 0, but this version reads 1; try another root, or --fresh"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_named(tmp_path, content, message):
@@ -279,10 +282,10 @@ def test_milliseconds_belong_to_one_hardware_and_are_freed_of_what_the_machine_w
     folder = tmp_path / "runs/small/speeds"
     folder.mkdir(parents=True)
 
-    def measure(name: str, trial: TrialConfig, hardware: dict, ms: float, unpruned: float) -> None:
+    def measure(name: str, trial: ResolvedTrial, hardware: dict, ms: float, unpruned: float) -> None:
         figures = {"ms": ms, "ms_unpruned": unpruned, "speedup": unpruned / ms}
         record = {"id": name, "settings": speed_settings(trial), "hardware": hardware, **figures}
-        record |= {"benchmark": BenchmarkConfig().model_dump(), "schema": 1, "version": VERSION}
+        record |= {"benchmark": BenchmarkConfig().model_dump(), "schema": 1, "version": benchmark.VERSION}
         (folder / f"{name}.json").write_text(json.dumps(record))
 
     measure("a", trials[0], here, 1.0, 2.0)

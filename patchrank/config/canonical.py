@@ -1,13 +1,14 @@
-"""Settings as they enter content ids: a setting that is added later changes no id where it stands at its default.
+"""The canonical form of settings, which records state and content ids are made of.
 
-So records, shards and prompts of earlier versions are found again, whatever settings come on top.
+A setting that is added later stands in it only where it is not at its default. So ids stay what they were, and records
+and prompts of earlier versions are found again, whatever settings come on top.
 """
 
 from __future__ import annotations
 
 from pydantic import BaseModel
 
-# The settings of a trial, by section, that were there when ids were first given out: these always enter an id. Whoever
+# The settings of a trial, by section, that were there when ids were first given out: these always stand in it. Whoever
 # adds a setting does NOT write it down here.
 FIRST = {
     "": {"seed", "model", "data", "golden", "predictor", "pruning", "controls", "prompt"},
@@ -23,7 +24,7 @@ FIRST = {
 }
 
 
-def settings_for_id(settings: BaseModel, section: str = "") -> dict:
+def canonical(settings: BaseModel, section: str = "") -> dict:
     """Plain values, lists for tuples, without settings that were added later and stand at their default.
 
     Args:
@@ -36,5 +37,5 @@ def settings_for_id(settings: BaseModel, section: str = "") -> dict:
         if name not in FIRST.get(section, ()) and value == field.get_default(call_default_factory=True):
             del plain[name]
         elif isinstance(value, BaseModel):
-            plain[name] = settings_for_id(value, name)
+            plain[name] = canonical(value, name)
     return plain
