@@ -13,7 +13,7 @@ from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.tune.records import Records
-from patchrank.tune.space import Cell, allows, check_axes, configure, fits, grid_points, in_order, random_points
+from patchrank.tune.space import Cell, allows, configure, fits, grid_points, in_order, random_points
 from patchrank.tune.speed import Speeds, beside, own_hardware, wants_milliseconds
 from patchrank.tune.sweep import Sweep
 from patchrank.utils.errors import StoreError, UserError
@@ -189,7 +189,6 @@ def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Pl
     config, base = sweep.config, sweep.config.trial
     grid = {key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}
     sampled = in_order({key: rule for key, rule in sweep.axes.items() if rule.kind != "grid"})
-    check_axes(sweep.axes)
     if sampled and config.search.method == "grid":
         raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; try random or optuna")
     points = grid_points(grid, base)

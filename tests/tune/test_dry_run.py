@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from patchrank.tune.forecast import estimate as module
+from patchrank.tune.forecast import timing
+from patchrank.tune.forecast.counting import prefix_macs, score_macs, suffix_macs
+from patchrank.tune.forecast.estimate import Cost, Estimate, estimate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,10 +16,6 @@ from patchrank.golden.scores import score_images
 from patchrank.trial.inputs import load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import run_trial
-from patchrank.tune.forecast import estimate as module
-from patchrank.tune.forecast import timing
-from patchrank.tune.forecast.counting import prefix_macs, score_macs, suffix_macs
-from patchrank.tune.forecast.estimate import Cost, Estimate, estimate
 from patchrank.tune.ray_tasks import Job
 
 SMALL = {"n_train": 24, "n_val": 16, "n_test": 16}
