@@ -40,7 +40,7 @@ class Work:
     macs: int = 0
     images_read: int = 0
     num_bytes: float = 0.0
-    _counted: set[Hashable] = field(default_factory=set)
+    _counted: set[Hashable] = field(default_factory=set, compare=False)
 
     def add(self, images: int, macs: int, read: bool = False, once: Hashable = None) -> None:
         """Adds images of so many MACs each; what `once` names counts the first time alone."""
@@ -49,6 +49,11 @@ class Work:
             self.forwards += images
             self.macs += images * macs
             self.images_read += images if read else 0
+
+    def told(self, what: str) -> str:
+        """The counts in words; `what` goes forward."""
+        size = f"{self.macs / 1e9:,.0f} GMACs, {self.num_bytes / 2**20:,.1f} MiB"
+        return f"{self.forwards:,} forwards of {what}, {size}"
 
 
 def print_estimate(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> None:
@@ -59,29 +64,29 @@ def print_estimate(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> No
     trials = list(_to_run(plan, fresh))
     if not trials:
         return
-    resources = plan.sweep.config.resources
+    resources, benchmark = plan.sweep.config.resources, plan.sweep.config.benchmark
     machine = {"this machine": {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}}
     workers = 1 if where.address else min(slots(resources, machine), len(trials))
-    scoring, running = Work(), Work()
+    scoring, running, timing = Work(), Work(), Work()
     for job in jobs:
         count_shards(job, plan.context(job.trial), scoring)
     for n, trial in enumerate(trials):
         count_trial(plan.context(trial), n % workers, running)
-    device, threads = ("cuda" if resources.gpu else "cpu"), max(1, int(resources.cpu))
-    per_mac, per_image = _measure(plan.context(trials[0]), device, threads)
-    macs, images = scoring.macs + running.macs, scoring.images_read + running.images_read
-    seconds = START + (macs * per_mac + images * per_image) / workers
-    shards = sum(len(job.faults) for job in jobs)
-    say(f"  golden shards: {shards:,} to make, {scoring.forwards:,} forwards of windows, {_size(scoring)}")
-    say(f"  trials: {len(trials):,} to run, {running.forwards:,} forwards of images, {_size(running)}")
-    if plan.speeds is not None and (towers := plan.speeds.lacking(trials)):
-        benchmark = plan.sweep.config.benchmark
-        images = len(towers) * benchmark.batch_size * (benchmark.repeats + WARM_UP)
-        say(f"  milliseconds: {len(towers):,} towers to measure, {2 * images:,} forwards of images")
-        seconds += 2 * images * per_mac * plan.context(trials[0]).inputs.clip.visual.macs_unpruned().image
+    towers = [] if plan.speeds is None else plan.speeds.lacking(trials)
+    for trial in towers:  # each in turns with its unpruned twin, and one after the other
+        turns = 2 * benchmark.batch_size * (benchmark.repeats + WARM_UP)
+        timing.add(turns, plan.inputs(trial).clip.visual.macs_unpruned().image)
+    say(f"  golden shards: {sum(len(job.faults) for job in jobs):,} to make, {scoring.told('windows')}")
+    say(f"  trials: {len(trials):,} to run, {running.told('images')}")
+    if towers:
+        say(f"  milliseconds: {len(towers):,} towers to measure, {timing.forwards:,} forwards of images")
+    device = "cuda" if resources.gpu and torch.cuda.is_available() else "cpu"
+    per_mac, per_image = _measure(plan.context(trials[0]), device, max(1, int(resources.cpu)))
+    macs = (scoring.macs + running.macs) / workers + timing.macs
+    seconds = START + macs * per_mac + (scoring.images_read + running.images_read) / workers * per_image
     say(
-        f"  in all about {seconds / 60:.1f} min on this machine: an estimate by MACs, from one batch that was timed on "
-        f"{device}, for {workers} trials at a time and {threads} threads each. It may take half as long, or twice"
+        f"  in all about {seconds / 60:.1f} min with {workers} trials at a time on this machine: an estimate by MACs, "
+        f"from one batch that was timed ({device}). It may take half as long, or twice as long"
     )
 
 
@@ -104,7 +109,7 @@ def count_shards(job: Job, context: TrialContext, work: Work) -> None:
     golden, patches, metrics = header["golden"], tower.num_patches, len(header["metrics"])
     images = sum(job.images(index) for index in job.faults)
     squares = len(windows(tower.patch_embed.grid_size, golden["window"], golden["stride"]))
-    work.add(images, tower.macs_unpruned().image, read=True)
+    work.add(images, vision_macs(tower, cls_only_last=is_plain(tower.blocks[-1])), read=True)
     for n in range(golden["rounds"]):
         alive = patches - n * (patches // golden["rounds"])
         length = tower.num_leading_tokens + round(alive * (1 - golden["window"] ** 2 / patches))
@@ -118,23 +123,19 @@ def count_shards(job: Job, context: TrialContext, work: Work) -> None:
 
 def count_trial(context: TrialContext, worker: int, work: Work) -> None:
     """Counts one trial. What a worker keeps for its next trial counts once a worker, what all share once in all."""
-    trial, inputs, config = context.trial, context.inputs, context.trial.config
-    tower, data = inputs.clip.visual, (config.model, config.data)
+    trial, inputs, data = context.trial, context.inputs, (context.trial.config.model, context.trial.config.data)
+    tower = inputs.clip.visual
     whole, pruned, layer, ranking = _image_macs(trial, inputs.clip)
     shared = prefix_macs(tower, layer)
-    for split, folder in context.needed_shards.values() if trial.is_fitted else ():
-        work.add(len(split), prefix_macs(tower, trial.location), True, (worker, folder.key, trial.location))
-    for on in {trial.fitted_on(task) for task in trial.tasks} if trial.is_fitted else ():
-        images = sum(len(inputs.split(name, "train")) for name in on)
-        key = data, on, trial.ranker.name, config.predictor, config.golden, trial.location, config.seed
-        work.add(images * trial.fit_epochs, TRAINING * ranking, once=("fit", *key))
+    if trial.is_fitted:
+        _count_fitting(context, worker, ranking, work)
     for task in trial.tasks:
         for part in trial.parts:
             seen, source = len(inputs.split(task, part)), "test" if part == "oracle" else part
-            split = inputs.split(task, source)
-            work.add(len(split), whole, True, (worker, data, task, source))
+            references = len(inputs.split(task, source))
+            work.add(references, whole, True, (worker, data, task, source))
             if not trial.learns:
-                work.add(len(split), shared, once=(worker, data, task, source, layer))
+                work.add(references, shared, once=(worker, data, task, source, layer))
             orders = 1 + (len(trial.controls) if part == "test" else 0)
             work.add(seen * orders, pruned if trial.learns else pruned - shared)
             work.num_bytes += 10 * seen
@@ -144,12 +145,24 @@ def count_trial(context: TrialContext, worker: int, work: Work) -> None:
     work.num_bytes += 2500 + 2 * PICTURES * side**2  # a record without its arrays, and pictures, which compress
 
 
+def _count_fitting(context: TrialContext, worker: int, ranking: int, work: Work) -> None:
+    """Counts the shards that a trial reads, and the fitting of its rankers."""
+    trial, inputs, config = context.trial, context.inputs, context.trial.config
+    for split, folder in context.needed_shards.values():
+        macs = prefix_macs(inputs.clip.visual, trial.location)
+        work.add(len(split), macs, True, (worker, folder.key, trial.location))
+    for tasks in {trial.fitted_on(task) for task in trial.tasks}:
+        images = sum(len(inputs.split(name, "train")) for name in tasks)
+        key = tasks, config.model, config.data, config.golden, config.predictor, trial.ranker.name
+        work.add(images * trial.fit_epochs, TRAINING * ranking, once=(*key, trial.location, config.seed))
+
+
 def _count_tuning(context: TrialContext, task: str, pruned: int, work: Work) -> None:
-    """Counts the tuning of one task's prompts: images where visual tokens learn, class texts where text tokens do."""
+    """Counts the tuning of one task's prompts: images, unless they are embedded once, and class texts."""
     recipe, train, clip = context.recipes[task], context.lessons(task), context.inputs.clip
     steps = recipe.epochs * max(1, len(train) // recipe.batch_size)
-    if "V" in recipe.mode:
-        work.add(steps * min(len(train), recipe.batch_size), TRAINING * pruned)
+    passes = TRAINING if "V" in recipe.mode else 1 if recipe.augment else 0
+    work.add(steps * min(len(train), recipe.batch_size) * passes, pruned)
     if "T" in recipe.mode:
         work.add(steps * len(train.classes), TRAINING * text_macs(*text_shape(clip.text)))
 
@@ -204,7 +217,3 @@ def _measure(context: TrialContext, device: str, threads: int) -> tuple[float, f
         torch.set_num_threads(before)
     share = threads if device == "cpu" else 1
     return median(forward) / share / (len(split) * macs), median(read) / len(split)
-
-
-def _size(work: Work) -> str:
-    return f"{work.macs / 1e9:,.0f} GMACs, {work.num_bytes / 2**20:,.1f} MiB"
