@@ -62,7 +62,9 @@ def run_trial(
     path = join(root, "trials", identity)
     try:
         measured, arrays = _measure(context)
-        _check_finite(measured["metrics"])
+        for name, value in measured["metrics"].items():
+            if isinstance(value, float) and not math.isfinite(value):  # no search may take it for a result
+                raise ValueError(f"{name} is {value}, which is no result")
     except StoreError:  # the record would go where nothing can be written now
         raise
     except Exception as error:
@@ -118,13 +120,6 @@ def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means of what all rows have."""
     shared = [key for key in rows[0] if all(key in row for row in rows)]
     return {key: float(np.mean([row[key] for row in rows])) for key in shared}
-
-
-def _check_finite(metrics: dict) -> None:
-    """Raises `ValueError` for a result that is no number: no search may take it for one."""
-    wrong = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
-    if wrong:
-        raise ValueError(f"{wrong[0]} is {metrics[wrong[0]]}, which is no result")
 
 
 def _measure(context: TrialContext) -> tuple[dict, dict[str, np.ndarray]]:

@@ -7,13 +7,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from patchrank.config import DataConfig, ModelConfig, Rule, value_at
-from patchrank.config.canonical import canonical
+from patchrank.config import DataConfig, ModelConfig, Rule, TrialConfig, validate, value_at
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.tune.records import Records
-from patchrank.tune.space import Cell, allows, check_axes, configure, fits, grid_points, in_order, random_points
+from patchrank.tune.space import Cell, allows, configure, fits, grid_points, in_order, random_points
 from patchrank.tune.speed import Speeds, beside, own_hardware, wants_milliseconds
 from patchrank.tune.sweep import Sweep
 from patchrank.utils.errors import StoreError, UserError
@@ -141,8 +140,7 @@ class Plan:
             if record is None:
                 continue
             trial = self.trial(cell.values | drawn)
-            if not self.sampled:  # the same trial may be written in several ways
-                record = record | {"config": canonical(trial.config)}
+            record = record | {"config": trial.config.model_dump()}  # in full, and as this sweep writes the trial
             yield record if self.speeds is None else beside(record, self.speeds.of(trial)), drawn
 
     def _known(self, cell: Cell) -> Iterator[tuple[str, dict[str, object]]]:
@@ -159,20 +157,19 @@ class Plan:
         """The values that sampled axes took in a trial of this cell; None for one of another cell or sweep."""
         key = json.dumps(cell.values, sort_keys=True), identity
         if key not in self._matches:
-            drawn = {path: value_at(config, path) for path in self.sampled}
-            around = cell.values | drawn
-            drawn = {path: value for path, value in drawn.items() if allows(self.sampled[path], value, around)}
-            self._matches[key] = drawn if self._is_id_of(identity, cell.values | drawn) else None
+            self._matches[key] = self._drawn(identity, config, cell)
         return self._matches[key]
 
-    def _is_id_of(self, identity: str, values: dict[str, object]) -> bool:
-        """Whether the sweep's trial with these values has this id."""
+    def _drawn(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
         try:
-            return self.identify(self.trial(values)) == identity
+            full = validate(TrialConfig, config, identity).model_dump()
+            values = cell.values | {path: value_at(full, path) for path in self.sampled}
+            drawn = {path: values[path] for path, rule in self.sampled.items() if allows(rule, values[path], values)}
+            return drawn if self.identify(self.trial(cell.values | drawn)) == identity else None
         except StoreError:  # which says nothing about the trial
             raise
-        except UserError:
-            return False
+        except UserError:  # it is another sweep's, or another version's
+            return None
 
 
 def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Plan:
@@ -189,7 +186,6 @@ def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Pl
     config, base = sweep.config, sweep.config.trial
     grid = {key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}
     sampled = in_order({key: rule for key, rule in sweep.axes.items() if rule.kind != "grid"})
-    check_axes(sweep.axes)
     if sampled and config.search.method == "grid":
         raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; try random or optuna")
     points = grid_points(grid, base)

@@ -71,29 +71,29 @@ class Records:
                 remove(join(self.root, "trials", name))
 
     def _load(self, name: str) -> dict | None:
-        path, is_mere_note = join(self.root, "trials", name), name.endswith(".error.json")
+        path = join(self.root, "trials", name)
         try:
-            return self._checked(path, name.split(".")[0])
+            content = read_bytes(path)
         except FileNotFoundError:  # removed since it was listed
             return None
-        except UserError:
-            if self.lenient or is_mere_note:
-                return None
-            raise
-
-    def _checked(self, path: str, identity: str) -> dict:
-        try:
-            found = json.loads(read_bytes(path))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"record {path} is damaged ({error}); remove it, and its trial is run again") from error
-        if not isinstance(found, dict) or found.get("id") != identity:
-            raise UserError(f"record {path} is not of the trial that its name says; remove it, and that is run again")
-        if found.get("schema") != SCHEMA:
-            raise UserError(
-                f"record {path} has schema {found.get('schema')}, but this version reads {SCHEMA}; "
-                "try another root, or --fresh"
-            )
+        found, fault = _parsed(content, name.split(".")[0])
+        if fault is not None and not self.lenient and not name.endswith(".error.json"):  # which is a mere note
+            raise UserError(f"record {path} {fault}")
         return found
+
+
+def _parsed(content: bytes, identity: str) -> tuple[dict | None, str | None]:
+    """A record, or what is wrong with it and what to do."""
+    try:
+        found = json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return None, f"is damaged ({error}); remove it, and its trial is run again"
+    if not isinstance(found, dict) or found.get("id") != identity:
+        return None, "is not of the trial that its name says; remove it, and that is run again"
+    if found.get("schema") != SCHEMA:
+        schema = found.get("schema")
+        return None, f"has schema {schema}, but this version reads {SCHEMA}; try another root, or --fresh"
+    return found, None
 
 
 def find_outcome(root: str, identity: str, run: str) -> dict | None:

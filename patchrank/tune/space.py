@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import optuna
 
-from patchrank.config import Constraint, PromptConfig, Rule, SearchConfig, TrialConfig, known_keys, validate, value_at
+from patchrank.config import Constraint, PromptConfig, Rule, SearchConfig, TrialConfig, validate, value_at
 from patchrank.io import content_id
 from patchrank.trial.check import check_trial, counted_gmacs
 from patchrank.trial.requirements import ResolvedTrial
-from patchrank.utils.errors import UserError, near
+from patchrank.tune.sweep import depends_on
+from patchrank.utils.errors import UserError
 
 TRIES = 200  # repeated draws, beyond the number of those known, after which a cell counts as exhausted
 MOST = 2000  # draws in all, for spaces of which bounds leave little
@@ -72,27 +73,6 @@ def _standing(point: dict[str, object], grid: dict[str, Rule], base: TrialConfig
     return left if left == point else _standing(left, grid, base)
 
 
-def check_axes(axes: dict[str, Rule]) -> None:
-    """Refuses axes that do not go together.
-
-    Raises:
-        UserError: a grid that depends on a sampled axis or on an unknown setting, a sampled axis that depends on one
-            that is not swept, or a mapping that is to be sampled.
-    """
-    sampled = {key: rule for key, rule in axes.items() if rule.kind != "grid"}
-    for key, rule in axes.items():
-        for path in _depends_on(rule):
-            *parents, last = path.split(".")
-            if rule.kind == "grid" and path in sampled:
-                raise UserError(f"{key}: when names {path!r}, which is sampled, so {key} cannot be a grid; try choice")
-            if rule.kind == "grid" and last not in known_keys(TrialConfig, tuple(parents)):
-                raise UserError(f"{key}: when names {last!r}, which is no setting of a trial")
-            if rule.kind != "grid" and path not in axes:
-                raise UserError(f"{key}: when names {path!r}, which is not swept; {near(path, axes)}")
-        if any(isinstance(value, dict) for value in rule.choice or ()):
-            raise UserError(f"{key}: a mapping can stand in a grid, but not be sampled; try {key}.<setting>")
-
-
 def random_points(
     point: dict[str, object],
     sampled: dict[str, Rule],
@@ -141,11 +121,6 @@ def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
     return isinstance(value, int | float) and low <= value <= high
 
 
-def _depends_on(rule: Rule) -> set[str]:
-    """Paths that a rule's `when` names."""
-    return {path for each in rule.conditions for path in each}
-
-
 def create_study(**settings) -> optuna.Study:
     """An Optuna study that does not announce itself; its settings are those of `optuna.create_study`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -158,7 +133,7 @@ def in_order(rules: dict[str, Rule]) -> dict[str, Rule]:
     Raises:
         UserError: axes whose conditions go in a circle.
     """
-    names = {key: _depends_on(rule) & rules.keys() for key, rule in rules.items()}
+    names = {key: depends_on(rule) & rules.keys() for key, rule in rules.items()}
     ordered: dict[str, Rule] = {}
     while len(ordered) < len(rules):
         ready = [key for key in rules if key not in ordered and names[key] <= ordered.keys()]

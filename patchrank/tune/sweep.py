@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import patchrank
-from patchrank.config import Rule, SweepConfig, TrialConfig, known_keys, validate
+from patchrank.config import PromptConfig, Rule, SweepConfig, TrialConfig, leaves, validate
 from patchrank.io import resolve
 from patchrank.io.yaml import parse_yaml, read_yaml
 from patchrank.utils.errors import UserError, near
@@ -34,7 +34,8 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     """Reads a sweep file, its search spaces and overrides.
 
     Raises:
-        UserError: an unreadable file, an unknown or wrong key, an axis that is no setting of a trial.
+        UserError: an unreadable file, an unknown or wrong key, an axis that is no setting of a trial, or axes that do
+            not go together.
     """
     path = find_sweep(spec)
     raw = read_yaml(path)
@@ -49,6 +50,7 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
         axes["seed"] = Rule(grid=axes["seed"].grid[:1]) if axes["seed"].grid else axes["seed"]
     pinned = [key for key in changed if key.removeprefix("trial.") in axes]
     axes = {key: rule for key, rule in axes.items() if f"trial.{key}" not in pinned}
+    _check_axes(axes)
     suffix = "-quick" if quick else ""
     beside = tuple(resolve(place) + suffix for place in config.report.beside)  # smoke runs stand beside smoke runs
     settings = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards), "trial": _resolved(trial)}
@@ -123,21 +125,39 @@ def _override(raw: dict, text: str) -> str:
 
 
 def _read_axes(files: Sequence[Path]) -> dict[str, Rule]:
-    axes: dict[str, Rule] = {}
+    known, axes = _settings(), {}
     for file in files:
         raw = read_yaml(file)
         if not isinstance(raw, dict):
             raise UserError(f"{file}: must hold settings of a trial with a rule each")
         for key, rule in raw.items():
-            _check_axis(str(key), file)
-            axes[str(key)] = validate(Rule, rule, f"{file}: {key}")
+            if key not in known:
+                raise UserError(f"{file}: {str(key)!r} is no setting of a trial; {near(str(key), known)}")
+            axes[key] = validate(Rule, rule, f"{file}: {key}")
     return axes
 
 
-def _check_axis(key: str, file: Path) -> None:
-    *path, last = key.split(".")
-    known = known_keys(TrialConfig, tuple(path))
-    if last not in known:
-        parts = known_keys(TrialConfig, ())
-        everything = [f"{part}.{leaf}" for part in parts for leaf in known_keys(TrialConfig, (part,))] + parts
-        raise UserError(f"{file}: {key!r} is no setting of a trial; {near(key, everything)}")
+def _settings() -> list[str]:
+    """Dotted paths of all sections and settings of a trial."""
+    plain = TrialConfig(prompt=PromptConfig()).model_dump()
+    return list(plain | leaves(plain))
+
+
+def _check_axes(axes: dict[str, Rule]) -> None:
+    """Refuses axes that do not go together, and mappings that are to be sampled."""
+    known = _settings()
+    for key, rule in axes.items():
+        for path in depends_on(rule):
+            if rule.kind != "grid" and path not in axes:
+                raise UserError(f"{key}: when names {path!r}, which is not swept; {near(path, axes)}")
+            if rule.kind == "grid" and path in axes and axes[path].kind != "grid":
+                raise UserError(f"{key}: when names {path!r}, which is sampled, so {key} cannot be a grid; try choice")
+            if path not in known:
+                raise UserError(f"{key}: when names {path!r}, which is no setting of a trial; {near(path, known)}")
+        if any(isinstance(value, dict) for value in rule.choice or ()):
+            raise UserError(f"{key}: a mapping can stand in a grid, but not be sampled; try {key}.<setting>")
+
+
+def depends_on(rule: Rule) -> set[str]:
+    """Paths that a rule's `when` names."""
+    return {path for each in rule.conditions for path in each}

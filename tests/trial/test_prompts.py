@@ -192,7 +192,9 @@ def test_prompts_may_be_swept_or_set_where_a_sweep_has_none(tmp_path):
     (tmp_path / "space.yaml").write_text("prompt.mode: {grid: [none, V]}")
     plan = make_plan(load_sweep("scores", [*where, f"spaces=[{tmp_path}/space.yaml]", "report.claims=[]"]))
     assert [plan.trial(cell.values).config.prompt.mode for cell in plan.cells] == ["none", "V"]
-    with pytest.raises(UserError, match="when names 'moode', which is no setting of a trial"):
+    with pytest.raises(
+        UserError, match="when names 'prompt.moode', which is no setting of a trial; did you mean 'prompt.mode'"
+    ):
         (tmp_path / "space.yaml").write_text("prompt.lr: {grid: [0.1, 0.2], when: {prompt.moode: [V]}}")
         make_plan(load_sweep("scores", [*where, f"spaces=[{tmp_path}/space.yaml]", "report.claims=[]"]))
     plan = make_plan(load_sweep("prompts", [*where, "trial.prompt=null", "report.claims=[]"]))

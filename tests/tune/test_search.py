@@ -10,6 +10,7 @@ from helpers.small_sweep import plan_of, write_sweep
 import patchrank.tune
 from patchrank import benchmark
 from patchrank.config import BenchmarkConfig, TrialConfig
+from patchrank.config.canonical import canonical
 from patchrank.evaluate import macs_row
 from patchrank.models.clip import create_clip
 from patchrank.trial.check import counted_gmacs
@@ -96,6 +97,19 @@ def test_a_search_keeps_its_budget_and_learns_from_records(tmp_path, sampler):
         seen.append(write_record(again, resumed.suggest(f"r{n}")["values"]))
     assert len(set(seen)) == 10 and resumed.suggest("end") == CellSearch.FINISHED
     assert plan_of(tmp_path, SEARCHED, TWO, settings).missing() == 0
+
+
+def test_a_setting_at_its_default_is_known_though_records_may_not_state_it(tmp_path):
+    """Settings that came later than the first records stand in them only where they are not at their default."""
+    space = "prompt.mode: {choice: [none, T]}\nprompt.name: {choice: [coupled]}"
+    plan = plan_of(tmp_path, space, search="{method: optuna, samples: 3}")
+    values = {"prompt.mode": "none", "prompt.name": "coupled"}
+    config = canonical(plan.trial(values).config)
+    assert "name" not in config["prompt"]
+    write_record(plan, values, config=config)
+    plan.refresh()
+    assert [drawn for cell in plan.cells for _, drawn in plan.records_of(cell)] == [values]
+    assert plan.rows()[0]["config"]["prompt"]["name"] == "coupled"
 
 
 def test_samplers_are_told_by_how_much_a_bound_is_broken(tmp_path):
