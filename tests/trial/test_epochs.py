@@ -231,7 +231,7 @@ def test_settings_by_which_nothing_can_be_ended_are_refused():
     asha = AshaConfig(of="prompt", grace=6)
     with pytest.raises(UserError, match="no trial of this sweep trains one"):
         asha_scheduler(asha, 0)
-    with pytest.raises(UserError, match="grace is 6, but must be below the 6 steps of a trial.* near: 1"):
+    with pytest.raises(UserError, match="grace is 6, but must be below the 6 steps of a trial.* try 1"):
         asha_scheduler(asha, 6)
     told = asha_scheduler(AshaConfig(of="prompt", grace=2, reduction=3), 18).debug_string()
     assert re.findall(r"Iter ([\d.]+):", told) == ["6.000", "2.000"]  # and none at 18, when all is paid for
