@@ -192,6 +192,28 @@ def test_quick_runs_live_in_a_folder_of_their_own():
 
 
 @pytest.mark.parametrize(
+    "override, counts",
+    [
+        ("trial.seed=0", (32, 16, 2)),
+        ("trial.data.n_train=500", (500, 16, 2)),
+        ("trial.data.n_train=8", (8, 16, 2)),
+        ("trial.data={tasks: [digits], n_train: 500}", (500, 128, 2)),  # 128 is the default
+        ("trial.prompt={mode: T, shots: 5}", (32, 16, 5)),
+    ],
+)
+def test_a_smoke_run_is_small_where_no_override_says_otherwise(override, counts):
+    trial = load_sweep("prompts", [override], quick=True).config.trial
+    assert (trial.data.n_train, trial.data.n_val, trial.prompt.shots) == counts
+
+
+def test_a_sweep_is_read_in_one_go(monkeypatch):
+    seen = []
+    monkeypatch.setattr(SweepConfig, "model_validate", lambda raw: seen.append(raw) or SweepConfig(**raw))
+    sweep = load_sweep("locations", ["trial.seed=3"], quick=True)
+    assert len(seen) == 1 and sweep.config.trial.seed == 3
+
+
+@pytest.mark.parametrize(
     "rule, message",
     [
         ({"gird": [1]}, "did you mean 'grid'"),
