@@ -63,7 +63,7 @@ class Inputs:
         return self._references[task, part]
 
     def shared_tokens(self, task: str, part: str) -> Tensor | None:
-        """A split's tokens at the last layer whose input the pruning in force does not touch; None if they do not fit."""
+        """A split's tokens at the last layer whose input the pruning in force leaves alone; None if they do not fit."""
         if part == "oracle":
             tokens = self.shared_tokens(task, "test")
             return None if tokens is None else tokens[: self.data.n_oracle]
