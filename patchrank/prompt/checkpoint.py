@@ -74,7 +74,7 @@ def restore_state(state: State, path: str, run: str) -> None:
     parts: dict[str, dict[str, Tensor]] = {"prompts": {}, "best": {}, "optimizer": {}}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
-        parts[part][name] = value.to(state.prompts.text.device)
+        parts.setdefault(part, {})[name] = value.to(state.prompts.text.device)
     state.prompts.load_state_dict(parts["prompts"])
     state.history, state.best = about["history"], parts["best"]
     parameters = dict(state.prompts.named_parameters())
