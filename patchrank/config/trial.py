@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-
-class Strict(BaseModel):
-    """A mapping whose keys are all known; values keep their types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+from patchrank.config.base import ListOf, Strict
 
 
 class ModelConfig(Strict):
@@ -19,7 +15,7 @@ class ModelConfig(Strict):
 
 
 class DataConfig(Strict):
-    tasks: list[str] = Field(["digits"], min_length=1)  # results are means over them
+    tasks: ListOf[str] = Field(("digits",), min_length=1)  # results are means over them
     root: str | None = None
     vocabulary: str | None = None  # YAML file of class names and templates
     templates: Literal["plain", "openai7", "openai80"] | None = None  # prompts in place of each task's own
@@ -45,15 +41,15 @@ class PredictorConfig(Strict):
     epochs: int = Field(50, ge=1)
     lr: float = Field(0.01, gt=0)
     # each task its own predictor, or one for all, fitted on these tasks
-    fit_on: Literal["own"] | Annotated[list[str], Field(min_length=1)] = "own"
+    fit_on: Literal["own"] | Annotated[ListOf[str], Field(min_length=1)] = "own"
 
 
 class PruningConfig(Strict):
     reducer: str = "predictor"
     leftovers: str = "drop"
     keep_rate: float = Field(0.6, gt=0, le=1)
-    drop_counts: list[int] | None = None
-    locations: list[int] = Field([4, 6, 8, 10], min_length=1)
+    drop_counts: ListOf[int] | None = None
+    locations: ListOf[int] = Field((4, 6, 8, 10), min_length=1)
 
 
 class PromptConfig(Strict):
@@ -78,12 +74,6 @@ class PromptConfig(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen towers; what is learned is fp32
     checkpointing: bool = False  # computes activations twice instead of keeping them
 
-    @model_serializer(mode="wrap")
-    def _without_a_default_name(self, dump: SerializerFunctionWrapHandler) -> dict:
-        """The name came later than ids and prompt files: it stands in them only where it is not the default."""
-        named = self.name != PromptConfig.model_fields["name"].default
-        return {key: value for key, value in dump(self).items() if named or key != "name"}
-
     @model_validator(mode="after")
     def _parts_fit(self) -> PromptConfig:
         if self.loss == "distill" and self.mode not in ("none", "V"):
@@ -106,5 +96,5 @@ class TrialConfig(Strict):
     golden: GoldenConfig = GoldenConfig()
     predictor: PredictorConfig = PredictorConfig()
     pruning: PruningConfig = PruningConfig()
-    controls: list[Literal["random", "reversed"]] = []  # other orders in which a predictor's trial drops as much
+    controls: ListOf[Literal["random", "reversed"]] = ()  # other orders in which a predictor's trial drops as much
     prompt: PromptConfig | None = None

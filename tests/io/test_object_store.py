@@ -39,6 +39,7 @@ from patchrank.prompt import __main__ as prompt
 from patchrank.report import write_report
 from patchrank.trial import run as trial
 from patchrank.trial.inputs import load_inputs
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import StoreError, UserError
 from patchrank.visualize import __main__ as visualize
@@ -472,11 +473,12 @@ CHEAP = ("--remove-at", "12", "--stride", "2")
 
 def test_a_trial_on_a_store_goes_on_from_what_is_there(store, place, impatient, monkeypatch):
     config, root, shards = TrialConfig.model_validate(BASE), f"{place}/run", f"{place}/shards"
-    inputs = load_inputs(config, heads=f"{shards}/heads")
+    inputs = load_inputs(config.model, config.data, heads=f"{shards}/heads")
 
     def run():
         store.seen.clear()
-        record = trial.run_trial(config, load_inputs(config, heads=f"{shards}/heads"), root, shards, "s", quiet=True)
+        own = load_inputs(config.model, config.data, heads=f"{shards}/heads")
+        record = trial.run_trial(ResolvedTrial(config), own, root, shards, "s", quiet=True)
         return record, sorted({path.split("/")[3] for method, path, _ in store.seen if method == "PUT"})
 
     record, written = run()
@@ -489,7 +491,9 @@ def test_a_trial_on_a_store_goes_on_from_what_is_there(store, place, impatient, 
     for name in store.keys(key(place)):
         assert SECRET.encode() not in store.read(name)
     with store.failing(only="/predictors/"), pytest.raises(StoreError, match="^cannot read s3://.*/shards/predictors/"):
-        trial.run_trial(config, inputs, root, shards, "s", quiet=True)  # and not: one that is fitted anew
+        trial.run_trial(
+            ResolvedTrial(config), inputs, root, shards, "s", quiet=True
+        )  # and not: one that is fitted anew
     assert files.list_names(f"{root}/trials") == [f"{record['id']}.json", f"{record['id']}.npz"]
 
 

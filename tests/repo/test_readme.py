@@ -1,5 +1,6 @@
 """What README promises is what CI runs."""
 
+import pkgutil
 import re
 import runpy
 import subprocess
@@ -44,6 +45,20 @@ def test_everything_that_is_linked_is_there(page):
         found = (ROOT / page).parent / name if name else ROOT / page
         assert found.exists(), target
         assert not anchor or anchor in anchors(found.read_text()), target
+
+
+PAGES = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if page.name != "log.md"]  # of its day
+NAMES = sorted({name for page in PAGES for name in re.findall(r"\bpatchrank(?:\.[a-z]\w*)+", page.read_text())})
+FILES = sorted({name for page in PAGES for name in re.findall(r"\bpatchrank/[\w/]+\.\w+", page.read_text())})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_in_python_that_is_told_is_there(name):
+    assert pkgutil.resolve_name(name)
+
+
+def test_every_file_of_the_package_that_is_told_is_there():
+    assert FILES and [name for name in FILES if not (ROOT / name).is_file()] == []
 
 
 STAGES = ["golden", "fit", "evaluate", "prompt", "tune", "visualize", "benchmark", "retrieval"]

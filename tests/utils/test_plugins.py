@@ -16,6 +16,7 @@ from patchrank.layers.reducers import REDUCERS
 from patchrank.models.prompt_files import load_prompts, save_prompts
 from patchrank.trial.check import check_trial
 from patchrank.trial.inputs import load_inputs
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.run import run_trial
 from patchrank.utils.errors import UserError
 from patchrank.utils.plugins import import_modules
@@ -64,7 +65,7 @@ def module(tmp_path, monkeypatch):
         registry.update(content)
 
 
-def configured(**sections) -> TrialConfig:
+def configured(**sections) -> ResolvedTrial:
     raw = {
         "data": {"tasks": ["digits"], "n_train": 24, "n_val": 12, "n_test": 12},
         "golden": {"stride": 2},
@@ -73,7 +74,7 @@ def configured(**sections) -> TrialConfig:
     }
     for section, changes in sections.items():
         raw[section] = raw.get(section, {}) | changes
-    return TrialConfig.model_validate(raw)
+    return ResolvedTrial(TrialConfig.model_validate(raw))
 
 
 def test_the_guides_components_run_in_trials_by_name(module, tmp_path):
@@ -86,7 +87,7 @@ def test_the_guides_components_run_in_trials_by_name(module, tmp_path):
     known = PREDICTORS["weighted"]
     import_modules([name, name])
     assert PREDICTORS["weighted"] is known  # not made a second time
-    inputs, folders = load_inputs(own), (str(tmp_path / "run"), str(tmp_path / "shards"))
+    inputs, folders = load_inputs(own.config.model, own.config.data), (str(tmp_path / "run"), str(tmp_path / "shards"))
     kept = []
     for trial in (own, longest):
         check_trial(trial)
@@ -115,7 +116,8 @@ def test_the_guides_prompt_layer_is_tuned_in_a_trial_and_read_again(module, tmp_
     misspelt = configured(prompt=prompt | {"name": "independant"})
     with pytest.raises(UserError, match="did you mean 'independent'. known: coupled, independent$"):
         check_trial(misspelt)
-    inputs, folders = load_inputs(trials["coupled"]), (str(tmp_path / "run"), str(tmp_path / "shards"))
+    model, data = trials["coupled"].config.model, trials["coupled"].config.data
+    inputs, folders = load_inputs(model, data), (str(tmp_path / "run"), str(tmp_path / "shards"))
     records, found = {}, {}
     for name, trial in trials.items():
         check_trial(trial)
