@@ -48,7 +48,7 @@ def tokenize_prompted(tokenize: Callable[[Sequence[str]], Tensor], classes: Sequ
     if end + num_tokens >= length:
         raise UserError(
             f"class {name!r} does not fit behind {num_tokens} learned tokens: the text tower takes {length} tokens "
-            f"with start and end; near: {length - end - 1}"
+            f"with start and end; try {length - end - 1}"
         )
     return tokenize([f"{PLACEHOLDER * num_tokens}{text}" for text in texts])
 
