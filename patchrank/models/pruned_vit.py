@@ -107,7 +107,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """Pruning, prompts, and timm's note of both, are after a block what they were before it."""
+        """Gives pruning, prompts and timm's note of both back after a block, whatever changed them inside."""
         before = self.pruning, self.pruner, self._prompts, self.num_prompt_tokens
         with keeping_model_args(self):
             try:
@@ -120,7 +120,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         return weights_sha256(self, without=("pruner.", "head."))
 
     def check_predictor(self) -> None:
-        """Refuses a predictor that was fitted to other weights than this tower's, or that has none itself."""
+        """Raises `UserError` for a predictor that was fitted to other weights, or that has no weights itself."""
         if awaits_weights(self):
             raise UserError(UNFILLED)
         about = {} if self.pruner is None else getattr(self.pruner.reducer, "about", {})

@@ -117,7 +117,7 @@ def check_apart(train: ImageSplit, split: ImageSplit) -> None:
 def _tuned_row(
     args: argparse.Namespace, clip: Clip, config: PromptConfig, train: ImageSplit, split: ImageSplit
 ) -> dict:
-    """The result row; that of a finished run comes from beside its prompts, at once."""
+    """The result row of tuned prompts. A finished run left its row beside the prompts, and that is read again."""
     val = None
     if config.patience is not None:  # it reads val, whatever the row is measured on
         val = split if split.split == "val" else _measured(args, config, "val")
@@ -193,7 +193,7 @@ def _memory() -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuses, before anything is computed, flags that do not go together and a place that cannot be written to."""
+    """Refuses flags that contradict each other, and a place that cannot be written to, before anything is computed."""
     task = find_task(args.data)
     if args.prompts is not None:
         raise UserError("--prompts: tuning starts from random tokens or from words; try --words")

@@ -108,7 +108,7 @@ def step(feed: Feed, state: State, rows: Tensor, targets: Tensor) -> tuple[float
 
 
 def head_of(clip: Clip, split: ImageSplit, prompts: Prompts | None) -> Tensor:
-    """Class embeddings that gradients pass through, made anew each time; the hand-written text's, kept, in mode V."""
+    """Class embeddings (C, E), made anew from learned text so that gradients reach it; in mode V the cached ones."""
     if prompts is not None and prompts.inserts_text:
         return clip.prompted_head(split.classes, prompts)
     return clip.zero_shot_head(split.classes, split.templates)
