@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchrank.config import Constraint, Loggers
-from patchrank.config.canonical import completed
 from patchrank.io import check_reachable, check_writable, join, write_atomic
 from patchrank.io.lock import hold
 from patchrank.report import paper_rows, write_report
@@ -154,10 +153,9 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, co
         config = plan.sweep.config
         about = {"objectives": config.objectives, "constraints": config.constraints, "stopped": len(plan.stopped())}
         about["failures"] = [(describe(failure.values), failure.cause) for failure in told.values()]
-        whole = [row | {"config": completed(row["config"])} for row in rows]
-        report = write_report(whole, root, config.report, list(plan.sweep.axes), command, unfinished, **about)
+        report = write_report(rows, root, config.report, list(plan.sweep.axes), command, unfinished, **about)
         say(f"\n{report.table}\n\nreport: {report.path}")
-        export(plan, whole)
+        export(plan, rows)
     for failure in told.values():
         say(f"failed: {describe(failure.values)}: {failure.cause}")
     if untimed:

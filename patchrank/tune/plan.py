@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from patchrank.config import DataConfig, ModelConfig, Rule, TrialConfig, validate, value_at
+from patchrank.config import DataConfig, ModelConfig, Rule, value_at
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -162,8 +162,7 @@ class Plan:
 
     def _drawn(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
         try:
-            full = validate(TrialConfig, config, identity).model_dump()
-            values = cell.values | {path: value_at(full, path) for path in self.sampled}
+            values = cell.values | {path: value_at(config, path) for path in self.sampled}
             drawn = {path: values[path] for path, rule in self.sampled.items() if allows(rule, values[path], values)}
             return drawn if self.identify(self.trial(cell.values | drawn)) == identity else None
         except StoreError:  # which says nothing about the trial
