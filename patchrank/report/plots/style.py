@@ -1,4 +1,4 @@
-"""What the plots share: colours, what of an axis to show, and PNG. matplotlib loads when something is drawn."""
+"""What the plots share: colours, the scale of an axis, and PNG. matplotlib loads when something is drawn."""
 
 from __future__ import annotations
 
