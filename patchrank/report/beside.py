@@ -29,7 +29,7 @@ class _LeftOut(Exception):
 
 
 class _Damaged(_LeftOut):
-    """Why a row is not shown, where running its sweep again mends it."""
+    """Why a row is not shown until its sweep runs again."""
 
 
 def read_beside(roots: Sequence[str], own: Sequence[dict], own_root: str) -> list[Beside]:
@@ -98,11 +98,10 @@ def _read_row(line: str) -> dict:
         prefix = "val_" if config["data"]["n_test"] == 0 else ""
         needed = ["gmacs", "gmacs_unpruned", f"{prefix}cosine", f"{prefix}agreement"]
         needed += ["n_train"] if config["pruning"]["reducer"] in FITTED else []
-        lacking = [key for key in needed if not isinstance(row["metrics"].get(key), int | float)]
+        if lacking := [key for key in needed if not isinstance(row["metrics"].get(key), int | float)]:
+            raise _Damaged(f"whose record lacks {lacking[0]}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged("whose record cannot be read") from error
-    if lacking:
-        raise _Damaged(f"whose record lacks {lacking[0]}")
     return row | {"id": str(row["id"]), "config": config}
 
 
@@ -112,24 +111,21 @@ def _read_arrays(root: str, row: dict, images: dict[str, Arrays]) -> Arrays:
     on_val = config["data"]["n_test"] == 0
     try:
         arrays = read_arrays(root, row)
-        for task in config["data"]["tasks"]:
-            prefix = f"{task}.val_" if on_val else f"{task}."
-            count = len(arrays[ids_of(task, on_val)])
-            for name in ("right_pruned", "right_unpruned", "cosine"):
-                if len(arrays.get(prefix + name, ())) != count:
-                    raise _Damaged(f"whose arrays lack {prefix}{name}, or a part of it")
-            for name in ("grid", f"{task}.pictures", f"{task}.pictures_kept", f"{task}.val_ids"):
-                if name not in arrays:
-                    raise _Damaged(f"whose arrays lack {name}")
-            ours = images.get(_images_of(config), arrays)
-            if not np.array_equal(arrays[ids_of(task, on_val)], ours[ids_of(task, on_val)]):
-                raise _LeftOut("of other images")
-            if not np.array_equal(drawn_by(arrays, task, on_val)[0], drawn_by(ours, task, on_val)[0]):
-                raise _Damaged("of an earlier version, which draws images otherwise")
-    except _LeftOut:
-        raise
     except Exception as error:  # damaged files make zipfile, zlib and NumPy stumble over anything
         raise _Damaged("whose arrays are missing or damaged") from error
+    ours = images.get(_images_of(config), arrays)
+    for task in config["data"]["tasks"]:
+        prefix, ids = (f"{task}.val_" if on_val else f"{task}."), ids_of(task, on_val)
+        needed = [ids, f"{task}.val_ids", "grid", f"{task}.pictures", f"{task}.pictures_kept"]
+        of_images = [prefix + name for name in ("right_pruned", "right_unpruned", "cosine")]
+        if lacking := [name for name in (*needed, *of_images) if name not in arrays]:
+            raise _Damaged(f"whose arrays lack {lacking[0]}")
+        if any(len(arrays[name]) != len(arrays[ids]) for name in of_images):
+            raise _Damaged("whose arrays differ in length")
+        if not np.array_equal(arrays[ids], ours[ids]):
+            raise _LeftOut("of other images")
+        if not np.array_equal(drawn_by(arrays, task, on_val)[0], drawn_by(ours, task, on_val)[0]):
+            raise _Damaged("of an earlier version, which draws images otherwise")
     return arrays
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from patchrank.config import BESIDE, Claim, leaves, value_at
 from patchrank.report.judgement import Comparison, Judgement, values_in_words, verdict_of
 from patchrank.report.labels import counted
-from patchrank.report.results import Setting, Values, configuration
+from patchrank.report.results import Setting, Values, configuration, joined
 from patchrank.utils.errors import UserError
 from patchrank.utils.stats import holm, paired_interval
 
@@ -33,14 +33,6 @@ class Pair(NamedTuple):
     task: str | None
 
 
-class Differences(NamedTuple):
-    """Of each of n images the difference (n,), what it is drawn with (n,), and the word for that (n,)."""
-
-    values: np.ndarray
-    clusters: np.ndarray
-    units: np.ndarray
-
-
 def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
     """Compares the settings that a claim is about with what it sets them against.
 
@@ -56,7 +48,7 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
     for pair in pairs:
         what = _what(claim, pair, selected)
         found = _differences(claim, pair)
-        if isinstance(found, Differences):
+        if isinstance(found, Values):
             made.append((what, found))
         else:
             missing.append(f"{', '.join(values_in_words(what))}: {found}" if what else found)
@@ -70,8 +62,8 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
     ]
     overall = None
     if len(made) > 1:  # images that are drawn together stay together, whichever comparison they are in
-        values, clusters, _ = (np.concatenate(each) for each in zip(*(found for _, found in made)))
-        overall = paired_interval(values, 0, clusters)
+        every = joined(found for _, found in made)
+        overall = paired_interval(every.values, 0, every.clusters)
     return Judgement(claim, comparisons, missing, overall)
 
 
@@ -137,7 +129,7 @@ def _what(claim: Claim, pair: Pair, selected: Sequence[Setting]) -> dict[str, An
     return what
 
 
-def _differences(claim: Claim, pair: Pair) -> Differences | str:
+def _differences(claim: Claim, pair: Pair) -> Values | str:
     """The difference on each image, or why there is none."""
     if pair.other is None:
         return "nothing to compare with"
@@ -150,14 +142,12 @@ def _differences(claim: Claim, pair: Pair) -> Differences | str:
     if lacking := [measure for setting, measure in sides if not setting.has(measure)]:
         return f"no {lacking[0]}"
     per_task = [_same_images(claim, sides, task) for task in tasks]
-    a, b = (np.concatenate([values[side].values for values in per_task]) for side in (0, -1))
-    clusters = np.concatenate([values[0].clusters for values in per_task])
-    units = np.concatenate([values[0].units for values in per_task])
-    if len(set(clusters)) < 2:
-        return f"one {units[0]} alone"
+    a, b = (joined(values[side] for values in per_task) for side in (0, -1))
+    if len(set(a.clusters)) < 2:
+        return f"one {a.units[0]} alone"
     if claim.share is not None:
-        return Differences(claim.share * b - a, clusters, units)
-    return Differences(a - (b if len(sides) == 2 else pair.other), clusters, units)
+        return a._replace(values=claim.share * b.values - a.values)
+    return a._replace(values=a.values - (b.values if len(sides) == 2 else pair.other))
 
 
 def _same_images(claim: Claim, sides: Sequence[Side], task: str) -> list[Values]:

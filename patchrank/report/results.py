@@ -32,26 +32,19 @@ MEASURES = {
     "agreement": Measure("same"),
     "cosine": Measure("cosine", 1),
     "drift": Measure("cosine", -1000, 1000),  # thousandths of 1 - cosine
-    "matching": Measure("matching", 1),  # on validation images, as all that follow
-    "matching_prior": Measure("matching_prior", 1),
-    "kendall": Measure("kendall", 1),
-    "ndcg": Measure("ndcg", 1),
-    "val_accuracy": Measure("val_right_pruned"),
-    "val_unpruned": Measure("val_right_unpruned"),
-    "val_agreement": Measure("val_same"),
-    "val_cosine": Measure("val_cosine", 1),
-    "val_drift": Measure("val_cosine", -1000, 1000),
 }
+ON_VAL = {name: Measure(name, 1) for name in ("matching", "matching_prior", "kendall", "ndcg")}  # of validation images
+for name in ("accuracy", "unpruned", "agreement", "cosine", "drift"):
+    ON_VAL[f"val_{name}"] = MEASURES[name]._replace(array=f"val_{MEASURES[name].array}")
+MEASURES |= ON_VAL
 FITTED = ("predictor", "prior")  # reducers whose ranking learned from golden scores of other images
 CONTROLS = {"random", "reversed"}  # a setting may have run these with some of its seeds alone
-ON_VAL = {"matching", "matching_prior", "kendall", "ndcg"} | {name for name in MEASURES if name.startswith("val_")}
 OLD_SCENE = re.compile(r"digits\w*/\w+/(\d{4})-\d+")  # the id of an embedded scene, and in it the digit's number
 
 Arrays = dict[str, np.ndarray]  # what a trial saved of its images, by name
 
 
-@dataclass(frozen=True)
-class Values:
+class Values(NamedTuple):
     """One number for each of n images, in the order of the images.
 
     values: (n,). ids: (n,), the images' names. clusters: (n,), equal for images that statistics draw together. units:
@@ -62,6 +55,11 @@ class Values:
     ids: np.ndarray
     clusters: np.ndarray
     units: np.ndarray
+
+
+def joined(parts: Iterable[Values]) -> Values:
+    """The values of several tasks, one after the other."""
+    return Values(*map(np.concatenate, zip(*parts)))
 
 
 @dataclass(frozen=True, eq=False)  # compared and hashed as the object that it is
@@ -123,20 +121,18 @@ class Setting:
         Args:
             limit: only the first so many images of each task (the oracles' subset).
         """
-        having, tasks = self._having(measure), [task] if task else self.tasks
-        values = np.mean([self._of_seed(n, measure, task, limit) for n in having], axis=0)
-        ids, clusters, units = [], [], []
-        for each in tasks:
-            arrays, on_val = self.arrays[having[0]], measure in ON_VAL
-            ids.append(arrays[ids_of(each, on_val)][:limit])
-            drawn, unit = drawn_by(arrays, each, on_val)
-            clusters.append(drawn[:limit])
-            units.append(np.full(len(ids[-1]), unit))
-        return Values(values, *map(np.concatenate, (ids, clusters, units)))
+        if task is None:
+            return joined(self.values(measure, each, limit) for each in self.tasks)
+        having, on_val = self._having(measure), measure in ON_VAL
+        values = np.mean([self._of_seed(n, measure, task)[:limit] for n in having], axis=0)
+        arrays = self.arrays[having[0]]
+        ids, (clusters, unit) = arrays[ids_of(task, on_val)][:limit], drawn_by(arrays, task, on_val)
+        return Values(values, ids, clusters[:limit], np.full(len(ids), unit))
 
-    def seeds(self, measure: str, task: str | None = None, limit: int | None = None) -> list[float]:
-        """The mean of every seed that has a measure."""
-        return [float(self._of_seed(n, measure, task, limit).mean()) for n in self._having(measure)]
+    def seeds(self, measure: str) -> list[float]:
+        """The mean over all images of every seed that has a measure."""
+        per_seed = [[self._of_seed(n, measure, task) for task in self.tasks] for n in self._having(measure)]
+        return [float(np.concatenate(values).mean()) for values in per_seed]
 
     def count(self, task: str) -> int:
         """How many images of a task its figures are of."""
@@ -147,11 +143,9 @@ class Setting:
         name = MEASURES[measure].array
         return [n for n, arrays in enumerate(self.arrays) if all(f"{task}.{name}" in arrays for task in self.tasks)]
 
-    def _of_seed(self, n: int, measure: str, task: str | None, limit: int | None) -> np.ndarray:
+    def _of_seed(self, n: int, measure: str, task: str) -> np.ndarray:
         name, scale, offset = MEASURES[measure]
-        tasks = [task] if task else self.tasks
-        values = [self.arrays[n][f"{each}.{name}"][:limit].astype(float) for each in tasks]
-        return np.concatenate(values) * scale + offset
+        return self.arrays[n][f"{task}.{name}"].astype(float) * scale + offset
 
 
 def ids_of(task: str, on_val: bool) -> str:

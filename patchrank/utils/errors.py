@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class StoreError(UserError):
-    """A remote store does not answer, or refuses: one line that names the URL. Nothing is wrong with the work itself."""
+    """A remote store does not answer, or refuses: one line that names the URL. Nothing is wrong with the work."""
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -364,8 +364,8 @@ FAULTS = {
     "no file": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays are missing or damaged.", 1),
     "cut file": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays are missing or damaged.", 1),
     "no zip": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays are missing or damaged.", 1),
-    "no array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays lack digits_ink.cosine, or a part", 1),
-    "short array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays lack digits_ink.cosine, or a part", 1),
+    "no array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays lack digits_ink.cosine.", 1),
+    "short array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays differ in length.", 1),
 }
 
 

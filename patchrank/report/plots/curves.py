@@ -11,7 +11,7 @@ import numpy as np
 from patchrank.config import value_at
 from patchrank.report.compare import all_tasks, change, mean, subset
 from patchrank.report.labels import KEEP_RATE, LOCATIONS, labels, layers, plain, ranking, swept_rates
-from patchrank.report.plots.style import COLOURS, LOG_NOTE, MARKERS, OTHER, PALETTE, is_wide, png, scale_points
+from patchrank.report.plots.style import MARKERS, PALETTE, add_legend, colour_of, log_note, png, scale_points
 from patchrank.report.results import Setting
 
 CAPTION = (
@@ -47,10 +47,9 @@ def draw_curves(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
         panel.set_ylabel("change of accuracy, points", fontsize=9)
     for panel in panels[-1]:
         panel.set_xlabel("patch tokens kept, %", fontsize=9)
-    handles = {text: handle for panel in panels.flat for handle, text in zip(*panel.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
-    few, wide = subset(settings), any(map(is_wide, spans))
-    return png(figure), CAPTION.format(LOG_NOTE if wide else "", ORACLES.format(few) if few else "")
+    add_legend(figure, panels.flat, columns=3)
+    few = subset(settings)
+    return png(figure), CAPTION.format(log_note(*spans), ORACLES.format(few) if few else "")
 
 
 def curve_lines(settings: Sequence[Setting], axes: Sequence[str]) -> list[Line]:
@@ -66,12 +65,12 @@ def curve_lines(settings: Sequence[Setting], axes: Sequence[str]) -> list[Line]:
     others = dict.fromkeys(groups, "")
     if len(set(reducers.values())) < len(groups):
         others = {name: name.removeprefix(ranking(points[0])).removeprefix("; ") for name, points in groups.items()}
-    taken = [COLOURS.get(reducers[name]) for name, other in others.items() if not other]
+    taken = [colour_of(reducers[name]) for name, other in others.items() if not other]
     palette = cycle([colour for colour in PALETTE if colour not in taken])
     colours = {other: next(palette) for other in dict.fromkeys(others.values()) if other}
     lines = []
     for name, reducer in reducers.items():
-        colour = colours.get(others[name], COLOURS.get(reducer, OTHER))
+        colour = colours.get(others[name], colour_of(reducer))
         style = {"golden": "--", "random": ":"}.get(reducer, "-")
         look = {"color": colour, "ls": style, "marker": MARKERS.get(reducer, "P"), "label": name}
         lines.append(Line(look, groups[name]))

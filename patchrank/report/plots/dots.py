@@ -13,7 +13,7 @@ from patchrank.config import value_at
 from patchrank.report.compare import all_tasks, change_on, subset
 from patchrank.report.labels import KEEP_RATE, labels, plain, swept_rates
 from patchrank.report.markdown import signed
-from patchrank.report.plots.style import COLOURS, LOG_NOTE, OTHER, PALETTE, is_wide, png, scale_points, wrap
+from patchrank.report.plots.style import PALETTE, add_legend, colour_of, log_note, png, scale_points, wrap
 from patchrank.report.results import Setting
 from patchrank.utils.stats import Interval
 
@@ -34,10 +34,9 @@ def draw_dots(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, 
         _draw(panel, settings, found, places, rates)
         scale_points(panel, "x", span)
     if rates:
-        handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1]))
-        figure.legend(handles.values(), handles, loc="outside upper center", ncols=5, fontsize=8, frameon=False)
+        add_legend(figure, panels[:1], columns=5)
     few = subset(settings)
-    return png(figure), CAPTION.format(LOG_NOTE if is_wide(span) else "", ORACLES.format(few) if few else "")
+    return png(figure), CAPTION.format(log_note(span), ORACLES.format(few) if few else "")
 
 
 def _frame(rows: Sequence[str], tasks: Sequence[str | None], dots: int) -> tuple:
@@ -93,6 +92,6 @@ def _draw(
 def _colour(setting: Setting, rates: Sequence[float]) -> tuple[str, str | None]:
     """Colour and legend: by keep rate where that is swept, else by ranking, which the row names."""
     if not rates:
-        return COLOURS.get(setting.config["pruning"]["reducer"], OTHER), None
+        return colour_of(setting.config["pruning"]["reducer"]), None
     rate = value_at(setting.config, KEEP_RATE)
     return PALETTE[rates.index(rate) % len(PALETTE)], f"{plain(rate, KEEP_RATE)} kept"

@@ -10,7 +10,7 @@ import numpy as np
 from patchrank.config import Constraint, Objective
 from patchrank.report.labels import RANKINGS
 from patchrank.report.pareto import Front, pareto_front
-from patchrank.report.plots.style import COLOURS, MARKERS, OTHER, png
+from patchrank.report.plots.style import MARKERS, add_legend, colour_of, png
 from patchrank.report.results import Setting
 
 
@@ -61,8 +61,7 @@ def draw_front(
             _draw_bounds(panel, constraints, value, cost)
             if numbered:
                 _write_numbers(panel, front, value, cost)
-    handles = dict(zip(*panels[0][0].get_legend_handles_labels()[::-1]))
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=6, fontsize=8, frameon=False)
+    add_legend(figure, panels[0][:1], columns=6)
     return png(figure), CAPTION.format(HOLLOW if front.infeasible else "")
 
 
@@ -105,7 +104,8 @@ def _scatter(panel, rows: Sequence[dict], value: Objective, cost: Objective, loo
     """Points of one reducer, which colour and mark tell."""
     reducer = rows[0]["config"]["pruning"]["reducer"]
     x, y = ([row["metrics"][each.metric] for row in rows] for each in (cost, value))
-    colour, mark = COLOURS.get(reducer, OTHER), {"random": "P"}.get(reducer, MARKERS.get(reducer, "h"))
+    colour = colour_of(reducer)
+    mark = "P" if reducer == "random" else MARKERS.get(reducer, "h")
     fill = {"edgecolors": colour} if look.get("facecolors") == "none" else {"facecolors": colour}
     panel.scatter(x, y, s=30, marker=mark, label=RANKINGS.get(reducer, reducer), **(fill | look))
 
