@@ -25,6 +25,7 @@ from patchrank.report.table import main_table
 from patchrank.utils.errors import UserError
 
 SUMMARY_SCHEMA = 2  # of claims.json
+WORTH_AND_COST = (Objective(metric="val_accuracy", mode="max"), Objective(metric="gmacs", mode="min"))
 SMOKE = "**This is a smoke run on few images (`--quick`): its figures mean nothing.**"
 
 
@@ -85,9 +86,10 @@ def write_report(
 ) -> Report:
     """Writes `report.md`, `claims.json`, `<table>-accuracy.png` and `<table>-tokens.png` into `root`.
 
-    With two objectives or more also `<table>-front.png`, which stands for the picture of accuracy where settings are
-    too many for rows. Without any row no picture at all. Where `config.beside` names roots of other sweeps, their rows
-    stand in table and pictures too, and claims may compare with them.
+    With two objectives or more also `<table>-front.png`. Where settings are too many for the picture of accuracy, the
+    front stands for it; of a sweep with one objective it is that of accuracy and GMACs. Without any row no picture at
+    all. Where `config.beside` names roots of other sweeps, their rows stand in table and pictures too, and claims may
+    compare with them.
 
     Args:
         rows: result rows in plan order; their arrays lie in `<root>/trials`.
@@ -104,17 +106,20 @@ def write_report(
     """
     paper = paper_rows(config.paper)
     sweep = _read(rows, root, config, axes, command, unfinished)
-    front, pictures = FrontSection("", {}), {}
-    if rows and len(objectives) > 1:
+    front, pictures, crowded = FrontSection("", {}), {}, is_crowded(sweep.settings, sweep.axes)
+    if rows and (len(objectives) > 1 or crowded):
+        objectives = objectives if len(objectives) > 1 else WORTH_AND_COST
         front = front_section(rows, objectives, constraints, sweep.axes, f"{config.table}-front")
-    if rows and not (front.pictures and is_crowded(sweep.settings, sweep.axes)):
+    if rows and not crowded:
         pictures[f"{config.table}-accuracy.png"] = draw_sweep(sweep.settings, sweep.axes)
     if rows:
         pictures[f"{config.table}-tokens.png"] = draw_tokens(sweep.settings, sweep.axes)
     for name, picture in ({name: picture for name, (picture, _) in pictures.items()} | front.pictures).items():
         write_atomic(join(root, name), picture)
     write_json(join(root, "claims.json"), _summary(sweep, [*front.pictures, *pictures]))
-    parts = [f"# {config.table}", SMOKE if sweep.is_quick else "", _unfinished(unfinished, stopped)]
+    undone = f"**{unfinished} trials of this sweep are not done.** " if unfinished else ""
+    undone += f"{stopped} trials were ended early (ASHA), and are not shown." if stopped else ""
+    parts = [f"# {config.table}", SMOKE if sweep.is_quick else "", undone.strip()]
     parts += _body(sweep, front.markdown, paper)
     parts += [f"{caption}\n\n![{caption.split(',')[0]}]({name})" for name, (_, caption) in pictures.items()]
     several = [judgement for judgement in sweep.judgements if len(judgement.comparisons) > 1]
@@ -176,12 +181,6 @@ def _credit(settings: Sequence[Setting], credits: Mapping[str, str]) -> str:
         fit_on = setting.config["predictor"]["fit_on"]
         tasks += fit_on if setting.is_fitted and fit_on != "own" else []
     return " ".join(dict.fromkeys(credits[task] for task in tasks if task in credits))
-
-
-def _unfinished(unfinished: int, stopped: int) -> str:
-    text = f"**{unfinished} trials of this sweep are not done.** " if unfinished else ""
-    ended = f"{stopped} trials were ended early (ASHA), and are not shown." if stopped else ""
-    return (text + ended).strip()
 
 
 def _failed(failures: Sequence[tuple[str, str]]) -> str:

@@ -13,7 +13,7 @@ from patchrank.report.__main__ import main
 from patchrank.report.compare import change, subset
 from patchrank.report.labels import labels, swept
 from patchrank.report.paper import paper_section
-from patchrank.report.plots import draw_sweep
+from patchrank.report.plots import draw_sweep, is_crowded
 from patchrank.report.plots.curves import curve_lines, draw_panel
 from patchrank.report.plots.style import scale_points
 from patchrank.utils.errors import UserError
@@ -483,18 +483,15 @@ def test_every_failure_is_named_and_none_breaks_the_page(run):
     assert "![" not in alone and json.loads((run.root / "claims.json").read_text())["unfinished"] == 2
 
 
-def test_too_many_settings_for_rows_are_points_by_cost(run, tmp_path):
+def test_of_settings_too_many_for_rows_the_front_is_drawn(run, tmp_path):
     for window in range(1, 13):  # each at a rate of its own, as samplers draw them
         run.add(lost=3, pruning__keep_rate=round(0.2 + 0.05 * window, 2), golden__window=window)
         run.rows[-1]["metrics"] |= {"gmacs": 0.03 + window / 1000, "val_accuracy": 90.0 + window}
     axes = ["pruning.keep_rate", "golden.window"]
-    content, caption = draw_sweep(run.settings(), axes)
-    assert "by what an image costs" in caption and struct.unpack(">II", content[16:24])[1] < 1000
-    _, few = draw_sweep(run.settings()[:9], axes)
-    assert "by what an image costs" not in few
-    # a front shows the same and more
-    objectives = [Objective(metric="val_accuracy", mode="max"), Objective(metric="gmacs", mode="min")]
-    write_report(run.rows, str(run.root), ReportConfig(table="many"), axes, "many.yaml", objectives=objectives)
+    assert is_crowded(run.settings(), axes) and not is_crowded(run.settings()[:9], axes)
+    write_report(run.rows, str(run.root), ReportConfig(table="many"), axes, "many.yaml")
+    assert "Pareto front** of val_accuracy (max), gmacs (min): 12 of 12 trials" in (run.root / "report.md").read_text()
+    assert png_size(run.root / "many-front.png")[1] < 1000
     main([str(run.root), "--out", str(tmp_path / "docs")])
     shown = {"many-front.png", "many-tokens.png"}
     assert {path.name for path in run.root.glob("*.png")} == shown

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from patchrank.config import value_at
-from patchrank.report.compare import all_tasks, change_on, subset
+from patchrank.report.compare import all_tasks, change, subset
 from patchrank.report.labels import KEEP_RATE, labels, plain, swept_rates
 from patchrank.report.markdown import signed
 from patchrank.report.plots.style import PALETTE, add_legend, colour_of, log_note, png, scale_points, wrap
@@ -27,7 +27,7 @@ def draw_dots(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, 
     rates = swept_rates(settings, axes)[::-1]
     rows, tasks = list(dict.fromkeys(names)), [*tasks, None] if len(tasks) > 1 else tasks
     places = [rows.index(name) + _shift(setting, rates) for name, setting in zip(names, settings)]
-    changes = [[change_on(setting, task) for setting in settings] for task in tasks]
+    changes = [[change(each, task) if task in (None, *each.tasks) else None for each in settings] for task in tasks]
     span = np.array([found.ends for row in changes for found in row if found is not None])
     figure, panels = _frame(rows, tasks, len(rates))
     for panel, found in zip(panels, changes):

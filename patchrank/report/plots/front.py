@@ -1,4 +1,4 @@
-"""Pictures of what is gained against what it costs: the Pareto front, and sweeps of too many settings for rows."""
+"""The picture of a Pareto front: what is gained against what it costs, a panel for every pair of the two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from patchrank.config import Constraint, Objective
 from patchrank.report.labels import RANKINGS
 from patchrank.report.pareto import Front, pareto_front
 from patchrank.report.plots.style import MARKERS, add_legend, colour_of, png
-from patchrank.report.results import Setting
 
 
 class Column(NamedTuple):
@@ -35,16 +34,12 @@ CAPTION = (
     "Every trial by what it is worth and what it costs; strong: the front, numbered as in the table; line: those of it "
     "that nothing beats in this panel's two figures alone; star: the unpruned tower{}."
 )
-BY_COST = (
-    "Accuracy on validation images of every setting, by what an image costs; strong, with the line: those that no "
-    "other beats in both; star: the unpruned tower."
-)
 HOLLOW = "; hollow: trials that break a constraint (dotted)"
 NEAR = (0.035, 0.06)  # shares of a panel's width and height within which a second number would cover the first
 
 
 def draw_front(
-    front: Front, objectives: Sequence[Objective], constraints: Sequence[Constraint] = (), numbered: bool = True
+    front: Front, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()
 ) -> tuple[bytes, str]:
     """PNG and caption: a panel for every pair of a value and a cost. Numbers are those of the front's table."""
     from matplotlib.figure import Figure
@@ -59,18 +54,9 @@ def draw_front(
         for panel, cost in zip(row, costs):
             _draw(panel, front, value, cost)
             _draw_bounds(panel, constraints, value, cost)
-            if numbered:
-                _write_numbers(panel, front, value, cost)
+            _write_numbers(panel, front, value, cost)
     add_legend(figure, panels[0][:1], columns=6)
     return png(figure), CAPTION.format(HOLLOW if front.infeasible else "")
-
-
-def draw_by_cost(settings: Sequence[Setting]) -> tuple[bytes, str]:
-    """PNG and caption: accuracy by GMACs, a point for each setting."""
-    objectives = [Objective(metric="val_accuracy", mode="max"), Objective(metric="gmacs", mode="min")]
-    rows = [setting.rows[0] | {"metrics": setting.metrics} for setting in settings]
-    picture, _ = draw_front(pareto_front(rows, objectives), objectives, numbered=False)
-    return picture, BY_COST
 
 
 def unpruned_figure(rows: Sequence[dict], metric: str) -> float | None:
