@@ -61,7 +61,7 @@ class Judgement:
         """The difference with its interval, or how many of several went which way; and what is missing."""
         found = ""
         if len(self.comparisons) == 1:
-            found = figure(self.claim, self.comparisons[0].interval)
+            found = difference_text(self.claim, self.comparisons[0].interval)
         elif self.comparisons:
             found = self._counts()
         missing = ", ".join(self.missing)
@@ -73,7 +73,7 @@ class Judgement:
         said = f"**{word(self.verdict)}**: {self.claim.say}"
         if len(self.comparisons) < 2:
             return said, self.figure
-        return f"{said}: {self._tally()}", f"on average {figure(self.claim, self.overall)}"
+        return f"{said}: {self._tally()}", f"on average {difference_text(self.claim, self.overall)}"
 
     def line(self) -> str:
         """Verdict, sentence, figure and images as one line of Markdown."""
@@ -88,7 +88,7 @@ class Judgement:
         for each in self.comparisons:
             texts = [text.replace("|", "\\|") for text in values_in_words(each.what)]
             p_values = [f"{each.interval.p:.4f}", f"{each.holm_p:.4f}"]
-            shown = figure(self.claim, each.interval)
+            shown = difference_text(self.claim, each.interval)
             rows.append([*texts, shown, *p_values, word(each.verdict), str(each.interval.n)])
         return table(head, rows, texts=len(head))
 
@@ -116,7 +116,7 @@ class Judgement:
             text += f" (after Holm: {firm['true']}, {firm['refuted']}, {rest})"
         estimates = [each.interval.estimate for each in self.comparisons]
         low, high = _number(self.claim, min(estimates)), _number(self.claim, max(estimates))
-        return f"{text}; from {low} to {high}, on average {figure(self.claim, self.overall)}"
+        return f"{text}; from {low} to {high}, on average {difference_text(self.claim, self.overall)}"
 
     def _tally(self) -> str:
         verdicts = Counter(each.verdict for each in self.comparisons)
@@ -147,7 +147,7 @@ def _compares(claim: Claim) -> bool:
     return claim.against not in (None, 0)
 
 
-def figure(claim: Claim, interval: Interval) -> str:
+def difference_text(claim: Claim, interval: Interval) -> str:
     """A difference with its interval and unit, as "-0.10 [-0.30, +0.10] points"."""
     estimate, low, high = (_number(claim, value) for value in interval[:3])
     unit = "" if claim.measure in PLAIN else " points" if _compares(claim) else " %"

@@ -106,15 +106,8 @@ def write_report(
     """
     paper = paper_rows(config.paper)
     sweep = _read(rows, root, config, axes, command, unfinished)
-    front, pictures, crowded = FrontSection("", {}), {}, is_crowded(sweep.settings, sweep.axes)
-    if rows and (len(objectives) > 1 or crowded):
-        objectives = objectives if len(objectives) > 1 else WORTH_AND_COST
-        front = front_section(rows, objectives, constraints, sweep.axes, f"{config.table}-front")
-    if rows and not crowded:
-        pictures[f"{config.table}-accuracy.png"] = draw_sweep(sweep.settings, sweep.axes)
-    if rows:
-        pictures[f"{config.table}-tokens.png"] = draw_tokens(sweep.settings, sweep.axes)
-    for name, picture in ({name: picture for name, (picture, _) in pictures.items()} | front.pictures).items():
+    front, pictures = _draw(sweep, objectives, constraints) if rows else (FrontSection("", {}), {})
+    for name, picture in (front.pictures | {name: picture for name, (picture, _) in pictures.items()}).items():
         write_atomic(join(root, name), picture)
     write_json(join(root, "claims.json"), _summary(sweep, [*front.pictures, *pictures]))
     undone = f"**{unfinished} trials of this sweep are not done.** " if unfinished else ""
@@ -141,6 +134,20 @@ def _read(
     judgements = [_judged(claim, settings, unfinished) for claim in config.claims]
     notes = [each.note for each in beside]
     return _Sweep(rows, config, axes, command, unfinished, own, settings, names, notes, judgements)
+
+
+def _draw(
+    sweep: _Sweep, objectives: Sequence[Objective], constraints: Sequence[Constraint]
+) -> tuple[FrontSection, dict[str, tuple[bytes, str]]]:
+    """The front, if there is to be one, and all other pictures with their captions, by file name."""
+    front, pictures, table = FrontSection("", {}), {}, sweep.config.table
+    crowded = is_crowded(sweep.settings, sweep.axes)
+    if crowded or len(objectives) > 1:
+        objectives = objectives if len(objectives) > 1 else WORTH_AND_COST
+        front = front_section(sweep.rows, objectives, constraints, sweep.axes, f"{table}-front")
+    if not crowded:
+        pictures[f"{table}-accuracy.png"] = draw_sweep(sweep.settings, sweep.axes)
+    return front, pictures | {f"{table}-tokens.png": draw_tokens(sweep.settings, sweep.axes)}
 
 
 def _judged(claim: Claim, settings: list[Setting], unfinished: int) -> Judgement:
