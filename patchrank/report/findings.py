@@ -150,19 +150,24 @@ def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
         accuracy = mean_text(setting) + (ON_SUBSET if few and setting.is_oracle else "")
         gmacs, val = f"{setting.metrics['gmacs']:.4f}", _val(setting, "val_accuracy")
         lines.append([name, accuracy, change_text(change(setting), bold=False), gmacs, val])
-    columns = list(zip(*lines))
-    if on_val or not any(columns[-1][1:]):
-        columns = columns[:-1]
-    widths = [max(map(len, column)) for column in columns[1:]]
-    width = min(max(map(len, columns[0])), WIDTH - sum(widths) - 2 * len(widths))
-    padded = [[text.ljust(width) for text in _shortened(columns[0], width)]]
-    padded += [[cell.rjust(width) for cell in column] for column, width in zip(columns[1:], widths)]
-    texts = ["  ".join(cells).rstrip() for cells in zip(*padded)]
+    if on_val or not any(line[-1] for line in lines[1:]):
+        lines = [line[:-1] for line in lines]
+    texts = _aligned(lines)
     return "\n".join([*texts, f"{ON_SUBSET} on the first {few} images of each task alone"] if few else texts)
 
 
 def _val(setting: Setting, key: str) -> str:
     return f"{setting.metrics[key]:.1f}" if key in setting.metrics else ""
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a name and figures as text, names shortened so far that no line is wider than a terminal."""
+    names, *columns = zip(*lines)
+    widths = [max(map(len, column)) for column in columns]
+    width = min(max(map(len, names)), WIDTH - sum(widths) - 2 * len(widths))
+    padded = [[text.ljust(width) for text in _shortened(names, width)]]
+    padded += [[cell.rjust(width) for cell in column] for column, width in zip(columns, widths)]
+    return ["  ".join(cells).rstrip() for cells in zip(*padded)]
 
 
 def _shortened(names: Sequence[str], width: int) -> list[str]:

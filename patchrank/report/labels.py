@@ -83,7 +83,7 @@ def prompts(setting: Setting) -> str:
         return "none"
     gains = " + gains" if config["norm_gains"] else ""
     distilled = ", distilled" if config["loss"] == "distill" else ""
-    return f"{MODES[config['mode']]}{gains}{distilled}"
+    return f"{MODES.get(config['mode'], config['mode'])}{gains}{distilled}"
 
 
 def plain(value: object, axis: str = "") -> str:
@@ -91,10 +91,12 @@ def plain(value: object, axis: str = "") -> str:
     if axis == KEEP_RATE:
         return f"{100 * value:g} %"
     if axis.endswith(".fit_on"):
-        return " + ".join(value) if isinstance(value, list) else "its own task"
-    if isinstance(value, list):
+        return "its own task" if value == "own" else " + ".join(value)
+    if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _spoken(column: str, text: str) -> str:
