@@ -59,10 +59,9 @@ def _means(paper: dict) -> dict[tuple[str, ...], np.ndarray]:
     """Means over the head that `mean_over` names, by the key of their row. Bold type tells that they are ours."""
     if "mean_over" not in paper:
         return {}
-    place = paper["heads"].index(paper["mean_over"])
     groups: dict[tuple[str, ...], list[list[float]]] = {}
     for row in paper["rows"]:
-        key = list(row["key"])
-        key[place] = "**mean, by us**"
-        groups.setdefault(tuple(key), []).append(row["values"])
+        named = zip(paper["heads"], row["key"])
+        key = tuple("**mean, by us**" if head == paper["mean_over"] else part for head, part in named)
+        groups.setdefault(key, []).append(row["values"])
     return {key: np.mean(values, axis=0) for key, values in groups.items()}

@@ -194,7 +194,8 @@ def read_settings(rows: Sequence[dict], root: str, beside: Iterable[tuple[dict, 
     for row, arrays in [*((row, read_arrays(root, row)) for row in rows), *beside]:
         seeds = groups.setdefault(json.dumps(configuration(row["config"]), sort_keys=True), {})
         first, known = seeds.get(row["config"]["seed"], (row, arrays))
-        seeds[row["config"]["seed"]] = first, _controls(arrays) | known
+        controls = {name: values for name, values in arrays.items() if name.rpartition(".right_")[2] in CONTROLS}
+        seeds[row["config"]["seed"]] = first, controls | known
     on_val = any(row["config"]["data"]["n_test"] == 0 for row in rows)  # all rows of a table show the same images
     members = [list(seeds.values()) for seeds in groups.values()]
     return [Setting([row for row, _ in each], [arrays for _, arrays in each], on_val) for each in members]
@@ -204,7 +205,3 @@ def read_arrays(root: str, row: dict) -> Arrays:
     """What a trial saved of each image, by name."""
     with np.load(io.BytesIO(read_bytes(join(root, "trials", f"{row['id']}.npz"))), allow_pickle=False) as arrays:
         return dict(arrays)
-
-
-def _controls(arrays: Arrays) -> Arrays:
-    return {name: values for name, values in arrays.items() if name.rpartition(".right_")[2] in CONTROLS}

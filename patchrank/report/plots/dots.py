@@ -6,6 +6,7 @@ Where the keep rate is swept too, a row holds a dot for each rate.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,17 +22,28 @@ CAPTION = "Change of accuracy against the unpruned tower, in points, with 95 % i
 ORACLES = "; hollow: oracles, on the first {} images of each task alone"
 
 
+class Dot(NamedTuple):
+    """The change of one setting on one task; `place` counts rows from the top."""
+
+    place: float
+    setting: Setting
+    found: Interval
+
+
 def draw_dots(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, str]:
     """PNG and caption."""
     names, tasks = labels(settings, axes, without=[KEEP_RATE]), all_tasks(settings)
     rates = swept_rates(settings, axes)[::-1]
     rows, tasks = list(dict.fromkeys(names)), [*tasks, None] if len(tasks) > 1 else tasks
     places = [rows.index(name) + _shift(setting, rates) for name, setting in zip(names, settings)]
-    changes = [[change(each, task) if task in (None, *each.tasks) else None for each in settings] for task in tasks]
-    span = np.array([found.ends for row in changes for found in row if found is not None])
+    per_task = [
+        [Dot(place, each, change(each, task)) for place, each in zip(places, settings) if task in (None, *each.tasks)]
+        for task in tasks
+    ]
+    span = np.array([dot.found.ends for dots in per_task for dot in dots])
     figure, panels = _frame(rows, tasks, len(rates))
-    for panel, found in zip(panels, changes):
-        _draw(panel, settings, found, places, rates)
+    for panel, dots in zip(panels, per_task):
+        _draw(panel, dots, rates)
         scale_points(panel, "x", span)
     if rates:
         add_legend(figure, panels[:1], columns=5)
@@ -62,17 +74,9 @@ def _shift(setting: Setting, rates: Sequence[float]) -> float:
     return 0.7 * ((rates.index(value_at(setting.config, KEEP_RATE)) + 0.5) / len(rates) - 0.5)
 
 
-def _draw(
-    panel,
-    settings: Sequence[Setting],
-    changes: Sequence[Interval | None],
-    places: Sequence[float],
-    rates: Sequence[float],
-) -> None:
+def _draw(panel, dots: Sequence[Dot], rates: Sequence[float]) -> None:
     panel.axvline(0, color="black", lw=0.9, ls=(0, (4, 3)), zorder=1)
-    for place, setting, found in zip(places, settings, changes):
-        if found is None:
-            continue
+    for place, setting, found in dots:
         colour, label = _colour(setting, rates)
         low, high = found.ends
         bars = [[found.estimate - low], [high - found.estimate]]
