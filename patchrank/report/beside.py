@@ -44,27 +44,30 @@ def read_beside(roots: Sequence[str], own: Sequence[dict], own_root: str) -> lis
     first = {_images_of(row["config"]): row for row in reversed(own)}
     images = {key: read_arrays(own_root, row) for key, row in first.items()}
     for root in roots:
-        name = root.removeprefix(f"{os.getcwd()}/")  # reports are passed on
-        try:
-            lines = read_bytes(join(root, "results.jsonl")).decode().splitlines()
-        except (OSError, ValueError) as error:
-            why = f"its results.jsonl cannot be read ({' '.join(str(error).split())})"
-            if isinstance(error, FileNotFoundError):
-                why = "it holds no results.jsonl"
-            found.append(Beside([], f"Nothing of `{name}` is shown beside, since {why}: {_remedy(name)}."))
-            continue
-        rows, reasons = [], []
-        for line in lines:
-            try:
-                row = _read_row(line)
-                if row["id"] not in shown:
-                    _check_model_and_data(row["config"], own)
-                    rows.append((row, _read_arrays(root, row, images)))
-            except _LeftOut as reason:
-                reasons.append(reason)
-        shown |= {row["id"] for row, _ in rows}
-        found.append(Beside(rows, _note(name, len(rows), len(lines), reasons)))
+        found.append(_read_sweep(root, own, images, shown))
+        shown |= {row["id"] for row, _ in found[-1].rows}
     return found
+
+
+def _read_sweep(root: str, own: Sequence[dict], images: dict[str, Arrays], shown: set[str]) -> Beside:
+    name = root.removeprefix(f"{os.getcwd()}/")  # a report may be read elsewhere, where our folder says nothing
+    try:
+        lines = read_bytes(join(root, "results.jsonl")).decode().splitlines()
+    except (OSError, ValueError) as error:
+        why = f"its results.jsonl cannot be read ({' '.join(str(error).split())})"
+        if isinstance(error, FileNotFoundError):
+            why = "it holds no results.jsonl"
+        return Beside([], f"Nothing of `{name}` is shown beside, since {why}: {_remedy(name)}.")
+    rows, reasons = [], []
+    for line in lines:
+        try:
+            row = _read_row(line)
+            if row["id"] not in shown:
+                _check_model_and_data(row["config"], own)
+                rows.append((row, _read_arrays(root, row, images)))
+        except _LeftOut as reason:
+            reasons.append(reason)
+    return Beside(rows, _note(name, len(rows), len(lines), reasons))
 
 
 def _remedy(root: str) -> str:
@@ -107,13 +110,19 @@ def _read_row(line: str) -> dict:
 
 def _read_arrays(root: str, row: dict, images: dict[str, Arrays]) -> Arrays:
     """A row's arrays. Raises `_LeftOut` where they are damaged, or of other images than those that are shown."""
-    config = row["config"]
-    on_val = config["data"]["n_test"] == 0
     try:
         arrays = read_arrays(root, row)
+        _check_arrays(arrays, row["config"], images.get(_images_of(row["config"]), arrays))
+    except _LeftOut:
+        raise
     except Exception as error:  # damaged files make zipfile, zlib and NumPy stumble over anything
         raise _Damaged("whose arrays are missing or damaged") from error
-    ours = images.get(_images_of(config), arrays)
+    return arrays
+
+
+def _check_arrays(arrays: Arrays, config: dict, ours: Arrays) -> None:
+    """Raises `_LeftOut` for arrays that lack something, or are of other images than our own."""
+    on_val = config["data"]["n_test"] == 0
     for task in config["data"]["tasks"]:
         prefix, ids = (f"{task}.val_" if on_val else f"{task}."), ids_of(task, on_val)
         needed = [ids, f"{task}.val_ids", "grid", f"{task}.pictures", f"{task}.pictures_kept"]
@@ -126,7 +135,6 @@ def _read_arrays(root: str, row: dict, images: dict[str, Arrays]) -> Arrays:
             raise _LeftOut("of other images")
         if not np.array_equal(drawn_by(arrays, task, on_val)[0], drawn_by(ours, task, on_val)[0]):
             raise _Damaged("of an earlier version, which draws images otherwise")
-    return arrays
 
 
 def _check_model_and_data(config: dict, own: Sequence[dict]) -> None:

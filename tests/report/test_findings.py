@@ -365,6 +365,7 @@ FAULTS = {
     "cut file": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays are missing or damaged.", 1),
     "no zip": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays are missing or damaged.", 1),
     "no array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays lack digits_ink.cosine.", 1),
+    "scalar array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays are missing or damaged.", 1),
     "short array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays differ in length.", 1),
 }
 
@@ -385,8 +386,9 @@ def spoil(other, fault):
     elif fault.endswith("array"):
         with np.load(path) as arrays:
             found = dict(arrays)
-        left = found.pop("digits_ink.cosine")[:-1]
-        np.savez(path, **found, **({"digits_ink.cosine": left} if fault == "short array" else {}))
+        whole = found.pop("digits_ink.cosine")
+        left = {"no array": {}, "scalar array": {"digits_ink.cosine": whole[0]}}
+        np.savez(path, **found, **left.get(fault, {"digits_ink.cosine": whole[:-1]}))
     write_rows(other)
     file = other.root / "results.jsonl"
     if fault == "nothing":
