@@ -23,7 +23,8 @@ class Task:
 
     load(task, split, root) gives a split in the order in which its source lists it. training: the split that golden
     scores and predictors are made from. default: what is evaluated where nobody says. checked: whether images that
-    nothing can decode are left out; the protocols of named datasets know none.
+    nothing can decode are left out; the protocols of named datasets know none. credit: what pages that show images must
+    say of their makers.
     """
 
     load: Callable[[str, str, str | None], ImageSplit]
@@ -31,6 +32,7 @@ class Task:
     default: str = "val"
     embedded: bool = False
     checked: bool = False
+    credit: str = ""
 
 
 def _digits(task: str, split: str, root: None) -> ImageSplit:
@@ -57,7 +59,7 @@ def _png(scenes: digits.DigitScenes, i: int) -> bytes:
 
 
 TASKS: dict[str, Task] = {
-    **dict.fromkeys(digits.STYLES, Task(_digits, training="adapt", embedded=True)),
+    **dict.fromkeys(digits.STYLES, Task(_digits, training="adapt", embedded=True, credit=digits.CREDIT)),
     **dict.fromkeys(NAMED, Task(load_named)),
     "folder": Task(load_folder, default="all", checked=True),
     "wds": Task(load_wds, default="all", checked=True),

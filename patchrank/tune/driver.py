@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchrank.config import Constraint
+from patchrank.data.dataset_factory import TASKS
 from patchrank.io import check_reachable, check_writable, join, write_atomic
 from patchrank.io.lock import hold
 from patchrank.report import Report, paper_rows, write_report
@@ -164,4 +165,5 @@ def _report(plan: Plan, rows: list[dict], failed: dict[str, Failure], command: s
     config = plan.sweep.config
     told = {"objectives": config.objectives, "constraints": config.constraints}
     told |= {"failures": [failure.told() for failure in failed.values()], "stopped": len(plan.stopped())}
+    told["credits"] = {name: task.credit for name, task in TASKS.items() if task.credit}
     return write_report(rows, config.root, config.report, list(plan.sweep.axes), command, unfinished, **told)
