@@ -27,6 +27,7 @@ from patchrank.utils.device import check_device, hardware
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
 
+VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
 WARM_UP = 3  # runs of each tower that count for nothing
 
 
@@ -49,16 +50,16 @@ def measure(model: nn.Module, batch_size: int = 32, repeats: int = 30, seed: int
     """
     tower = model.visual if isinstance(model, Clip) else model
     if tower.pruner is not None and tower.pruning.reducer == "golden":
-        raise UserError("reducer 'golden' ranks by scores from outside, so it has no time of its own; near: prior")
+        raise UserError("reducer 'golden' ranks by scores from outside, so it has no time of its own; try prior")
     towers = {"ms": tower, "ms_unpruned": unpruned_twin(tower)}
     device = tower.pos_embed.device
     images = torch.randn(batch_size, *tower.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(seed))
     images = images.to(device, tower.pos_embed.dtype)
     times: dict[str, list[float]] = {name: [] for name in towers}
-    for n in progress(range(WARM_UP + repeats), desc="benchmark", unit="turn", disable=quiet):
+    for _ in progress(range(WARM_UP + repeats), desc="benchmark", unit="turn", disable=quiet):
         for name, each in towers.items():
-            spent = _seconds(each, images)
-            times[name] += [1000 * spent / batch_size] * (n >= WARM_UP)
+            times[name].append(1000 * _seconds(each, images) / batch_size)
+    times = {name: values[WARM_UP:] for name, values in times.items()}
     found = {name: float(np.median(values)) for name, values in times.items()}
     quartiles = {f"{name}_quartiles": np.percentile(values, [25, 75]).tolist() for name, values in times.items()}
     return found | {"speedup": found["ms_unpruned"] / found["ms"]} | quartiles
@@ -66,8 +67,8 @@ def measure(model: nn.Module, batch_size: int = 32, repeats: int = 30, seed: int
 
 def unpruned_twin(tower: nn.Module) -> nn.Module:
     """A copy of a tower as it came: nothing leaves, nothing is inserted, and all blocks are run in full."""
-    with tower.unprompted():
-        twin = copy.deepcopy(tower)
+    twin = copy.deepcopy(tower)
+    twin.set_prompts(None)
     twin.set_pruning(keep_rate=1.0, drop_counts=None, cls_only_last="auto")
     return twin
 

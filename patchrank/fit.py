@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from patchrank.cli.flags import add_model_flags, create_clip_from, positive, positive_float
 from patchrank.cli.summary import MATCHING, percentages, print_row
-from patchrank.config import TrialConfig
 from patchrank.golden.agreement import matching, prior_of, rank_quality
 from patchrank.golden.dataset import Ranked, pooled, read_ranked
 from patchrank.golden.scores import METRICS
@@ -100,10 +99,9 @@ def fit_predictor(
     return predictor.eval()
 
 
-def predictor_shape(trial: TrialConfig) -> dict:
-    """What a predictor of a trial is built with, beside its name and tower."""
-    own = {"dim": trial.predictor.dim, "head": trial.predictor.head}
-    return {} if trial.predictor.name == "prior" else own
+def predictor_shape(name: str, dim: int, head: str) -> dict[str, object]:
+    """A predictor's own settings, beside its name and tower; a prior has none."""
+    return {} if name == "prior" else {"dim": dim, "head": head}
 
 
 def describe(clip: Clip, name: str, location: int, metric: str, **kwargs) -> dict:
@@ -149,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--val-shards {args.val_shards}: of {what}, as --shards {path}; take a split of its own")
     train = pooled([read_ranked(clip, path, args.metric, args.location) for path in args.shards])
     val = read_ranked(clip, args.val_shards, args.metric, args.location)
-    shape = {} if args.predictor_name == "prior" else {"dim": args.dim, "head": args.head}
+    shape = predictor_shape(args.predictor_name, args.dim, args.head)
     how = {key: getattr(args, key) for key in ("loss", "epochs", "lr", "seed")}
     predictor = fit_predictor(train, clip.visual.patch_embed.grid_size, args.predictor_name, **how, **shape)
     about = describe(clip, args.predictor_name, args.location, args.metric, **shape)

@@ -24,7 +24,9 @@ from patchrank.cli.flags import positive, positive_float
 from patchrank.data.digits.captions import draw_template
 from patchrank.data.digits.scenes import CLASSES, TEMPLATES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle
 from patchrank.models.clip import Clip, create_clip
+from patchrank.models.embed import classify, embed
 from patchrank.utils.command import run_command
+from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
 
 STEPS = 11_430
@@ -136,18 +138,16 @@ def train(out: Path, steps: int, lr: float = 1e-3, seed: int = 0, every: int = 5
     return clip.eval()
 
 
-@torch.no_grad()
 def accuracy(clip: Clip, split: str, scenes: int = 2, templates: tuple[str, ...] = TEMPLATES) -> float:
     """Zero-shot accuracy in percent on `scenes` scenes of every digit of a split."""
     clip.eval()
     data = DigitScenes(split, scenes)
     head = clip.zero_shot_head(CLASSES, templates)
     pixels = torch.stack([torch.from_numpy(np.asarray(data[i]).copy()).permute(2, 0, 1) for i in range(len(data))])
-    right = 0
-    for chunk, labels in zip(pixels.split(256), torch.from_numpy(data.labels).split(256)):
-        right += (clip.encode_image(clip.normalize(chunk.float() / 255)) @ head.T).argmax(1).eq(labels).sum().item()
+    batches = ((clip.normalize(some.float() / 255), None) for some in pixels.split(256))
+    vectors, _ = embed(clip, batches, with_unpruned=False)
     clip.train()
-    return 100 * right / len(data)
+    return percent(classify(vectors["pruned"], head) == data.labels)
 
 
 def save_checkpoint(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, step: int) -> None:

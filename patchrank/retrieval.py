@@ -3,7 +3,7 @@
 python -m patchrank.retrieval --data digits --limit 360 --keep-rate 0.6
 python -m patchrank.retrieval --data folder --data-root photos --keep-rate 0.6 --reducer center --index photos.npy
 
-Nothing that is just as near as the right answer counts against it: what a tower embeds alike, no search can tell apart.
+Where something else is as near as the right answer, the answer counts as found: no search could tell the two apart.
 
 Shapes: n images, T texts, E width of embeddings.
 """
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from patchrank.cli.flags import (
@@ -35,14 +34,13 @@ from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, exists, read_bytes, resolve, write_atomic
 from patchrank.models.clip import Clip
+from patchrank.models.embed import BATCH_SIZE, embed, embed_unpruned, split_batches
 from patchrank.models.text import encode_texts
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.nearest import is_within, nearest, own_distance, shared
-from patchrank.utils.progress import progress
 
-BATCH_SIZE = 64
 KS = (1, 5, 10)
 PROBES = 64  # images of a split that an index is checked with
 LABELS = {  # of the figures of a row, for people
@@ -100,22 +98,29 @@ def retrieval(
     Raises:
         UserError: a k below 1, or an index that does not hold these images in this order.
     """
-    _check_ks(ks)
+    if not ks or any(type(k) is not int or k < 1 for k in ks):
+        raise UserError(f"ks must be one or more whole numbers from 1, but are {tuple(ks)}; try {KS}")
     if index is not None:
         index = index.to(clip.logit_scale.device)
         _check_order(clip, split, batch_size, index)
-    pruned, unpruned = _embed(clip, split, batch_size, quiet, index)
-    shares = image_shares(pruned, unpruned, ks, quiet)
-    texts, right = _texts(clip, split, quiet)
-    with clip.unprompted():
-        plain = texts if split.captions is not None else _texts(clip, split, quiet)[0]
-    if texts is not None:
-        shares |= text_shares(pruned, unpruned, texts, right, ks, quiet, plain)
+    batches = split_batches(clip, split, batch_size, "retrieval", quiet)
+    vectors, _ = embed(clip, batches, with_unpruned=index is None)
+    pruned, unpruned = vectors["pruned"], vectors["unpruned"] if index is None else index
+    shares, num_texts = image_shares(pruned, unpruned, ks, quiet), None
     if split.captions is not None:
+        texts, right = _captions(clip, split, quiet)
+        num_texts = len(texts)
+        shares |= text_shares(pruned, unpruned, texts, right, ks, quiet)
         shares |= text_to_image_shares(pruned, unpruned, texts, right, ks, quiet)
+    elif split.classes:
+        texts = clip.zero_shot_head(split.classes, split.templates)
+        plain = clip.zero_shot_head(split.classes, split.templates, prompted=False)
+        right = None if split.labels is None else torch.tensor(split.labels, device=texts.device)
+        num_texts = len(texts)
+        shares |= text_shares(pruned, unpruned, texts, right, ks, quiet, plain)
     drift = own_distance(pruned, unpruned, torch.arange(len(pruned), device=pruned.device))
     arrays = {name: share.cpu().numpy() for name, share in shares.items()}
-    return Retrieval(arrays, drift.cpu().numpy(), unpruned, pruned, None if texts is None else len(texts))
+    return Retrieval(arrays, drift.cpu().numpy(), unpruned, pruned, num_texts)
 
 
 def image_shares(pruned: Tensor, unpruned: Tensor, ks: Sequence[int] = KS, quiet: bool = True) -> dict[str, Tensor]:
@@ -129,14 +134,9 @@ def image_shares(pruned: Tensor, unpruned: Tensor, ks: Sequence[int] = KS, quiet
     if not ks:
         return {}
     own = torch.arange(len(unpruned), device=unpruned.device)
-    before, after, anew = (
-        nearest(queries, index, max(ks), own, what=f"images, {what}", quiet=quiet)
-        for what, queries, index in (
-            ("unpruned", unpruned, unpruned),
-            ("pruned", pruned, unpruned),
-            ("reindexed", pruned, pruned),
-        )
-    )
+    before = nearest(unpruned, unpruned, max(ks), own, what="images, unpruned", quiet=quiet)
+    after = nearest(pruned, unpruned, max(ks), own, what="images, pruned", quiet=quiet)
+    anew = nearest(pruned, pruned, max(ks), own, what="images, reindexed", quiet=quiet)
     itself = own_distance(pruned, unpruned, own)
     shares = {f"image_recall@{k}": is_within(after, itself, k) for k in ks}
     shares |= {f"image_neighbours@{k}": shared(after, before, k) for k in ks}
@@ -180,7 +180,9 @@ def text_to_image_shares(
     the nearest of those that have the text.
     """
     ks, shares = _below(ks, len(unpruned)), {}
-    for end, images in (("", pruned), ("_unpruned", unpruned)) if ks else ():
+    if not ks:
+        return {}
+    for end, images in (("", pruned), ("_unpruned", unpruned)):
         found = nearest(texts, images, max(ks), what=f"text to image{end}", quiet=quiet)
         true = own_distance(images, texts, right)
         best = true.new_full((len(texts),), torch.inf).scatter_reduce(0, right, true, "amin")
@@ -188,61 +190,22 @@ def text_to_image_shares(
     return shares
 
 
-def _check_ks(ks: Sequence[int]) -> None:
-    if not ks or any(type(k) is not int or k < 1 for k in ks):
-        raise UserError(f"ks must be one or more whole numbers from 1, but are {tuple(ks)}; near: {KS}")
-
-
 def _below(ks: Sequence[int], candidates: int) -> list[int]:
     """Those below the number of candidates: who looks at all of them finds everything."""
     return sorted({k for k in ks if k < candidates})
 
 
-def _embed(clip: Clip, split: ImageSplit, batch_size: int, quiet: bool, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Unit embeddings (n, E) of a split by the tower in force and as it came, in one pass over its images.
-
-    Both share the layers before the first location, unless prompts stand in the sequence from the start.
-    """
-    tower, ours, theirs = clip.visual, [], []
-    prompted = tower.num_prompt_tokens > 0
-    untouched = tower.pruner is None and not prompted
-    bar = progress(total=len(split), desc=f"retrieval {split.task}/{split.split}", unit="image", disable=quiet)
-    for images, _ in split.batches(clip.transform(), batch_size):
-        images = images.to(clip.logit_scale.device)
-        tokens = None if prompted else tower.forward_prefix(images, tower.shared_layer)
-        if index is None or untouched:
-            whole = tower.forward_whole(images) if prompted else tower.forward_suffix(tokens, tower.shared_layer)
-            theirs.append(_unit(whole))
-        if not untouched:
-            ours.append(_unit(tower.forward_pruned(images, tokens=tokens).embedding))
-        bar.update(len(images))
-    bar.close()
-    pruned = torch.cat(ours or theirs)
-    return pruned, torch.cat(theirs) if index is None else index
-
-
-def _unit(embedding: Tensor) -> Tensor:
-    return F.normalize(embedding.float(), dim=-1)
-
-
-def _texts(clip: Clip, split: ImageSplit, quiet: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Embeddings (T, E) of the different texts of a split, and the place (n,) of each image's own, where known."""
-    device = clip.logit_scale.device
-    if split.captions is not None:
-        places = {text: place for place, text in enumerate(dict.fromkeys(split.captions))}
-        right = torch.tensor([places[text] for text in split.captions], device=device)
-        return encode_texts(clip.encode_text, list(places), "captions", quiet), right
-    if not split.classes:
-        return None, None
-    right = None if split.labels is None else torch.tensor(split.labels, device=device)
-    return clip.zero_shot_head(split.classes, split.templates), right
+def _captions(clip: Clip, split: ImageSplit, quiet: bool) -> tuple[Tensor, Tensor]:
+    """Embeddings (T, E) of the different captions of a split, and the place (n,) of each image's own."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(split.captions))}
+    right = torch.tensor([places[text] for text in split.captions], device=clip.logit_scale.device)
+    return encode_texts(clip.encode_text, list(places), "captions", quiet), right
 
 
 def _check_order(clip: Clip, split: ImageSplit, batch_size: int, index: Tensor) -> None:
     """Refuses an index in which images, taken evenly from the split, are not nearest to their own rows."""
     places = [i * len(split) // PROBES for i in range(PROBES)] if len(split) > PROBES else list(range(len(split)))
-    batches = split.take(places).batches(clip.transform(), batch_size)
-    plain = torch.cat([clip.visual.forward_whole(images.to(index.device)) for images, _ in batches])
+    plain = embed_unpruned(clip, split.take(places), batch_size).to(index.device)
     fault = _fault(index, (len(split), plain.shape[1]))
     if fault:
         raise UserError(f"index {fault}")

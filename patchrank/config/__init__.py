@@ -1,5 +1,7 @@
 """What a sweep file may say: strict schemas, and one line for whatever does not fit them."""
 
+from patchrank.config.base import ListOf as ListOf
+from patchrank.config.base import Strict as Strict
 from patchrank.config.report import BESIDE as BESIDE
 from patchrank.config.report import Claim as Claim
 from patchrank.config.report import ReportConfig as ReportConfig
@@ -19,7 +21,6 @@ from patchrank.config.trial import ModelConfig as ModelConfig
 from patchrank.config.trial import PredictorConfig as PredictorConfig
 from patchrank.config.trial import PromptConfig as PromptConfig
 from patchrank.config.trial import PruningConfig as PruningConfig
-from patchrank.config.trial import Strict as Strict
 from patchrank.config.trial import TrialConfig as TrialConfig
 from patchrank.config.validation import known_keys as known_keys
 from patchrank.config.validation import leaves as leaves

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from patchrank.config.trial import Strict, TrialConfig
+from patchrank.config.base import ListOf, Strict
+from patchrank.config.trial import TrialConfig
 from patchrank.config.validation import known_keys, leaves
 from patchrank.utils.errors import near
 
@@ -33,7 +34,7 @@ class Claim(Strict):
     share: float | None = Field(None, gt=0, allow_inf_nan=False)  # at most so much of what it is set against
     task: str | None = None  # on the images of this task alone
     answers: bool = False  # it is the answer to `question`; where none is marked, the first claim is
-    each: list[str] = []  # one comparison for each value of these paths, or for each task
+    each: ListOf[str] = ()  # one comparison for each value of these paths, or for each task
 
     @field_validator("of", "against", "each")
     @classmethod
@@ -41,8 +42,8 @@ class Claim(Strict):
         sections = [key for key in known_keys(TrialConfig, ()) if key not in ("seed", "controls")]
         # seeds are averaged over, and a control is a measure of its trial
         known = sections + [f"{section}.{key}" for section in sections for key in known_keys(TrialConfig, (section,))]
-        if isinstance(value, list):
-            paths, known = value, ["task", *known]
+        if isinstance(value, tuple):
+            paths, known = list(value), ["task", *known]
         else:
             paths = [*value, *leaves(value)] if isinstance(value, dict) else []
         for path in paths:
@@ -74,12 +75,12 @@ class ReportConfig(Strict):
     table: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     question: str | None = Field(None, pattern=r"^\S[^\n]*$")  # what the sweep is to answer, in one plain sentence
     paper: str | None = None
-    claims: list[Claim] = []
-    beside: list[str] = []  # roots of other sweeps, whose rows are shown and compared as well
+    claims: ListOf[Claim] = ()
+    beside: ListOf[str] = ()  # roots of other sweeps, whose rows are shown and compared as well
 
     @field_validator("claims")
     @classmethod
-    def _one_answer(cls, claims: list[Claim]) -> list[Claim]:
+    def _one_answer(cls, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
         if sum(claim.answers for claim in claims) > 1:
             raise ValueError("only one claim can answer the question; try `answers: true` at that one alone")
         return claims

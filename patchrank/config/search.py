@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from patchrank.config.trial import Strict
+from patchrank.config.base import ListOf, Strict
 
 
 class AshaConfig(Strict):
@@ -79,18 +79,18 @@ class Resources(Strict):
 class Rule(Strict):
     """How one swept setting varies: exactly one of grid, choice, uniform, int."""
 
-    grid: list[Any] | None = Field(None, min_length=1)
-    choice: list[Any] | None = Field(None, min_length=1)
-    uniform: list[float] | None = Field(None, min_length=2, max_length=2)
-    int_: list[int] | None = Field(None, alias="int", min_length=2, max_length=2)
+    grid: ListOf[Any] | None = Field(None, min_length=1)
+    choice: ListOf[Any] | None = Field(None, min_length=1)
+    uniform: ListOf[float] | None = Field(None, min_length=2, max_length=2)
+    int_: ListOf[int] | None = Field(None, alias="int", min_length=2, max_length=2)
     step: float | None = Field(None, gt=0)
     log: bool = False
-    when: dict[str, list[Any]] | list[dict[str, list[Any]]] | None = None  # of several, any one
+    when: dict[str, ListOf[Any]] | ListOf[dict[str, ListOf[Any]]] | None = None  # of several, any one
 
     @property
-    def conditions(self) -> list[dict[str, list[Any]]]:
+    def conditions(self) -> tuple[dict[str, tuple[Any, ...]], ...]:
         """Of which one must be met, all that it says; an empty one always is."""
-        return self.when if isinstance(self.when, list) else [self.when or {}]
+        return self.when if isinstance(self.when, tuple) else (self.when or {},)
 
     def holds(self, values: Callable[[str], Any]) -> bool:
         """Whether one condition is met; `values` gives the value at a path."""

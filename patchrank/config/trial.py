@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Strict(BaseModel):
-    """A mapping whose keys are all known; values keep their types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+from patchrank.config.base import ListOf, Strict
 
 
 class ModelConfig(Strict):
@@ -19,7 +15,7 @@ class ModelConfig(Strict):
 
 
 class DataConfig(Strict):
-    tasks: list[str] = Field(["digits"], min_length=1)  # results are means over them
+    tasks: ListOf[str] = Field(("digits",), min_length=1)  # results are means over them
     root: str | None = None
     vocabulary: str | None = None  # YAML file of class names and templates
     templates: Literal["plain", "openai7", "openai80"] | None = None  # prompts in place of each task's own
@@ -45,20 +41,21 @@ class PredictorConfig(Strict):
     epochs: int = Field(50, ge=1)
     lr: float = Field(0.01, gt=0)
     # each task its own predictor, or one for all, fitted on these tasks
-    fit_on: Literal["own"] | Annotated[list[str], Field(min_length=1)] = "own"
+    fit_on: Literal["own"] | Annotated[ListOf[str], Field(min_length=1)] = "own"
 
 
 class PruningConfig(Strict):
     reducer: str = "predictor"
     leftovers: str = "drop"
     keep_rate: float = Field(0.6, gt=0, le=1)
-    drop_counts: list[int] | None = None
-    locations: list[int] = Field([4, 6, 8, 10], min_length=1)
+    drop_counts: ListOf[int] | None = None
+    locations: ListOf[int] = Field((4, 6, 8, 10), min_length=1)
 
 
 class PromptConfig(Strict):
     """How learned tokens are tuned; None: the preset's, or what the tower asks for (`patchrank.prompt.presets`)."""
 
+    name: str = "coupled"  # the prompt layer, as it is registered
     mode: Literal["none", "T", "V", "TV"] = "TV"
     loss: Literal["cross_entropy", "distill"] = "cross_entropy"  # distill: back to the whole image's embedding
     norm_gains: bool = False  # gains of the image tower's LayerNorms are learned as well
@@ -99,5 +96,5 @@ class TrialConfig(Strict):
     golden: GoldenConfig = GoldenConfig()
     predictor: PredictorConfig = PredictorConfig()
     pruning: PruningConfig = PruningConfig()
-    controls: list[Literal["random", "reversed"]] = []  # other orders in which a predictor's trial drops as much
+    controls: ListOf[Literal["random", "reversed"]] = ()  # other orders in which a predictor's trial drops as much
     prompt: PromptConfig | None = None

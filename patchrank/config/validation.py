@@ -30,8 +30,14 @@ def _first_problem(schema: type[BaseModel], raw: dict, error: ValidationError) -
         return f"key {path!r} does not exist; {near(str(place[-1]), known_keys(schema, place[:-1]))}"
     if problems[0]["type"] == "value_error" and isinstance(value, dict):  # of keys that do not fit each other
         return f"{path}: {problems[0]['ctx']['error']}".removeprefix(": ")
-    rules = [each["msg"].removeprefix("Input ") for each in problems if each["loc"][: len(place)] == place]
+    rules = [_rule(each["msg"]) for each in problems if each["loc"][: len(place)] == place]
     return f"{path} is {value!r}, but {', or '.join(dict.fromkeys(rules))}"
+
+
+def _rule(message: str) -> str:
+    """pydantic's own words, where what it calls a tuple is a list in the file."""
+    message = message.removeprefix("Input ").removeprefix("Tuple ").split(" after validation")[0]
+    return message.replace("valid tuple", "valid list")
 
 
 def _written(loc: tuple, raw: Any) -> tuple[tuple, Any]:
@@ -45,9 +51,9 @@ def _written(loc: tuple, raw: Any) -> tuple[tuple, Any]:
 
 
 def value_at(config: dict, path: str) -> object:
-    """The value at a dotted path of a plain configuration; None below a section that is left out."""
+    """The value at a dotted path of a plain configuration; None where a section, or a newer setting, is left out."""
     for part in path.split("."):
-        config = None if config is None else config[part]
+        config = None if config is None else config.get(part)
     return config
 
 

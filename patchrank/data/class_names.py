@@ -7,15 +7,15 @@ from typing import Any
 
 from pydantic import Field
 
-from patchrank.config import Strict, validate
+from patchrank.config import ListOf, Strict, validate
 from patchrank.data.image_split import ImageSplit
 from patchrank.io.yaml import read_yaml
 from patchrank.utils.errors import UserError, near
 
 
 class _File(Strict):
-    classes: list[Any] | dict[str | int, Any] | None = Field(None, min_length=1)
-    templates: list[str] | None = Field(None, min_length=1)
+    classes: ListOf[Any] | dict[str | int, Any] | None = Field(None, min_length=1)
+    templates: ListOf[str] | None = Field(None, min_length=1)
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,4 @@ def read_vocabulary(path: str) -> Vocabulary:
                 f"{path}: templates.{n} is {template!r}, but must hold exactly one {{}} and no other braces"
             )
     classes = {str(key): name for key, name in named.items()} if isinstance(file.classes, dict) else file.classes
-    return Vocabulary(
-        path,
-        tuple(classes) if isinstance(classes, list) else classes,
-        None if file.templates is None else tuple(file.templates),
-    )
+    return Vocabulary(path, classes, file.templates)

@@ -1,7 +1,7 @@
-"""Golden-rank shards: tars of images with their scores, a manifest, and nothing half-written.
+"""Golden-rank shards: tars of images with their scores, and a manifest of them; none is ever half-written.
 
-WebDataset reads a truncated tar without a word, so each shard has its size and sha256 beside it, and every reader
-checks them before it trusts a byte. Imports webdataset only when shards are read or written.
+WebDataset reads a truncated tar as a short one, so each shard has its size and sha256 beside it, and every reader
+checks these first. webdataset is imported when shards are read or written.
 
     <root>/<key>/shard-000000.tar    images (original bytes), labels, ids, scores and window damages
     <root>/<key>/shard-000000.json   samples, bytes and sha256 of that tar
@@ -10,19 +10,31 @@ checks them before it trusts a byte. Imports webdataset only when shards are rea
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import IO
 
 import numpy as np
 
 from patchrank.data.decoding import DECODERS, extension_of
-from patchrank.golden.gopen import open_shard, sha256, shard_fault
-from patchrank.io import content_id, join, read_json, write_atomic, write_json
+from patchrank.io import (
+    content_id,
+    filesystem_of,
+    join,
+    patiently,
+    read_bytes,
+    read_json,
+    write_atomic,
+    write_json,
+)
 from patchrank.utils.errors import UserError
 
 SHARD_SIZE = 64
+SCHEMES = ("s3", "s3a", "gs", "gcs", "abfs", "az", "memory")  # kinds of URLs of shards in your own WebDataset
 _NOT_IMAGES = ("__key__", "__url__", "__local_path__", "json", "cls", "scores.npy", "windows.npy")
 
 
@@ -42,7 +54,7 @@ class Sample:
 
 
 class ShardFolder:
-    """One set of shards, complete or in the making; `header` is what determines its contents, and so its name."""
+    """One set of shards, complete or in the making; `header` decides on its contents, and so on its name."""
 
     def __init__(self, root: str, header: dict):
         self.header = header
@@ -56,7 +68,7 @@ class ShardFolder:
         return [min(size, count - start) for start in range(0, count, size)]
 
     def complete(self) -> bool:
-        """Whether every shard is there and sound, and the manifest says of each what its own record says."""
+        """Whether every shard is there and undamaged, and the manifest says of each what its own record says."""
         manifest = read_json(join(self.path, "manifest.json"))
         return manifest is not None and manifest.get("shards") == self._records() and not self.faults()
 
@@ -66,24 +78,31 @@ class ShardFolder:
         return {index: fault for index, fault in found.items() if fault}
 
     def fault(self, index: int) -> str | None:
-        """What is wrong with one shard; None where nothing is."""
+        """What is wrong with one shard; None where nothing is. Each version of its file is read once per process."""
         record = self.record(index)
         if record is None or record.get("samples") != self.sizes[index]:
             return "not made yet"
-        return shard_fault(join(self.path, record["file"]), record)
+        url = join(self.path, record["file"])
+        filesystem, name = filesystem_of(url)
+        try:
+            about = patiently(url, lambda: filesystem.info(name))
+        except FileNotFoundError:
+            return "missing"
+        return _fault_of_version(url, str(about), record["bytes"], record["sha256"])
 
     def write(self, index: int, samples: Iterable[Sample]) -> None:
         """Writes shard number `index` and its record, each whole or not at all."""
         content, count = _tar(samples, index * self.header["shard_size"])
         name = f"{_stem(index)}.tar"
-        record = {"file": name, "samples": count, "bytes": len(content), "sha256": sha256(content)}
+        digest = hashlib.sha256(content).hexdigest()
+        record = {"file": name, "samples": count, "bytes": len(content), "sha256": digest}
         write_atomic(join(self.path, name), content)
         write_json(join(self.path, f"{_stem(index)}.json"), record)
 
     def finish(self, **how: int) -> dict:
         """Compiles the manifest from the records of all shards; `how` (batch, threads) is noted, not keyed."""
         if self.faults():
-            raise UserError(f"shards {self.path}: not all are there, so no manifest can be written")
+            raise UserError(f"shards {self.path}: some are missing or damaged, so no manifest can be written")
         manifest = {**self.header, "key": self.key, **how, "shards": self._records(), "complete": True}
         write_json(join(self.path, "manifest.json"), manifest)
         return manifest
@@ -120,6 +139,58 @@ def stream(path: str) -> Iterator[Sample]:
     opened = ({"url": url, "stream": open_shard(url, each)} for url, each in zip(urls, manifest["shards"]))
     for member in group_by_keys(tar_file_expander(opened)):
         yield _sample(member, decoding)
+
+
+def register_gopen(*schemes: str) -> None:
+    """Makes WebDataset open URLs of these schemes (`SCHEMES` if left out) by fsspec, and check shards of ours first.
+
+        register_gopen()
+        shards = webdataset.WebDataset("s3://bucket/shards/<key>/shard-{000000..000003}.tar", shardshuffle=False)
+
+    It replaces WebDataset's own handlers, which run shell commands. Workers of a `DataLoader` that are spawned must
+    call it in their `worker_init_fn`. WebDataset opens local paths itself, unchecked; `stream` checks those too.
+    """
+    from webdataset import gopen_schemes
+
+    gopen_schemes.update(dict.fromkeys(schemes or SCHEMES, gopen))
+
+
+def gopen(url: str, mode: str = "rb", bufsize: int = 8192, **options: object) -> IO[bytes]:
+    """A URL as a stream: a checked shard if its record lies beside it, else the file as fsspec opens it.
+
+    Raises:
+        UserError: a shard that is missing, truncated or changed; a store that fails; a kind of URL that is refused.
+    """
+    record = read_json(f"{url.removesuffix('.tar')}.json") if mode == "rb" and url.endswith(".tar") else None
+    if isinstance(record, dict) and {"file", "bytes", "sha256"} <= record.keys():
+        return open_shard(url, record)
+    filesystem, name = filesystem_of(url)
+    return patiently(url, lambda: filesystem.open(name, mode), "read" if mode == "rb" else "write")
+
+
+def open_shard(url: str, record: dict) -> IO[bytes]:
+    """The bytes of a shard. Raises `UserError` that names the shard if they are not those of its record."""
+    content, fault = _checked(url, record["bytes"], record["sha256"])
+    if fault:
+        raise UserError(f"shard {url} is {fault}; the golden stage makes that one again")
+    return io.BytesIO(content)
+
+
+def _checked(url: str, size: int, sha256: str) -> tuple[bytes, str | None]:
+    """The bytes of a shard, and what is wrong with them; None where nothing is."""
+    try:
+        content = read_bytes(url)
+    except FileNotFoundError:
+        return b"", "missing"
+    if len(content) != size:
+        return content, f"truncated: {len(content)} of {size} bytes"
+    changed = hashlib.sha256(content).hexdigest() != sha256
+    return content, "changed: its sha256 is not the recorded one" if changed else None
+
+
+@lru_cache(maxsize=1 << 16)
+def _fault_of_version(url: str, version: str, size: int, sha256: str) -> str | None:
+    return _checked(url, size, sha256)[1]
 
 
 def _sample(member: dict, decoding: str) -> Sample:

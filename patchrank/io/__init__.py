@@ -1,11 +1,10 @@
 """Reading and writing: paths or fsspec URLs, whole files at a time, never half-written."""
 
-from patchrank.io.fetched import cache_folder as cache_folder
-from patchrank.io.fetched import local_copy as local_copy
 from patchrank.io.files import check_reachable as check_reachable
 from patchrank.io.files import check_writable as check_writable
 from patchrank.io.files import exists as exists
 from patchrank.io.files import list_names as list_names
+from patchrank.io.files import local_copy as local_copy
 from patchrank.io.files import read_bytes as read_bytes
 from patchrank.io.files import read_json as read_json
 from patchrank.io.files import remove as remove
@@ -13,6 +12,7 @@ from patchrank.io.files import write_atomic as write_atomic
 from patchrank.io.files import write_json as write_json
 from patchrank.io.hashing import content_id as content_id
 from patchrank.io.hashing import weights_sha256 as weights_sha256
+from patchrank.io.paths import cache_folder as cache_folder
 from patchrank.io.paths import filesystem_of as filesystem_of
 from patchrank.io.paths import is_remote as is_remote
 from patchrank.io.paths import join as join

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import posixpath
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
+from fsspec.callbacks import TqdmCallback
 from fsspec.implementations.local import LocalFileSystem
 
-from patchrank.io.paths import filesystem_of, join, protocols
+from patchrank.io.paths import cache_folder, filesystem_of, is_remote, join, protocols
 from patchrank.io.retry import patiently, reason
 from patchrank.utils.errors import UserError
+from patchrank.utils.progress import progress
 
 CHECK_PATIENCE = 10.0  # seconds: somebody is watching, and nothing has been computed yet
-PUT_TIMEOUT, SLOW = 30.0, 2**20  # seconds for a file of no size, and bytes that are sent in one more
+PUT_TIMEOUT = 30.0  # seconds for an empty file
+PUT_SPEED = 2**20  # bytes that a store must take in one second more
 _WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}  # s3fs would make a missing bucket
 
 
@@ -29,7 +34,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_json(path: str | Path) -> dict | None:
-    """What a JSON file says; None where there is no such file or it is damaged (it will be made again)."""
+    """The content of a JSON file; None where there is no such file, or it is damaged and so to be made again."""
     try:
         return json.loads(read_bytes(path))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
@@ -44,7 +49,7 @@ def exists(path: str | Path) -> bool:
 def list_names(folder: str | Path) -> list[str]:
     """Names of the files in a folder, sorted; none where there is no folder."""
     filesystem, name = filesystem_of(folder)
-    filesystem.invalidate_cache(name)  # for file systems that we know no switch of
+    filesystem.invalidate_cache(name)  # for file systems whose listings cache `filesystem_of` cannot switch off
     entries = patiently(folder, lambda: filesystem.ls(name, detail=False) if filesystem.isdir(name) else [])
     paths = (str(entry).rstrip("/") for entry in entries)
     return sorted(path.rsplit("/", 1)[-1] for path in paths if path != name.rstrip("/"))  # a store may list its folder
@@ -55,6 +60,38 @@ def remove(path: str | Path) -> None:
     filesystem, name = filesystem_of(path)
     with suppress(FileNotFoundError):
         patiently(path, lambda: filesystem.rm_file(name), "remove")
+
+
+def local_copy(path: str | Path) -> str:
+    """A local file of the same content: the file itself, or a copy of a remote one in `<cache>/fetched`.
+
+    Each version of a remote file (by the size, time and ETag that its store tells) is fetched once.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the store fails, or the cache cannot be written to.
+    """
+    filesystem, name = filesystem_of(path)
+    if isinstance(filesystem, LocalFileSystem):
+        return name
+    url, cache = str(path), cache_folder()
+    if is_remote(cache):
+        raise UserError(f"PATCHRANK_CACHE is {cache}, but {url} is fetched to a local folder first; try ~/.cache")
+    version = patiently(url, lambda: filesystem.ukey(name))
+    folder = join(cache, "fetched", hashlib.sha256(f"{url} {version}".encode()).hexdigest()[:16])
+    target = join(folder, posixpath.basename(name))
+    if not os.path.exists(target):
+        shown = {"desc": f"fetch {posixpath.basename(name)}", "unit": "byte", "unit_scale": True, "delay": 2}
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with _replacing(target) as temporary:  # fsspec's filecache would show other processes half of a file
+                bar = TqdmCallback(shown, tqdm_cls=progress)
+                patiently(url, lambda: filesystem.get_file(name, temporary, callback=bar))
+        except FileNotFoundError:  # it went away meanwhile
+            raise
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {reason(error)}") from error
+    return target
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
@@ -71,13 +108,13 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def check_reachable(folder: str | Path) -> None:
-    """Raises `UserError` for a store that does not answer, soon: somebody is waiting. Local paths always do."""
+    """Raises `UserError` within about `CHECK_PATIENCE` seconds for a store that does not answer."""
     filesystem, name = filesystem_of(folder)
     patiently(folder, lambda: filesystem.exists(name), patience=CHECK_PATIENCE)
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raises `UserError` if nothing can be written into a folder; leaves no trace of having tried."""
+    """Raises `UserError` if nothing can be written into a folder. Files and folders are then as they were before."""
     probe = join(folder, ".writable")
     filesystem, name = filesystem_of(folder)
     local = isinstance(filesystem, LocalFileSystem)
@@ -92,11 +129,10 @@ def check_writable(folder: str | Path) -> None:
 
 
 def put(filesystem: AbstractFileSystem, name: str, content: bytes, **how: str) -> None:
-    """Writes a remote file in one call; `mode="create"` raises `FileExistsError` where there is one.
-
-    botocore sends no byte before the server says "continue", and sets no limit to waiting for that.
-    """
-    limit = {"timeout": PUT_TIMEOUT + len(content) / SLOW} if isinstance(filesystem, AsyncFileSystem) else {}
+    """Writes a remote file in one call; `mode="create"` raises `FileExistsError` where there is one."""
+    limit = {}
+    if isinstance(filesystem, AsyncFileSystem):  # botocore would wait without limit for the server's "continue"
+        limit["timeout"] = PUT_TIMEOUT + len(content) / PUT_SPEED
     filesystem.pipe_file(name, content, **how, **limit)
 
 
@@ -107,7 +143,13 @@ def _write(path: str | Path, content: bytes, patience: float | None = None) -> N
     def write() -> None:
         if not _WITHOUT_FOLDERS & protocols(filesystem):
             filesystem.makedirs(posixpath.dirname(name) or ".", exist_ok=True)
-        (_replace if local else lambda *file: put(filesystem, *file))(name, content)
+        if not local:
+            put(filesystem, name, content)
+            return
+        with _replacing(name) as temporary, open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
     try:
         patiently(path, write, "write", patience)
@@ -115,13 +157,13 @@ def _write(path: str | Path, content: bytes, patience: float | None = None) -> N
         raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
-def _replace(name: str, content: bytes) -> None:
+@contextmanager
+def _replacing(name: str) -> Iterator[str]:
+    """A temporary file beside a local one, which takes that one's place if the block ends without an error."""
     handle, temporary = tempfile.mkstemp(dir=os.path.dirname(name), prefix=".writing-")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.chmod(temporary, 0o644)
         os.replace(temporary, name)
     except BaseException:

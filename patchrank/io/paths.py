@@ -1,7 +1,8 @@
-"""Paths and fsspec URLs: made absolute, joined, opened; such as carry credentials are refused."""
+"""Paths and fsspec URLs: made absolute, joined, opened. URLs that carry credentials are refused."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from fsspec.config import conf
 from patchrank.utils.errors import UserError
 
 LOCAL = ("file://", "local://")
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of our package, by protocol
-# Workers of other processes write meanwhile, so nothing may be answered from a listing that was kept.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # extras of our package, by protocol
+# Other processes write meanwhile, so a listing that was kept would be out of date.
 _FRESH = {"use_listings_cache": False}
-# Trying again is `patiently`'s; botocore alone would wait for a silent server for 5 times 60 seconds.
+# `patiently` tries again; botocore alone would wait for a silent server for 5 times 60 seconds.
 _S3 = {"connect_timeout": 10, "read_timeout": 20, "retries": {"max_attempts": 0}}
 _SECRET_BEFORE_HOST = re.compile(r"([\w+.-]+)://(?!arn:)(?![^/@:]*:\d+/)[^/@:]*:[^@]*@")
 _SECRET_IN_QUERY = re.compile(r"[?&]([\w.-]*(?:key|keyid|secret|token|password|signature|sig|credential))=", re.I)
@@ -37,14 +38,21 @@ def join(root: str | Path, *parts: str) -> str:
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether a store must be asked for it, which may fail for a while."""
+    """Whether a path lies on a store, which may fail for a while."""
     return "://" in str(path) and not str(path).startswith(LOCAL)
+
+
+def cache_folder() -> str:
+    """Where commands keep copies of remote files, and results that take long to compute: PATCHRANK_CACHE, or the
+    user's cache."""
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return os.environ.get("PATCHRANK_CACHE") or resolve(join(user, "patchrank"))
 
 
 def filesystem_of(path: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     """fsspec's file system of a path or URL, and the name in it; it keeps no listings.
 
-    Endpoint and credentials are the environment's.
+    Endpoint and credentials come from the environment.
 
     Raises:
         UserError: a protocol that fsspec lacks, or whose package is missing; a shell's pipe; credentials in the URL.
@@ -67,12 +75,16 @@ def filesystem_of(path: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def protocols(filesystem: fsspec.AbstractFileSystem) -> set[str]:
-    """All names that a kind of file system goes by."""
+    """All protocols that a file system answers to, such as {"s3", "s3a"}."""
     return {filesystem.protocol} if isinstance(filesystem.protocol, str) else set(filesystem.protocol)
 
 
 def check_free_of_secrets(url: str) -> None:
-    """Raises `UserError`, which does not repeat them, where a URL carries credentials: it ends up in files and logs."""
+    """Refuses a URL that carries credentials, since URLs end up in files and logs.
+
+    Raises:
+        UserError: it does; the message does not repeat them.
+    """
     before, query = _SECRET_BEFORE_HOST.search(url), _SECRET_IN_QUERY.search(url)
     if before or query:
         what = "before its host" if before else f"in {query[1]}="
@@ -84,7 +96,7 @@ def check_free_of_secrets(url: str) -> None:
 
 
 def _options(url: str) -> dict[str, dict]:
-    """What file systems are opened with, by protocol; also inside of chained URLs."""
+    """Options for each protocol in a URL, those inside of chained URLs too."""
     found = {protocol: dict(_FRESH) for protocol in ("s3", "s3a", "gs", "gcs", "abfs", "az") if f"{protocol}://" in url}
     for protocol in {"s3", "s3a"} & found.keys():
         found[protocol]["config_kwargs"] = {**_S3, **conf.get(protocol, {}).get("config_kwargs", {})}

@@ -1,8 +1,9 @@
-"""Stores that fail for a while: what is tried again, for how long, and how it is told when they do not come back."""
+"""Stores that fail for a while: what is tried again, for how long, and the message where they do not come back."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -16,12 +17,18 @@ from patchrank.utils.progress import write_line
 
 PATIENCE = 60.0  # seconds, over all tries of one operation
 PAUSE = 0.2  # seconds after the first try; they double, up to 25 times as long
-QUIET = 5.0  # seconds of waiting that nobody needs to hear of
+QUIET = 5.0  # seconds of waiting before a line says so
 MAX_REASON = 200  # characters
-ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)  # what callers go by
+ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)  # not faults of a store
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # of this machine's disk
 _PASSING = (ConnectionError, TimeoutError, asyncio.TimeoutError)
-_PASSING_NAMES = {"HTTPClientError", "ConnectionError", "ResponseParserError", "ClientConnectionError"}
-_PASSING_NAMES |= {"ClientPayloadError"}  # of botocore and aiohttp, which we do not import
+_PASSING_NAMES = {  # of botocore and aiohttp, which we do not import
+    "HTTPClientError",
+    "ConnectionError",
+    "ResponseParserError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+}
 _WORDLESS = {"FSTimeoutError": "no answer in time", "TimeoutError": "no answer in time"}
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -29,16 +36,16 @@ T = TypeVar("T")
 
 
 def patiently(place: str, act: Callable[[], T], verb: str = "read", patience: float | None = None) -> T:
-    """What `act()` gives; on a remote store it is tried again, after growing pauses, while the store fails in passing.
+    """What `act()` returns; while a remote store fails in passing, it is called again after growing pauses.
 
     Args:
         place: path or URL that messages name; on local paths `act` runs once, and raises what it raises.
         verb: what cannot be done, for messages.
-        patience: seconds over all tries, `PATIENCE` if left out; the try under way when they end is waited for.
+        patience: seconds over all tries, `PATIENCE` if left out; a try that has begun by then is waited for.
 
     Raises:
         StoreError: the store did not come back, or said no; one line that names place and cause.
-        OSError: one of `ANSWERS`, as when there is no such file.
+        OSError: one of `ANSWERS`, as when there is no such file; or this machine's disk is full.
     """
     if not is_remote(place):
         return act()
@@ -55,6 +62,8 @@ def patiently(place: str, act: Callable[[], T], verb: str = "read", patience: fl
     except (*ANSWERS, UserError):
         raise
     except Exception as error:  # stores have errors of their own, without a common class
+        if getattr(error, "errno", None) in _FULL:
+            raise
         tried = f"; tried for {patience:.0f} s" if is_passing(error) else ""
         raise StoreError(f"cannot {verb} {place}: {reason(error)}{tried}") from error
 
@@ -97,7 +106,7 @@ def _status(error: BaseException | None) -> int | None:
 
 
 class _Notice:
-    """One line on stderr for an operation that waits for longer than a moment."""
+    """Prints one line on stderr once an operation waits for longer than `QUIET` seconds."""
 
     def __init__(self, place: str, patience: float):
         self.place, self.patience, self.told = place, patience, False

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from patchrank.utils.errors import UserError
 
 
-def plain_block(blocks: nn.Sequential, layer: int) -> Block:
-    """The block of a layer, from 1. Raises `UserError` where it is none whose class attention is defined here."""
+def check_plain(blocks: nn.Sequential, layer: int) -> None:
+    """Raises `UserError` where the block of a layer, from 1, is none whose class attention is defined here."""
     if not is_plain(blocks[layer - 1]):
         raise UserError(
             f"class attention needs plain attention modules, but layer {layer} has gates, q/k norms or replaced "
             "linear layers (LoRA, quantised): choose another reducer"
         )
-    return blocks[layer - 1]
 
 
 def forward_with_row(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:

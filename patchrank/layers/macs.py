@@ -14,11 +14,10 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Macs:
-    """MACs of one image (and, for `text`, of one caption)."""
+    """MACs of one image."""
 
     vision: int
     predictor: int = 0  # ranking, by whatever reducer
-    text: int = 0
     matching: int = 0  # similarity search of merging reducers
 
     @property
@@ -36,18 +35,25 @@ def block_macs(num_tokens: int, dim: int, hidden: int, cls_only: bool = False) -
 
 
 def vision_macs(
-    model: nn.Module, locations: Sequence[int] = (), drop_counts: Sequence[int] = (), cls_only_last: bool = False
+    model: nn.Module,
+    locations: Sequence[int] = (),
+    drop_counts: Sequence[int] = (),
+    cls_only_last: bool = False,
+    num_leading: int | None = None,
 ) -> int:
     """An image tower of ours that loses `drop_counts` patch tokens just before layers `locations`.
 
     Visual prompts count as tokens; making them of text tokens is done once for all images, and is not counted.
+
+    Args:
+        num_leading: tokens before the patches; `model.num_leading_tokens`, prompts among them, if left out.
     """
     dim, depth = model.embed_dim, len(model.blocks)
     hidden = model.blocks[0].mlp.fc1.out_features
     patches = model.patch_embed.num_patches
     drops = dict(zip(locations, drop_counts))
     total = patches * model.patch_embed.proj.weight[0].numel() * dim
-    alive = patches + model.num_leading_tokens
+    alive = patches + (model.num_leading_tokens if num_leading is None else num_leading)
     for layer in range(1, depth + 1):
         alive -= drops.get(layer, 0)
         total += block_macs(alive, dim, hidden, cls_only=cls_only_last and layer == depth)

@@ -1,15 +1,13 @@
 """Learned gains of a tower's LayerNorms, beside its own weights, of which nothing changes.
 
-A pruned sequence has other statistics than a whole one; gains let the frozen layers answer to that, at no cost.
+A pruned sequence has other statistics than a whole one. Gains let the frozen layers answer to that, at no cost. They
+are handed over with each call and nothing hangs on the norms, so one tower may run with and without them in several
+threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from patchrank.utils.errors import UserError
 
@@ -20,32 +18,54 @@ def layer_norms(tower: nn.Module) -> list[nn.LayerNorm]:
     return [norm for norm in found if isinstance(norm, nn.LayerNorm)]
 
 
-Hooked = tuple[nn.LayerNorm, Callable]
-
-
-def gain_hooks(tower: nn.Module, gains: Tensor) -> list[Hooked]:
-    """What lets every LayerNorm w x + b give (1 + g) w x + b, once it is hooked on by `hook`.
-
-    Args:
-        gains: g, (norms, D), in the order of `layer_norms`; gradients reach them.
-
-    Raises:
-        UserError: gains of another shape.
-    """
+def check_gains(tower: nn.Module, gains: Tensor) -> None:
+    """Raises `UserError` for gains that are not (norms, D), one for each of `layer_norms(tower)`."""
     norms = layer_norms(tower)
     if tuple(gains.shape) != (len(norms), tower.embed_dim):
         raise UserError(
             f"norm gains must have shape ({len(norms)}, {tower.embed_dim}) for this image tower, but have "
             f"{tuple(gains.shape)}"
         )
-    return [(norm, partial(_scale, gains, place)) for place, norm in enumerate(norms)]
 
 
-def hook(hooks: Sequence[Hooked]) -> tuple[RemovableHandle, ...]:
-    """Hooks them on; removing the handles undoes it."""
-    return tuple(norm.register_forward_hook(function) for norm, function in hooks)
-
-
-def _scale(gains: Tensor, place: int, norm: nn.LayerNorm, inputs: tuple, output: Tensor) -> Tensor:
+def scaled_norm(norm: nn.Module, x: Tensor, gains: Tensor | None, place: int) -> Tensor:
+    """What a LayerNorm w x + b gives; (1 + g) w x + b with the gain g = `gains[place]`, which gradients reach."""
+    output = norm(x)
+    if gains is None or not isinstance(norm, nn.LayerNorm):
+        return output
     centred = output if norm.bias is None else output - norm.bias
     return output + gains[place].to(output) * centred
+
+
+class GainedBlock:
+    """A transformer block of timm's as it runs with gains of its two norms; the block itself does not change.
+
+    All parts of the block are there under their own names, for `patchrank.layers.class_token`.
+
+    Args:
+        block: any block of timm's with `norm1` and `norm2`.
+        gains: (2, D), of these two.
+    """
+
+    def __init__(self, block: nn.Module, gains: Tensor):
+        self.block = block
+        self.gains = gains
+
+    def __getattr__(self, name: str):
+        return getattr(self.block, name)
+
+    def norm1(self, x: Tensor) -> Tensor:
+        return scaled_norm(self.block.norm1, x, self.gains, 0)
+
+    def norm2(self, x: Tensor) -> Tensor:
+        return scaled_norm(self.block.norm2, x, self.gains, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return type(self.block).forward(self, x)  # timm's own code, which finds the norms of this object
+
+
+def gained_blocks(tower: nn.Module, gains: Tensor) -> list[GainedBlock]:
+    """The layers of a tower with their rows of `gains`, which are in the order of `layer_norms`."""
+    first = int(isinstance(tower.norm_pre, nn.LayerNorm))
+    places = range(first, first + 2 * len(tower.blocks), 2)
+    return [GainedBlock(block, gains[place : place + 2]) for block, place in zip(tower.blocks, places)]

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from patchrank.layers.class_token import plain_block
+from patchrank.layers.class_token import check_plain
 from patchrank.layers.reducers import Reducer, TokenState
 from patchrank.utils.errors import UserError
 
 
-def check_tower(tower: nn.Module, pruner: PruningBlock) -> None:
+def check_prunable(tower: nn.Module, pruner: PruningBlock) -> None:
     """Refuses a tower from which tokens cannot leave, or not by the reducer of `pruner`.
 
     Raises:
@@ -27,7 +27,7 @@ def check_tower(tower: nn.Module, pruner: PruningBlock) -> None:
     if rows and not tower.has_class_token:
         raise UserError("ranking by class attention needs a class token, but this tower has none")
     for layer in rows:
-        plain_block(tower.blocks, layer)
+        check_plain(tower.blocks, layer)
 
 
 def check_grid(tower: nn.Module, what: str) -> None:

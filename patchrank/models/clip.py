@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from patchrank.io import content_id, join, read_bytes, weights_sha256, write_atomic
 from patchrank.layers.macs import text_macs
 from patchrank.layers.prompts import Prompts
-from patchrank.models.checkpoints.download import download_pair
+from patchrank.models.checkpoints.hub import download_pair
 from patchrank.models.checkpoints.load import load_pair
 from patchrank.models.pretrained import TEXT_CFGS, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts
@@ -66,8 +66,7 @@ class Clip(nn.Module):
         self.tokenizer = tokenizer
         self.heads = heads
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self._heads: dict[tuple, Tensor] = {}
-        self._heads_of: tuple = ()
+        self._heads: dict[tuple, Tensor] = {}  # by weights, classes, templates and prompts
         self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights
         self._prompted_ids: dict[tuple, Tensor] = {}
 
@@ -107,6 +106,9 @@ class Clip(nn.Module):
     def applied(self, predictor: nn.Module | None = None, prompts: Prompts | None = None, **pruning) -> Iterator[None]:
         """The pair with other pruning settings and learned tokens for the length of a block, then as it was before.
 
+        Whatever `set_pruning` and `set_prompts` change inside the block comes to its end with it, too. Blocks may be
+        nested. Other threads that use the pair meanwhile see the changes.
+
         Args:
             predictor, **pruning: as `set_pruning` of the image tower takes them; where there are none, pruning stays.
             prompts: learned tokens to insert into both towers; None leaves those in use.
@@ -114,28 +116,16 @@ class Clip(nn.Module):
         Raises:
             UserError: settings or prompts that do not fit; the pair is then as it was.
         """
-        before, held = (self.visual.pruning, self.visual.pruner), self.prompts
+        held = self._prompts
         try:
-            if predictor is not None or pruning:
-                self.visual.set_pruning(predictor, **pruning)
-            if prompts is not None:
-                self.set_prompts(prompts)
-            yield
-        finally:
-            self.visual.pruning, self.visual.pruner = before
-            if self.prompts is not held:
-                self.set_prompts(held)
-
-    @contextmanager
-    def unprompted(self) -> Iterator[None]:
-        """The pair without the learned tokens in use, for the length of a block."""
-        prompts = self._prompts
-        self._prompts = ()
-        try:
-            with self.visual.unprompted():
+            with self.visual.restoring():
+                if predictor is not None or pruning:
+                    self.visual.set_pruning(predictor, **pruning)
+                if prompts is not None:
+                    self.set_prompts(prompts)
                 yield
         finally:
-            self._prompts = prompts
+            self._prompts = held
 
     def prompts_about(self) -> dict[str, str]:
         """What beside `sha256` decides on embeddings: the fingerprint of prompts in use, {} where none are."""
@@ -148,10 +138,12 @@ class Clip(nn.Module):
             UserError: prompts of mode V or of other classes, or a class name that leaves no room for them.
         """
         learned, key = prompts.textual(classes), (tuple(classes), prompts.num_tokens)
-        if key not in self._prompted_ids:  # training asks for the same ones at every step
+        ids = self._prompted_ids.get(key)
+        if ids is None:  # training asks for the same ones at every step, so the last ones are kept
             with torch.inference_mode(False):  # they may later stand in a graph
-                self._prompted_ids = {key: tokenize_prompted(self.tokenize, classes, prompts.num_tokens)}
-        ids, rows = self._prompted_ids[key].to(self.logit_scale.device), []
+                ids = tokenize_prompted(self.tokenize, classes, prompts.num_tokens)
+            self._prompted_ids = {key: ids}
+        ids, rows = ids.to(self.logit_scale.device), []
         for start in range(0, len(ids), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             rows.append(encode_tokens(self.text, ids[part], learned if learned.ndim == 2 else learned[part]))
@@ -161,48 +153,49 @@ class Clip(nn.Module):
         """(n, D_t), what the text tower looks up for the n tokens of some words: a start for prompts."""
         return embed_words(self.text, self.tokenize([words]).to(self.logit_scale.device))
 
-    def zero_shot_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def zero_shot_head(self, classes: Sequence[str], templates: Sequence[str], prompted: bool = True) -> Tensor:
         """Class embeddings (C, E): unit vectors of every template, averaged, made unit vectors again.
 
         Where learned text tokens are in use, they take the place of all templates. Cached while the pair is in
         evaluation mode and the text tower's weights stay as they are.
-        """
-        if self.training:
-            return self._make_head(classes, templates)
-        weights = tuple((weight.data_ptr(), version_of(weight)) for weight in self.text.parameters())
-        if weights != self._heads_of:  # somebody loaded or tuned others
-            self._heads, self._heads_of = {}, weights
-        key = (tuple(classes), tuple(templates), *self._learned_text().values())
-        if key not in self._heads:
-            self._heads[key] = self._kept_head(classes, templates)
-        return self._heads[key]
 
-    def _kept_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+        Args:
+            prompted: False for the class embeddings of the pair as it came, whatever prompts are in use.
+        """
+        prompts = self.prompts if prompted and self.prompts is not None and self.prompts.inserts_text else None
+        if self.training:
+            return self._make_head(classes, templates, prompts)
+        weights = tuple((weight.data_ptr(), version_of(weight)) for weight in self.text.parameters())
+        key = weights, tuple(classes), tuple(templates), None if prompts is None else prompts.sha256()
+        head = self._heads.get(key)
+        if head is None:
+            head = self._kept_head(classes, templates, prompts)
+            # heads of other weights go; threads may read the old dictionary, so a new one takes its place
+            self._heads = {k: kept for k, kept in self._heads.items() if k[0] == weights} | {key: head}
+        return head
+
+    def _kept_head(self, classes: Sequence[str], templates: Sequence[str], prompts: Prompts | None) -> Tensor:
         """From the folder of heads, where there is one; large ones are kept there once they are made."""
         if self.heads is None or len(classes) * len(templates) < KEEP_FROM:
-            return self._make_head(classes, templates)
+            return self._make_head(classes, templates, prompts)
         about = {"text": weights_sha256(self.text), "classes": list(classes), "templates": list(templates)}
-        about |= self._learned_text()
+        about |= {} if prompts is None else {"prompts": prompts.sha256()}
         path = join(self.heads, f"{content_id(about)}.safetensors")
         try:
             return load(read_bytes(path))["head"].to(self.logit_scale.device)
         except (FileNotFoundError, SafetensorError, KeyError):
-            head = self._make_head(classes, templates)
+            head = self._make_head(classes, templates, prompts)
         write_atomic(path, save({"head": head.cpu().contiguous()}))
         return head
 
     @torch.no_grad()
-    def _make_head(self, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    def _make_head(self, classes: Sequence[str], templates: Sequence[str], prompts: Prompts | None) -> Tensor:
         with torch.inference_mode(False):  # a cached head may later stand in a graph
-            if self._learned_text():
-                return self.prompted_head(classes, self.prompts)
+            if prompts is not None:
+                return self.prompted_head(classes, prompts)
             texts = [template.format(name.replace("_", " ")) for name in classes for template in templates]
             rows = encode_texts(self.encode_text, texts, "class embeddings")
             return F.normalize(rows.view(len(classes), len(templates), -1).mean(1), dim=-1)
-
-    def _learned_text(self) -> dict[str, str]:
-        """The fingerprint of text tokens that take the place of templates, {} where templates stand."""
-        return self.prompts_about() if self.prompts is not None and self.prompts.inserts_text else {}
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] to what the image tower expects."""

@@ -1,4 +1,4 @@
-"""Prompts files: learned tokens, their map, and the pair of towers that they were tuned with."""
+"""Prompts files: a prompt layer's weights, and the pair of towers that it was tuned with."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from patchrank.config import PromptConfig
 from patchrank.io.tensor_file import read_tensors, write_tensors
-from patchrank.layers.prompts import Prompts
+from patchrank.layers.prompts import PROMPTS, Prompts, create_prompt
 from patchrank.utils.errors import UserError
 
-# what the prompts tell themselves
-SHAPE = ("mode", "num_tokens", "text_width", "image_width", "bias", "classes")  # and num_norms, where there are any
+SETTINGS = ("mode", "num_tokens", "text_width", "image_width", "bias", "classes")  # of the layer, in every file
+DEFAULT = PromptConfig().name  # the layer of files that name none
 MODEL = ("name", "sha256", "blocks_sha256")  # of the pair, and of its image tower alone
 MAX_FOUND = 160  # characters of what a file holds, so that errors stay short
 PRUNING = ("keep_rate", "locations", "drop_counts", "reducer", "leftovers")
@@ -24,8 +25,11 @@ def save_prompts(prompts: Prompts, path: str | Path, about: Mapping) -> None:
 
     Args:
         about: `model` and `pruning` as `describe` gives them, and whatever else is worth knowing, as plain values.
+
+    Raises:
+        UserError: the class of the prompts is not registered, or nothing can be written there.
     """
-    write_tensors(path, "prompts", prompts.state_dict(), {**about, **_shape(prompts)})
+    write_tensors(path, "prompts", prompts.state_dict(), {**about, **_settings(prompts)})
 
 
 def describe(clip: nn.Module) -> dict:
@@ -38,27 +42,23 @@ def describe(clip: nn.Module) -> dict:
 def load_prompts(path: str | Path) -> tuple[Prompts, dict]:
     """The prompts in a file and what was said about them; never unpickles.
 
-    The prompts remember it as `about`, by which towers refuse those of others.
+    The prompts keep it as `about`, so that a tower can refuse prompts of another tower.
 
     Raises:
-        UserError: the file is missing, damaged, of another kind, or tensors and metadata do not fit together.
+        UserError: the file is missing, damaged, of another kind, of a prompt layer that is not registered, or its
+            tensors and metadata do not fit together.
     """
     source = f"prompts file {path}"
-    tensors, about = read_tensors(path, "prompts", (*SHAPE, "model", "pruning"))
-    try:
-        expected = _expected(about)
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{source}: its metadata describes no prompts ({error})") from error
+    tensors, about = read_tensors(path, "prompts", (*SETTINGS, "model", "pruning"))
+    expected = _expected(about, source)
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if found != expected:
         raise UserError(f"{source}: its tensors are {str(found)[:MAX_FOUND]}, but its metadata says {expected}")
     for key, value in tensors.items():
         if not value.is_floating_point() or not value.isfinite().all():
-            raise UserError(f"{source}: {key} holds what is no finite number")
-    try:
-        prompts = _create(about, tensors)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+            raise UserError(f"{source}: {key} must hold finite numbers alone")
+    prompts = _create(about)
+    prompts.load_state_dict(tensors)
     prompts.about, prompts.source = about, source
     return prompts, about
 
@@ -72,17 +72,17 @@ def load_visual(path: str | Path) -> Prompts:
     prompts, _ = load_prompts(path)
     if not prompts.inserts_visual:
         raise UserError(
-            f"{prompts.source}: of mode T, which has no visual part for an image tower; create_clip(..., prompts=FILE) "
-            "puts it into a text tower"
+            f"{prompts.source}: of mode T, which has no visual part for an image tower; try create_clip(..., "
+            "prompts=FILE), which puts it into a text tower"
         )
     return prompts
 
 
 def check_tower(tower: nn.Module, prompts: nn.Module) -> None:
-    """Refuses prompts from a file that were tuned with another image tower; such as come from none may be anyone's.
+    """Refuses prompts that were tuned with another image tower, as their file says; prompts from no file always pass.
 
     Raises:
-        UserError: that names both.
+        UserError: names both towers.
     """
     theirs = getattr(prompts, "about", {}).get("model")
     if theirs and theirs["blocks_sha256"] != (own := tower.blocks_sha256()):
@@ -93,10 +93,10 @@ def check_tower(tower: nn.Module, prompts: nn.Module) -> None:
 
 
 def check_pair(clip: nn.Module, prompts: Prompts) -> None:
-    """Refuses prompts from a file that were tuned with another pair, and such as are of another width.
+    """Refuses prompts that were tuned with another pair, as their file says, and prompts of another width.
 
     Raises:
-        UserError: that names both.
+        UserError: names both pairs, or both widths.
     """
     theirs = prompts.about.get("model")
     if theirs and theirs["sha256"] != (own := clip.sha256()):
@@ -109,42 +109,56 @@ def check_pair(clip: nn.Module, prompts: Prompts) -> None:
         raise UserError(f"{prompts.source}: of text width {width}, but the text tower of {clip.name} has {own_width}")
 
 
-def _shape(prompts: Prompts) -> dict:
-    linear = prompts.to_visual
+def _settings(prompts: Prompts) -> dict:
+    """What `_create` makes a layer of the same shape from."""
+    name = PROMPTS.name_of(prompts)
     return {
         "mode": prompts.mode,
         "num_tokens": prompts.num_tokens,
         "text_width": prompts.text.shape[-1],
-        "image_width": None if linear is None else linear.out_features,
-        "bias": linear is not None and linear.bias is not None,
+        "image_width": prompts.image_dim,
+        "bias": prompts.bias,
         "classes": None if prompts.classes is None else list(prompts.classes),
         "num_norms": 0 if prompts.norm_gains is None else len(prompts.norm_gains),
+        **({} if name == DEFAULT else {"name": name}),
     }
 
 
-def _expected(about: Mapping) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that metadata promises. Raises `TypeError` and its like where it is none of ours."""
-    classes, widths = about["classes"], (about["image_width"], about["text_width"])
+def _expected(about: Mapping, source: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that metadata promises. Raises `UserError` where it describes no prompts."""
+    try:
+        _check_kinds(about)
+        with torch.device("meta"):  # takes no memory, whatever sizes the metadata asks for
+            return {key: tuple(value.shape) for key, value in _create(about).state_dict().items()}
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{source}: its metadata describes no prompts ({str(error).splitlines()[0]})") from error
+
+
+def _check_kinds(about: Mapping) -> None:
+    """Raises `TypeError` or `KeyError` for a value of another kind than `save_prompts` writes."""
     if not all(isinstance(about["model"][key], str) for key in MODEL) or not isinstance(about["pruning"], dict):
         raise TypeError(f"model needs {', '.join(MODEL)} and pruning its settings")
+    classes = about["classes"]
     if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise TypeError("classes must be a list of names or null")
-    shapes = {"text": (*([] if classes is None else [len(classes)]), about["num_tokens"], about["text_width"])}
+    sizes = [about["num_tokens"], about["text_width"], about.get("num_norms", 0)]
     if about["mode"] != "T":
-        shapes["to_visual.weight"] = widths
-        shapes |= {"to_visual.bias": widths[:1]} if about["bias"] else {}
-    if about.get("num_norms"):
-        shapes["norm_gains"] = (about["num_norms"], about["image_width"])
-    if any(type(size) is not int for shape in shapes.values() for size in shape):
+        sizes.append(about["image_width"])
+    if any(type(size) is not int for size in sizes):
         raise TypeError("num_tokens and widths must be whole numbers")
-    return shapes
 
 
-def _create(about: Mapping, tensors: Mapping[str, Tensor]) -> Prompts:
-    """Prompts as described, from tensors that are known to fit."""
-    sizes = (about["num_tokens"], about["text_width"], about["image_width"])
-    how = {"classes": about["classes"], "bias": bool(about["bias"]), "num_norms": about.get("num_norms", 0)}
-    prompts = Prompts(about["mode"], *sizes, **how)
-    with torch.no_grad():
-        prompts.load_state_dict(tensors)
-    return prompts
+def _create(about: Mapping) -> Prompts:
+    """A prompt layer as metadata describes it, with weights that mean nothing yet."""
+    return create_prompt(
+        about.get("name", DEFAULT),
+        about["mode"],
+        about["num_tokens"],
+        about["text_width"],
+        about["image_width"],
+        classes=about["classes"],
+        bias=bool(about["bias"]),
+        num_norms=about.get("num_norms", 0),
+    )

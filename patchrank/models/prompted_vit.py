@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from timm.models import get_model_args
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from patchrank.layers.norm_gains import Hooked, gain_hooks, hook
+from patchrank.layers.norm_gains import check_gains, gained_blocks, scaled_norm
 from patchrank.layers.prompts import count_visual, insert, remove
 from patchrank.layers.pruning_block import check_grid
-from patchrank.models.prompt_files import check_tower, load_visual
+from patchrank.models.prompt_files import check_tower
 from patchrank.utils.private_names import update_model_args
 
 
 class PromptedTower:
     """Part of a tower of timm's shape: learned tokens between its prefix and its patches.
 
-    Sequence order is `[CLS, registers, visual prompts, patches]`; `num_prefix_tokens` keeps timm's meaning.
+    Sequence order is `[CLS, registers, visual prompts, patches]`; `num_prefix_tokens` keeps timm's meaning. Each
+    forward is told which prompts to use and changes nothing, so that several threads may run forwards of one tower.
     """
 
     num_prompt_tokens = 0
     _prompts: tuple[nn.Module, ...] = ()  # in a tuple, so that they are no part of the tower's weights
-    _hooks: tuple[Hooked, ...] = ()  # gains of the prompts, and the norms that they belong to
-    _hooked: tuple[RemovableHandle, ...] = ()
+
+    @property
+    def prompts(self) -> nn.Module | None:
+        """The learned tokens in use."""
+        return self._prompts[0] if self._prompts else None
 
     @property
     def num_leading_tokens(self) -> int:
@@ -52,46 +53,43 @@ class PromptedTower:
         if "prompts_path" in get_model_args(self):
             update_model_args(self, prompts_path=None)
 
-    @contextmanager
-    def unprompted(self) -> Iterator[None]:
-        """The tower without its learned tokens and gains, for the length of a block."""
-        before = self._prompts, self._hooks, self.num_prompt_tokens
-        self._insert((), (), 0)
-        try:
-            yield
-        finally:
-            self._insert(*before)
-
     def check_prompts(self) -> None:
         """Refuses prompts from a file that were tuned with other weights than this tower's."""
-        for prompts in self._prompts:
-            check_tower(self, prompts)
-
-    def _read_prompts(self, path: str | Path) -> None:
-        """From a file, before the tower has the weights that would tell whether they are for it."""
-        self._hold(load_visual(path))
+        if self.prompts is not None:
+            check_tower(self, self.prompts)
 
     def _hold(self, prompts: nn.Module | None) -> None:
+        """Takes prompts whose weights are not compared: a tower that is being built has none yet."""
+        count = 0
         if prompts is not None:
             check_grid(self, "a visual prompt")
-        count = 0 if prompts is None else count_visual(prompts, self.embed_dim)
-        gains = getattr(prompts, "norm_gains", None)
-        hooks = () if gains is None else tuple(gain_hooks(self, gains))
-        self._insert(() if prompts is None else (prompts,), hooks, count)
+            count = count_visual(prompts, self.embed_dim)
+            if (gains := _gains_of(prompts)) is not None:
+                check_gains(self, gains)
+        self._prompts, self.num_prompt_tokens = () if prompts is None else (prompts,), count
 
-    def _insert(self, prompts: tuple[nn.Module, ...], hooks: tuple[Hooked, ...], count: int) -> None:
-        """What is known to fit."""
-        for handle in self._hooked:
-            handle.remove()
-        self._prompts, self._hooks, self.num_prompt_tokens = prompts, hooks, count
-        self._hooked = hook(hooks)
+    def _embed(self, images: Tensor, prompts: nn.Module | None) -> Tensor:
+        """Images (B, 3, H, W) to the tokens (B, P + N, D) that enter layer 1; prompts have no position."""
+        x = self.patch_drop(self._pos_embed(self.patch_embed(images)))
+        if prompts is None:
+            return self.norm_pre(x)
+        x = insert(x, prompts.visual(), self.num_prefix_tokens)
+        return scaled_norm(self.norm_pre, x, _gains_of(prompts), 0)
 
-    def _with_prompts(self, x: Tensor) -> Tensor:
-        """Prefix and patches (B, P + N, D) with the prompts in between; they have no position."""
-        for prompts in self._prompts:
-            x = insert(x, prompts.visual(), self.num_prefix_tokens)
-        return x
+    def _layers(self, prompts: nn.Module | None) -> Sequence[Callable]:
+        """The blocks, as they run with the gains that come with the prompts."""
+        gains = _gains_of(prompts)
+        return self.blocks if gains is None else gained_blocks(self, gains)
 
-    def _without_prompts(self, x: Tensor) -> Tensor:
-        """A sequence, or its class row alone, as timm knows it."""
-        return remove(x, self.num_prefix_tokens, self.num_prompt_tokens)
+    def _last_norm(self, x: Tensor, prompts: nn.Module | None) -> Tensor:
+        return scaled_norm(self.norm, x, _gains_of(prompts), -1)
+
+    def _embedding(self, x: Tensor, prompts: nn.Module | None) -> Tensor:
+        """What the head makes of the last sequence, or of its class row alone; no prompt is pooled."""
+        if prompts is not None:
+            x = remove(x, self.num_prefix_tokens, self.num_prompt_tokens)
+        return self.forward_head(self._last_norm(x, prompts))
+
+
+def _gains_of(prompts: nn.Module | None) -> Tensor | None:
+    return getattr(prompts, "norm_gains", None)

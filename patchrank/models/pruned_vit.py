@@ -5,7 +5,8 @@ Paper: `Patch Ranking: Token Pruning as Ranking Prediction for Efficient CLIP`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -17,18 +18,19 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchrank.io import weights_sha256
-from patchrank.layers.class_token import cls_row, forward_cls, forward_with_row, is_plain, plain_block
+from patchrank.layers.class_token import check_plain, cls_row, forward_cls, forward_with_row, is_plain
 from patchrank.layers.intermediates import format_intermediates
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import UNFILLED, awaits_weights
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
-from patchrank.layers.pruning_block import PruningBlock, check_tower
+from patchrank.layers.pruning_block import PruningBlock, check_prunable
 from patchrank.layers.reducers import Reducer, TokenState
 from patchrank.layers.reducers.random import sample_keys
+from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
 from patchrank.models.pruning_cfg import Pruning, create_ranker, with_predictor
 from patchrank.utils.errors import UserError, near
-from patchrank.utils.private_names import feature_take_indices, has_model_args, update_model_args
+from patchrank.utils.private_names import feature_take_indices, has_model_args, keeping_model_args, update_model_args
 
 __all__ = ["PrunedVisionTransformer"]
 
@@ -57,7 +59,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         self.pruner: PruningBlock | None = None
         self._prune(replace(self.pruning, **settings))
         if prompts_path is not None:
-            self._read_prompts(prompts_path)
+            self._hold(load_visual(prompts_path))  # compared with the weights once these are loaded
 
     @property
     def num_patches(self) -> int:
@@ -103,6 +105,16 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         if has_model_args(self):  # a tower that timm made, which may be saved with them
             update_model_args(self, **changes)
 
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Pruning, prompts, and timm's note of both, are after a block what they were before it."""
+        before = self.pruning, self.pruner, self._prompts, self.num_prompt_tokens
+        with keeping_model_args(self):
+            try:
+                yield
+            finally:
+                self.pruning, self.pruner, self._prompts, self.num_prompt_tokens = before
+
     def blocks_sha256(self) -> str:
         """Fingerprint of all that patch tokens pass through: the tower without its head and its pruning block."""
         return weights_sha256(self, without=("pruner.", "head."))
@@ -130,7 +142,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
                 if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
                     reducer.requires_grad_(False)
             pruner = PruningBlock(reducer, locations, drops)
-            check_tower(self, pruner)
+            check_prunable(self, pruner)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner = pruning, pruner
 
@@ -153,26 +165,29 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the tokens (B, P + N, D) that enter layer 1; here and below P counts prompts too."""
-        return self.norm_pre(self._with_prompts(self.patch_drop(self._pos_embed(self.patch_embed(images)))))
+        return self._embed(images, self.prompts)
 
     def forward_prefix(self, images: Tensor, layer: int) -> Tensor:
         """The full token sequence (B, P + N, D) as it enters `layer` (1 to depth), nothing dropped."""
         x = self.embed(images)
-        for block in self.blocks[: layer - 1]:
-            x = self._block(block, x)
+        for block in self._layers(self.prompts)[: layer - 1]:
+            x = self._run(block, x)
         return x
 
     def forward_whole(self, images: Tensor) -> Tensor:
         """Embeddings (B, E) of the tower as it came: nothing dropped, and no prompts."""
-        with self.unprompted():
-            return self.forward_suffix(self.embed(images), 1)
+        return self._suffix(self._embed(images, None), 1, None)
 
     def forward_suffix(self, x: Tensor, layer: int) -> Tensor:
         """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning."""
-        for block in self.blocks[layer - 1 : -1]:
-            x = self._block(block, x)
-        last = self.blocks[-1]
-        return self._embedding(forward_cls(last, x) if self.global_pool == "token" and is_plain(last) else last(x))
+        return self._suffix(x, layer, self.prompts)
+
+    def _suffix(self, x: Tensor, layer: int, prompts: nn.Module | None) -> Tensor:
+        blocks = self._layers(prompts)
+        for block in blocks[layer - 1 : -1]:
+            x = self._run(block, x)
+        for_cls = self.global_pool == "token" and is_plain(self.blocks[-1])
+        return self._embedding(forward_cls(blocks[-1], x) if for_cls else blocks[-1](x), prompts)
 
     @property
     def shared_layer(self) -> int:
@@ -194,7 +209,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
                 images in many ways.
         """
         x, state = self._encode(images, scores, self.cls_only, tokens=tokens)
-        return PrunedOutput(self._embedding(x), state.index, state.scores)
+        return PrunedOutput(self._embedding(x, self.prompts), state.index, state.scores)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         masked = attn_mask is not None or is_causal
@@ -207,7 +222,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         if self._is_plain_call(attn_mask, is_causal):
             return super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
         x, state = self._encode(x)
-        return self._full_grid(self.norm(x), state)
+        return self._full_grid(self._last_norm(x, self.prompts), state)
 
     def forward_intermediates(
         self,
@@ -233,10 +248,10 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
 
         def visit(layer: int, y: Tensor, state: TokenState) -> None:
             if layer - 1 in wanted:
-                taken.append(self._full_grid(self.norm(y) if norm else y, state))
+                taken.append(self._full_grid(self._last_norm(y, self.prompts) if norm else y, state))
 
         last, state = self._encode(x, visit=visit)
-        final = None if intermediates_only else self._full_grid(self.norm(last), state)
+        final = None if intermediates_only else self._full_grid(self._last_norm(last, self.prompts), state)
         fmt = getattr(output_fmt, "value", output_fmt)  # timm hands over its own enum as well
         grid = self.patch_embed.grid_size
         return format_intermediates(taken, final, self.num_prefix_tokens, grid, fmt, return_prefix_tokens, output_dict)
@@ -249,11 +264,10 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
 
     def macs_unpruned(self) -> Macs:
         """What one image costs the tower as it came: with nothing pruned, and no prompts."""
-        with self.unprompted():
-            return Macs(vision_macs(self))
+        return Macs(vision_macs(self, num_leading=self.num_prefix_tokens))
 
     def _is_plain_call(self, attn_mask: Tensor | None, is_causal: bool) -> bool:
-        plain = self.pruner is None and not self._prompts
+        plain = self.pruner is None and self.prompts is None
         if not plain and (attn_mask is not None or is_causal):
             raise UserError(
                 "attention masks do not go together with pruning or prompts: tokens leave or come, and the mask would "
@@ -261,7 +275,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             )
         return plain
 
-    def _block(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _run(self, block: Callable, x: Tensor) -> Tensor:
         return checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
 
     def _wants_row(self, layer: int, scores: Tensor | None) -> bool:
@@ -273,20 +287,9 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         key = sample_keys(images) if "sample_key" in needs else None
         row = None
         if self._wants_row(0, scores):  # no layer has attended yet, so layer 1 tells what it will attend to
-            row = cls_row(plain_block(self.blocks, 1), x)[:, self.num_leading_tokens :]
+            check_plain(self.blocks, 1)
+            row = cls_row(self._layers(self.prompts)[0], x)[:, self.num_leading_tokens :]
         return TokenState(tokens=patches, index=index, cls=x[:, 0], sample_key=key, cls_row=row)
-
-    def _layer(
-        self, x: Tensor, state: TokenState, layer: int, scores: Tensor | None, cls_only: bool
-    ) -> tuple[Tensor, TokenState]:
-        """One layer, from 1, and the class token's row where that decides what leaves before the next."""
-        block = self.blocks[layer - 1]
-        if cls_only and layer == len(self.blocks):
-            return forward_cls(block, x), state
-        if not self._wants_row(layer, scores):
-            return self._block(block, x), state
-        x, row = self._block(partial(forward_with_row, plain_block(self.blocks, layer)), x)
-        return x, replace(state, cls_row=row[:, self.num_leading_tokens :])
 
     def _encode(
         self,
@@ -298,11 +301,19 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
     ) -> tuple[Tensor, TokenState]:
         """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
         x = self.embed(images) if tokens is None else tokens
-        state = self._begin(images, x, scores)
-        for layer in range(1 if tokens is None else self.shared_layer, len(self.blocks) + 1):
+        state, blocks = self._begin(images, x, scores), self._layers(self.prompts)
+        for layer in range(1 if tokens is None else self.shared_layer, len(blocks) + 1):
+            block = blocks[layer - 1]
             if self.pruner is not None:
                 x, state = self.pruner(x, state, layer, self.num_leading_tokens, scores)
-            x, state = self._layer(x, state, layer, scores, cls_only)
+            if cls_only and layer == len(blocks):
+                x = forward_cls(block, x)
+            elif self._wants_row(layer, scores):  # it decides what leaves before the next layer
+                check_plain(self.blocks, layer)
+                x, row = self._run(partial(forward_with_row, block), x)
+                state = replace(state, cls_row=row[:, self.num_leading_tokens :])
+            else:
+                x = self._run(block, x)
             if visit is not None:
                 visit(layer, x, state)
         return x, state
@@ -310,7 +321,3 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
     def _full_grid(self, x: Tensor, state: TokenState) -> Tensor:
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_leading_tokens :]
         return torch.cat([prefix, scatter_to_grid(patches, state.index, self.num_patches)], dim=1)
-
-    def _embedding(self, x: Tensor) -> Tensor:
-        """What the head makes of the last sequence, or of its class row alone; no prompt is pooled."""
-        return self.forward_head(self.norm(self._without_prompts(x)))

@@ -35,10 +35,11 @@ from patchrank.cli.summary import ACCURACIES, cosine_line, images_line, macs_lin
 from patchrank.config import PromptConfig, validate
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
-from patchrank.evaluate import Evaluation, embed_unpruned, evaluate
 from patchrank.io import check_writable, content_id, read_json, resolve, write_json
 from patchrank.models.clip import Clip, macs_row
+from patchrank.models.embed import embed_unpruned
 from patchrank.models.text import template_set
+from patchrank.models.zero_shot import Evaluation, evaluate
 from patchrank.prompt.batches import PRECISIONS, Feed, check_named, load_train
 from patchrank.prompt.presets import IMAGES, PRESETS, complete, learning_rates
 from patchrank.prompt.train_step import ready, start, step
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     named = {key: getattr(args, key) for key in PromptConfig.model_fields}
     config = complete(validate(PromptConfig, named, "flags"), clip, args.data)
     if config.mode == "none" and args.dry_run:
-        raise UserError("--dry-run: mode none tunes nothing; near: --mode TV")
+        raise UserError("--dry-run: mode none tunes nothing; try --mode TV")
     check_distillation(config, clip.visual)
     if config.mode == "none":
         split = check_named(load_split_from(args, "val"))
@@ -108,7 +109,7 @@ def check_apart(train: ImageSplit, split: ImageSplit) -> None:
     if shared := set(train.ids) & set(split.ids):
         raise UserError(
             f"split {split.split!r}: {len(shared)} of its {len(split)} images are those that prompts learn from, so it "
-            "tells nothing; near: --split val"
+            "tells nothing; try --split val"
         )
 
 
@@ -130,9 +131,9 @@ def _tuned_row(
     print(f"prompts: {args.out}", file=sys.stderr)
     unpruned = embed_unpruned(clip, split)
     before = evaluate(clip, split, unpruned=unpruned)
-    clip.set_prompts(tuned.prompts)
-    found = evaluate(clip, split, unpruned=unpruned)
-    row = _row(args, clip, config, found, before, tuned.seconds) | _seen(seen(train, val, config))
+    with clip.applied(prompts=tuned.prompts):
+        found = evaluate(clip, split, unpruned=unpruned)
+        row = _row(args, clip, config, found, before, tuned.seconds) | _seen(seen(train, val, config))
     write_json(beside, {"key": key, "row": row})
     return row
 
@@ -152,7 +153,7 @@ def _row(
     unused = {"images" if config.loss == "cross_entropy" else "shots"}
     about |= {key: None if before is None or key in unused else getattr(config, key) for key in settings}
     ours, theirs = found.row(), (before or found).row()
-    measured = {key: value for key in ("accuracy", "cosine") if key in ours for value in [ours[key]]}
+    measured = {key: ours[key] for key in ("accuracy", "cosine") if key in ours}
     measured |= {f"{key}_zero_shot": theirs[key] for key in measured}
     measured |= {key: ours[key] for key in ("accuracy_unpruned", "agreement") if key in ours}
     spent = {"seconds_per_epoch": round(sum(seconds) / len(seconds), 3) if seconds else None}
@@ -197,9 +198,9 @@ def _check(args: argparse.Namespace) -> None:
     """Refuses, before anything is computed, flags that do not go together and a place that cannot be written to."""
     task = find_task(args.data)
     if args.prompts is not None:
-        raise UserError("--prompts: tuning starts from random tokens or from words; near: --words, --out")
+        raise UserError("--prompts: tuning starts from random tokens or from words; try --words")
     if args.mode != "none" and args.split == task.training:
-        raise UserError(f"--split {args.split}: prompts are tuned on it, so it tells nothing; near: val")
+        raise UserError(f"--split {args.split}: prompts are tuned on it, so it tells nothing; try --split val")
     if args.seed < 0:
         raise UserError(f"--seed must be a whole number from 0, but is {args.seed}")
     check_writable(os.path.dirname(resolve(args.out)))
@@ -220,6 +221,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser, defaults: PromptConfig) -
     """The settings of `PromptConfig`."""
     losses = get_args(PromptConfig.model_fields["loss"].annotation)
     which = "coop in mode T, distill for that loss, digits for the embedded model, else maple"
+    parser.add_argument("--name", default=defaults.name, help="the prompt layer, as it is registered")
     parser.add_argument(
         "--mode", default=defaults.mode, choices=("none", "T", "V", "TV"), help="whose tokens learn (default: TV)"
     )

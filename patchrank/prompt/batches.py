@@ -8,7 +8,6 @@ from threading import Lock
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
@@ -21,6 +20,7 @@ from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.data.few_shot import few_shot, load_few_shot
 from patchrank.data.image_split import ImageSplit, ahead
 from patchrank.models.clip import Clip
+from patchrank.models.embed import over_batches, unit
 from patchrank.utils.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -77,7 +77,7 @@ def check_named(split: ImageSplit) -> ImageSplit:
     if lacking is not None:
         raise UserError(
             f"{split.task}/{split.split}: prompts need labels and class names, but there are no {lacking}; "
-            "near: --vocabulary"
+            "try --vocabulary"
         )
     return split
 
@@ -124,9 +124,9 @@ class Feed:
         self.device, cache = clip.logit_scale.device, cache and not config.augment
         self.cached = cache and config.mode == "T"
         self.steps = max(1, len(train) // self.batch_size)
-        self.rows = self._all(embed) if self.cached else self.split.tensors
+        self.rows = self._all(self.embed) if self.cached else self.split.tensors
         if config.loss == "distill":
-            self.targets = self._all(embed_whole) if cache else None
+            self.targets = self._all(self.embed_whole) if cache else None
         else:
             self.targets = torch.tensor(train.labels)
 
@@ -135,36 +135,34 @@ class Feed:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.split)).tolist()
         size = self.batch_size
         parts = [order[step * size : (step + 1) * size] for step in range(self.steps)]
-        loaded = (
-            ahead(lambda i: self._one(epoch, i), parts) if self.rows is None else ((self.rows[p], p) for p in parts)
-        )
+        if self.rows is None:
+            loaded = ahead(lambda place: self._read(epoch, place), parts)
+        else:
+            loaded = ((self.rows[part], part) for part in parts)
         for rows, part in loaded:
             rows = rows.to(self.device)
-            yield rows, embed_whole(self.clip, rows) if self.targets is None else self.targets[part].to(self.device)
+            yield rows, self.embed_whole(rows) if self.targets is None else self.targets[part].to(self.device)
 
-    def _one(self, epoch: int, place: int) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit vectors (b, E), with pruning and prompts as they are in force."""
+        return unit(self.clip.visual.forward_pruned(images).embedding)
+
+    @torch.no_grad()
+    def embed_whole(self, images: Tensor) -> Tensor:
+        """Unit vectors (b, E) of the tower as it came: nothing pruned, no prompts."""
+        return unit(self.clip.visual.forward_whole(images))
+
+    def _read(self, epoch: int, place: int) -> Tensor:
         image = self.split.image(place)
         return self.transform(image) if self.augment is None else self.augment(image, epoch, place)
 
-    @torch.no_grad()
-    def _all(self, function: Callable[[Clip, Tensor], Tensor]) -> Tensor:
+    def _all(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """What a function gives for all images, (n, E)."""
         batches = self.split.batches(self.transform, self.batch_size)
         with autocast(self.config, self.device):
-            return torch.cat([function(self.clip, images.to(self.device)) for images, _ in batches])
+            return torch.cat(over_batches(self.clip, batches, lambda images, _: function(images)))
 
 
 def autocast(config: PromptConfig, device: torch.device) -> torch.autocast:
     """The precision that a configuration gives the towers."""
     return torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32")
-
-
-def embed(clip: Clip, images: Tensor) -> Tensor:
-    """Unit vectors (b, E), with pruning and prompts as they are in force."""
-    return F.normalize(clip.visual.forward_pruned(images).embedding.float(), dim=-1)
-
-
-@torch.no_grad()
-def embed_whole(clip: Clip, images: Tensor) -> Tensor:
-    """Unit vectors (b, E) of the tower as it came: nothing pruned, no prompts."""
-    return F.normalize(clip.visual.forward_whole(images).float(), dim=-1)

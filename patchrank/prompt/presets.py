@@ -1,4 +1,4 @@
-"""How prompts are tuned where nobody says otherwise: CoOp's and MaPLe's settings, two of ours, and learning rates."""
+"""How prompts are tuned by default: CoOp's and MaPLe's settings, two sets of ours, and learning rates."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Literal, NamedTuple
 
 from patchrank.config import PromptConfig
 from patchrank.data.dataset_factory import find_task
+from patchrank.layers.prompts import PROMPTS
 from patchrank.models.clip import Clip
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD, in CoOp and MaPLe
 WARM_UP = 1e-5  # the learning rate of the first epoch, in both
 FEW_PATCHES = 100  # on smaller grids 16 visual tokens would undo the pruning
-IMAGES = 1024  # that distillation sees
+IMAGES = 1024  # how many distillation learns from
 
 
 class Preset(NamedTuple):
@@ -20,7 +21,7 @@ class Preset(NamedTuple):
     batch_size: int
     epochs: int
     optimizer: Literal["sgd", "adam"] = "sgd"
-    words: str | None = None  # to start from
+    words: str | None = None  # whose embeddings the tokens start from
 
 
 PRESETS = {
@@ -37,18 +38,30 @@ def learning_rates(lr: float, epochs: int) -> list[float]:
 
 
 def complete(config: PromptConfig, clip: Clip, task: str) -> PromptConfig:
-    """The same settings with none left open.
+    """The same settings, with values in place of every None that a preset or the tower decides on.
 
     The preset is `distill` for that loss, `coop` where text alone is learned, `digits` for the embedded pair, and else
     `maple`; words to start from tell how many tokens there are.
+
+    Raises:
+        UserError: a prompt layer that is not registered.
     """
+    PROMPTS.find(config.name)
     name = config.preset or _preset(config, clip)
-    preset = PRESETS[name]
-    words = preset.words if config.num_tokens is None else None
-    config = config.model_copy(update=_open(config, {"words": words}))
-    chosen = {"preset": name, "num_tokens": _num_tokens(config, clip), "augment": not find_task(task).embedded}
-    chosen |= {"images": IMAGES, "lr": preset.lr, "batch_size": preset.batch_size, "epochs": preset.epochs}
-    return config.model_copy(update=_open(config, chosen))
+    preset, words = PRESETS[name], config.words
+    if words is None and config.num_tokens is None:
+        words = preset.words
+    values = {
+        "preset": name,
+        "words": words,
+        "num_tokens": _num_tokens(words, clip),
+        "augment": not find_task(task).embedded,
+        "images": IMAGES,
+        "lr": preset.lr,
+        "batch_size": preset.batch_size,
+        "epochs": preset.epochs,
+    }
+    return config.model_copy(update={key: value for key, value in values.items() if getattr(config, key) is None})
 
 
 def _preset(config: PromptConfig, clip: Clip) -> str:
@@ -59,11 +72,7 @@ def _preset(config: PromptConfig, clip: Clip) -> str:
     return "digits" if clip.name.split(".")[0] == "patchrank_clip_digits" else "maple"
 
 
-def _open(config: PromptConfig, chosen: dict) -> dict:
-    return {key: value for key, value in chosen.items() if getattr(config, key) is None}
-
-
-def _num_tokens(config: PromptConfig, clip: Clip) -> int:
-    if config.words is not None:
-        return len(clip.embed_words(config.words))
+def _num_tokens(words: str | None, clip: Clip) -> int:
+    if words is not None:
+        return len(clip.embed_words(words))
     return 4 if clip.visual.num_patches < FEW_PATCHES else 16

@@ -13,9 +13,9 @@ from torch import Tensor
 from patchrank.config import PromptConfig
 from patchrank.data.image_split import ImageSplit
 from patchrank.layers.norm_gains import layer_norms
-from patchrank.layers.prompts import Prompts
+from patchrank.layers.prompts import Prompts, create_prompt
 from patchrank.models.clip import Clip
-from patchrank.prompt.batches import Feed, autocast, embed
+from patchrank.prompt.batches import Feed, autocast
 from patchrank.prompt.checkpoint import State
 from patchrank.prompt.presets import MOMENTUM, PRESETS, WEIGHT_DECAY
 from patchrank.utils.errors import UserError
@@ -38,7 +38,8 @@ def frozen(clip: Clip) -> Iterator[None]:
     wanted = [(parameter, parameter.requires_grad) for parameter in clip.parameters()]
     try:
         clip.eval().requires_grad_(False)
-        with clip.unprompted():
+        with clip.applied():
+            clip.set_prompts(None)
             yield
     finally:
         for module, training in modes:
@@ -63,7 +64,8 @@ def recomputing(clip: Clip, wanted: bool) -> Iterator[None]:
 
 def start(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> State:
     """Prompts that have learned nothing yet, on the pair's device, and their optimizer."""
-    prompts = Prompts(
+    prompts = create_prompt(
+        config.name,
         config.mode,
         config.num_tokens,
         clip.text.width,
@@ -86,7 +88,7 @@ def train_epoch(feed: Feed, state: State, epoch: int, bar: Bar) -> dict[str, flo
         loss, measured = step(feed, state, rows, targets)
         if not math.isfinite(loss):
             rate = state.optimizer.param_groups[0]["lr"]
-            raise UserError(f"epoch {epoch + 1}: the loss is {loss} at learning rate {rate:g}; near: a lower --lr")
+            raise UserError(f"epoch {epoch + 1}: the loss is {loss} at learning rate {rate:g}; try a lower --lr")
         losses.append(loss)
         found.extend(measured.tolist())
         mean = sum(found) / len(found)
@@ -103,7 +105,11 @@ def step(feed: Feed, state: State, rows: Tensor, targets: Tensor) -> tuple[float
     """
     clip, config = feed.clip, feed.config
     with autocast(config, rows.device):
-        images = _embed(feed, state.prompts, rows)
+        if feed.cached:
+            images = rows
+        else:
+            with torch.set_grad_enabled(state.prompts.inserts_visual):
+                images = feed.embed(rows)
         head = None if config.loss == "distill" else head_of(clip, feed.split, state.prompts)
     if head is None:
         found = (images * targets).sum(-1)
@@ -115,13 +121,6 @@ def step(feed: Feed, state: State, rows: Tensor, targets: Tensor) -> tuple[float
     loss.backward()
     state.optimizer.step()
     return loss.item(), found.detach()
-
-
-def _embed(feed: Feed, prompts: Prompts, rows: Tensor) -> Tensor:
-    if feed.cached:
-        return rows
-    with torch.set_grad_enabled(prompts.inserts_visual):
-        return embed(feed.clip, rows)
 
 
 def head_of(clip: Clip, split: ImageSplit, prompts: Prompts | None) -> Tensor:

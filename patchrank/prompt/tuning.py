@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +13,16 @@ import torch
 from torch import nn
 
 from patchrank.config import PromptConfig
+from patchrank.config.canonical import canonical
 from patchrank.data.image_split import ImageSplit
-from patchrank.evaluate import BATCH_SIZE, evaluate
 from patchrank.io import content_id, exists, remove, weights_sha256
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip
+from patchrank.models.embed import classify, embed, split_batches
 from patchrank.models.prompt_files import describe, load_prompts, save_prompts
-from patchrank.prompt.batches import Feed, embed
+from patchrank.models.zero_shot import evaluate
+from patchrank.prompt.batches import Feed
 from patchrank.prompt.checkpoint import State, restore_state, save_state
-from patchrank.prompt.logs import Logs
 from patchrank.prompt.presets import PRESETS, learning_rates
 from patchrank.prompt.train_step import head_of, ready, start, train_epoch
 from patchrank.utils.errors import StoreError, UserError
@@ -102,13 +103,15 @@ def run_id(clip: Clip, train: ImageSplit, val: ImageSplit | None, config: Prompt
 
 def recipe(config: PromptConfig) -> list:
     """All that a complete configuration does to the prompts; computing activations twice does nothing."""
-    return [config.model_dump(exclude={"checkpointing"}), list(PRESETS[config.preset])]
+    settings = canonical(config, "prompt")
+    del settings["checkpointing"]
+    return [settings, list(PRESETS[config.preset])]
 
 
 def check_distillation(config: PromptConfig, tower: nn.Module) -> None:
     """Refuses distillation from the tower as it came where nothing is pruned."""
     if config.loss == "distill" and tower.pruner is None:
-        raise UserError("loss 'distill' wins back what pruning loses, but nothing is pruned; near: a lower keep_rate")
+        raise UserError("loss 'distill' wins back what pruning loses, but nothing is pruned; try a lower keep_rate")
 
 
 def state_path(out: str) -> str:
@@ -128,7 +131,7 @@ def _run(
     config = feed.config
     rates, total, done = learning_rates(config.lr, config.epochs), config.epochs * feed.steps, len(state.history)
     bar = progress(total=total, initial=done * feed.steps, desc=f"tune {config.mode}", unit="step", disable=quiet)
-    with bar, closing(Logs(logs)) as writer:
+    with bar, _create_writer(logs) as writer:
         while not state.is_done(config.epochs, config.patience):
             epoch, started = len(state.history), time.perf_counter()
             state.optimizer.param_groups[0]["lr"] = rates[epoch]
@@ -139,10 +142,24 @@ def _run(
             state.history.append(measured | {"seconds": round(time.perf_counter() - started, 3)})
             state.remember_best()
             save()
-            writer.write(epoch, state.history[-1] | {"lr": rates[epoch]})
+            if writer is not None:
+                for name, value in (state.history[-1] | {"lr": rates[epoch]}).items():
+                    writer.add_scalar(name, value, epoch + 1)
             if after_epoch is not None:
                 cosine = watched.get("val_cosine")
                 after_epoch(epoch + 1, watched["val_accuracy"] if cosine is None else 100 * cosine)
+
+
+def _create_writer(folder: str | None) -> AbstractContextManager:
+    """TensorBoard's writer of events; one that gives None where no folder is named, or nothing installed can write."""
+    if folder is None:
+        return nullcontext()
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        print("no TensorBoard logs, since tensorboardX is missing: try pip install tensorboardX", file=sys.stderr)
+        return nullcontext()
+    return SummaryWriter(folder)
 
 
 def _watch(feed: Feed, val: ImageSplit) -> dict[str, float]:
@@ -155,10 +172,9 @@ def _watch(feed: Feed, val: ImageSplit) -> dict[str, float]:
 @torch.inference_mode()
 def accuracy(clip: Clip, split: ImageSplit) -> float:
     """Accuracy (%) on a split with pruning and prompts in force: the figure that `patchrank.evaluate` gives."""
-    head, device, answers = head_of(clip, split, clip.prompts), clip.logit_scale.device, []
-    for images, _ in split.batches(clip.transform(), BATCH_SIZE):
-        answers.append((embed(clip, images.to(device)) @ head.T).argmax(-1).cpu())
-    return percent(torch.cat(answers).numpy() == np.asarray(split.labels))
+    head = head_of(clip, split, clip.prompts)
+    vectors, _ = embed(clip, split_batches(clip, split, quiet=True), with_unpruned=False)
+    return percent(classify(vectors["pruned"], head) == np.asarray(split.labels))
 
 
 def finished(out: str, run: str) -> Prompts | None:
@@ -180,7 +196,7 @@ def _about(train: ImageSplit, val: ImageSplit | None, config: PromptConfig, seed
     history = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in state.history]
     best = state.best_epoch()
     return {
-        "config": config.model_dump(exclude={"checkpointing"}),
+        "config": recipe(config)[0],
         "seed": seed,
         "seen": seen(train, val, config),
         "history": history,

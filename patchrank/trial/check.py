@@ -6,79 +6,108 @@ from functools import lru_cache
 
 import timm
 import torch
+from torch import nn
 
-from patchrank import fit
-from patchrank.config import DataConfig, TrialConfig
+from patchrank.config import DataConfig
+from patchrank.fit import LOSSES
 from patchrank.golden.scores import check_rounds
 from patchrank.layers import pruning
-from patchrank.layers.predictors import check_location, create_predictor
+from patchrank.layers.predictors import check_location
+from patchrank.layers.prompts import PROMPTS
+from patchrank.models.clip import Clip
 from patchrank.models.pretrained import find_weights
+from patchrank.models.text import CONTEXT_LENGTH, tokenize
+from patchrank.prompt.tuning import check_distillation
 from patchrank.trial.inputs import load_part
-from patchrank.trial.prompts import check_prompt, learns
-from patchrank.trial.run import fit_tasks, is_fitted, predictor_shape, remove_at
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.utils.errors import UserError, near
 
+MAX_TOKENS = CONTEXT_LENGTH - 10  # of prompts: what is left holds start, end and the name of a class
 
-def check_trial(trial: TrialConfig) -> None:
-    """Checks a configuration against registries, depth and grid, before anything starts.
+
+def check_trial(trial: ResolvedTrial) -> None:
+    """Refuses settings that cannot run.
 
     Raises:
-        UserError: names the setting, the rule it broke and the near alternative.
+        UserError: names the setting, the rule it broke and what to try.
     """
-    find_weights(trial.model.name)
-    for key, tasks in (("data.tasks", trial.data.tasks), ("predictor.fit_on", fit_tasks(trial))):
+    config = trial.config
+    find_weights(config.model.name)
+    for key, tasks in (("data.tasks", trial.tasks), ("predictor.fit_on", trial.fit_tasks)):
         if len(set(tasks)) < len(tasks):
-            raise UserError(f"{key} must not name a task twice, but is {tasks}")
+            raise UserError(f"{key} must not name a task twice, but is {list(tasks)}")
         for task in tasks:
-            _check_task(task, trial.data.model_dump_json())
-    tower = _empty_tower(trial.model.name)
-    pruning.check_locations((remove_at(trial),), len(tower.blocks))
-    pruning.windows(tower.patch_embed.grid_size, trial.golden.window, trial.golden.stride)
-    check_rounds(trial.golden.rounds, tower.num_patches)
-    create_predictor(trial.predictor.name, tower.embed_dim, tower.patch_embed.grid_size, **predictor_shape(trial))
-    if trial.pruning.reducer == "predictor":
-        check_location(trial.predictor.name, trial.pruning.locations[0])
-    if trial.predictor.loss not in fit.LOSSES:
+            _check_task(task, config.data)
+    pair = _empty_pair(config.model.name)
+    tower = pair.visual
+    pruning.check_locations((trial.remove_at,), len(tower.blocks))
+    pruning.windows(tower.patch_embed.grid_size, config.golden.window, config.golden.stride)
+    check_rounds(config.golden.rounds, tower.num_patches)
+    trial.predictor.create(tower)
+    if config.pruning.reducer == "predictor":
+        check_location(config.predictor.name, trial.location)
+    if config.predictor.loss not in LOSSES:
         raise UserError(
-            f"predictor.loss {trial.predictor.loss!r} does not exist; {near(trial.predictor.loss, fit.LOSSES)}"
+            f"predictor.loss {config.predictor.loss!r} does not exist; {near(config.predictor.loss, LOSSES)}"
         )
-    tower.set_pruning(**trial.pruning.model_dump(), predictor_init="random")
-    if trial.controls and trial.data.n_test == 0:
-        raise UserError("controls are run on test images, which data.n_test 0 keeps out of sight; near: controls=[]")
-    if learns(trial):
-        check_prompt(trial, tower)
+    with pair.applied(predictor_init="random", **trial.pruning):
+        if trial.learns:
+            _check_prompt(trial, tower)
+    if config.controls and config.data.n_test == 0:
+        raise UserError("controls are run on test images, which data.n_test 0 keeps out of sight; try controls=[]")
 
 
-def counted_gmacs(trial: TrialConfig) -> float:
+def counted_gmacs(trial: ResolvedTrial) -> float:
     """GMACs of one image with a trial's pruning, its ranking included and learned tokens left out; nothing is run."""
-    tower, how = _empty_tower(trial.model.name), {}
-    if is_fitted(trial):
-        name = "prior" if trial.pruning.reducer == "prior" else trial.predictor.name
-        shape = {} if name == "prior" else predictor_shape(trial)
+    pair, predictor = _empty_pair(trial.config.model.name), None
+    if trial.ranker is not None:
         with torch.device("meta"):
-            how["predictor"] = create_predictor(name, tower.embed_dim, tower.patch_embed.grid_size, **shape)
-    tower.set_pruning(keep_rate=1.0, drop_counts=None)
-    tower.set_pruning(**trial.pruning.model_dump(), **how)
-    return tower.macs().image / 1e9
+            predictor = trial.ranker.create(pair.visual)
+    with pair.applied(predictor=predictor, **trial.pruning):
+        return pair.visual.macs().image / 1e9
+
+
+def _check_prompt(trial: ResolvedTrial, tower: nn.Module) -> None:
+    """Checks what prompts ask of each other and of the pruning, which is in force on the tower."""
+    prompt = trial.config.prompt
+    PROMPTS.find(prompt.name)
+    check_distillation(prompt, tower)
+    if trial.is_oracle:
+        raise UserError(
+            "pruning.reducer 'golden' ranks images that were scored, and prompts learn from others; try predictor"
+        )
+    if trial.config.seed < 0:
+        raise UserError(f"seed must be a whole number from 0 where prompts are tuned, but is {trial.config.seed}")
+    if prompt.num_tokens is None:
+        return
+    if prompt.num_tokens > MAX_TOKENS:
+        raise UserError(
+            f"prompt.num_tokens is {prompt.num_tokens}, but must leave room for a class name; try {MAX_TOKENS}"
+        )
+    if prompt.words is not None:
+        count = int(tokenize([prompt.words])[0].argmax()) - 1  # without start and end
+        if count != prompt.num_tokens:
+            raise UserError(
+                f"prompt.words {prompt.words!r} are {count} tokens, but prompt.num_tokens is {prompt.num_tokens}"
+            )
 
 
 @lru_cache(maxsize=64)
-def _check_task(task: str, data: str) -> None:
+def _check_task(task: str, data: DataConfig) -> None:
     """Whether a task's images are there, with the labels that accuracy needs."""
-    config = DataConfig.model_validate_json(data)
-    part = "val" if config.n_test == 0 else "test"
-    split = load_part(task, part, config, 64)  # as many as a few broken images among them cannot spoil
+    part = "val" if data.n_test == 0 else "test"
+    split = load_part(task, part, data, 64)  # as many as a few broken images among them cannot spoil
     if split.labels is None:
         raise UserError(
-            f"data.tasks: {task!r} in {config.root} has no labels, and a trial measures accuracy; "
+            f"data.tasks: {task!r} in {data.root} has no labels, and a trial measures accuracy; "
             "the stages golden, fit and evaluate need none"
         )
     if not split.classes:
-        raise UserError(f"data.tasks: labels of {task!r} in {config.root} are numbers: name them by data.vocabulary")
+        raise UserError(f"data.tasks: labels of {task!r} in {data.root} are numbers: name them by data.vocabulary")
 
 
 @lru_cache(maxsize=4)
-def _empty_tower(name: str) -> torch.nn.Module:
-    """A tower without content, to check settings against."""
+def _empty_pair(name: str) -> Clip:
+    """A tower without weights to check settings against, in a pair without a text tower."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return timm.create_model(name)
+        return Clip(name, timm.create_model(name), nn.Identity())

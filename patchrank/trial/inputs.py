@@ -1,29 +1,26 @@
-"""What trials work on and share: the pair, the splits of its tasks, and what was computed from them once."""
+"""What trials of the same model and data share: the pair, the images of its tasks, and results computed from them."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
-from patchrank import evaluate as evaluation
-from patchrank.config import DataConfig, TrialConfig
+from patchrank.config import DataConfig, ModelConfig
 from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.data.image_split import ImageSplit
-from patchrank.golden.dataset import Ranked, read_ranked
-from patchrank.io import content_id
 from patchrank.models.clip import Clip, create_clip
+from patchrank.models.embed import embed_shared, embed_unpruned
 from patchrank.models.text import template_set
 from patchrank.utils.device import check_device
 
 PARTS = {"train": "n_train", "val": "n_val", "test": "n_test"}
 IN_MEMORY = 1 << 29  # bytes that the images of a split, or its tokens, may take
-REMEMBERED = 1 << 32  # bytes of results kept, tokens of shards above all: 16 KiB an image here, 588 KiB on B/16
+REMEMBERED = 1 << 32  # bytes of results kept; most are tokens of shards, 16 KiB an image here, 588 KiB on B/16
 
 
 class Reference(NamedTuple):
@@ -35,13 +32,17 @@ class Reference(NamedTuple):
 
 @dataclass
 class Inputs:
-    """The pair, unpruned, and the data of one or more tasks. Trials of the same model and data share one."""
+    """The pair, unpruned, and the data of one or more tasks. Trials of the same model and data share one.
+
+    fingerprints: of what trials read, by what decides on it beside model and data (`patchrank.trial.identity`).
+    """
 
     clip: Clip
     data: DataConfig
-    _splits: dict[tuple[str, str], ImageSplit] = field(default_factory=dict)
-    _references: dict[tuple[str, str], Reference] = field(default_factory=dict)
-    _recent: OrderedDict[tuple, object] = field(default_factory=OrderedDict)
+    fingerprints: dict[tuple, dict[str, str]] = field(default_factory=dict, init=False)
+    _splits: dict[tuple[str, str], ImageSplit] = field(default_factory=dict, init=False)
+    _references: dict[tuple[str, str], Reference] = field(default_factory=dict, init=False)
+    _recent: OrderedDict[tuple, object] = field(default_factory=OrderedDict, init=False)
 
     def split(self, task: str, part: str) -> ImageSplit:
         """The images of a task for `train`, `val`, `test`, or the `oracle` that sees the first test images alone."""
@@ -58,11 +59,11 @@ class Inputs:
             return Reference(split.first(self.data.n_oracle), unpruned[: self.data.n_oracle])
         if (task, part) not in self._references:
             split = self.split(task, part).loaded(self.clip.transform(), IN_MEMORY)
-            self._references[task, part] = Reference(split, evaluation.embed_unpruned(self.clip, split))
+            self._references[task, part] = Reference(split, embed_unpruned(self.clip, split))
         return self._references[task, part]
 
     def shared_tokens(self, task: str, part: str) -> Tensor | None:
-        """A split's tokens as they enter the last layer that the pruning in force does not touch, if they fit."""
+        """A split's tokens at the last layer whose input the pruning in force leaves alone; None if they do not fit."""
         if part == "oracle":
             tokens = self.shared_tokens(task, "test")
             return None if tokens is None else tokens[: self.data.n_oracle]
@@ -72,29 +73,16 @@ class Inputs:
         if 4 * len(split) * (tower.num_patches + tower.num_leading_tokens) * tower.embed_dim > IN_MEMORY:
             return None
         key = "tokens", task, part, tower.shared_layer
-        return self.once(key, lambda: evaluation.embed_shared(self.clip, split))
-
-    def ranked(self, path: str, metric: str, location: int, quiet: bool) -> Ranked:
-        """Tokens and golden scores of a folder of shards, whose name says what it holds."""
-        return self.once((path, metric, location), lambda: read_ranked(self.clip, path, metric, location, quiet))
+        return self.once(key, lambda: embed_shared(self.clip, split))
 
     def once(self, key: tuple, compute: Callable[[], object]) -> object:
-        """What `compute` gives; the last results are kept by a key that names all they depend on."""
+        """The result of `compute`, kept as long as memory allows; `key` names all that it depends on."""
         if key not in self._recent:
             self._recent[key] = compute()
         self._recent.move_to_end(key)
         while len(self._recent) > 1 and sum(map(num_bytes, self._recent.values())) > REMEMBERED:
             self._recent.popitem(last=False)
         return self._recent[key]
-
-    def fingerprint(self, tasks: Sequence[str]) -> dict:
-        """Of weights and data: part of a trial's identity. Where trials do not look at test, neither does this."""
-        parts = [part for part, count in PARTS.items() if getattr(self.data, count) != 0]
-        splits = [self.split(task, part) for task in tasks for part in parts]
-        data = [[split.ids_sha256(), split.labels, split.classes, split.templates] for split in splits]
-        # groups that files tell are data; those of scenes stand in their ids, and other images have none
-        data += [[split.groups] for split in splits if split.unit == "group"]
-        return {"model": self.sha256, "data": content_id(data)}
 
     @cached_property
     def sha256(self) -> str:
@@ -103,7 +91,7 @@ class Inputs:
 
 
 def num_bytes(result: object) -> int:
-    """What a tensor, an array, or a collection of such takes in memory."""
+    """Bytes that a tensor, an array, or a collection of them takes in memory."""
     if isinstance(result, (tuple, list)):
         return sum(map(num_bytes, result))
     return sum(map(num_bytes, result.values())) if isinstance(result, dict) else getattr(result, "nbytes", 0)
@@ -120,19 +108,16 @@ def templates_of(data: DataConfig) -> tuple[str, ...] | None:
     return None if data.templates is None else template_set(data.templates)
 
 
-def load_inputs(trial: TrialConfig, device: str = "cpu", heads: str | None = None) -> Inputs:
-    """The pair and the data of a trial; `heads` is where class embeddings are kept between processes.
+def load_inputs(model: ModelConfig, data: DataConfig, device: str = "cpu", heads: str | None = None) -> Inputs:
+    """The pair and the data of all trials that have these settings.
+
+    Args:
+        heads: folder or URL where class embeddings are kept between processes.
 
     Raises:
         UserError: a model, checkpoint or device that cannot be had.
     """
     check_device(device)
-    clip = create_clip(trial.model.name, checkpoint=trial.model.checkpoint, device=device)
+    clip = create_clip(model.name, checkpoint=model.checkpoint, device=device)
     clip.heads = heads
-    return Inputs(clip, trial.data)
-
-
-def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means of what all rows have."""
-    shared = [key for key in rows[0] if all(key in row for row in rows)]
-    return {key: float(np.mean([row[key] for row in rows])) for key in shared}
+    return Inputs(clip, data)

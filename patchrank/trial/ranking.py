@@ -2,126 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from torch import nn
 
-from patchrank import fit
-from patchrank.config import TrialConfig
+from patchrank.fit import describe, fit_predictor
 from patchrank.golden.agreement import matching_on, prior_of, rank_quality
-from patchrank.golden.dataset import Ranked, pooled
-from patchrank.io import content_id, join
+from patchrank.golden.dataset import Ranked, pooled, read_ranked
+from patchrank.io import join
 from patchrank.layers.predictors import load_predictor, save_predictor
-from patchrank.layers.reducers import REDUCERS
-from patchrank.models.clip import Clip
-from patchrank.trial.epochs import Steps, listener
-from patchrank.trial.inputs import Inputs
+from patchrank.trial.epochs import listener
+from patchrank.trial.identity import ranker_id
+from patchrank.trial.requirements import TrialContext
 from patchrank.utils.errors import StoreError, UserError
 
 
-def is_fitted(trial: TrialConfig) -> bool:
-    """Whether the trial's reducer ranks by something that is fitted to golden scores."""
-    return getattr(REDUCERS.get(trial.pruning.reducer), "fitted", False)
+@contextmanager
+def ranked(context: TrialContext, task: str) -> Iterator[dict[str, np.ndarray]]:
+    """The pair with a trial's pruning for the length of a block; what ranks is fitted before, if it has to be.
 
-
-def fit_tasks(trial: TrialConfig) -> list[str]:
-    """The tasks whose images the ranking of a trial is fitted on; none for one that is not fitted."""
-    if not is_fitted(trial):
-        return []
-    return trial.data.tasks if trial.predictor.fit_on == "own" else trial.predictor.fit_on
-
-
-def num_epochs(trial: TrialConfig) -> int:
-    """How many epochs of fitting a trial has in all, if it finds no predictor that is fitted already."""
-    if not is_fitted(trial) or "prior" in (trial.pruning.reducer, trial.predictor.name):
-        return 0
-    return trial.predictor.epochs * (len(trial.data.tasks) if trial.predictor.fit_on == "own" else 1)
-
-
-def rank(
-    trial: TrialConfig,
-    task: str,
-    inputs: Inputs,
-    paths: Mapping[tuple[str, str], str],
-    shards: str,
-    quiet: bool,
-    steps: Steps | None = None,
-) -> dict[str, np.ndarray]:
-    """Sets the pruning of the trial on the tower; what is fitted is fitted first, and its ranking is measured.
-
-    Args:
-        paths: folders of golden-rank shards by task and part of its data.
+    Yields how well the ranking agrees with the golden one on val, by measure, (n,) each; {} where nothing is fitted.
+    The shards that the trial reads must be there.
     """
-    visual, settings = inputs.clip.visual, trial.pruning.model_dump()
-    visual.set_pruning(keep_rate=1.0, drop_counts=None)
-    if not is_fitted(trial):
-        visual.set_pruning(seed=trial.seed, **settings)
-        return {}
-    own = [task] if trial.predictor.fit_on == "own" else trial.predictor.fit_on
-    metric, location = trial.golden.metric, trial.pruning.locations[0]
-
-    def read(task: str, part: str) -> Ranked:
-        return inputs.ranked(paths[task, part], metric, location, quiet)
-
-    train = pooled([read(name, "train") for name in own])
-    name = ranker_id(trial, [paths[name, "train"].rsplit("/", 1)[-1] for name in own])
-    path = join(shards, "predictors", f"{name}.safetensors")
-    predictor = _fitted(trial, inputs.clip, train, path, quiet, _watch(trial, task, read, steps))
-    visual.set_pruning(predictor=predictor, seed=trial.seed, **settings)
-    val = read(task, "val")
-    return inputs.once((name, paths[task, "val"]), lambda: rank_quality(predictor, prior_of(train), val))
+    trial, inputs, predictor, quality = context.trial, context.inputs, None, {}
+    if trial.is_fitted:
+        own = trial.fitted_on(task)
+        name = ranker_id(trial, [context.path(each, "train").rsplit("/", 1)[-1] for each in own])
+        train = pooled([_read(context, each, "train") for each in own])
+        predictor = _fitted(context, task, train, join(context.shards, "predictors", f"{name}.safetensors"))
+        val, key = _read(context, task, "val"), (name, context.path(task, "val"))
+        quality = inputs.once(key, lambda: rank_quality(predictor, prior_of(train), val))
+    with inputs.clip.applied(predictor=predictor, **trial.pruning):
+        yield quality
 
 
-def _watch(
-    trial: TrialConfig, task: str, read: Callable[[str, str], Ranked], steps: Steps | None
-) -> Callable[[int, nn.Module], None] | None:
-    """What hears of each epoch of fitting: matching on val, of all tasks that the predictor is for."""
-    is_own = trial.predictor.fit_on == "own"
-    hear = listener(steps, "predictor", trial.predictor.epochs * trial.data.tasks.index(task) if is_own else 0)
-    if hear is None:
-        return None
-    tasks = [task] if is_own else trial.data.tasks
-    return lambda epoch, predictor: hear(
-        epoch, float(np.mean([matching_on(predictor, read(name, "val")) for name in tasks]))
+def describe_ranker(context: TrialContext) -> dict:
+    """What the file of a trial's ranker says about itself."""
+    trial, ranker = context.trial, context.trial.ranker
+    return describe(context.inputs.clip, ranker.name, trial.location, trial.config.golden.metric, **ranker.shape)
+
+
+def _read(context: TrialContext, task: str, part: str) -> Ranked:
+    """Tokens and golden scores of a part of a task's data."""
+    inputs, location, metric = context.inputs, context.trial.location, context.trial.config.golden.metric
+    path = context.path(task, part)  # which names what the folder holds
+    return inputs.once(
+        (path, metric, location), lambda: read_ranked(inputs.clip, path, metric, location, context.quiet)
     )
 
 
-def ranker_id(trial: TrialConfig, shards: Sequence[str]) -> str:
-    """Names what a trial fits by all that it depends on."""
-    settings = trial.predictor.model_dump(exclude={"fit_on"}) | {"seed": trial.seed}
-    settings = {"name": "prior"} if trial.pruning.reducer == "prior" else settings
-    what = [shards, trial.golden.metric, trial.pruning.locations[0], settings, fit.VERSION]
-    return content_id(what)[:16]
-
-
-def _fitted(
-    trial: TrialConfig,
-    clip: Clip,
-    train: Ranked,
-    path: str,
-    quiet: bool,
-    after_epoch: Callable[[int, nn.Module], None] | None,
-) -> nn.Module:
-    """The ranker of a trial, from the cache if one was fitted to the same shards in the same way."""
-    grid, location = clip.visual.patch_embed.grid_size, trial.pruning.locations[0]
-    if trial.pruning.reducer == "prior":
-        return fit.fit_predictor(train, grid, "prior")
-    cached = _cached(path)
-    if cached is not None:
-        return cached.to(clip.logit_scale.device)
-    settings = trial.predictor.model_dump()
-    how = {name: settings[name] for name in ("name", "loss", "epochs", "lr")} | {"seed": trial.seed, "quiet": quiet}
-    predictor = fit.fit_predictor(train, grid, **how, **fit.predictor_shape(trial), after_epoch=after_epoch)
-    about = fit.describe(clip, settings["name"], location, trial.golden.metric, **fit.predictor_shape(trial))
-    save_predictor(predictor, path, about)
-    return predictor
-
-
-def _cached(path: str) -> nn.Module | None:
+def _fitted(context: TrialContext, task: str, train: Ranked, path: str) -> nn.Module:
+    """The ranker of a task, from its file if one was fitted to the same shards in the same way. Priors have no file."""
+    clip, ranker, config = context.inputs.clip, context.trial.ranker, context.trial.config
+    grid = clip.visual.patch_embed.grid_size
+    if ranker.name == "prior":
+        return fit_predictor(train, grid, "prior")
     try:
-        return load_predictor(path)[0]
+        return load_predictor(path)[0].to(clip.logit_scale.device)
     except StoreError:  # it may well be there
         raise
     except UserError:
+        pass
+    how = {"loss": config.predictor.loss, "epochs": config.predictor.epochs, "lr": config.predictor.lr}
+    how |= {"seed": config.seed, "quiet": context.quiet, "after_epoch": _matching_listener(context, task)}
+    predictor = fit_predictor(train, grid, ranker.name, **how, **ranker.shape)
+    save_predictor(predictor, path, describe_ranker(context))
+    return predictor
+
+
+def _matching_listener(context: TrialContext, task: str) -> Callable[[int, nn.Module], None] | None:
+    """What hears of each epoch of fitting: matching on val, of all tasks that the predictor is for."""
+    trial = context.trial
+    tasks = (task,) if trial.fits_each_task else trial.tasks
+    before = trial.fit_epochs * trial.tasks.index(task) if trial.fits_each_task else 0
+    hear = listener(context.steps, "predictor", before)
+    if hear is None:
         return None
+    return lambda epoch, predictor: hear(
+        epoch, float(np.mean([matching_on(predictor, _read(context, name, "val")) for name in tasks]))
+    )

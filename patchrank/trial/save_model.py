@@ -1,24 +1,22 @@
-"""The one trial of a sweep that is taken home: chosen by figures of val, read on test once, and written as files."""
+"""Writes a trial's model: files that timm loads, and its figures on test, which is read once for it."""
 
 from __future__ import annotations
 
 import datetime
 from pathlib import Path
 
-from patchrank import fit
-from patchrank.config import TrialConfig
-from patchrank.fit import predictor_shape
+from patchrank.config.canonical import canonical
 from patchrank.io import check_writable, read_json, write_json
 from patchrank.layers.predictors import save_predictor
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.save import CONFIG, WEIGHTS, find_target, save_pretrained, staged_directory
-from patchrank.models.clip import Clip
 from patchrank.models.prompt_files import describe, save_prompts
 from patchrank.report.pareto import is_number
-from patchrank.trial.inputs import Inputs, mean_over
-from patchrank.trial.prompts import learns, prompted
-from patchrank.trial.ranking import is_fitted, rank
-from patchrank.trial.run import evaluate_part, make_shards
+from patchrank.trial.inputs import Inputs
+from patchrank.trial.prompts import prompted
+from patchrank.trial.ranking import describe_ranker, ranked
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.run import evaluate_part, make_needed_shards, mean_over
 from patchrank.utils.errors import UserError
 
 SCHEMA = 1
@@ -26,7 +24,7 @@ PREDICTOR, PROMPTS, CHOSEN = "predictor.safetensors", "prompts.safetensors", "ch
 
 
 def write_model(
-    row: dict, trial: TrialConfig, inputs: Inputs, shards: str, folder: str | Path, quiet: bool = False
+    row: dict, trial: ResolvedTrial, inputs: Inputs, shards: str, folder: str | Path, quiet: bool = False
 ) -> dict:
     """Writes a trial's tower to a folder and reads test for it, once and on all its images.
 
@@ -49,18 +47,22 @@ def write_model(
     check_one_model(trial)
     target = _find_target(folder)
     check_writable(target.parent)
-    data = trial.data.model_copy(update={"n_test": None})
-    trial, own = trial.model_copy(update={"data": data, "controls": []}), Inputs(inputs.clip, data)
-    try:
-        metrics, prompts = _read_test(trial, own, shards, quiet)
-        numbers = {key: value for key, value in row["metrics"].items() if is_number(value)}
-        record = _record(row, trial, numbers | metrics, str(folder))
-        with staged_directory(target) as staged:
-            _write(trial, own.clip, prompts, staged)
-            write_json(staged / CHOSEN, record)
-    finally:
-        own.clip.visual.set_pruning(keep_rate=1.0, drop_counts=None)
-    return record["metrics"]
+    data = trial.config.data.model_copy(update={"n_test": None})
+    whole = ResolvedTrial(trial.config.model_copy(update={"data": data, "controls": ()}))
+    context = TrialContext(whole, Inputs(inputs.clip, data), shards, quiet=quiet)
+    make_needed_shards(context)
+    tasks = {}
+    for task in whole.tasks:
+        with ranked(context, task), prompted(context, task):
+            found, split = evaluate_part(context, task, "test")
+            tasks[task], prompts = found.row() | {"n_images": len(split)}, inputs.clip.prompts
+    metrics = {key: value for key, value in row["metrics"].items() if is_number(value)}
+    metrics |= mean_over(list(tasks.values()))
+    metrics |= {"n_images": sum(each["n_images"] for each in tasks.values()), "tasks": tasks}
+    with ranked(context, whole.tasks[0]), staged_directory(target) as staged:  # all tasks have the same ranking
+        _write(context, prompts, staged)
+        write_json(staged / CHOSEN, _record(row, whole, metrics, str(folder)))
+    return metrics
 
 
 def _find_target(folder: str | Path) -> Path:
@@ -71,73 +73,56 @@ def _find_target(folder: str | Path) -> Path:
     return target
 
 
-def check_one_model(trial: TrialConfig) -> None:
-    """Refuses what is no one model that could be deployed.
+def check_one_model(trial: ResolvedTrial) -> None:
+    """Refuses a trial that is not one deployable model.
 
     Raises:
         UserError: an oracle, or a trial with a predictor or prompts for each of several tasks.
     """
-    if trial.pruning.reducer == "golden":
-        raise UserError("reducer 'golden' is an oracle, which nobody could deploy; near: predictor")
-    tasks = trial.data.tasks
-    if len(tasks) > 1 and _fits(trial) and trial.predictor.fit_on == "own":
+    if trial.is_oracle:
+        raise UserError("reducer 'golden' is an oracle, which nobody could deploy; try predictor")
+    tasks = trial.tasks
+    if len(tasks) > 1 and trial.fits_each_task and trial.prunes:
         raise UserError(
             f"this trial fits a predictor to each of its {len(tasks)} tasks, and a folder holds one; "
-            f"near: trial.predictor.fit_on=[{','.join(tasks)}] in the sweep"
+            f"try trial.predictor.fit_on=[{','.join(tasks)}] in the sweep"
         )
-    if len(tasks) > 1 and learns(trial):
+    if len(tasks) > 1 and trial.learns:
         raise UserError(
             f"this trial learns prompts for each of its {len(tasks)} tasks, and a folder holds those of one; "
-            f"near: trial.data.tasks=[{tasks[0]}] in the sweep"
+            f"try trial.data.tasks=[{tasks[0]}] in the sweep"
         )
 
 
-def _fits(trial: TrialConfig) -> bool:
-    """Whether something that was fitted ranks: where nothing leaves, nothing does."""
-    return is_fitted(trial) and (trial.pruning.keep_rate < 1 or trial.pruning.drop_counts is not None)
-
-
-def _read_test(trial: TrialConfig, inputs: Inputs, shards: str, quiet: bool) -> tuple[dict, Prompts | None]:
-    """Sets the trial's pruning on the tower, and evaluates it with its prompts on every test image."""
-    paths, tasks = make_shards(trial, inputs, shards, quiet), {}
-    for task in trial.data.tasks:
-        rank(trial, task, inputs, paths, shards, quiet)
-        with prompted(trial, task, inputs, shards, quiet):
-            found, split = evaluate_part(trial, inputs, task, "test", paths, quiet)
-            tasks[task], prompts = found.row() | {"n_images": len(split)}, inputs.clip.prompts
-    count = sum(each["n_images"] for each in tasks.values())
-    return mean_over(list(tasks.values())) | {"n_images": count, "tasks": tasks}, prompts
-
-
-def _write(trial: TrialConfig, clip: Clip, prompts: Prompts | None, folder: Path) -> None:
-    """The tower first: its directory may hold nothing else while it is written."""
+def _write(context: TrialContext, prompts: Prompts | None, folder: Path) -> None:
+    """The tower with its ranker, and prompts. The tower comes first: its directory may hold nothing else by then."""
+    clip = context.inputs.clip
     reducer = getattr(clip.visual.pruner, "reducer", None)
-    if reducer is not None and reducer.fitted:
-        name = "prior" if trial.pruning.reducer == "prior" else trial.predictor.name
-        shape = {} if name == "prior" else predictor_shape(trial)
-        reducer.about = fit.describe(clip, name, trial.pruning.locations[0], trial.golden.metric, **shape)
+    has_ranker = reducer is not None and reducer.fitted
+    if has_ranker:
+        reducer.about = describe_ranker(context)
     save_pretrained(clip.visual, folder)
-    if reducer is not None and reducer.fitted:
+    if has_ranker:
         save_predictor(reducer.predictor, folder / PREDICTOR, reducer.about)
     if prompts is not None:
         save_prompts(prompts, folder / PROMPTS, describe(clip))
 
 
-def _record(row: dict, trial: TrialConfig, metrics: dict, folder: str) -> dict:
+def _record(row: dict, trial: ResolvedTrial, metrics: dict, folder: str) -> dict:
     record = {"schema": SCHEMA, "id": row["id"], "sweep": row["sweep"], "date": f"{datetime.date.today()}"}
-    record |= {"settings": trial.model_dump(), "metrics": metrics, "speed": row.get("speed")}
+    record |= {"settings": canonical(trial.config), "metrics": metrics, "speed": row.get("speed")}
     return record | {"load": _how_to_load(trial, folder)}
 
 
-def _how_to_load(trial: TrialConfig, folder: str) -> dict[str, str]:
+def _how_to_load(trial: ResolvedTrial, folder: str) -> dict[str, str]:
     """Python that makes the image tower, and the pair with its text tower, from a folder."""
-    prompts = f"{folder}/{PROMPTS}" if learns(trial) else None
-    visual = f", prompts_path={prompts!r}" if prompts and "V" in trial.prompt.mode else ""
-    settings = {"checkpoint": trial.model.checkpoint, "prompts": prompts}
-    settings |= {"predictor_path": f"{folder}/{PREDICTOR}"} if _fits(trial) else {}
-    settings |= trial.pruning.model_dump() | {"seed": trial.seed}
+    model, prompts = trial.config.model, f"{folder}/{PROMPTS}" if trial.learns else None
+    visual = f", prompts_path={prompts!r}" if trial.learns_visual else ""
+    settings = {"checkpoint": model.checkpoint, "prompts": prompts}
+    settings |= {"predictor_path": f"{folder}/{PREDICTOR}"} if trial.is_fitted and trial.prunes else {}
+    settings |= trial.pruning
     arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
     return {
         "tower": f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True{visual})",
-        "pair": f"patchrank.create_clip({trial.model.name!r}, {arguments})",
+        "pair": f"patchrank.create_clip({model.name!r}, {arguments})",
     }

@@ -1,4 +1,4 @@
-"""The trial that `--best` takes home: chosen by val, written as files that timm loads, and read on test once."""
+"""`--best`: chooses a trial by its figures on val and writes its model as files that timm loads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import get_args
 from patchrank.config import Constraint, Measured, Objective, TrialConfig
 from patchrank.io import is_remote, join, read_json
 from patchrank.report.pareto import is_number, said
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.save_model import CHOSEN, write_model
 from patchrank.tune.console import say
 from patchrank.tune.plan import Plan
@@ -25,7 +26,7 @@ def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], o
     config = plan.sweep.config
     folder = out or ("best" if is_remote(config.root) else join(config.root, "best"))  # timm loads local folders alone
     row = choose(rows, config.objectives, bounds)
-    trial = TrialConfig.model_validate(row["config"])
+    trial = ResolvedTrial(TrialConfig.model_validate(row["config"]))
     known = read_json(join(folder, CHOSEN))
     if known is not None and known.get("id") == row["id"]:  # test is read once for a model
         figures = known["metrics"]
@@ -37,7 +38,7 @@ def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], o
     return folder
 
 
-BOUND = re.compile(r"(\w+)\s*(<=|>=)\s*(\S+)")
+BOUND = re.compile(r"(\w+)\s*(<=|>=)\s*([-+]?[\d.]+(?:e[-+]?\d+)?)", re.IGNORECASE)
 
 
 def parse_bounds(text: str) -> list[Constraint]:
@@ -51,19 +52,14 @@ def parse_bounds(text: str) -> list[Constraint]:
 
 def _parse_bound(text: str) -> Constraint:
     found = BOUND.fullmatch(text)
-    number = _number(found[3]) if found else math.nan
-    if not math.isfinite(number):
-        raise UserError(f"bound {text!r}: must read metric<=number or metric>=number; near: gmacs<=12,val_cosine>=0.99")
-    if found[1] not in get_args(Measured):
-        raise UserError(f"bound {text!r}: {found[1]!r} is nothing to choose by; {near(found[1], get_args(Measured))}")
-    return Constraint(metric=found[1], **{"at_most" if found[2] == "<=" else "at_least": number})
-
-
-def _number(text: str) -> float:
     try:
-        return float(text)
-    except ValueError:
-        return math.nan
+        metric, sign, number = found[1], found[2], float(found[3])
+    except (TypeError, ValueError):  # it does not match, or has two points in its number
+        rule = "must read metric<=number or metric>=number; try gmacs<=12,val_cosine>=0.99"
+        raise UserError(f"bound {text!r}: {rule}") from None
+    if metric not in get_args(Measured):
+        raise UserError(f"bound {text!r}: {metric!r} is nothing to choose by; {near(metric, get_args(Measured))}")
+    return Constraint(metric=metric, **{"at_most" if sign == "<=" else "at_least": number})
 
 
 def choose(rows: Sequence[dict], objectives: Sequence[Objective], bounds: Sequence[Constraint]) -> dict:

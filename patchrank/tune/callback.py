@@ -17,15 +17,15 @@ from patchrank.trial.run import error_record, stopped_record
 from patchrank.tune.cluster import available_slots
 from patchrank.tune.console import Failure, describe
 from patchrank.tune.early_stopping import STEP, VALUE, was_stopped
-from patchrank.tune.limits import find_outcome
 from patchrank.tune.plan import Plan
 from patchrank.tune.prometheus import REFRESH, show_sweep
+from patchrank.tune.records import find_outcome
 from patchrank.tune.signals import Interrupts
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
 
-IDLE = 60.0  # seconds without a trial after which somebody should know why
-REDRAW = 1.0  # seconds after which the bar shows anew how many trials run
+IDLE = 60.0  # seconds without a running trial after which the user is told why
+REDRAW = 1.0  # seconds between two updates of the bar
 RETRIES = 2  # of a trial whose worker or node was lost
 NO_MEMORY = "its worker was killed by Ray: the node ran out of memory"
 SHOWN = ("val_accuracy", "val_cosine", "gmacs", "accuracy")
@@ -47,14 +47,14 @@ class Progress(Callback):
         self.bar = progress(total=total, desc="trials", unit="trial", disable=None)  # a log has a line for each trial
         self.running: dict[str, Running] = {}  # by Ray's trial id
         self.failures = dict(failed)  # by trial id
-        self.lost: dict[str, dict[str, object]] = {}  # of trials that are to come round again: values, by trial id
+        self.lost: dict[str, dict[str, object]] = {}  # values of trials that are to be tried again, by trial id
         self.one_at_a_time = False
         self._losses: Counter[str] = Counter()  # of workers, by trial id
         self._again = True
         self._best = best_values(plan.rows(), plan.sweep.config.objectives)
         self._done = plan.size - plan.missing()
-        self._shown = self._gauged = 0.0
-        self._busy = time.time()
+        self._drawn_at = self._exported_at = 0.0
+        self._busy_at = time.time()
 
     def __getstate__(self) -> dict:
         return {}  # Ray pickles its callbacks; a bar does not travel
@@ -66,42 +66,48 @@ class Progress(Callback):
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         self.running[trial.trial_id] = Running(trial.config["values"], trial.temporary_state.ray_actor, time.time())
-        self._show()
+        self._draw_bar()
 
     def on_step_end(self, iteration, trials, **info) -> None:
         self.interrupts.check()
-        self._show()
-        self._gauge()
-        self._wonder()
+        self._draw_bar()
+        if time.time() - self._exported_at > REFRESH:
+            self._exported_at = time.time()
+            show_sweep(self.plan.sweep.config.name, self.plan.size, self._done, len(self.failures), self._best)
+        self._tell_why_idle()
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self._end(self._ended(trial), trial.last_result or {})
+        self._end(self._remove(trial), trial.last_result or {})
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         """A worker that was lost may still have left a record, or the reason why it ended itself."""
-        lost, config, left = self._ended(trial), self.plan.sweep.config, None
+        lost, outcome = self._remove(trial), None
         with suppress(UserError):  # a store that cannot be asked now
-            left = find_outcome(config.root, self.plan.identify(self.plan.trial(lost.values)), self.run)
-        if left is None:
+            identity = self.plan.identify(self.plan.trial(lost.values))
+            outcome = find_outcome(self.plan.sweep.config.root, identity, self.run)
+        if outcome is None:
             self._lose(lost.values, _cause(trial.error_file))
         else:
-            self._end(lost, left)
+            self._end(lost, outcome)
 
     def out_of_memory(self, message: str) -> None:
-        """Takes note that Ray has killed workers for the memory they took.
+        """Notes that Ray has killed workers for the memory that they took.
 
-        Where it names none that we know, nobody is to blame yet, and the trials come round one at a time.
+        The trial that Ray's message names is to blame, or the only one that ran. If there is no such trial, none is
+        blamed yet, and all are tried again one at a time.
         """
         running = list(self.running.values())
         named = [each for each in running if each.actor and actor_id(each.actor) in message]
-        for each in named or running[: len(running) == 1]:
+        if not named:
+            self.one_at_a_time = True
+        to_blame = running if len(running) == 1 else named
+        for each in to_blame:
             self._lose(each.values, NO_MEMORY)
-        self.one_at_a_time = self.one_at_a_time or not named
         self.running.clear()
         self._again = True
 
-    def _ended(self, trial) -> Running:
-        """What is known of a trial that has ended; an actor may be lost before its trial has been told to start."""
+    def _remove(self, trial) -> Running:
+        """Takes a trial that has ended off the running ones. One whose actor was lost early may not be among them."""
         return self.running.pop(trial.trial_id, Running(trial.config["values"], None, time.time()))
 
     def _end(self, trial: Running, found: dict) -> None:
@@ -109,13 +115,15 @@ class Progress(Callback):
             figures = ", ".join(f"{key} {found[key]:.4g}" for key in SHOWN if key in found)
             self._say(trial.values, f"{figures} ({time.time() - trial.began:.0f} s)")
             self._best = best_values([{"metrics": self._best}, {"metrics": found}], self.plan.sweep.config.objectives)
-            self._count()
+            self._done += 1
+            self._advance()
         elif was_stopped(found):
             self._stop(trial.values, found)
         else:
             self._fail(trial.values, found.get("failure", "it ended without reporting anything"))
 
     def _lose(self, values: dict[str, object], cause: str) -> None:
+        """Lets a trial whose worker was lost run again, up to `RETRIES` times."""
         identity = self.plan.identify(self.plan.trial(values))
         self._losses[identity] += 1
         if self._losses[identity] > RETRIES:
@@ -130,17 +138,18 @@ class Progress(Callback):
         settings, config = self.plan.trial(values), self.plan.sweep.config
         identity, reached = self.plan.identify(settings), {key: found[key] for key in (STEP, VALUE)}
         self._say(values, f"ended after step {found[STEP]} at {found[VALUE]:.4g}, behind others")
-        self._count()
+        self._done += 1
+        self._advance()
         record = stopped_record(settings, identity, config.name, config.search.asha.model_dump(), reached)
         self._write(f"{identity}.stopped.json", record)
 
     def _fail(self, values: dict[str, object], cause: str) -> None:
-        """Notes a failure; one that the trial could not write down itself is written down here."""
+        """Records a failure, which a trial whose worker was lost could not do itself."""
         settings, config = self.plan.trial(values), self.plan.sweep.config
         identity = self.plan.identify(settings)
         self.failures[identity] = Failure(values, cause)
         self._say(values, cause)
-        self._count(done=False)
+        self._advance()
         self._write(f"{identity}.error.json", error_record(settings, identity, config.name, cause) | {"run": self.run})
 
     def _write(self, name: str, record: dict) -> None:
@@ -148,35 +157,28 @@ class Progress(Callback):
         with suppress(UserError):
             write_json(join(self.plan.sweep.config.root, "trials", name), record)
 
-    def _count(self, done: bool = True) -> None:
+    def _advance(self) -> None:
         self.left -= 1
-        self._done += done
         self.bar.update()
 
     def _say(self, values: dict[str, object], text: str) -> None:
         write_line(f"  {describe(values)}: {text}")
 
-    def _gauge(self) -> None:
-        """Keeps Ray's metrics up to date, as often as they want it."""
-        if time.time() - self._gauged > REFRESH:
-            self._gauged = time.time()
-            show_sweep(self.plan.sweep.config.name, self.plan.size, self._done, len(self.failures), self._best)
+    def _draw_bar(self) -> None:
+        if time.time() - self._drawn_at > REDRAW:
+            self._drawn_at = time.time()
+            self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
 
-    def _wonder(self) -> None:
-        """Says so where nothing has run for a while since no node is left that holds a trial: Ray would only wait."""
+    def _tell_why_idle(self) -> None:
+        """Tells the user where no node holds a trial and nothing has run for a while: Ray would wait in silence."""
         if self.running:
-            self._busy = time.time()
-        elif time.time() - self._busy > IDLE:
-            self._busy = time.time()
+            self._busy_at = time.time()
+        elif time.time() - self._busy_at > IDLE:
+            self._busy_at = time.time()
             try:
                 available_slots(self.plan.sweep.config.resources)
             except UserError as error:
                 write_line(f"waiting: {error}")
-
-    def _show(self) -> None:
-        if time.time() - self._shown > REDRAW:
-            self._shown = time.time()
-            self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
 
 
 def best_values(rows: Iterable[dict], objectives: Iterable[Objective]) -> dict[str, float]:
@@ -184,7 +186,8 @@ def best_values(rows: Iterable[dict], objectives: Iterable[Objective]) -> dict[s
     best: dict[str, float] = {}
     for each in objectives:
         values = [row["metrics"][each.metric] for row in rows if each.metric in row["metrics"]]
-        best |= {each.metric: (max if each.mode == "max" else min)(values)} if values else {}
+        if values:
+            best[each.metric] = max(values) if each.mode == "max" else min(values)
     return best
 
 

@@ -1,7 +1,8 @@
-"""Starting or joining Ray, quietly, and asking whether it can give what a trial takes."""
+"""Starting or joining Ray, quietly, and asking whether it has the resources that a trial takes."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
@@ -9,29 +10,27 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-import patchrank
 from patchrank.config import Resources
 from patchrank.tune.console import say
 from patchrank.utils.errors import UserError
 
-QUIET = {
+ENVIRONMENT = {  # of Ray, where nobody has set it otherwise
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the only output engine that verbose=0 silences
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_task_oom_retries": "3",  # of scoring, for which Ray would go on for ever
+    "RAY_task_oom_retries": "3",  # of a scoring task, which Ray would repeat for ever
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # interrupts.py has one for both signals
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals.py handles both signals
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # one trial without a metric would end the whole sweep
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-AHEAD = 16  # trials that a cluster which may grow is asked for at a time, whatever it has
+AHEAD = 16  # trials that are submitted at a time to a cluster that may grow, however small it is now
 POLL = 2.0  # seconds between two looks at a cluster that is to grow
 
 
@@ -39,7 +38,7 @@ POLL = 2.0  # seconds between two looks at a cluster that is to grow
 class Where:
     """Which Ray to run on: a cluster's address, or None for this machine's own.
 
-    wait: seconds that a cluster may take to get the first node that holds a trial; above 0 it may grow further.
+    wait: seconds that a cluster may take to get the first node that holds a trial. Above 0 the cluster may also grow.
     """
 
     address: str | None = None
@@ -56,15 +55,15 @@ def check_machine(resources: Resources, where: Where) -> None:
     if where.address is not None:
         if where.address.startswith("ray://"):
             raise UserError(
-                f"address {where.address}: a sweep cannot be driven through Ray's client; near: ray job submit, or "
+                f"address {where.address}: a sweep cannot be driven through Ray's client; try ray job submit, or "
                 "--address HOST:PORT from within the cluster's network"
             )
         return
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     for kind, wanted, there in (("gpu", resources.gpu, gpus), ("cpu", resources.cpu, cpus)):
         if wanted > there:
-            near = f"near: resources.{kind}={there:g}"
-            raise UserError(f"resources.{kind} is {wanted:g}, but this machine has {there:g}; {near}")
+            cure = f"try resources.{kind}={there:g}"
+            raise UserError(f"resources.{kind} is {wanted:g}, but this machine has {there:g}; {cure}")
 
 
 @contextmanager
@@ -77,12 +76,12 @@ def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ())
     Raises:
         UserError: no cluster at the address, or no node that can hold a trial.
     """
-    for key, value in QUIET.items():
+    for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is told by us
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # our own callback tells what failed
     warnings.filterwarnings("ignore", module="ray")
     started = not ray.is_initialized()
     if started:
@@ -99,7 +98,10 @@ def _start(where: Where, modules: Sequence[str]) -> None:
 
     how: dict = {"include_dashboard": where.dashboard} if where.address is None else {}
     if where.address is not None and not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        how["runtime_env"] = {"py_modules": _shipped(modules)}  # a submitted job has its own
+        # nodes get this package and the user's modules; a submitted job has a runtime environment of its own
+        own = [importlib.import_module(name.partition(".")[0]) for name in ("patchrank", *modules)]
+        places = [list(module.__path__)[0] if hasattr(module, "__path__") else module.__file__ for module in own]
+        how["runtime_env"] = {"py_modules": places}
     try:
         context = ray.init(where.address or "local", logging_level=logging.ERROR, log_to_driver=False, **how)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -110,17 +112,10 @@ def _start(where: Where, modules: Sequence[str]) -> None:
         say(f"dashboard: http://{url.removeprefix('http://')}  (if it asks for a token: ray get-auth-token)")
 
 
-def _shipped(modules: Sequence[str]) -> list[str]:
-    """Folders and files that nodes get: this package, and the user's modules."""
-    import importlib
-
-    own = [importlib.import_module(name.partition(".")[0]) for name in modules]
-    places = [list(module.__path__)[0] if hasattr(module, "__path__") else module.__file__ for module in own]
-    return [str(Path(patchrank.__file__).parent), *places]
-
-
 def _slots_in_time(resources: Resources, wait: float) -> int:
     """`available_slots`, asked again until nodes have come or time is over."""
+    from ray.autoscaler.sdk import request_resources
+
     deadline, asked = time.monotonic() + wait, False
     while True:
         try:
@@ -131,7 +126,9 @@ def _slots_in_time(resources: Resources, wait: float) -> int:
                 raise
             if not asked:
                 say(f"{error}; waiting up to {wait:g} seconds for nodes")
-                _ask_for_nodes(resources)
+                # an autoscaler hears what a trial takes; a cluster without one ignores it
+                bundle = {kind.upper(): amount for kind, amount in resources.model_dump().items() if amount}
+                request_resources(bundles=[bundle])
                 asked = True
         time.sleep(POLL)
 
@@ -145,15 +142,8 @@ def available_slots(resources: Resources) -> int:
     return slots(resources, {names[node["NodeID"]]: node["Resources"] for node in nodes})
 
 
-def _ask_for_nodes(resources: Resources) -> None:
-    """Lets an autoscaler know what a trial takes; a cluster without one ignores it."""
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=[{kind.upper(): amount for kind, amount in resources.model_dump().items() if amount}])
-
-
 def slots(resources: Resources, nodes: dict[str, dict]) -> int:
-    """How many trials fit at a time on nodes, given as name -> what Ray says it has.
+    """How many trials fit at a time on nodes, given as name -> its resources as Ray lists them.
 
     Raises:
         UserError: names what a trial needs and what each node has.

@@ -11,20 +11,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from patchrank.config import Constraint
+from patchrank.config import Constraint, Loggers
 from patchrank.data.dataset_factory import TASKS
 from patchrank.io import check_reachable, check_writable, join, write_atomic
 from patchrank.io.lock import hold
-from patchrank.report import Report, paper_rows, write_report
+from patchrank.report import paper_rows, write_report
 from patchrank.tune.best import parse_bounds, write_best
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
-from patchrank.tune.console import Failure, print_plan, say
-from patchrank.tune.forecast.lines import forecast
-from patchrank.tune.loggers import check_trackers
+from patchrank.tune.console import Failure, describe, print_plan, say
+from patchrank.tune.dry_run import print_estimate
+from patchrank.tune.exports import export
 from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.ray_tasks import Job, measure_alone, stage, staging_jobs
 from patchrank.tune.signals import Interrupts
-from patchrank.tune.studies import export
 from patchrank.tune.sweep import load_sweep
 from patchrank.tune.tuner import create_scheduler, is_done, run_trials
 from patchrank.utils.errors import UserError
@@ -61,30 +60,32 @@ def run_sweep(
     sweep = load_sweep(spec, overrides, quick)
     check_machine(sweep.config.resources, where)
     paper_rows(sweep.config.report.paper)
-    check_trackers(sweep.config.loggers)
+    if sweep.config.loggers != Loggers():
+        from patchrank.tune.loggers import check_trackers  # Ray loads slowly, and a finished sweep does not need it
+
+        check_trackers(sweep.config.loggers)
     for place in (sweep.config.root, sweep.config.shards):
         check_reachable(place)
     plan = make_plan(sweep, fresh, where.address is not None)
-    bounds = _bounds(plan, best)
+    bounds = None if best is None else _parse_best(plan, best)
     missing = plan.size if fresh else plan.missing()
     jobs = staging_jobs(plan) if missing else []
     print_plan(plan, jobs, missing)
     if dry_run:
-        forecast(plan, jobs, fresh, where)
+        print_estimate(plan, jobs, fresh, where)
         return Outcome(plan.rows(), 0)
-    outcome = _run(plan, jobs, fresh, where, " ".join([str(spec), *overrides]) + " --quick" * quick)
+    words = [str(spec), *overrides, *(["--quick"] if quick else [])]
+    outcome = _run(plan, jobs, fresh, where, " ".join(words))
     if bounds is not None and outcome.exit_code != 130:
         write_best(plan, outcome.rows, bounds, out)
     return outcome
 
 
-def _bounds(plan: Plan, best: str | None) -> list[Constraint] | None:
-    """What a trial must keep to be chosen, the sweep's own bounds among it; None where none is to be chosen."""
-    if best is None:
-        return None
+def _parse_best(plan: Plan, best: str) -> list[Constraint]:
+    """The bounds that a trial must keep to be chosen: those of `--best`, and the sweep's own."""
     bounds = parse_bounds(best)
     if plan.speeds is None and any(bound.metric == "ms" for bound in bounds):
-        raise UserError(f"--best {best!r}: this sweep measures no milliseconds; near: an objective or constraint on ms")
+        raise UserError(f"--best {best!r}: this sweep measures no milliseconds; try an objective or constraint on ms")
     return [*bounds, *plan.sweep.config.constraints]
 
 
@@ -96,8 +97,8 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -
     check_writable(plan.sweep.config.shards)  # better now than after the first trial
     check_writable(plan.sweep.config.root)
     interrupts, failed = Interrupts(), {}
-    with hold(plan.sweep.config.root, f"sweep {plan.sweep.config.name}") as held:
-        interrupts.lost = held.lost
+    with hold(plan.sweep.config.root, f"sweep {plan.sweep.config.name}") as lost:
+        interrupts.lost = lost
         plan.refresh()  # another driver may have been at work until now
         try:
             _work(plan, jobs, fresh, where, interrupts, failed)
@@ -109,20 +110,23 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -
 def _work(
     plan: Plan, jobs: list[Job], fresh: bool, where: Where, interrupts: Interrupts, failed: dict[str, Failure]
 ) -> None:
-    """Stages shards and runs what is missing; notes in `failed` trials that failed, by id."""
+    """Makes shards and runs what is missing; adds trials that fail to `failed`, by id."""
     config = plan.sweep.config
-    # Ray puts a handler of its own in place of ours when it starts, so ours comes after
+    # Ray installs a signal handler of its own when it starts, so ours is installed after
     with ray_cluster(config.resources, where, config.imports) as slots, interrupts.caught():
         stage(plan, jobs)
-        if fresh:  # only now: whatever went wrong before has cost no record
-            interrupts.insist()
+        if fresh:  # only now, so that nothing that goes wrong earlier costs a record
+            interrupts.raise_if_lost()
             plan.forget()
         while _round(plan, slots, interrupts, failed):
             pass
 
 
 def _round(plan: Plan, slots: int, interrupts: Interrupts, failed: dict[str, Failure]) -> bool:
-    """Trials, and then their milliseconds; whether there is to be another, as a search that learns from those has."""
+    """Runs trials and then measures their milliseconds; returns whether there is to be another round.
+
+    There is one where a search is to learn from milliseconds and has trials left.
+    """
     learns_from_time = bool(plan.sampled) and plan.speeds is not None
     left = plan.missing() - len(failed)
     if left > 0:
@@ -132,25 +136,30 @@ def _round(plan: Plan, slots: int, interrupts: Interrupts, failed: dict[str, Fai
     if interrupts.happened:
         return False
     if untimed := plan.untimed():
-        measure_alone(untimed, plan.sweep.config, interrupts.insist)
+        measure_alone(untimed, plan.sweep.config, interrupts.raise_if_lost)
         plan.refresh()
     return learns_from_time and 0 < plan.missing() - len(failed) < left
 
 
 def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, command: str) -> Outcome:
     """Rebuilds results and report from the records that belong to the plan, and says how it went."""
-    interrupts.insist()
+    interrupts.raise_if_lost()
     plan.refresh()
-    rows, root, unfinished, untimed = plan.rows(), plan.sweep.config.root, plan.missing(), len(plan.untimed())
+    rows, root = plan.rows(), plan.sweep.config.root
+    unfinished, untimed = plan.missing(), len(plan.untimed())
     told = {record["id"]: Failure(values, record["error"]) for values, record in plan.failures()}
     told |= {identity: failure for identity, failure in failed.items() if not plan.record(identity)}
     write_atomic(join(root, "results.jsonl"), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     if rows or told:
-        report = _report(plan, rows, told, command, unfinished)
+        config = plan.sweep.config
+        about = {"objectives": config.objectives, "constraints": config.constraints, "stopped": len(plan.stopped())}
+        about["failures"] = [(describe(failure.values), failure.cause) for failure in told.values()]
+        about["credits"] = {name: task.credit for name, task in TASKS.items() if task.credit}
+        report = write_report(rows, root, config.report, list(plan.sweep.axes), command, unfinished, **about)
         say(f"\n{report.table}\n\nreport: {report.path}")
         export(plan, rows)
     for failure in told.values():
-        say("failed: {}: {}".format(*failure.told()))
+        say(f"failed: {describe(failure.values)}: {failure.cause}")
     if untimed:
         say(f"{untimed} trials have no milliseconds; running again measures them")
     if interrupts.happened and (unfinished or untimed):
@@ -159,11 +168,3 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, co
     if unfinished:
         say(f"{unfinished} trials are not done; running again tries them again")
     return Outcome(rows, 1 if unfinished or untimed else 0)
-
-
-def _report(plan: Plan, rows: list[dict], failed: dict[str, Failure], command: str, unfinished: int) -> Report:
-    config = plan.sweep.config
-    told = {"objectives": config.objectives, "constraints": config.constraints}
-    told |= {"failures": [failure.told() for failure in failed.values()], "stopped": len(plan.stopped())}
-    told["credits"] = {name: task.credit for name, task in TASKS.items() if task.credit}
-    return write_report(rows, config.root, config.report, list(plan.sweep.axes), command, unfinished, **told)

@@ -1,16 +1,15 @@
 """What a sweep found, for TensorBoard and optuna-dashboard: rebuilt from records, never read back.
 
-    <root>/tensorboard/<trial>/events.out.tfevents.<what it holds>    one run a trial, its swept settings as hparams
-    <root>/optuna.log                                                 one study a grid cell
+    <root>/tensorboard/<trial>/events.out.tfevents.<content id>    one run a trial, its swept settings as hparams
+    <root>/optuna.log                                              one study a grid cell
 
-Both are made in a local folder first. A file that already holds what it should is left alone, so that a run which
-finds nothing to do costs a listing.
+Both are made in a local folder first. Names and contents tell whether a file is up to date, and such a file is left
+alone, so that a run which finds nothing to do costs a listing.
 """
 
 from __future__ import annotations
 
 import datetime
-import math
 import re
 import tempfile
 import warnings
@@ -18,15 +17,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from patchrank.config import Constraint, Objective, Rule, leaves, value_at
 from patchrank.io import content_id, exists, filesystem_of, join, read_bytes, remove, write_atomic
+from patchrank.report.pareto import is_number
+from patchrank.tune.console import describe
+from patchrank.tune.plan import Plan
+from patchrank.tune.space import create_study
+from patchrank.tune.studies import directions, past_trial
 
-if TYPE_CHECKING:
-    import optuna
-
-VERSION = 1  # of both: bump it when the same records would give other files
+VERSION = 2  # of both: bump it when the same records would give other files
 WRITERS = 16  # files written at a time; object stores answer slowly, but many at once
 LONGEST = 120  # characters of a name
 
@@ -40,6 +44,30 @@ class Study:
 
     name: str
     trials: Sequence[tuple[Mapping[str, object], dict]]
+
+
+def export(plan: Plan, rows: Sequence[dict]) -> None:
+    """Writes both below the sweep's root. Raises `UserError` where nothing can be written there."""
+    config = plan.sweep.config
+    export_tensorboard(rows, config.root, list(plan.sweep.axes))
+    rules = plan.sampled or plan.sweep.axes
+    export_optuna(_studies(plan), rules, config.objectives, config.constraints, config.root)
+
+
+def _studies(plan: Plan) -> list[Study]:
+    """One study for each cell that is searched around; a single one where every trial is a point of a plan."""
+    failed = plan.failures()
+    if not plan.sampled:
+        done = [(cell.values, record) for cell in plan.cells for record, _ in plan.records_of(cell)]
+        return [Study(plan.sweep.config.name, done + failed)]
+    studies = []
+    for cell in plan.cells:
+        trials = [(drawn, record) for record, drawn in plan.records_of(cell)]
+        for values, record in failed:
+            if cell.values.items() <= values.items():
+                trials.append(({key: value for key, value in values.items() if key in plan.sampled}, record))
+        studies.append(Study(describe(cell.values), trials))
+    return studies
 
 
 def export_tensorboard(rows: Sequence[dict], root: str, axes: Sequence[str]) -> str:
@@ -59,6 +87,54 @@ def export_tensorboard(rows: Sequence[dict], root: str, axes: Sequence[str]) -> 
         list(pool.map(lambda path, file: write_atomic(join(folder, path), file.read_bytes()), new, events))
         list(pool.map(lambda path: remove(join(folder, path)), sorted(there - wanted.keys())))
     return folder
+
+
+def _event_path(row: dict, axes: Sequence[str]) -> str:
+    """`seed=0,locations=4-6-8-10.1a2b3c4d/events.out.tfevents.<id of all that the file holds>`."""
+    values = [(axis.rsplit(".", 1)[-1], value_at(row["config"], axis)) for axis in axes]
+    shown = ",".join(f"{key}={_short(value)}" for key, value in values if value is not None) or "trial"
+    held = content_id([VERSION, _hparams(row, axes), row["metrics"], row["date"]])
+    return f"{shown[:LONGEST]}.{row['id'][:8]}/events.out.tfevents.{held[:12]}"
+
+
+def _short(value: object) -> str:
+    """A value without the characters that have a meaning in paths, URLs and globs."""
+    if isinstance(value, dict):
+        return "-".join(f"{key}={_short(inner)}" for key, inner in value.items())
+    text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """Paths of all files in a folder, from it."""
+    filesystem, name = filesystem_of(folder)
+    filesystem.invalidate_cache(name)
+    for found in filesystem.find(name):
+        yield str(found)[len(name.rstrip("/")) + 1 :]
+
+
+def _hparams(row: dict, axes: Sequence[str]) -> dict[str, object]:
+    """Swept settings by dotted path; lists as text, which is how TensorBoard can show them."""
+    values = leaves({axis: value_at(row["config"], axis) for axis in axes})
+    return {key: f"{value}" if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _write_events(folder: Path, row: dict, axes: Sequence[str]) -> Path:
+    """One event file: hparams and, at step 0, every metric; figures of a task below its name."""
+    from tensorboardX import SummaryWriter
+    from tensorboardX.summary import hparams
+
+    metrics = {key: value for key, value in row["metrics"].items() if key != "tasks"} | row["metrics"].get("tasks", {})
+    when = datetime.datetime.fromisoformat(row["date"]).timestamp()
+    _, start, end = hparams(_hparams(row, axes), {})  # without the first, TensorBoard gathers settings from all runs
+    with SummaryWriter(str(folder)) as writer:
+        for summary in (start, end):
+            writer.file_writer.add_summary(summary, walltime=when)
+        for key, value in leaves(metrics).items():
+            if is_number(value):
+                writer.add_scalar(key.replace(".", "/"), value, 0, walltime=when)
+    (file,) = folder.iterdir()
+    return file
 
 
 def export_optuna(
@@ -84,60 +160,12 @@ def export_optuna(
         return path
     with tempfile.TemporaryDirectory() as temporary:
         journal = Path(temporary) / "optuna.log"
-        _write_studies(journal, key, studies, rules, objectives, constraints)
+        _write_journal(journal, key, studies, rules, objectives, constraints)
         write_atomic(path, journal.read_bytes())
     return path
 
 
-def _event_path(row: dict, axes: Sequence[str]) -> str:
-    """`seed=0,locations=4-6-8-10.1a2b3c4d/events...`, which names all that the file holds."""
-    values = [(axis.rsplit(".", 1)[-1], value_at(row["config"], axis)) for axis in axes]
-    shown = ",".join(f"{key}={_short(value)}" for key, value in values if value is not None) or "trial"
-    held = content_id([VERSION, _hparams(row, axes), row["metrics"], row["date"]])
-    return f"{shown[:LONGEST]}.{row['id'][:8]}/events.out.tfevents.{held[:12]}"
-
-
-def _short(value: object) -> str:
-    """A value without what paths, URLs and globs give a meaning to."""
-    if isinstance(value, dict):
-        return "-".join(f"{key}={_short(inner)}" for key, inner in value.items())
-    text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)
-
-
-def _files_below(folder: str) -> Iterator[str]:
-    """Paths of all files in a folder, from it."""
-    filesystem, name = filesystem_of(folder)
-    filesystem.invalidate_cache(name)
-    for found in filesystem.find(name):
-        yield str(found)[len(name.rstrip("/")) + 1 :]
-
-
-def _hparams(row: dict, axes: Sequence[str]) -> dict[str, object]:
-    """Swept settings by dotted path; lists as text, which is how TensorBoard can show them."""
-    values = leaves({axis: value_at(row["config"], axis) for axis in axes})
-    return {key: f"{value}" if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _write_events(path: Path, row: dict, axes: Sequence[str]) -> Path:
-    """One event file: hparams and, at step 0, every metric; figures of a task below its name."""
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter
-    from tensorboardX.summary import hparams, scalar
-
-    metrics = {key: value for key, value in row["metrics"].items() if key != "tasks"} | row["metrics"].get("tasks", {})
-    figures = {key.replace(".", "/"): value for key, value in leaves(metrics).items()}
-    _, start, end = hparams(_hparams(row, axes), {})  # without the first, TensorBoard gathers settings from all runs
-    summaries = [start, end, *(scalar(key, value) for key, value in figures.items() if _is_number(value))]
-    when, writer = _when(row).timestamp(), RecordWriter(str(path))
-    writer.write(Event(wall_time=when, file_version="brain.Event:2").SerializeToString())
-    for summary in summaries:
-        writer.write(Event(wall_time=when, step=0, summary=summary).SerializeToString())
-    writer.close()
-    return path
-
-
-def _write_studies(
+def _write_journal(
     path: Path,
     key: str,
     studies: Sequence[Study],
@@ -145,80 +173,21 @@ def _write_studies(
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
 ) -> None:
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-    directions = ["maximize" if objective.mode == "max" else "minimize" for objective in objectives]
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    choices = {key: Rule(choice=rule.grid) if rule.grid else rule for key, rule in rules.items()}
     for name, study in zip(_distinct([study.name for study in studies]), studies):
-        made = optuna.create_study(storage=storage, study_name=name, directions=directions)
+        made = create_study(storage=storage, study_name=name, directions=directions(objectives))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", ExperimentalWarning)
             made.set_metric_names([objective.metric for objective in objectives])
         made.set_user_attr("patchrank", key)
-        made.add_trials([_frozen(drawn, record, rules, objectives, constraints) for drawn, record in study.trials])
-
-
-def _frozen(
-    drawn: Mapping[str, object],
-    record: dict,
-    rules: Mapping[str, Rule],
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
-) -> optuna.trial.FrozenTrial:
-    """A record as Optuna has it: with values, or with the reason why there are none."""
-    import optuna
-
-    from patchrank.tune.spaces import distribution, encode
-
-    choices = {key: Rule(choice=rule.grid) if rule.grid else rule for key, rule in rules.items()}
-    metrics, cause = record.get("metrics", {}), _cause(record, objectives, constraints)
-    about = {key: value for key, value in metrics.items() if _is_number(value)}
-    is_ok = cause is None
-    state = "COMPLETE" if is_ok else "PRUNED" if record["status"] == "stopped" else "FAIL"
-    trial = optuna.trial.create_trial(
-        state=optuna.trial.TrialState[state],
-        values=[metrics[objective.metric] for objective in objectives] if is_ok else None,
-        params={key: encode(choices[key], value) for key, value in drawn.items()},
-        distributions={key: distribution(choices[key]) for key in drawn},
-        user_attrs={"id": record["id"]} | about | ({} if is_ok else {"cause": cause}),
-        constraints={_bound(each): float(each.excess(metrics)) for each in constraints} if is_ok else None,
-    )
-    trial.datetime_start = trial.datetime_complete = _when(record)
-    return trial
-
-
-def _cause(record: dict, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> str | None:
-    """Why a trial has no values; None where it has all that are asked for."""
-    if record["status"] == "stopped":
-        return "ended early, since it fell behind others"
-    if record["status"] != "ok":
-        return record.get("error", "unknown")
-    metrics = {each.metric: record["metrics"].get(each.metric) for each in (*objectives, *constraints)}
-    lacking = [name for name, value in metrics.items() if not _is_number(value)]
-    return f"{', '.join(lacking)} could not be measured" if lacking else None
-
-
-def _bound(constraint: Constraint) -> str:
-    """`gmacs at most 0.03`."""
-    if constraint.at_most is not None:
-        return f"{constraint.metric} at most {constraint.at_most:g}"
-    return f"{constraint.metric} at least {constraint.at_least:g}"
+        trials = [past_trial(record, drawn, choices, objectives, constraints) for drawn, record in study.trials]
+        made.add_trials(trials)
 
 
 def _distinct(names: Sequence[str]) -> Iterator[str]:
-    """Names, with a number where one is there already."""
+    """Names, with a number behind each that was there already."""
     seen: dict[str, int] = {}
     for name in names:
         seen[name] = seen.get(name, 0) + 1
         yield name if seen[name] == 1 else f"{name} ({seen[name]})"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def _when(record: dict) -> datetime.datetime:
-    """The day of a record, which is all that it says of time; the first of all days where it says nothing."""
-    return datetime.datetime.fromisoformat(record.get("date", "1970-01-02"))

@@ -7,16 +7,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from patchrank.config import Rule, TrialConfig, value_at
+from patchrank.config import DataConfig, ModelConfig, Rule, TrialConfig, validate, value_at
+from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
-from patchrank.trial.prompts import lessons_key
-from patchrank.trial.run import fingerprint, fit_tasks, is_fitted, trial_id
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.tune.records import Records
-from patchrank.tune.space import Cell, allows, configure, fits, grid_points, random_points
-from patchrank.tune.spaces import in_order
-from patchrank.tune.speed import Speeds, beside, can_be_timed, own_hardware, wants_milliseconds
+from patchrank.tune.space import Cell, allows, configure, fits, grid_points, in_order, random_points
+from patchrank.tune.speed import Speeds, beside, own_hardware, wants_milliseconds
 from patchrank.tune.sweep import Sweep
-from patchrank.utils.errors import StoreError, UserError, near
+from patchrank.utils.errors import StoreError, UserError
 
 
 @dataclass
@@ -29,13 +28,14 @@ class Plan:
     records: Records
     speeds: Speeds | None  # None where nobody wants milliseconds
     left_out: int = 0  # points of the grid that break a bound on GMACs
-    fingerprints: dict[str, dict] = field(default_factory=dict)
-    _inputs: dict[str, Inputs] = field(default_factory=dict)
-    _trials: dict[str, TrialConfig] = field(default_factory=dict)
+    _inputs: dict[tuple[ModelConfig, DataConfig], Inputs] = field(default_factory=dict)
+    _trials: dict[str, ResolvedTrial] = field(default_factory=dict)
     _matches: dict[tuple[str, str], dict | None] = field(default_factory=dict)  # by cell and id
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_inputs": {}}  # Ray pickles its searcher, and towers need not travel with it
+
+    # ---- its trials
 
     @property
     def size(self) -> int:
@@ -46,27 +46,40 @@ class Plan:
         grid = [key for key, rule in self.sweep.axes.items() if rule.kind == "grid"]
         return [key for key in grid if not any(key in cell.values for cell in self.cells)]
 
-    def missing(self) -> int:
-        """How many trials have neither finished nor been ended early."""
-        return sum(max(0, cell.samples - len(list(self.records_of(cell)))) for cell in self.cells)
+    def trial(self, values: dict[str, object]) -> ResolvedTrial:
+        """The sweep's trial with some settings replaced, checked and resolved once."""
+        key = json.dumps(values, sort_keys=True)
+        if key not in self._trials:
+            self._trials[key] = configure(self.sweep.config.trial, values)
+        return self._trials[key]
 
-    def rows(self) -> list[dict]:
-        """Finished records in plan order."""
-        return [record for cell in self.cells for record, _ in self.records_of(cell) if record["status"] == "ok"]
+    def staged(self) -> list[ResolvedTrial]:
+        """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
+        choices = {key: rule.choice for key, rule in self.sampled.items() if rule.kind == "choice"}
+        for key, rule in self.sampled.items():
+            if rule.kind == "int_":
+                choices[key] = range(rule.int_[0], rule.int_[1] + 1, int(rule.step or 1))
+        parts = ("model", "data", "golden", "predictor.fit_on", "pruning.locations", "pruning.reducer")
+        scoring = {key: values for key, values in choices.items() if key.startswith(parts)}
+        drawn = [dict(zip(scoring, values)) for values in itertools.product(*scoring.values())]
+        return [self.trial(cell.values | values) for cell in self.cells for values in drawn]
 
-    def stopped(self) -> list[dict]:
-        """Records of trials that were ended early, in plan order."""
-        return [record for cell in self.cells for record, _ in self.records_of(cell) if record["status"] == "stopped"]
+    def inputs(self, trial: ResolvedTrial) -> Inputs:
+        """Model and data of a trial, shared by all trials that have the same."""
+        key = trial.config.model, trial.config.data
+        if key not in self._inputs:
+            self._inputs[key] = load_inputs(*key)
+        return self._inputs[key]
 
-    def failures(self) -> list[tuple[dict[str, object], dict]]:
-        """Swept settings of trials that failed when they ran last, and what these left."""
-        return [(values, record) for cell in self.cells for values, record in self._failures_of(cell)]
+    def context(self, trial: ResolvedTrial) -> TrialContext:
+        """A trial with its model and data at hand."""
+        return TrialContext(trial, self.inputs(trial), self.sweep.config.shards)
 
-    def untimed(self) -> list[TrialConfig]:
-        """One finished trial of each structure whose milliseconds are wanted and not measured yet."""
-        if self.speeds is None:
-            return []
-        return self.speeds.lacking(TrialConfig.model_validate(row["config"]) for row in self.rows())
+    def identify(self, trial: ResolvedTrial) -> str:
+        """The id that this trial's record has, or would have."""
+        return trial_id(self.context(trial))
+
+    # ---- its records
 
     def refresh(self) -> None:
         """Reads what trials and measurements have left since."""
@@ -79,98 +92,84 @@ class Plan:
         for record in [*self.rows(), *self.stopped(), *(record for _, record in self.failures())]:
             self.records.forget(record["id"])
 
-    def staged(self) -> list[TrialConfig]:
-        """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
-        choices = {key: rule.choice for key, rule in self.sampled.items() if rule.kind == "choice"}
-        choices |= {key: _whole(rule) for key, rule in self.sampled.items() if rule.kind == "int_"}
-        parts = ("model", "data", "golden", "predictor.fit_on", "pruning.locations", "pruning.reducer")
-        scoring = {key: values for key, values in choices.items() if key.startswith(parts)}
-        drawn = [dict(zip(scoring, values)) for values in itertools.product(*scoring.values())]
-        return [self.trial(cell.values | values) for cell in self.cells for values in drawn]
+    def missing(self) -> int:
+        """How many trials have neither finished nor been ended early."""
+        return sum(max(0, cell.samples - len(list(self.records_of(cell)))) for cell in self.cells)
 
-    def trial(self, values: dict[str, object]) -> TrialConfig:
-        """The sweep's trial with some settings replaced, checked once."""
-        key = json.dumps(values, sort_keys=True)
-        if key not in self._trials:
-            self._trials[key] = configure(self.sweep.config.trial, values)
-        return self._trials[key]
+    def rows(self) -> list[dict]:
+        """Finished records in plan order, with their milliseconds where these are wanted."""
+        return self._with_status("ok")
 
-    def identify(self, trial: TrialConfig) -> str:
-        """The id that this trial's record has, or would have."""
-        key = json.dumps([_inputs_key(trial), fit_tasks(trial), lessons_key(trial)])
-        if key not in self.fingerprints:
-            self.fingerprints[key] = fingerprint(trial, self.inputs(trial))
-        return trial_id(trial, self.fingerprints[key])
+    def stopped(self) -> list[dict]:
+        """Records of trials that were ended early, in plan order."""
+        return self._with_status("stopped")
 
-    def inputs(self, trial: TrialConfig) -> Inputs:
-        """Model and data of a trial, shared by all trials that have the same."""
-        key = _inputs_key(trial)
-        if key not in self._inputs:
-            self._inputs[key] = load_inputs(trial)
-        return self._inputs[key]
+    def _with_status(self, status: str) -> list[dict]:
+        return [record for cell in self.cells for record, _ in self.records_of(cell) if record["status"] == status]
+
+    def failures(self) -> list[tuple[dict[str, object], dict]]:
+        """Swept settings of trials that failed when they ran last, and what these left."""
+        found = []
+        for cell in self.cells:
+            for identity, drawn in self._known(cell):
+                failure = self.records.failed(identity)
+                if failure is not None and self.record(identity) is None:
+                    found.append((cell.values | drawn, failure))
+        return found
+
+    def untimed(self) -> list[ResolvedTrial]:
+        """One finished trial of each structure whose milliseconds are wanted and not measured yet."""
+        if self.speeds is None:
+            return []
+        return self.speeds.lacking(
+            self.trial(cell.values | drawn)
+            for cell in self.cells
+            for record, drawn in self.records_of(cell)
+            if record["status"] == "ok"
+        )
 
     def record(self, identity: str) -> dict | None:
         """The record of a trial that need not run again: finished, or ended early under the rules in force."""
         asha = self.sweep.config.search.asha
-        found = self.records.finished(identity) or self.records.stopped(identity, asha and asha.model_dump())
-        if found is None or self.speeds is None:
-            return found
-        return beside(found, self.speeds.of(TrialConfig.model_validate(found["config"])))
+        return self.records.finished(identity) or self.records.stopped(identity, asha and asha.model_dump())
 
     def records_of(self, cell: Cell) -> Iterator[tuple[dict, dict[str, object]]]:
         """Records of a cell that count, each with the values that its sampled axes took."""
-        if not self.sampled:
-            trial = self.trial(cell.values)
-            if record := self.record(self.identify(trial)):
-                yield record | {"config": trial.model_dump()}, {}  # the same trial may be written in several ways
-            return
-        for identity in self.records.ids():
+        for identity, drawn in self._known(cell):
             record = self.record(identity)
-            drawn = None if record is None else self._match(record, cell)
-            if drawn is not None:
-                yield record, drawn
+            if record is None:
+                continue
+            trial = self.trial(cell.values | drawn)
+            record = record | {"config": trial.config.model_dump()}  # in full, and as this sweep writes the trial
+            yield record if self.speeds is None else beside(record, self.speeds.of(trial)), drawn
 
-    def _failures_of(self, cell: Cell) -> Iterator[tuple[dict[str, object], dict]]:
+    def _known(self, cell: Cell) -> Iterator[tuple[str, dict[str, object]]]:
+        """Ids of a cell's trials, each with the values that its sampled axes took: those that records tell of."""
         if not self.sampled:
-            record = self.records.failed(self.identify(self.trial(cell.values)))
-            found = [(cell.values, record)] if record else []
-        else:
-            errors = [record for name in self.records.ids() if (record := self.records.failed(name))]
-            matches = [(self._match(record, cell), record) for record in errors]
-            found = [(cell.values | drawn, record) for drawn, record in matches if drawn is not None]
-        yield from (pair for pair in found if not self.record(pair[1]["id"]))
+            yield self.identify(self.trial(cell.values)), {}
+            return
+        for identity, config in self.records.configs().items():
+            drawn = self._match(identity, config, cell)
+            if drawn is not None:
+                yield identity, drawn
 
-    def _match(self, record: dict, cell: Cell) -> dict[str, object] | None:
-        """The values that sampled axes took in a record of this cell; None for one of another cell or sweep."""
-        key = json.dumps(cell.values, sort_keys=True), record["id"]
+    def _match(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
+        """The values that sampled axes took in a trial of this cell; None for one of another cell or sweep."""
+        key = json.dumps(cell.values, sort_keys=True), identity
         if key not in self._matches:
-            drawn = self._drawn(record, cell)
-            self._matches[key] = drawn if self._names(record, cell.values | drawn) else None
+            self._matches[key] = self._drawn(identity, config, cell)
         return self._matches[key]
 
-    def _drawn(self, record: dict, cell: Cell) -> dict[str, object]:
-        """The values that sampled axes took in a record, those that may have been drawn around this cell."""
-        drawn = {key: value_at(record["config"], key) for key in self.sampled}
-        return {k: v for k, v in drawn.items() if allows(self.sampled[k], v, cell.values | drawn)}
-
-    def _names(self, record: dict, values: dict[str, object]) -> bool:
-        """Whether the sweep's trial with these values is the one that the record is of."""
+    def _drawn(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
         try:
-            return self.identify(self.trial(values)) == record["id"]
-        except StoreError:  # which says nothing about the record
+            full = validate(TrialConfig, config, identity).model_dump()
+            values = cell.values | {path: value_at(full, path) for path in self.sampled}
+            drawn = {path: values[path] for path, rule in self.sampled.items() if allows(rule, values[path], values)}
+            return drawn if self.identify(self.trial(cell.values | drawn)) == identity else None
+        except StoreError:  # which says nothing about the trial
             raise
-        except UserError:
-            return False
-
-
-def _inputs_key(trial: TrialConfig) -> str:
-    return json.dumps([trial.model.model_dump(), trial.data.model_dump()])
-
-
-def _whole(rule: Rule) -> list[int]:
-    """All values of a whole-number axis, both bounds among them."""
-    low, high = rule.int_
-    return list(range(low, high + 1, int(rule.step or 1)))
+        except UserError:  # it is another sweep's, or another version's
+            return None
 
 
 def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Plan:
@@ -184,56 +183,44 @@ def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Pl
         UserError: a cell that cannot run, sampled axes under `method: grid`, bounds that nothing keeps, an objective
             that no trial returns, or a record that cannot be used.
     """
-    search, base = sweep.config.search, sweep.config.trial
-    grid = {key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}
+    config = sweep.config
     sampled = in_order({key: rule for key, rule in sweep.axes.items() if rule.kind != "grid"})
-    _check_grid(grid, sampled)
-    if sampled and search.method == "grid":
-        raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; near: random, optuna")
-    points = grid_points(grid, base)
-    for key, rule in sampled.items():
-        _check_sampled(sweep, points[0], key, rule)
-    is_random = search.method == "random" or search.sampler == "random"
-    if sampled and is_random:
-        bounds = sweep.config.constraints
-        points = [drawn for point in points for drawn in random_points(point, sampled, base, search, bounds)]
+    is_random = "random" in (config.search.method, config.search.sampler)
     adaptive = {} if is_random else sampled
-    kept = points if adaptive else [point for point in points if fits(configure(base, point), sweep.config.constraints)]
+    points = kept = _points(sweep, sampled, is_random)
+    if not adaptive:
+        kept = [point for point in points if fits(configure(config.trial, point), config.constraints)]
     if not kept:
         raise UserError(f"constraints: none of {len(points) or 'the'} points of the search space keeps them")
-    cells = [Cell(point, search.samples if adaptive else 1) for point in kept]
+    cells = [Cell(point, config.search.samples if adaptive else 1) for point in kept]
     speeds = None
-    if wants_milliseconds(sweep.config):
-        speeds = Speeds(sweep.config, None if on_cluster else own_hardware(sweep.config.resources))
-    plan = Plan(sweep, cells, adaptive, Records(sweep.config.root, fresh), speeds, len(points) - len(kept))
+    if wants_milliseconds(config):
+        speeds = Speeds(config, None if on_cluster else own_hardware(config.resources))
+    plan = Plan(sweep, cells, adaptive, Records(config.root, fresh), speeds, len(points) - len(kept))
     _check_objectives(plan)
     return plan
+
+
+def _points(sweep: Sweep, sampled: dict[str, Rule], is_random: bool) -> list[dict[str, object]]:
+    """Points of the grid, or those that a random search draws around them; every value of a sampled axis is tried."""
+    search, base = sweep.config.search, sweep.config.trial
+    if sampled and search.method == "grid":
+        raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; try random or optuna")
+    points = grid_points({key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}, base)
+    for key, rule in sampled.items():
+        for value in rule.choice or rule.uniform or rule.int_:
+            configure(base, points[0] | {key: value})
+    if not sampled or not is_random:
+        return points
+    around = [random_points(point, sampled, base, search, sweep.config.constraints) for point in points]
+    return [drawn for found in around for drawn in found]
 
 
 def _check_objectives(plan: Plan) -> None:
     """Refuses objectives and bounds that no trial of the plan can return."""
     wanted = {each.metric for each in (*plan.sweep.config.objectives, *plan.sweep.config.constraints)}
     trials = plan.staged()
-    if "matching_rate" in wanted and not any(map(is_fitted, trials)):
-        raise UserError("objectives: no trial returns 'matching_rate', which takes a fitted ranking; near: val_cosine")
-    if "ms" in wanted and not any(map(can_be_timed, trials)):
-        raise UserError("objectives: no trial returns 'ms', since golden rankings cannot be deployed; near: gmacs")
-
-
-def _check_grid(grid: dict[str, Rule], sampled: dict[str, Rule]) -> None:
-    """Refuses axes of the grid that depend on what is only drawn around its points."""
-    for key, rule in grid.items():
-        for path in (path for each in rule.conditions for path in each if path in sampled):
-            raise UserError(f"{key}: when names {path!r}, which is sampled, so {key} cannot be a grid; near: choice")
-
-
-def _check_sampled(sweep: Sweep, point: dict[str, object], key: str, rule: Rule) -> None:
-    """Tries every choice, or both bounds, of a sampled axis; and knows the axes that its `when` names."""
-    if any(isinstance(value, dict) for value in rule.choice or ()):
-        raise UserError(f"{key}: a mapping can stand in a grid, but not be sampled; near: {key}.<setting>")
-    for value in rule.choice or rule.uniform or rule.int_:
-        configure(sweep.config.trial, point | {key: value})
-    named = {path for each in rule.conditions for path in each}
-    unknown = sorted(named - set(sweep.axes))
-    if unknown:
-        raise UserError(f"{key}: when names {unknown[0]!r}, which is not swept; {near(unknown[0], sweep.axes)}")
+    if "matching_rate" in wanted and not any(trial.is_fitted for trial in trials):
+        raise UserError("objectives: no trial returns 'matching_rate', which takes a fitted ranking; try val_cosine")
+    if "ms" in wanted and not any(trial.can_be_timed for trial in trials):
+        raise UserError("objectives: no trial returns 'ms', since golden rankings cannot be deployed; try gmacs")

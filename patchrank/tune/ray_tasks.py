@@ -1,30 +1,30 @@
-"""Golden shards first: they cost the most, and trials share them."""
+"""Work on Ray that is no trial: golden shards, which come first, and milliseconds, which come last."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from patchrank.config import Resources, SweepConfig, TrialConfig
+from patchrank.config import Resources, SweepConfig
 from patchrank.golden.make_shards import report_faults
 from patchrank.golden.scores import batch_size_of
 from patchrank.golden.shards import ShardFolder
-from patchrank.io import join
-from patchrank.trial.run import needed_shards
-from patchrank.trial.speed import speed_settings
+from patchrank.trial.identity import speed_settings
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.tune.plan import Plan
-from patchrank.tune.speed import device_of, settings_key
+from patchrank.tune.speed import device_of, num_threads, settings_key
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
 
 ROUNDS = 3  # looks at what there is, of which a node that was lost may have taken some
+PATIENCE = 60.0  # seconds, after which somebody should know what a measurement waits for
 
 
 @dataclass
 class Job:
     """One set of shards: a trial that needs it, and the shards to make."""
 
-    trial: TrialConfig
+    trial: ResolvedTrial
     folder: ShardFolder
     faults: dict[int, str]
 
@@ -40,7 +40,7 @@ def staging_jobs(plan: Plan) -> list[Job]:
     """All sets of shards that a sweep needs, each once."""
     jobs: dict[str, Job] = {}
     for trial in plan.staged():
-        for _, folder in needed_shards(trial, plan.inputs(trial), plan.sweep.config.shards).values():
+        for _, folder in plan.context(trial).needed_shards.values():
             if folder.key not in jobs:
                 jobs[folder.key] = Job(trial, folder, folder.faults())
     return list(jobs.values())
@@ -66,8 +66,7 @@ def stage(plan: Plan, jobs: list[Job]) -> None:
             job.faults = job.folder.faults()
     for job in jobs:
         if job in made or not job.folder.complete():
-            batch = batch_size_of("cuda" if resources.gpu else "cpu")
-            job.folder.finish(batch=batch, threads=max(1, int(resources.cpu)))
+            job.folder.finish(batch=batch_size_of(device_of(resources)), threads=num_threads(resources))
 
 
 def _submit(plan: Plan, job: Job, index: int):
@@ -76,8 +75,7 @@ def _submit(plan: Plan, job: Job, index: int):
     config = plan.sweep.config
     how = {"num_cpus": config.resources.cpu, "num_gpus": config.resources.gpu}
     task = score_one.options(name=f"score {job.name} shard {index}", **how)
-    job_description = {"imports": config.imports, "sweep": config.name, **config.resources.model_dump()}
-    return task.remote(job.trial.model_dump(), config.shards, job.folder.key, index, job_description)
+    return task.remote(job.trial.config, config, job.folder.key, index)
 
 
 def _await(waiting: dict) -> None:
@@ -104,25 +102,26 @@ def _check(task, job: Job, index: int) -> None:
 
     try:
         ray.get(task)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise _unmade(job, index, f"{type(error.cause).__name__}: {error.cause}") from None
     except ray.exceptions.RayError as error:
-        raise _unmade(job, index, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+        if isinstance(getattr(error, "cause", None), UserError):
+            raise error.cause from None
+        what = f"shard {index} of {job.name} in {job.folder.path}"
+        raise UserError(f"{what} cannot be made ({_cause(error)})") from None
 
 
-def _unmade(job: Job, index: int, cause: str) -> UserError:
-    return UserError(f"shard {index} of {job.name} in {job.folder.path} cannot be made ({cause})")
+def _cause(error: Exception) -> str:
+    """What Ray says of a task that failed, in one line: what the task raised, or what became of its worker."""
+    from ray.exceptions import RayTaskError
+
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
 
 
-PATIENCE = 60.0  # seconds, after which somebody should know what a measurement waits for
-
-
-def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig, check: Callable[[], None]) -> None:
+def measure_alone(trials: Sequence[ResolvedTrial], config: SweepConfig, check: Callable[[], None]) -> None:
     """Measures trials' structures one after the other, each on a node that Ray gives nobody else meanwhile.
 
-    One that cannot be measured is told, and the others go on.
+    A line says so where one cannot be measured, and the others go on.
 
     Args:
         check: called before each; may raise to end it all.
@@ -134,28 +133,23 @@ def measure_alone(trials: Sequence[TrialConfig], config: SweepConfig, check: Cal
             check()
             try:
                 ray.get(_started(trial, config))
-            except ray.exceptions.RayTaskError as error:
-                last = f"{type(error.cause).__name__}: {error.cause}"
             except ray.exceptions.RayError as error:
-                last = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-            else:
-                continue
-            write_line(f"  milliseconds of {settings_key(speed_settings(trial))} cannot be measured ({last})")
+                what = settings_key(speed_settings(trial))
+                write_line(f"  milliseconds of {what} cannot be measured ({_cause(error)})")
 
 
-def _started(trial: TrialConfig, config: SweepConfig):
+def _started(trial: ResolvedTrial, config: SweepConfig):
     """A measurement under way; says so where its node is long in coming, since others have a part of it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from patchrank.tune.worker import time_one
 
-    resources, node = config.resources, _node(config.resources, ray.nodes())
+    node = _node(config.resources, ray.nodes())
     whole = {"num_cpus": node["Resources"].get("CPU", 1), "num_gpus": node["Resources"].get("GPU", 0)}
     where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     task = time_one.options(scheduling_strategy=where, name=f"milliseconds of {config.name}", **whole)
-    job = {"imports": config.imports, "cpu": resources.cpu, "device": device_of(resources)}
-    found = task.remote(trial.model_dump(), config.benchmark.model_dump(), join(config.root, "speeds"), job)
+    found = task.remote(trial.config, config)
     done, _ = ray.wait([found], timeout=PATIENCE)
     if not done:
         what = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in whole.items() if value)
@@ -165,12 +159,9 @@ def _started(trial: TrialConfig, config: SweepConfig):
 
 def _node(resources: Resources, nodes: list[dict]) -> dict:
     """The largest node that holds a trial; of equals the first by address, so that a later run takes the same."""
-    fitting = [
-        node
-        for node in nodes
-        if node["Alive"]
-        and node["Resources"].get("CPU", 0) >= resources.cpu
-        and node["Resources"].get("GPU", 0) >= resources.gpu
-    ]
-    size = {node["NodeID"]: (node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)) for node in fitting}
-    return max(sorted(fitting, key=lambda node: node["NodeManagerAddress"]), key=lambda node: size[node["NodeID"]])
+
+    def size(node: dict) -> tuple[float, float]:
+        return node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)
+
+    alive = sorted((node for node in nodes if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
+    return max((n for n in alive if size(n)[0] >= resources.gpu and size(n)[1] >= resources.cpu), key=size)

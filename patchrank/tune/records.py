@@ -1,7 +1,7 @@
-"""What trials have left behind: records of the finished, of those ended early, and of those that failed.
+"""Records that trials leave behind: of those that finished, that were ended early, and that failed.
 
 <root>/trials/<id>.json          finished, with its arrays in <id>.npz
-<root>/trials/<id>.stopped.json  ended early, since it fell behind others
+<root>/trials/<id>.stopped.json  ended early, because it fell behind others
 <root>/trials/<id>.error.json    failed; tried again by the next run
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-from patchrank.io import join, list_names, read_bytes, remove
-from patchrank.trial.run import SCHEMA
+from patchrank.io import exists, join, list_names, read_bytes, read_json, remove
+from patchrank.trial.identity import SCHEMA
 from patchrank.utils.errors import UserError
 
 READERS = 16  # records read at a time; object stores answer slowly, but many at once
@@ -59,9 +59,10 @@ class Records:
         """What a trial left that failed when it ran last."""
         return self._read.get(f"{identity}.error.json")
 
-    def ids(self) -> list[str]:
-        """Ids of all trials that left a record of any kind, whichever sweep's they are, sorted."""
-        return sorted({found["id"] for found in self._read.values() if found is not None})
+    def configs(self) -> dict[str, dict]:
+        """Settings of all trials that left a record of any kind, whichever sweep's they are, by id, sorted."""
+        found = {record["id"]: record["config"] for record in self._read.values() if record is not None}
+        return dict(sorted(found.items()))
 
     def forget(self, identity: str) -> None:
         """Removes all records of a trial."""
@@ -70,26 +71,36 @@ class Records:
                 remove(join(self.root, "trials", name))
 
     def _load(self, name: str) -> dict | None:
-        path, is_mere_note = join(self.root, "trials", name), name.endswith(".error.json")
+        path = join(self.root, "trials", name)
         try:
-            return self._checked(path, name.split(".")[0])
+            content = read_bytes(path)
         except FileNotFoundError:  # removed since it was listed
             return None
-        except UserError:
-            if self.lenient or is_mere_note:
-                return None
-            raise
-
-    def _checked(self, path: str, identity: str) -> dict:
-        try:
-            found = json.loads(read_bytes(path))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"record {path} is damaged ({error}); remove it, and its trial is run again") from error
-        if not isinstance(found, dict) or found.get("id") != identity:
-            raise UserError(f"record {path} is not of the trial that its name says; remove it, and that is run again")
-        if found.get("schema") != SCHEMA:
-            raise UserError(
-                f"record {path} has schema {found.get('schema')}, but this version reads {SCHEMA}; "
-                "near: another root, or --fresh"
-            )
+        found, fault = _parsed(content, name.split(".")[0])
+        if fault is not None and not self.lenient and not name.endswith(".error.json"):  # which is a mere note
+            raise UserError(f"record {path} {fault}")
         return found
+
+
+def _parsed(content: bytes, identity: str) -> tuple[dict | None, str | None]:
+    """A record, or what is wrong with it and what to do."""
+    try:
+        found = json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return None, f"is damaged ({error}); remove it, and its trial is run again"
+    if not isinstance(found, dict) or found.get("id") != identity:
+        return None, "is not of the trial that its name says; remove it, and that is run again"
+    if found.get("schema") != SCHEMA:
+        schema = found.get("schema")
+        return None, f"has schema {schema}, but this version reads {SCHEMA}; try another root, or --fresh"
+    return found, None
+
+
+def find_outcome(root: str, identity: str, run: str) -> dict | None:
+    """What an earlier attempt of the same run left: metrics, or why it ended itself; None for a first attempt."""
+    path = join(root, "trials", identity)
+    record = read_json(f"{path}.json")
+    if record is not None and record.get("id") == identity and exists(f"{path}.npz"):
+        return record["metrics"] | {"id": identity}
+    failed = read_json(f"{path}.error.json")
+    return {"failure": failed["error"]} if failed is not None and failed.get("run") == run else None

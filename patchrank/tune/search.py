@@ -6,22 +6,22 @@ per cell of the grid, in memory and rebuilt from records at every start.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from patchrank.config import SearchConfig
 from patchrank.io import content_id
+from patchrank.report.pareto import is_number
 from patchrank.tune.console import Failure, describe, say
 from patchrank.tune.early_stopping import STEP, VALUE, was_stopped
 from patchrank.tune.plan import Plan
-from patchrank.tune.space import MOST, TRIES, fits
-from patchrank.tune.spaces import distribution, encode, sample
+from patchrank.tune.space import MOST, TRIES, create_study, encode, fits, sample
+from patchrank.tune.studies import directions, excesses, past_trial
 
 STUBBORN = 8  # repeated proposals in a row after which a trial is drawn at random
 EMPTY: Mapping = MappingProxyType({})
@@ -53,8 +53,9 @@ class ReplayedNSGAII(optuna.samplers.NSGAIISampler):
         """The generation of a trial; a new one belongs to the newest, or to the next where that is complete."""
         if trial.number not in self.generations:
             sizes = Counter(self.generations.get(each.number, -1) for each in _complete(study))
-            newest = max([0, *sizes])  # -1 are those that were drawn by chance, without this sampler
-            self.generations[trial.number] = newest + (sizes[newest] >= self.population_size)
+            newest = max([0, *sizes])  # -1 stands for trials that were drawn by chance, without this sampler
+            is_complete = sizes[newest] >= self.population_size
+            self.generations[trial.number] = newest + 1 if is_complete else newest
         return self.generations[trial.number]
 
     def get_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
@@ -71,35 +72,44 @@ def create_search(
     """The search that a plan asks for.
 
     Args:
-        failed: by id, what failed in this very run of the driver, and has had its turn.
+        failed: by id, trials that failed in this run of the driver, and are not tried again in it.
         lost: by id, values of trials whose worker was lost in this run, and that come first.
     """
     return CellSearch(plan, failed, lost) if plan.sampled else ListSearch(plan, failed)
 
 
-class ListSearch(Searcher):
-    """Suggests the trials of a plan that have no record yet, in order."""
+class _RecordedSearch(Searcher):
+    """A search whose state is in records, so that Ray's snapshots of it hold nothing."""
 
-    def __init__(self, plan: Plan, failed: Mapping[str, Failure] = EMPTY):
-        super().__init__(metric=plan.sweep.config.objectives[0].metric, mode=plan.sweep.config.objectives[0].mode)
-        ids = [None if plan.sampled else plan.identify(plan.trial(cell.values)) for cell in plan.cells]
-        self.left = deque(cell.values for cell, id_ in zip(plan.cells, ids) if not (plan.record(id_) or id_ in failed))
-
-    def suggest(self, trial_id: str) -> dict | str:
-        return {"values": self.left.popleft()} if self.left else Searcher.FINISHED
+    def __init__(self, plan: Plan):
+        first = plan.sweep.config.objectives[0]
+        super().__init__(metric=first.metric, mode=first.mode)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         pass
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: Ray may take its snapshots, but records are what a later run starts from."""
+        pass
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
+        pass
 
 
-class CellSearch(ListSearch):
-    """Asks one Optuna study per cell, round-robin over cells, for trials that have no record yet."""
+class ListSearch(_RecordedSearch):
+    """Suggests the trials of a plan that have no record yet, in order."""
+
+    def __init__(self, plan: Plan, failed: Mapping[str, Failure] = EMPTY):
+        super().__init__(plan)
+        ids = [plan.identify(plan.trial(cell.values)) for cell in plan.cells]
+        is_left = [id_ not in failed and not plan.record(id_) for id_ in ids]
+        self.left = deque(cell.values for cell, left in zip(plan.cells, is_left) if left)
+
+    def suggest(self, trial_id: str) -> dict | str:
+        return {"values": self.left.popleft()} if self.left else Searcher.FINISHED
+
+
+class CellSearch(_RecordedSearch):
+    """Asks one Optuna study per cell for trials that have no record yet, the cell with the fewest trials first."""
 
     def __init__(
         self, plan: Plan, failed: Mapping[str, Failure] = EMPTY, lost: Mapping[str, dict[str, object]] = EMPTY
@@ -115,15 +125,15 @@ class CellSearch(ListSearch):
         self.live: dict[str, tuple[int, optuna.Trial, str]] = {}  # by Ray's trial id: cell, Optuna's trial, ours
         self.measured: dict[str, dict] = {}  # metrics by id
         self._replay()
-        again = [values for values, record in self.plan.failures() if record["id"] not in failed]
-        self._enqueue([*lost.values(), *again])  # the latter are of earlier runs
+        failed_before = [values for values, record in self.plan.failures() if record["id"] not in failed]
+        self._enqueue([*lost.values(), *failed_before])
 
     def _study(self, cell: int) -> optuna.Study:
         """A study whose draws do not begin again where earlier runs of the sweep began."""
         search = self.plan.sweep.config.search
-        directions = ["maximize" if objective.mode == "max" else "minimize" for objective in self.objectives]
         seed = int(content_id([search.seed, cell, len(self.known[cell])])[:8], 16)
-        return optuna.create_study(sampler=create_sampler(search, seed, len(self.known[cell])), directions=directions)
+        sampler = create_sampler(search, seed, len(self.known[cell]))
+        return create_study(sampler=sampler, directions=directions(self.objectives))
 
     def _enqueue(self, first: Iterable[dict[str, object]]) -> None:
         """Lets studies begin with values that have been drawn before."""
@@ -142,47 +152,38 @@ class CellSearch(ListSearch):
                 self.ids[n].append(identity)
         for n, known in enumerate(self.known):
             for record, drawn in known:
-                self.studies[n].add_trial(self._past(record, drawn))
+                past = past_trial(record, drawn, self.plan.sampled, self.objectives, self.constraints)
+                if past.state == TrialState.PRUNED and len(self.objectives) > 1:
+                    past.state = TrialState.FAIL  # Optuna compares what was ended early by one objective alone
+                self.studies[n].add_trial(past)
                 self.ids[n].append(record["id"])
                 self.measured[record["id"]] = record["metrics"]
-
-    def _past(self, record: dict, drawn: dict[str, object]) -> FrozenTrial:
-        values, reached = self._values(record["metrics"]), record.get("reached")
-        is_pruned = reached is not None and len(self.objectives) == 1
-        unfinished = TrialState.PRUNED if is_pruned else TrialState.FAIL
-        trial = create_trial(
-            params={key: encode(self.plan.sampled[key], value) for key, value in drawn.items()},
-            distributions={key: distribution(self.plan.sampled[key]) for key in drawn},
-            values=values,
-            intermediate_values={reached[STEP]: reached[VALUE]} if is_pruned else None,
-            state=unfinished if values is None else TrialState.COMPLETE,
-        )
-        self._bound(trial, record["metrics"])
-        return trial
 
     def suggest(self, trial_id: str) -> dict | str:
         for n in sorted(range(len(self.ids)), key=lambda n: len(self.ids[n])):
             if len(self.ids[n]) >= self.plan.cells[n].samples:
                 continue
-            asked, identity, values = self._ask(n)
-            if identity is None:
+            found = self._ask(n)
+            if found is None:
                 self._exhaust(n)
                 continue
+            asked, identity, values = found
             self.ids[n].append(identity)
             self.live[trial_id] = n, asked, identity
             return {"values": values}
         return Searcher.FINISHED
 
     def _exhaust(self, n: int) -> None:
-        """Lowers what is asked of a cell to what there is in it."""
+        """Lowers the number of trials that a cell is to have to what its space gives."""
         cell, there = self.plan.cells[n], len(self.ids[n])
         say(f"  note: {describe(cell.values)}: the space gives {there} of {cell.samples} trials that keep its bounds")
         cell.samples = there
 
-    def _ask(self, n: int) -> tuple[optuna.Trial | None, str | None, dict]:
-        """A configuration of cell n that is not among its ids and may keep the bounds.
+    def _ask(self, n: int) -> tuple[optuna.Trial, str, dict[str, object]] | None:
+        """A new configuration of cell n that may keep the bounds, or None: Optuna's trial, our id, and values.
 
-        Samplers repeat themselves, above all while what they have proposed is not measured yet: then chance has a word.
+        Samplers repeat themselves, above all while what they have proposed is not measured yet. After `STUBBORN`
+        repetitions the next one is drawn at random.
         """
         repeated, study = 0, self.studies[n]
         for _ in range(MOST):
@@ -193,35 +194,28 @@ class CellSearch(ListSearch):
             study.sampler = sampler
             trial = self.plan.trial(values)
             identity = self.plan.identify(trial)
-            if identity not in self.ids[n] and fits(trial, self.constraints):
+            is_known = identity in self.ids[n]
+            if not is_known and fits(trial, self.constraints):
                 return asked, identity, values
             self._tell(n, asked, self.measured.get(identity))
-            repeated += identity in self.ids[n]
+            if is_known:
+                repeated += 1
             if repeated > TRIES + len(self.ids[n]):
                 break
-        return None, None, {}
+        return None
 
     def _tell(self, n: int, asked: optuna.Trial, metrics: dict | None) -> None:
-        values = self._values(metrics or {})
-        if values is None and len(self.objectives) == 1 and was_stopped(metrics or {}):
+        """Tells a study what became of a trial; without metrics, or without one of its objectives, it failed."""
+        metrics = metrics or {}
+        if all(is_number(metrics.get(objective.metric)) for objective in self.objectives):
+            for name, excess in excesses(metrics, self.constraints).items():
+                asked.set_constraint(name, excess)
+            self.studies[n].tell(asked, [metrics[objective.metric] for objective in self.objectives])
+        elif was_stopped(metrics) and len(self.objectives) == 1:
             asked.report(metrics[VALUE], metrics[STEP])
             self.studies[n].tell(asked, state=TrialState.PRUNED)
-        elif values is None:
-            self.studies[n].tell(asked, state=TrialState.FAIL)
         else:
-            self._bound(asked, metrics)
-            self.studies[n].tell(asked, values)
-
-    def _values(self, metrics: dict) -> list[float] | None:
-        """The objectives' values; None if one of them is missing or not a number."""
-        values = [metrics.get(objective.metric) for objective in self.objectives]
-        return None if any(value is None or math.isnan(value) for value in values) else values
-
-    def _bound(self, trial: optuna.Trial | optuna.trial.FrozenTrial, metrics: dict) -> None:
-        """Notes by how much a trial breaks the bounds; samplers learn to stay within them."""
-        for bound in self.constraints:
-            if bound.metric in metrics:
-                trial.set_constraint(bound.metric, bound.excess(metrics))
+            self.studies[n].tell(asked, state=TrialState.FAIL)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         n, asked, identity = self.live.pop(trial_id)

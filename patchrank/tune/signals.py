@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which end a sweep in the same way: what runs is let go, what is finished is kept."""
+"""Ctrl-C and SIGTERM, which end a sweep in the same way: running trials are dropped, finished ones are kept."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Whether somebody asked for an end; `KeyboardInterrupt` wherever Tune is not there to be told of it."""
+    """Whether the user asked for an end. While Tune runs it is told; at other times `KeyboardInterrupt` is raised."""
 
     def __init__(self):
         self.happened = False
-        self.lost = threading.Event()  # the hold on the sweep's folder
-        self._tune_runs = self._told = False
+        self.lost = threading.Event()  # set once another driver holds the sweep's folder
+        self._tune_runs = self._is_told = False
 
     def check(self) -> None:
-        """Tells Tune to come to an end, once, where somebody asked for that; to be called from its callbacks.
+        """Lets Tune end, once, where the user asked for that; to be called from its callbacks.
 
-        SIGUSR1 is Tune's own word for it, and it listens from the time that callbacks are called, in the main thread.
+        Tune ends on SIGUSR1. It listens once callbacks are called, and in the main thread alone.
         """
         if self.lost.is_set() and not self.happened:
             say(LOST)
             self.happened = True
-        if self.happened and not self._told and _in_main_thread():
-            self._told = True
+        if self.happened and not self._is_told and _in_main_thread():
+            self._is_told = True
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    def insist(self) -> None:
+    def raise_if_lost(self) -> None:
         """Raises `UserError` once another driver has taken the folder over: nothing may be written there any more."""
         if self.lost.is_set():
             raise UserError(LOST)
@@ -47,7 +47,7 @@ class Interrupts:
             yield
             return
         before = {each: signal.signal(each, self._handle) for each in SIGNALS}
-        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda number, frame: None)  # which else would kill
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda number, frame: None)  # its default is to kill us
         try:
             yield
         finally:
@@ -56,16 +56,16 @@ class Interrupts:
 
     @contextmanager
     def told_to_tune(self) -> Iterator[None]:
-        """While Tune runs, the first signal lets it end its trials; a second does not wait for that."""
-        self._tune_runs, self._told = True, False
+        """While a block runs Tune, the first signal lets Tune end its trials; a second one does not wait for that."""
+        self._tune_runs, self._is_told = True, False
         try:
             yield
         finally:
             self._tune_runs = False
 
     def _handle(self, number: int, frame: object) -> None:
-        first, self.happened = not self.happened, True
-        if not (self._tune_runs and first):
+        is_first, self.happened = not self.happened, True
+        if not (self._tune_runs and is_first):
             raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""Points of a search space: the grid, random draws around each of its points, and the trials that these stand for."""
+"""A search space: points of its grid, draws of its sampled axes, and the trials that these stand for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import optuna
 
-from patchrank.config import Constraint, PromptConfig, Rule, SearchConfig, TrialConfig, known_keys, validate, value_at
+from patchrank.config import Constraint, PromptConfig, Rule, SearchConfig, TrialConfig, validate, value_at
 from patchrank.io import content_id
 from patchrank.trial.check import check_trial, counted_gmacs
-from patchrank.trial.prompts import learns
-from patchrank.tune.spaces import sample
+from patchrank.trial.requirements import ResolvedTrial
+from patchrank.tune.sweep import depends_on
 from patchrank.utils.errors import UserError
 
 TRIES = 200  # repeated draws, beyond the number of those known, after which a cell counts as exhausted
@@ -28,15 +28,14 @@ class Cell:
     samples: int
 
 
-def configure(base: TrialConfig, values: dict[str, object]) -> TrialConfig:
-    """`base` with settings replaced by path; a mapping changes the keys that it names of a whole section.
+def configure(base: TrialConfig, values: dict[str, object]) -> ResolvedTrial:
+    """`base` with settings replaced by path, checked; a mapping changes the keys that it names of a whole section.
 
     Raises:
-        UserError: a value that does not fit its setting.
+        UserError: a value that does not fit its setting, or a trial that cannot run.
     """
-    raw = replaced(base, values)
     where = ", ".join(f"{path}={value}" for path, value in values.items()) or "trial"
-    trial = validate(TrialConfig, raw, where)
+    trial = ResolvedTrial(validate(TrialConfig, replaced(base, values), where))
     try:
         check_trial(trial)
     except UserError as error:
@@ -70,16 +69,8 @@ def grid_points(grid: dict[str, Rule], base: TrialConfig) -> list[dict[str, obje
 def _standing(point: dict[str, object], grid: dict[str, Rule], base: TrialConfig) -> dict[str, object]:
     """The axes of a point whose `when` is met; an axis that falls may take others with it."""
     raw = replaced(base, point)
-    left = {key: value for key, value in point.items() if _meets(key, grid[key], raw)}
+    left = {key: value for key, value in point.items() if grid[key].holds(lambda path: value_at(raw, path))}
     return left if left == point else _standing(left, grid, base)
-
-
-def _meets(key: str, rule: Rule, raw: dict) -> bool:
-    for path in (path for each in rule.conditions for path in each):
-        *parents, last = path.split(".")
-        if last not in known_keys(TrialConfig, tuple(parents)):
-            raise UserError(f"{key}: when names {last!r}, which is no setting of a trial")
-    return rule.holds(lambda path: value_at(raw, path))
 
 
 def random_points(
@@ -94,7 +85,7 @@ def random_points(
     Draws that break a bound on GMACs, which are counted beforehand, are replaced; a small space gives fewer.
     """
     seed = int(content_id([search.seed, point])[:8], 16)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    study = create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     found: dict[str, dict[str, object]] = {}
     seen: set[str] = set()
     repeated = 0
@@ -111,10 +102,10 @@ def random_points(
     return list(found.values())
 
 
-def fits(trial: TrialConfig, bounds: Iterable[Constraint]) -> bool:
+def fits(trial: ResolvedTrial, bounds: Iterable[Constraint]) -> bool:
     """Whether a trial keeps the bounds on GMACs; where tokens are learned, which add some, nobody knows beforehand."""
     counted = [bound for bound in bounds if bound.metric == "gmacs"]
-    if not counted or learns(trial):
+    if not counted or trial.learns:
         return True
     gmacs = counted_gmacs(trial)
     return all(bound.excess({"gmacs": gmacs}) <= 0 for bound in counted)
@@ -128,3 +119,58 @@ def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
         return value in rule.choice
     low, high = rule.uniform if rule.kind == "uniform" else rule.int_
     return isinstance(value, int | float) and low <= value <= high
+
+
+def create_study(**settings) -> optuna.Study:
+    """An Optuna study that does not announce itself; its settings are those of `optuna.create_study`."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(**settings)
+
+
+def in_order(rules: dict[str, Rule]) -> dict[str, Rule]:
+    """Axes such that each comes after those that its `when` names; otherwise as they stand.
+
+    Raises:
+        UserError: axes whose conditions go in a circle.
+    """
+    names = {key: depends_on(rule) & rules.keys() for key, rule in rules.items()}
+    ordered: dict[str, Rule] = {}
+    while len(ordered) < len(rules):
+        ready = [key for key in rules if key not in ordered and names[key] <= ordered.keys()]
+        if not ready:
+            left = ", ".join(key for key in rules if key not in ordered)
+            raise UserError(f"{left}: conditions (when) go in a circle")
+        ordered[ready[0]] = rules[ready[0]]
+    return ordered
+
+
+def sample(trial: optuna.Trial, rules: dict[str, Rule], cell: dict[str, object]) -> dict[str, object]:
+    """Draws the sampled axes around a cell; one whose `when` is not met is left at its setting."""
+    values = dict(cell)
+    for key, rule in rules.items():
+        if rule.holds(values.get):
+            values[key] = _draw(trial, key, rule)
+    return values
+
+
+def _draw(trial: optuna.Trial, key: str, rule: Rule) -> object:
+    if rule.kind == "choice":
+        return json.loads(trial.suggest_categorical(key, distribution(rule).choices))
+    if rule.kind == "uniform":
+        drawn = trial.suggest_float(key, *rule.uniform, step=rule.step, log=rule.log)
+        return float(f"{drawn:.10g}")  # steps of 0.1 should read 0.6, not 0.6000000000000001
+    return trial.suggest_int(key, *rule.int_, step=int(rule.step or 1), log=rule.log)
+
+
+def distribution(rule: Rule) -> optuna.distributions.BaseDistribution:
+    """Optuna's form of a rule; bounds are inclusive."""
+    if rule.kind == "choice":
+        return optuna.distributions.CategoricalDistribution([encode(rule, choice) for choice in rule.choice])
+    if rule.kind == "uniform":
+        return optuna.distributions.FloatDistribution(*rule.uniform, log=rule.log, step=rule.step)
+    return optuna.distributions.IntDistribution(*rule.int_, log=rule.log, step=int(rule.step or 1))
+
+
+def encode(rule: Rule, value: object) -> object:
+    """A value as Optuna holds it: choices, which may be lists, as JSON."""
+    return json.dumps(value) if rule.kind == "choice" else value

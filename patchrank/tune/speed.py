@@ -8,9 +8,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from patchrank.config import Resources, SweepConfig, TrialConfig
+from patchrank import benchmark
+from patchrank.config import Resources, SweepConfig
 from patchrank.io import join, list_names, read_json
-from patchrank.trial.speed import SCHEMA, VERSION, speed_settings
+from patchrank.trial.identity import SCHEMA, speed_settings
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.utils.device import hardware
 
 FIGURES = ("ms", "ms_unpruned", "speedup")  # of a measurement, that go into a row
@@ -19,11 +21,6 @@ FIGURES = ("ms", "ms_unpruned", "speedup")  # of a measurement, that go into a r
 def wants_milliseconds(config: SweepConfig) -> bool:
     """Whether an objective or a bound of a sweep is about milliseconds."""
     return any(each.metric == "ms" for each in (*config.objectives, *config.constraints))
-
-
-def can_be_timed(trial: TrialConfig) -> bool:
-    """Whether a trial could be deployed; golden rankings are scores from outside."""
-    return trial.pruning.reducer != "golden" or trial.pruning.keep_rate == 1
 
 
 class Speeds:
@@ -41,7 +38,7 @@ class Speeds:
     def refresh(self) -> None:
         folder = join(self.config.root, "speeds")
         records = [read_json(join(folder, name)) for name in list_names(folder) if name.endswith(".json")]
-        wanted = {"benchmark": self.config.benchmark.model_dump(), "schema": SCHEMA, "version": VERSION}
+        wanted = {"benchmark": self.config.benchmark.model_dump(), "schema": SCHEMA, "version": benchmark.VERSION}
         usable = [record for record in records if record and wanted.items() <= record.items()]
         counts = Counter(settings_key(record["hardware"]) for record in usable)
         where = settings_key(self.own) if self.own else max(sorted(counts), key=counts.__getitem__, default=None)
@@ -52,11 +49,11 @@ class Speeds:
     def _times(self, model: str) -> list[float]:
         return [r["ms_unpruned"] for r in self._found.values() if r["settings"]["model"] == model]
 
-    def of(self, trial: TrialConfig) -> dict | None:
+    def of(self, trial: ResolvedTrial) -> dict | None:
         """The measurement of a trial's structure; None where there is none.
 
-        A machine is faster at one time than at another, which a tower's unpruned twin feels as much as itself: so its
-        milliseconds are the twin's median over all measurements, divided by the speed-up that was measured in turns.
+        A machine is faster at one time than at another, and a tower's unpruned twin feels that as much as the tower.
+        So the tower's milliseconds are the twin's median over all measurements, divided by the measured speed-up.
         """
         found = self._found.get(settings_key(speed_settings(trial)))
         if found is None:
@@ -64,12 +61,13 @@ class Speeds:
         unpruned = self._unpruned[found["settings"]["model"]]
         return found | {"ms": unpruned / found["speedup"], "ms_unpruned": unpruned}
 
-    def lacking(self, trials: Iterable[TrialConfig]) -> list[TrialConfig]:
-        """One trial of each structure that has yet to be measured; on a cluster of each, if any has.
+    def lacking(self, trials: Iterable[ResolvedTrial]) -> list[ResolvedTrial]:
+        """One trial of each structure that has yet to be measured.
 
-        Which of a cluster's kinds of hardware comes next is not known, and what was measured on that is read anyway.
+        On a cluster, if one structure is missing, all are returned: nobody knows which kind of hardware will measure
+        them, and a structure that was measured on that kind before costs no time.
         """
-        by_structure = {settings_key(speed_settings(trial)): trial for trial in trials if can_be_timed(trial)}
+        by_structure = {settings_key(speed_settings(trial)): trial for trial in trials if trial.can_be_timed}
         left = [trial for key, trial in by_structure.items() if key not in self._found]
         return left if self.own or not left else list(by_structure.values())
 
@@ -85,11 +83,16 @@ def beside(record: dict, speed: dict | None) -> dict:
 
 def own_hardware(resources: Resources) -> dict:
     """This machine, as a worker that takes these resources finds it."""
-    return hardware(device_of(resources)) | {"threads": max(1, int(resources.cpu))}
+    return hardware(device_of(resources)) | {"threads": num_threads(resources)}
 
 
 def device_of(resources: Resources) -> str:
     return "cuda" if resources.gpu else "cpu"
+
+
+def num_threads(resources: Resources) -> int:
+    """How many threads torch gets in a worker."""
+    return max(1, int(resources.cpu))
 
 
 def settings_key(value: dict) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import patchrank
-from patchrank.config import Rule, SweepConfig, TrialConfig, known_keys, validate
+from patchrank.config import PromptConfig, Rule, SweepConfig, TrialConfig, leaves, validate
 from patchrank.io import resolve
 from patchrank.io.yaml import parse_yaml, read_yaml
 from patchrank.utils.errors import UserError, near
@@ -34,52 +34,69 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     """Reads a sweep file, its search spaces and overrides.
 
     Raises:
-        UserError: an unreadable file, an unknown or wrong key, an axis that is no setting of a trial.
+        UserError: an unreadable file, an unknown or wrong key, an axis that is no setting of a trial, or axes that do
+            not go together.
     """
     path = find_sweep(spec)
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path}: must hold a mapping of keys to values")
-    if quick:
-        _shrink(validate(SweepConfig, raw, str(path)), raw)
     changed = [_override(raw, text) for text in overrides]
-    where = f"{path}" + (" with overrides" if overrides else "")
-    config = validate(SweepConfig, raw, where)
+    config = validate(SweepConfig, raw, f"{path}" + (" with overrides" if overrides else ""))
     import_modules(config.imports)
-    _resolve_places(config.trial, raw)
-    config = validate(SweepConfig, raw, where)
     axes = _read_axes([path.parent / space for space in config.spaces])
     if quick and "seed" in axes:
         axes["seed"] = Rule(grid=axes["seed"].grid[:1]) if axes["seed"].grid else axes["seed"]
     pinned = [key for key in changed if key.removeprefix("trial.") in axes]
     axes = {key: rule for key, rule in axes.items() if f"trial.{key}" not in pinned}
-    suffix = "-quick" if quick else ""
-    beside = [resolve(place) + suffix for place in config.report.beside]  # smoke runs stand beside smoke runs
-    settings = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
-    settings |= {"report": config.report.model_copy(update={"beside": beside})}
+    _check_axes(axes)
     notes = [f"{key} is pinned by an override and no longer swept" for key in pinned]
     inside = [(key, axis) for key in changed for axis in axes if key.startswith(f"trial.{axis}.")]
     notes += [f"{key} holds where the swept {axis} does not say otherwise" for key, axis in inside]
-    return Sweep(config.model_copy(update=settings), axes, notes, quick)
+    trial = _shrunk(config.trial, changed) if quick else config.trial
+    return Sweep(_placed(config, trial, "-quick" if quick else ""), axes, notes, quick)
 
 
-def _resolve_places(trial: TrialConfig, raw: dict) -> None:
-    """Makes paths absolute, since workers may run elsewhere; `::` joins several tars."""
-    for part, key in (("model", "checkpoint"), ("data", "root"), ("data", "vocabulary")):
-        place = getattr(getattr(trial, part), key)
-        if place is not None:
-            pieces = [place] if "://" in place else place.split("::")
-            raw["trial"][part][key] = "::".join(map(resolve, pieces))
+def _placed(config: SweepConfig, trial: TrialConfig, suffix: str) -> SweepConfig:
+    """A sweep with absolute paths. Smoke runs have a suffix, and so have the sweeps that they are shown beside."""
+    beside = tuple(resolve(place) + suffix for place in config.report.beside)
+    report = config.report.model_copy(update={"beside": beside})
+    places = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
+    return config.model_copy(update={**places, "report": report, "trial": _resolved(trial)})
 
 
-def _shrink(config: SweepConfig, raw: dict) -> None:
-    """Caps counts for a smoke run; overrides come later and win."""
+def _resolved(trial: TrialConfig) -> TrialConfig:
+    """A trial whose paths are absolute, since workers may run elsewhere."""
+    model = trial.model.model_copy(update={"checkpoint": _absolute(trial.model.checkpoint)})
+    places = {key: _absolute(getattr(trial.data, key)) for key in ("root", "vocabulary")}
+    return trial.model_copy(update={"model": model, "data": trial.data.model_copy(update=places)})
+
+
+def _absolute(place: str | None) -> str | None:
+    """A place as an absolute path or URL; `::` joins several tars."""
+    if place is None:
+        return None
+    pieces = [place] if "://" in place else place.split("::")
+    return "::".join(map(resolve, pieces))
+
+
+def _shrunk(trial: TrialConfig, overridden: Sequence[str]) -> TrialConfig:
+    """Caps counts for a smoke run, those aside that an override names."""
+    smaller = {}
     for part, caps in QUICK.items():
-        if getattr(config.trial, part) is None:
+        section = getattr(trial, part)
+        if section is None:
             continue
-        settings = getattr(config.trial, part).model_dump()
-        smaller = {key: cap if settings[key] is None else min(cap, settings[key]) for key, cap in caps.items()}
-        raw.setdefault("trial", {}).setdefault(part, {}).update(smaller)
+        caps = {key: cap for key, cap in caps.items() if not _names(overridden, f"trial.{part}.{key}")}
+        counts = {key: getattr(section, key) for key in caps}
+        fewer = {key: cap if counts[key] is None else min(cap, counts[key]) for key, cap in caps.items()}
+        smaller[part] = section.model_copy(update=fewer)
+    return trial.model_copy(update=smaller)
+
+
+def _names(overridden: Sequence[str], path: str) -> bool:
+    """Whether an override sets this setting, or a section that it lies in."""
+    return any(f"{path}.".startswith(f"{key}.") for key in overridden)
 
 
 def find_sweep(spec: str) -> Path:
@@ -112,21 +129,39 @@ def _override(raw: dict, text: str) -> str:
 
 
 def _read_axes(files: Sequence[Path]) -> dict[str, Rule]:
-    axes: dict[str, Rule] = {}
+    known, axes = _settings(), {}
     for file in files:
         raw = read_yaml(file)
         if not isinstance(raw, dict):
             raise UserError(f"{file}: must hold settings of a trial with a rule each")
         for key, rule in raw.items():
-            _check_axis(str(key), file)
-            axes[str(key)] = validate(Rule, rule, f"{file}: {key}")
+            if key not in known:
+                raise UserError(f"{file}: {str(key)!r} is no setting of a trial; {near(str(key), known)}")
+            axes[key] = validate(Rule, rule, f"{file}: {key}")
     return axes
 
 
-def _check_axis(key: str, file: Path) -> None:
-    *path, last = key.split(".")
-    known = known_keys(TrialConfig, tuple(path))
-    if last not in known:
-        parts = known_keys(TrialConfig, ())
-        everything = [f"{part}.{leaf}" for part in parts for leaf in known_keys(TrialConfig, (part,))] + parts
-        raise UserError(f"{file}: {key!r} is no setting of a trial; {near(key, everything)}")
+def _settings() -> list[str]:
+    """Dotted paths of all sections and settings of a trial."""
+    plain = TrialConfig(prompt=PromptConfig()).model_dump()
+    return list(plain | leaves(plain))
+
+
+def _check_axes(axes: dict[str, Rule]) -> None:
+    """Refuses axes that do not go together, and mappings that are to be sampled."""
+    known = _settings()
+    for key, rule in axes.items():
+        for path in depends_on(rule):
+            if rule.kind != "grid" and path not in axes:
+                raise UserError(f"{key}: when names {path!r}, which is not swept; {near(path, axes)}")
+            if rule.kind == "grid" and path in axes and axes[path].kind != "grid":
+                raise UserError(f"{key}: when names {path!r}, which is sampled, so {key} cannot be a grid; try choice")
+            if path not in known:
+                raise UserError(f"{key}: when names {path!r}, which is no setting of a trial; {near(path, known)}")
+        if any(isinstance(value, dict) for value in rule.choice or ()):
+            raise UserError(f"{key}: a mapping can stand in a grid, but not be sampled; try {key}.<setting>")
+
+
+def depends_on(rule: Rule) -> set[str]:
+    """Paths that a rule's `when` names."""
+    return {path for each in rule.conditions for path in each}

@@ -7,7 +7,6 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
-from patchrank.trial.run import num_steps
 from patchrank.tune.console import Failure, describe
 from patchrank.tune.plan import Plan
 from patchrank.tune.signals import Interrupts
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def is_done(plan: Plan) -> bool:
-    """Whether nothing is left to run or to measure; a search is asked, whose space may be smaller than its samples."""
+    """Whether nothing is left to run or to measure. A search has to be asked: its space may hold fewer trials."""
     if plan.untimed():
         return False
     if plan.missing() and plan.sampled:
@@ -62,10 +61,13 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
 
     from patchrank.tune.loggers import tracker_callbacks
     from patchrank.tune.search import create_search
+    from patchrank.tune.worker import run_one
 
     config, notes = plan.sweep.config, tempfile.mkdtemp(prefix="patchrank-")
+    trainable = tune.with_parameters(run_one, sweep=config, run=progress.run)
+    trainable.__name__ = f"trials of {config.name}"  # which a dashboard shows
     tuner = tune.Tuner(
-        _trainable(plan, progress.run),
+        tune.with_resources(trainable, config.resources.model_dump()),
         tune_config=tune.TuneConfig(
             search_alg=create_search(plan, progress.failures, progress.lost),
             scheduler=create_scheduler(plan),
@@ -96,19 +98,4 @@ def create_scheduler(plan: Plan):
     asha = plan.sweep.config.search.asha
     if asha is None:
         return None
-    return asha_scheduler(asha, max(num_steps(trial, plan.inputs(trial), asha.of) for trial in plan.staged()))
-
-
-def _trainable(plan: Plan, run: str):
-    """Tune's trainable with all that a worker needs to know, under a name that a dashboard can show."""
-    from ray import tune
-
-    from patchrank.tune.worker import run_one
-
-    config, resources = plan.sweep.config, plan.sweep.config.resources.model_dump()
-    job = {"base": config.trial.model_dump(), "root": config.root, "shards": config.shards, "sweep": config.name}
-    job |= {"run": run, "time_limit": config.time_limit, "imports": config.imports, **resources}
-    job["asha"] = config.search.asha and config.search.asha.model_dump()
-    trainable = tune.with_parameters(run_one, job=job)
-    trainable.__name__ = f"trials of {config.name}"
-    return tune.with_resources(trainable, resources)
+    return asha_scheduler(asha, max(plan.context(trial).num_steps(asha.of) for trial in plan.staged()))

@@ -1,76 +1,112 @@
-"""What runs inside Ray's workers: one trial, or the scoring of one shard."""
+"""What runs inside Ray's workers: one trial, the scoring of one shard, or the timing of one tower."""
 
 from __future__ import annotations
 
-import json
+import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import ray
 import torch
 from ray import tune
 
-from patchrank.config import AshaConfig, BenchmarkConfig, TrialConfig
+from patchrank.config import SweepConfig, TrialConfig
 from patchrank.golden.make_shards import score_shard
 from patchrank.golden.shards import ShardFolder
-from patchrank.io import join
+from patchrank.io import exists, join, write_json
 from patchrank.layers.pruning import windows
+from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
-from patchrank.trial.run import fingerprint, needed_shards, run_trial, trial_id
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.run import error_record, run_trial
 from patchrank.trial.speed import measure_trial
 from patchrank.tune.early_stopping import reporting
-from patchrank.tune.limits import find_outcome, time_limit
 from patchrank.tune.prometheus import count_shard
+from patchrank.tune.records import find_outcome
 from patchrank.tune.space import configure
+from patchrank.tune.speed import device_of, num_threads
 from patchrank.utils.errors import StoreError, UserError
 from patchrank.utils.plugins import import_modules
 
+_load = lru_cache(maxsize=1)(load_inputs)
 
-def run_one(config: dict, job: dict) -> None:
-    """Tune's trainable: `config["values"]` are settings that replace those of the trial `job["base"]`.
+
+def run_one(config: dict, sweep: SweepConfig, run: str) -> None:
+    """Tune's trainable: `config["values"]` are settings that replace those of the sweep's trial.
 
     The record is written before Tune hears of the result. A trial that fails reports why and does not raise: Tune is to
     try again where a worker or its node was lost, and not where the same would happen again.
+
+    Args:
+        run: name of the driver's run, whose next attempt at a trial hears what an earlier one ended with.
     """
-    torch.set_num_threads(max(1, int(job["cpu"])))
     try:
-        found = _run(config["values"], job)
+        _prepare(sweep)
+        found = _run(configure(sweep.trial, config["values"]), sweep, run)
     except Exception as error:
         found = {"failure": f"{type(error).__name__}: {error}"}
     tune.report(found)
 
 
-def _run(values: dict, job: dict) -> dict:
+def _run(trial: ResolvedTrial, sweep: SweepConfig, run: str) -> dict:
     """Metrics of a trial with its id, or the failure that an earlier attempt of the same run ended with."""
-    root, shards = job["root"], job["shards"]
-    import_modules(job["imports"])
-    trial = configure(TrialConfig.model_validate(job["base"]), values)
-    inputs = _inputs(trial.model_dump_json(), _device(job["gpu"]), shards)
-    identity = trial_id(trial, fingerprint(trial, inputs))
-    known = find_outcome(root, identity, job["run"])
+    inputs = _inputs_of(trial, sweep)
+    identity = trial_id(TrialContext(trial, inputs))
+    known = find_outcome(sweep.root, identity, run)
     if known is not None:
         return known
-    with time_limit(job["time_limit"], root, trial, identity, job["sweep"], job["run"]):
-        steps = reporting(AshaConfig(**job["asha"])) if job["asha"] else None
-        record = run_trial(trial, inputs, root, shards, job["sweep"], quiet=True, steps=steps)
+    with time_limit(sweep, trial, identity, run):
+        steps = reporting(sweep.search.asha) if sweep.search.asha is not None else None
+        record = run_trial(trial, inputs, sweep.root, sweep.shards, sweep.name, quiet=True, steps=steps)
     return record["metrics"] | {"id": identity}
+
+
+@contextmanager
+def time_limit(sweep: SweepConfig, trial: ResolvedTrial, identity: str, run: str) -> Iterator[None]:
+    """Ends the whole worker, with a record that says why, if the block takes longer than the sweep allows.
+
+    A hung call cannot be interrupted, so nothing less would do.
+    """
+    seconds, path = sweep.time_limit, join(sweep.root, "trials", identity)
+    if seconds is None:
+        yield
+        return
+
+    def end() -> None:
+        if exists(f"{path}.stopped.json"):  # the trial has ended, and Ray merely keeps its thread waiting
+            return
+        reason = f"TimeoutError: ran longer than time_limit = {seconds:g} seconds"
+        try:
+            write_json(f"{path}.error.json", error_record(trial, identity, sweep.name, reason) | {"run": run})
+        finally:
+            os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 # max_calls: a worker keeps its model from shard to shard, on GPUs too
 @ray.remote(max_retries=2, retry_exceptions=[OSError, StoreError], max_calls=0)
-def score_one(trial: dict, shards: str, key: str, index: int, job: dict) -> None:
+def score_one(trial: TrialConfig, sweep: SweepConfig, key: str, index: int) -> None:
     """Makes one shard of a folder, if no earlier attempt has."""
-    torch.set_num_threads(max(1, int(job["cpu"])))
-    import_modules(job["imports"])
-    config = TrialConfig.model_validate(trial)
-    inputs = _inputs(config.model_dump_json(), _device(job["gpu"]), shards)
-    found = [pair for pair in needed_shards(config, inputs, shards).values() if pair[1].key == key]
+    _prepare(sweep)
+    resolved = ResolvedTrial(trial)
+    context = TrialContext(resolved, _inputs_of(resolved, sweep), sweep.shards)
+    found = [pair for pair in context.needed_shards.values() if pair[1].key == key]
     if not found:
         raise UserError("the images or weights of this node are not those of the driver")
     split, folder = found[0]
     if folder.fault(index):
         began = time.perf_counter()
-        score_shard(inputs.clip, split, folder, index)
+        score_shard(context.inputs.clip, split, folder, index)
         _count(folder, index, time.perf_counter() - began)
 
 
@@ -85,23 +121,18 @@ def _count(folder: ShardFolder, index: int, seconds: float) -> None:
 
 
 @ray.remote(max_retries=2, max_calls=0)
-def time_one(trial: dict, benchmark: dict, folder: str, job: dict) -> None:
+def time_one(trial: TrialConfig, sweep: SweepConfig) -> None:
     """Milliseconds of a trial's structure on this node, which has been cleared for it."""
-    torch.set_num_threads(max(1, int(job["cpu"])))
-    import_modules(job["imports"])
-    measure_trial(TrialConfig.model_validate(trial), job["device"], BenchmarkConfig(**benchmark), folder)
+    _prepare(sweep)
+    measure_trial(ResolvedTrial(trial), device_of(sweep.resources), sweep.benchmark, join(sweep.root, "speeds"))
 
 
-@lru_cache(maxsize=1)
-def _loaded(model_and_data: str, device: str, shards: str) -> Inputs:
-    return load_inputs(TrialConfig.model_validate_json(model_and_data), device, heads=join(shards, "heads"))
+def _prepare(sweep: SweepConfig) -> None:
+    """Gives torch the threads that a trial takes, and registers the user's own components."""
+    torch.set_num_threads(num_threads(sweep.resources))
+    import_modules(sweep.imports)
 
 
-def _inputs(trial: str, device: str, shards: str) -> Inputs:
+def _inputs_of(trial: ResolvedTrial, sweep: SweepConfig) -> Inputs:
     """Model and data of a trial; kept for the next one if it has the same."""
-    raw = json.loads(trial)
-    return _loaded(json.dumps({key: raw[key] for key in ("model", "data")}, sort_keys=True), device, shards)
-
-
-def _device(gpu: float) -> str:
-    return "cuda" if gpu else "cpu"
+    return _load(trial.config.model, trial.config.data, device_of(sweep.resources), join(sweep.shards, "heads"))

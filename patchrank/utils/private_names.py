@@ -6,6 +6,9 @@ private names that are used anywhere else. Where a package gets a public way, ta
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -32,6 +35,7 @@ __all__ = [
     "has_model_args",
     "hold_the_same",
     "is_compiled",
+    "keeping_model_args",
     "save_config_for_hf",
     "traceable_assert",
     "update_model_args",
@@ -67,6 +71,20 @@ def has_model_args(model: nn.Module) -> bool:
     The public `timm.models.get_model_args` gives a few for any model.
     """
     return hasattr(model, "_model_args")
+
+
+@contextmanager
+def keeping_model_args(model: nn.Module) -> Iterator[None]:
+    """Lets timm's note of a model's arguments come back after a block, whatever changes it meanwhile.
+
+    `update_model_args` puts a new note in the place of the old one, but takes no argument out of it again.
+    """
+    noted = vars(model).get("_model_args")
+    try:
+        yield
+    finally:
+        if noted is not None:
+            vars(model)["_model_args"] = noted
 
 
 def hold_the_same(module: nn.Module, other: nn.Module, without: str) -> None:

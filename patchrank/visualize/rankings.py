@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchrank.golden.scores import METRICS, score_images
@@ -17,6 +15,7 @@ from patchrank.layers.predictors import load_predictor
 from patchrank.layers.pruning import check_locations, num_kept, windows
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
+from patchrank.models.embed import embed
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.progress import progress
 from patchrank.visualize.pictures import Pictures
@@ -92,14 +91,14 @@ def kept_by(
     Raises:
         UserError: as `set_pruning`.
     """
-    tower = copy.deepcopy(clip.visual, {id(p): p for p in clip.visual.parameters()})  # weights are shared
-    reducer, found = "golden" if ranker in METRICS else ranker, []
+    pruning = {"reducer": "golden" if ranker in METRICS else ranker, "locations": locations, "drop_counts": None}
+    found = []
     for keep_rate in keep_rates:
-        tower.set_pruning(reducer=reducer, keep_rate=keep_rate, locations=locations, drop_counts=None, seed=seed)
-        pruned = tower.forward_pruned(images, scores)
-        logits = clip.logit_scale.exp() * F.normalize(pruned.embedding, dim=-1) @ head.T
+        with clip.applied(keep_rate=keep_rate, seed=seed, **pruning):
+            vectors, kept = embed(clip, [(images, range(len(images)))], scores, with_unpruned=False)
+        logits = clip.logit_scale.exp() * vectors["pruned"] @ head.T
         best = logits.softmax(-1).max(-1)
-        found.append(Kept(*(x.cpu().numpy() for x in (pruned.kept, best.indices, best.values))))
+        found.append(Kept(*(x.cpu().numpy() for x in (kept, best.indices, best.values))))
     return found
 
 
@@ -145,7 +144,8 @@ def rank_pictures(
     images = torch.stack([transform(image) for image in pictures.images]).to(device)
     head = clip.zero_shot_head(pictures.classes, pictures.templates)
     labels = None if pictures.labels is None else torch.tensor(pictures.labels, device=device)
-    with clip.unprompted():  # the pair as it came
+    with clip.applied():  # the pair as it came
+        clip.set_prompts(None)
         plain = clip.zero_shot_head(pictures.classes, pictures.templates)
         whole = kept_by(clip, images, plain, "golden", [1.0], locations)[0]
     pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed}
@@ -155,6 +155,7 @@ def rank_pictures(
     if metrics := [name for name in rankers if name in METRICS]:
         scores = golden_scores(clip, images, head, labels, metrics, quiet, **golden)
         rows |= {name: kept_by(clip, images, head, name, scores=scores[name], **pruning) for name in metrics}
+    layers = "layers" if len(locations) > 1 else "layer"
     return Rankings(
         pictures,
         pixels=_pixels(clip, images),
@@ -162,7 +163,7 @@ def rank_pictures(
         keep_rates=tuple(keep_rates),
         unpruned=whole,
         rows={name: rows[name] for name in rankers},
-        about=f"{clip.name}, patches leave before layer{'s'[: len(locations) > 1]} {', '.join(map(str, locations))}",
+        about=f"{clip.name}, patches leave before {layers} {', '.join(map(str, locations))}",
         golden=golden,
         fitted_to=_fitted_to(clip),
     )

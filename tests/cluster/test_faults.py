@@ -165,14 +165,14 @@ def test_both_signals_reach_tune_while_it_listens_and_python_otherwise():
 
 def test_a_driver_that_has_lost_its_folder_ends_and_writes_nothing_more():
     heard, interrupts = [], Interrupts()
-    interrupts.insist()
+    interrupts.raise_if_lost()
     with interrupts.caught():
         signal.signal(signal.SIGUSR1, lambda *about: heard.append(about[0]))
         interrupts.lost.set()
         interrupts.check()
     assert heard == [signal.SIGUSR1] and interrupts.happened
     with pytest.raises(UserError, match="another driver has taken this sweep over"):
-        interrupts.insist()
+        interrupts.raise_if_lost()
 
 
 @pytest.fixture

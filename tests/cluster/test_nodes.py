@@ -13,7 +13,6 @@ from helpers.small_sweep import records, results, rows, run, start, wait_for, wr
 
 from patchrank.layers.reducers import REDUCERS
 from patchrank.layers.reducers.center import Center
-from patchrank.trial.inputs import load_inputs
 from patchrank.trial.run import run_trial
 from patchrank.tune.plan import make_plan
 from patchrank.tune.sweep import load_sweep
@@ -111,7 +110,7 @@ def quiet_results(folder: Path) -> list[tuple[str, dict]]:
     torch.set_num_threads(1)
     try:
         trials = [plan.trial(cell.values) for cell in plan.cells]
-        inputs = load_inputs(trials[0])
+        inputs = plan.inputs(trials[0])
         where = f"{folder}/quiet", f"{folder}/quiet-shards"
         done = [run_trial(trial, inputs, *where, "quiet", quiet=True) for trial in trials]
     finally:

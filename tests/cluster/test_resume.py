@@ -15,7 +15,6 @@ from helpers.small_sweep import wait_for
 
 import patchrank
 from patchrank.config import Resources
-from patchrank.trial.run import trial_id, trial_tasks
 from patchrank.tune.__main__ import main
 from patchrank.tune.cluster import slots
 from patchrank.tune.driver import run_sweep
@@ -262,9 +261,9 @@ def find_text(name: str) -> str:
 def finish(plan, values: dict, folder: Path) -> str:
     """Writes the record that a trial would write, with a made-up figure."""
     trial = plan.trial(values)
-    identity = trial_id(trial, plan.inputs(trial).fingerprint(trial_tasks(trial)))
-    metrics = {"val_accuracy": 100 * trial.pruning.keep_rate}
-    record = {"schema": 1, "id": identity, "status": "ok", "config": trial.model_dump(), "metrics": metrics}
+    identity = plan.identify(trial)
+    metrics = {"val_accuracy": 100 * trial.config.pruning.keep_rate}
+    record = {"schema": 1, "id": identity, "status": "ok", "config": trial.config.model_dump(), "metrics": metrics}
     (folder / "runs/locations/trials").mkdir(parents=True, exist_ok=True)
     (folder / f"runs/locations/trials/{identity}.json").write_text(json.dumps(record))
     (folder / f"runs/locations/trials/{identity}.npz").write_bytes(b"")

@@ -197,5 +197,5 @@ def test_a_manifest_that_is_lost_or_disagrees_is_written_again(folder, tmp_path,
 
 def test_no_manifest_while_a_shard_is_missing(folder, tmp_path):
     (tmp_path / folder.key / "shard-000002.tar").unlink()
-    with pytest.raises(UserError, match="not all are there"):
+    with pytest.raises(UserError, match="some are missing or damaged"):
         folder.finish(batch=1, threads=1)

@@ -8,6 +8,7 @@ import socket
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -26,9 +27,8 @@ from patchrank.data.class_names import read_vocabulary
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.readers.wds import load_wds
 from patchrank.golden import __main__ as golden
-from patchrank.golden.gopen import gopen, register_gopen
 from patchrank.golden.make_shards import make_shards, shard_folder
-from patchrank.golden.shards import Sample, ShardFolder, stream
+from patchrank.golden.shards import Sample, ShardFolder, gopen, register_gopen, stream
 from patchrank.io import files as whole
 from patchrank.io import retry as patience
 from patchrank.layers.predictors import load_predictor
@@ -39,6 +39,7 @@ from patchrank.prompt import __main__ as prompt
 from patchrank.report import write_report
 from patchrank.trial import run as trial
 from patchrank.trial.inputs import load_inputs
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import StoreError, UserError
 from patchrank.visualize import __main__ as visualize
@@ -283,6 +284,31 @@ def test_a_full_cache_is_told_from_a_store_that_fails(tmp_path, monkeypatch, pla
     assert not [name for *_, names in os.walk(tmp_path) for name in names]
 
 
+def test_half_a_file_is_never_a_local_copy(tmp_path, monkeypatch, place):
+    url, content = f"{place}/w", b"x" * 100
+    files.write_atomic(url, content)
+    monkeypatch.setenv("PATCHRANK_CACHE", str(tmp_path))
+    filesystem, tries = files.filesystem_of(place)[0], []
+    get_file = filesystem.get_file
+
+    def slowly(name, local, **how):
+        tries.append(local)
+        if len(tries) < 3:
+            Path(local).write_bytes(content[:50])
+        if len(tries) == 1:
+            raise KeyboardInterrupt
+        if len(tries) == 2:  # another process, which began later and is done first
+            assert Path(files.local_copy(url)).read_bytes() == content
+        get_file(name, local, **how)
+
+    monkeypatch.setattr(filesystem, "get_file", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        files.local_copy(url)
+    copy = Path(files.local_copy(url))
+    assert copy.read_bytes() == content and os.listdir(copy.parent) == ["w"] and len(tries) == 3
+    assert files.local_copy(url) == str(copy) and len(tries) == 3
+
+
 # --- streaming
 
 
@@ -413,7 +439,7 @@ def test_checkpoints_predictors_and_prompts_are_read_from_urls(store, place, cli
 
 
 def test_golden_shards_on_a_store_are_made_once_and_mended_one_by_one(clip, store, place, capsys, monkeypatch):
-    monkeypatch.setattr(golden, "SHARD_SIZE", 4)
+    monkeypatch.setattr("patchrank.golden.make_shards.SHARD_SIZE", 4)
     split = load_split("digits", "adapt", 10)
     folder = shard_folder(clip, split, place, window=2, stride=2, remove_at=12)
     make_shards(clip, split, folder, quiet=True)
@@ -447,11 +473,12 @@ CHEAP = ("--remove-at", "12", "--stride", "2")
 
 def test_a_trial_on_a_store_goes_on_from_what_is_there(store, place, impatient, monkeypatch):
     config, root, shards = TrialConfig.model_validate(BASE), f"{place}/run", f"{place}/shards"
-    inputs = load_inputs(config, heads=f"{shards}/heads")
+    inputs = load_inputs(config.model, config.data, heads=f"{shards}/heads")
 
     def run():
         store.seen.clear()
-        record = trial.run_trial(config, load_inputs(config, heads=f"{shards}/heads"), root, shards, "s", quiet=True)
+        own = load_inputs(config.model, config.data, heads=f"{shards}/heads")
+        record = trial.run_trial(ResolvedTrial(config), own, root, shards, "s", quiet=True)
         return record, sorted({path.split("/")[3] for method, path, _ in store.seen if method == "PUT"})
 
     record, written = run()
@@ -464,7 +491,9 @@ def test_a_trial_on_a_store_goes_on_from_what_is_there(store, place, impatient, 
     for name in store.keys(key(place)):
         assert SECRET.encode() not in store.read(name)
     with store.failing(only="/predictors/"), pytest.raises(StoreError, match="^cannot read s3://.*/shards/predictors/"):
-        trial.run_trial(config, inputs, root, shards, "s", quiet=True)  # and not: one that is fitted anew
+        trial.run_trial(
+            ResolvedTrial(config), inputs, root, shards, "s", quiet=True
+        )  # and not: one that is fitted anew
     assert files.list_names(f"{root}/trials") == [f"{record['id']}.json", f"{record['id']}.npz"]
 
 

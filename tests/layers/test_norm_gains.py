@@ -9,7 +9,7 @@ from helpers.learned_tokens import B, create
 from torch import nn
 
 import patchrank
-from patchrank.layers.norm_gains import gain_hooks, layer_norms
+from patchrank.layers.norm_gains import check_gains, layer_norms
 from patchrank.layers.prompts import Prompts
 from patchrank.models.open_clip.prune import open_clip_configs
 from patchrank.models.prompt_files import describe, save_prompts
@@ -65,20 +65,22 @@ def test_gains_of_zero_change_nothing_and_gains_leave_with_their_prompts(tower, 
     tower.set_prompts(zero)
     assert torch.equal(tower(images), prompted)
     tower.set_prompts(gained())
-    with tower.unprompted():
+    with tower.restoring():
+        tower.set_prompts(None)
         assert torch.equal(tower(images), expected) and tower.num_prompt_tokens == 0
     assert tower.num_prompt_tokens == B and not torch.equal(tower(images), prompted)
     tower.set_prompts(plain)
     assert torch.equal(tower(images), prompted)
     tower.set_prompts(None)
     assert torch.equal(tower(images), expected)
-    assert tower._hooks == tower._hooked == ()
+    assert tower.prompts is None
 
 
 def test_an_error_inside_leaves_prompts_in_place(tower, images):
     tower.set_prompts(gained())
     expected = tower(images)
-    with pytest.raises(KeyError), tower.unprompted():
+    with pytest.raises(KeyError), tower.restoring():
+        tower.set_prompts(None)
         raise KeyError
     assert torch.equal(tower(images), expected)
 
@@ -101,7 +103,7 @@ def test_gains_of_another_tower_are_refused_and_change_nothing(tower, images):
     with pytest.raises(UserError, match="norm gains are the image tower's"):
         create("T", num_norms=NORMS)
     with pytest.raises(UserError, match="norm gains must have shape"):
-        gain_hooks(timm.create_model("patchrank_clip_digits", depth=2, locations=(2,)), torch.zeros(26, 64))
+        check_gains(timm.create_model("patchrank_clip_digits", depth=2, locations=(2,)), torch.zeros(26, 64))
 
 
 def test_a_copy_of_a_tower_has_gains_of_its_own(tower, images):
@@ -109,7 +111,7 @@ def test_a_copy_of_a_tower_has_gains_of_its_own(tower, images):
     other, expected = copy.deepcopy(tower), tower(images)
     assert torch.equal(other(images), expected)
     with torch.no_grad():
-        other._prompts[0].norm_gains.zero_()
+        other.prompts.norm_gains.zero_()
     assert torch.equal(tower(images), expected) and not torch.equal(other(images), expected)
 
 
@@ -126,7 +128,8 @@ def test_features_only_towers_carry_gains_through_a_look_at_the_tower_as_it_came
     how = {"pretrained": True, "features_only": True, "out_indices": (3,)}
     tower = timm.create_model("patchrank_clip_digits", prompts_path=tmp_path / "p", **how).eval()
     expected = tower(images)[0]
-    with tower.model.unprompted():
+    with tower.model.restoring():
+        tower.model.set_prompts(None)
         torch.testing.assert_close(
             tower(images)[0], timm.create_model("patchrank_clip_digits", **how).eval()(images)[0]
         )

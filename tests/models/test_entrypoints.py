@@ -200,7 +200,7 @@ def port():
 def test_without_network_or_cache_the_error_comes_soon_even_where_name_look_up_hangs(tmp_path):
     code = """
 import socket, time, timm, patchrank
-from patchrank.errors import UserError
+from patchrank.utils.errors import UserError
 socket.getaddrinfo = lambda *args, **kwargs: time.sleep(600)
 start = time.monotonic()
 try:

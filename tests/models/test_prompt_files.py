@@ -139,7 +139,7 @@ def test_weights_that_prompts_were_not_tuned_with_are_taken_back(path, about, im
 def test_other_classes_are_refused_by_name(path, about):
     save_prompts(create("T", classes=CLASSES), path, about)
     clip = patchrank.create_clip(NAME, prompts=path)
-    with pytest.raises(UserError, match=f"{path.name}: of classes of its own: class 1 is 'one', not 'two'"):
+    with pytest.raises(UserError, match=f"{path.name}: learned for classes of its own: class 1 is 'one', not 'two'"):
         clip.zero_shot_head(("zero", "two"), TEMPLATES)
 
 
@@ -179,18 +179,20 @@ def written(path, about, tensors=None, **changes):
         ({"num_norms": 26}, r"its metadata says .*'norm_gains': \(26, 64\)"),
         ({"num_norms": "26"}, "must be whole numbers"),
         ({"classes": "zero"}, "classes must be a list of names or null"),
-        ({"classes": ["a", "b"]}, r"its metadata says {'text': \(2, 4, 64\)"),
+        ({"classes": ["a", "b"]}, "class-specific prompts need mode 'T'"),
+        ({"name": "couple"}, "prompt 'couple' is not registered; did you mean 'coupled'"),
+        ({"name": ["coupled"]}, "describes no prompts"),
         ({"model": {"name": "n", "sha256": "0"}}, "describes no prompts .'blocks_sha256'"),
         ({"model": None}, "describes no prompts"),
         ({"pruning": 0.5}, "pruning its settings"),
         ({"tensors": {"text": torch.zeros(4, 64)}}, "its tensors are .*, but its metadata says"),
         (
             {"tensors": {"text": torch.full((4, 64), torch.nan), "to_visual.weight": torch.zeros(64, 64)}},
-            "text holds what is no finite number",
+            "text must hold finite numbers alone",
         ),
         (
             {"tensors": {"text": torch.zeros(4, 64).long(), "to_visual.weight": torch.zeros(64, 64)}},
-            "text holds what is no finite number",
+            "text must hold finite numbers alone",
         ),
     ],
 )

@@ -180,7 +180,7 @@ def test_prompts_follow_the_towers_precision(tower, images):
     tower.set_prompts(create())
     half = copy.deepcopy(tower).bfloat16()
     assert half(images.bfloat16()).dtype == torch.bfloat16
-    assert tower._prompts[0].text.dtype == torch.float32
+    assert tower.prompts.text.dtype == torch.float32
 
 
 def test_compiled_and_exported_towers_take_prompts_along(images):

@@ -475,7 +475,7 @@ def test_roots_beside_are_resolved_as_the_sweeps_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = ["report.beside=[runs/one, memory://two]", 'report.question="What for?"']
     sweep, quick = (load_sweep("locations", overrides, quick) for quick in (False, True))
-    assert sweep.config.report.beside == [str(tmp_path / "runs/one"), "memory://two"]
-    assert quick.config.report.beside == [str(tmp_path / "runs/one-quick"), "memory://two-quick"]
+    assert sweep.config.report.beside == (str(tmp_path / "runs/one"), "memory://two")
+    assert quick.config.report.beside == (str(tmp_path / "runs/one-quick"), "memory://two-quick")
     assert sweep.config.report.question == "What for?" and sweep.config.report.claims
     assert set(TASKS) < set(sweep.config.trial.data.tasks)

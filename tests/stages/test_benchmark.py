@@ -8,7 +8,9 @@ import torch
 from patchrank import benchmark
 from patchrank.benchmark import main, measure
 from patchrank.config import BenchmarkConfig, TrialConfig
-from patchrank.trial.speed import measure_trial, random_tower, speed_id, speed_settings
+from patchrank.trial.identity import speed_id, speed_settings
+from patchrank.trial.requirements import ResolvedTrial
+from patchrank.trial.speed import measure_trial, random_tower
 from patchrank.tune.space import configure
 from patchrank.utils.device import hardware
 from patchrank.utils.errors import UserError
@@ -18,7 +20,7 @@ BASE = TrialConfig()
 
 
 def test_towers_take_turns_and_the_first_runs_do_not_count(monkeypatch):
-    ran, tower = [], random_tower(BASE)
+    ran, tower = [], random_tower(ResolvedTrial(BASE))
     costs = {True: iter([9, 9, 9, 2, 4, 6]), False: iter([9, 9, 9, 8, 8, 10])}
 
     def seconds(run, images):
@@ -73,7 +75,7 @@ def test_real_times_make_sense():
 )
 def test_what_changes_no_time_changes_no_id(changes):
     machine = hardware()
-    assert speed_id(configure(BASE, changes), machine, FEW) == speed_id(BASE, machine, FEW)
+    assert speed_id(configure(BASE, changes), machine, FEW) == speed_id(ResolvedTrial(BASE), machine, FEW)
 
 
 @pytest.mark.parametrize(
@@ -94,14 +96,14 @@ def test_what_changes_no_time_changes_no_id(changes):
 )
 def test_what_changes_time_changes_the_id(changes):
     machine = hardware()
-    assert speed_id(configure(BASE, changes), machine, FEW) != speed_id(BASE, machine, FEW)
+    assert speed_id(configure(BASE, changes), machine, FEW) != speed_id(ResolvedTrial(BASE), machine, FEW)
 
 
 def test_hardware_and_batch_are_part_of_the_id_and_a_predictor_where_it_ranks_alone():
     machine, ids = hardware(), set()
     for other in (machine, machine | {"gpu": "X"}, machine | {"threads": 99}, machine | {"cpu": "Y"}):
-        ids.add(speed_id(BASE, other, FEW))
-    assert len(ids | {speed_id(BASE, machine, BenchmarkConfig(batch_size=3, repeats=3))}) == 5
+        ids.add(speed_id(ResolvedTrial(BASE), other, FEW))
+    assert len(ids | {speed_id(ResolvedTrial(BASE), machine, BenchmarkConfig(batch_size=3, repeats=3))}) == 5
     center = {"pruning.reducer": "center"}
     assert speed_settings(configure(BASE, center)) == speed_settings(configure(BASE, center | {"predictor.dim": 32}))
     whole = [configure(BASE, {"pruning.keep_rate": 1.0, "pruning.reducer": name}) for name in ("random", "predictor")]
@@ -122,7 +124,7 @@ def test_a_trial_is_measured_once_with_its_own_predictor(tmp_path, monkeypatch):
     assert json.loads((tmp_path / f"{record['id']}.json").read_text()) == record
     assert record["id"] == speed_id(trial, hardware(), FEW) and record["hardware"] == hardware()
     assert record["settings"]["predictor"] == {"name": "transformer", "dim": 24, "head": "linear"}
-    assert measure_trial(configure(trial, {"seed": 4}), "cpu", FEW, str(tmp_path)) == record and len(towers) == 1
+    assert measure_trial(configure(trial.config, {"seed": 4}), "cpu", FEW, str(tmp_path)) == record and len(towers) == 1
     (tmp_path / f"{record['id']}.json").write_text("{")  # a damaged record is made again
     assert measure_trial(trial, "cpu", FEW, str(tmp_path))["ms"] == 1.0 and len(towers) == 2
 
@@ -133,7 +135,7 @@ def test_every_reducer_has_a_tower_to_be_timed(reducer):
     state = torch.random.get_rng_state()
     tower = random_tower(trial)
     assert torch.equal(state, torch.random.get_rng_state())
-    assert len(tower._hooks) == 26 and tower.pruning.reducer == reducer
+    assert len(tower.prompts.norm_gains) == 26 and tower.pruning.reducer == reducer
     with torch.inference_mode():
         assert tower(torch.randn(2, 3, 64, 64)).isfinite().all()
 

@@ -20,8 +20,10 @@ from patchrank.golden import __main__ as golden
 from patchrank.models.clip import create_clip
 from patchrank.models.pretrained import TEXT_CFGS
 from patchrank.trial.check import check_trial
+from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import load_inputs
-from patchrank.trial.run import run_trial, trial_id
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.run import run_trial
 from patchrank.utils.errors import UserError
 
 SHAPES = {  # vision width, layers, patch
@@ -141,19 +143,20 @@ def caltech(tmp_path, count: int = 12) -> str:
     return str(tmp_path)
 
 
-def caltech_trial(root: str, **data) -> TrialConfig:
-    return TrialConfig.model_validate(
+def caltech_trial(root: str, **data) -> ResolvedTrial:
+    config = TrialConfig.model_validate(
         {
             "data": {"tasks": ["caltech101"], "root": root, "n_train": 8, "n_val": 6, "n_test": 10, **data},
             "predictor": {"epochs": 2},
         }
     )
+    return ResolvedTrial(config)
 
 
 def test_a_trial_runs_on_a_named_dataset(tmp_path):
     trial = caltech_trial(caltech(tmp_path))
     check_trial(trial)
-    inputs = load_inputs(trial, heads=f"{tmp_path}/heads")
+    inputs = load_inputs(trial.config.model, trial.config.data, heads=f"{tmp_path}/heads")
     record = run_trial(trial, inputs, f"{tmp_path}/run", f"{tmp_path}/shards", "test", quiet=True)
     metrics = record["metrics"]
     assert (metrics["n_train"], metrics["n_val"], metrics["n_images"]) == (8, 6, 10)
@@ -162,10 +165,10 @@ def test_a_trial_runs_on_a_named_dataset(tmp_path):
 
 def test_where_images_lie_is_no_part_of_a_trial(tmp_path):
     here, there = caltech_trial(caltech(tmp_path / "a")), caltech_trial(caltech(tmp_path / "b"))
-    ids = [trial_id(trial, load_inputs(trial).fingerprint(["caltech101"])) for trial in (here, there)]
-    assert ids[0] == ids[1]
     other = caltech_trial(caltech(tmp_path / "c"), templates="plain", n_train=4)
-    assert trial_id(other, load_inputs(other).fingerprint(["caltech101"])) != ids[0]
+    inputs = [load_inputs(trial.config.model, trial.config.data) for trial in (here, there, other)]
+    ids = [trial_id(TrialContext(*pair)) for pair in zip((here, there, other), inputs)]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_trial_needs_labels(tmp_path):
@@ -173,7 +176,9 @@ def test_a_trial_needs_labels(tmp_path):
     for i in range(40):
         photograph(np.random.default_rng(i)).save(tmp_path / "pile" / f"{i}.jpg")
     with pytest.raises(UserError, match="'folder' in .* has no labels, and a trial measures accuracy"):
-        check_trial(TrialConfig.model_validate({"data": {"tasks": ["folder"], "root": f"{tmp_path}/pile"}}))
+        check_trial(
+            ResolvedTrial(TrialConfig.model_validate({"data": {"tasks": ["folder"], "root": f"{tmp_path}/pile"}}))
+        )
 
 
 def test_class_embeddings_are_kept_by_what_they_depend_on(clip, tmp_path, monkeypatch):
@@ -223,6 +228,6 @@ def test_numbered_labels_need_names(tmp_path):
                 tar.addfile(info, io.BytesIO(content))
     data = {"tasks": ["wds"], "root": f"{tmp_path}/a.tar"}
     with pytest.raises(UserError, match="labels of 'wds' in .* are numbers: name them by data.vocabulary"):
-        check_trial(TrialConfig.model_validate({"data": data}))
+        check_trial(ResolvedTrial(TrialConfig.model_validate({"data": data})))
     (tmp_path / "names.yaml").write_text("classes: [cat, dog]\n")
-    check_trial(TrialConfig.model_validate({"data": data | {"vocabulary": f"{tmp_path}/names.yaml"}}))
+    check_trial(ResolvedTrial(TrialConfig.model_validate({"data": data | {"vocabulary": f"{tmp_path}/names.yaml"}})))

@@ -15,9 +15,12 @@ from patchrank.golden.agreement import matching, matching_on, prior_of, rank_qua
 from patchrank.golden.dataset import Ranked
 from patchrank.layers.predictors import PREDICTORS
 from patchrank.prompt import tuning
+from patchrank.trial import ranking
 from patchrank.trial.epochs import Steps
+from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import load_inputs
-from patchrank.trial.run import fingerprint, num_steps, run_trial, trial_id
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.run import run_trial
 from patchrank.utils.errors import UserError
 
 EPOCHS = 3
@@ -33,19 +36,19 @@ PROMPTS = {"mode": "TV", "shots": 1, "images": 10, "epochs": EPOCHS}
 DISTILLED = PROMPTS | {"mode": "V", "loss": "distill"}
 
 
-def trial(prompt: dict | None = None, tasks: int = 2, **sections) -> TrialConfig:
+def trial(prompt: dict | None = None, tasks: int = 2, **sections) -> ResolvedTrial:
     """The base trial with keys of its sections replaced; prompts make it one whose ranking is not fitted."""
     raw = BASE.model_dump()
     raw["data"]["tasks"] = raw["data"]["tasks"][:tasks]
     raw["pruning"]["reducer"] = "predictor" if prompt is None else "center"
     for section, changes in sections.items():
         raw[section] |= changes
-    return TrialConfig.model_validate(raw | {"prompt": prompt})
+    return ResolvedTrial(TrialConfig.model_validate(raw | {"prompt": prompt}))
 
 
 @pytest.fixture(scope="module")
 def inputs():
-    return load_inputs(BASE)
+    return load_inputs(BASE.model, BASE.data)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def run(inputs, shards, tmp_path):
         for kind in ("predictors", "prompts"):
             shutil.rmtree(shards / kind, ignore_errors=True)
 
-    def run_one(what: TrialConfig, steps: Steps | None = None, given=inputs, afresh: bool = False):
+    def run_one(what: ResolvedTrial, steps: Steps | None = None, given=inputs, afresh: bool = False):
         if afresh:
             forget()
         return run_trial(what, given, str(tmp_path), str(shards), "test", quiet=True, steps=steps)
@@ -136,11 +139,11 @@ def test_steps_are_counted_over_tasks_and_end_at_what_the_record_says(of, what, 
     told = Told()
     metrics = run(what, told.steps(of))["metrics"]
     assert [step for step, _ in told] == list(range(1, 2 * EPOCHS + 1))
-    assert num_steps(what, inputs, of) == 2 * EPOCHS
+    assert TrialContext(what, inputs).num_steps(of) == 2 * EPOCHS
     measure, scale = {"predictor": ("matching_rate", 1)}.get(of, ("val_accuracy", 1))
-    if what.prompt is not None and what.prompt.loss == "distill":
+    if what.learns and what.config.prompt.loss == "distill":
         measure, scale = "val_cosine", 100
-    for task, step in zip(what.data.tasks, (EPOCHS, 2 * EPOCHS)):
+    for task, step in zip(what.tasks, (EPOCHS, 2 * EPOCHS)):
         assert told[step - 1][1] == pytest.approx(scale * metrics["tasks"][task][measure], abs=1e-3)
     again = Told()
     assert run(what, again.steps(of))["metrics"] == metrics
@@ -150,7 +153,7 @@ def test_steps_are_counted_over_tasks_and_end_at_what_the_record_says(of, what, 
 def test_a_predictor_for_several_tasks_is_judged_by_all_of_them(run, inputs):
     what, told = trial(predictor={"fit_on": ["digits_full"]}), Told()
     metrics = run(what, told.steps("predictor"))["metrics"]
-    assert [step for step, _ in told] == [1, 2, 3] and num_steps(what, inputs, "predictor") == 3
+    assert [step for step, _ in told] == [1, 2, 3] and TrialContext(what, inputs).num_steps("predictor") == 3
     assert told[-1][1] == pytest.approx(metrics["matching_rate"])
 
 
@@ -158,7 +161,7 @@ def test_a_predictor_for_several_tasks_is_judged_by_all_of_them(run, inputs):
 def test_other_trainings_than_those_asked_for_are_no_steps(of, what, run, inputs):
     told = Told()
     run(what, told.steps(of))
-    assert told == [] and num_steps(what, inputs, of) == 0
+    assert told == [] and TrialContext(what, inputs).num_steps(of) == 0
 
 
 @pytest.mark.parametrize(
@@ -173,11 +176,11 @@ def test_other_trainings_than_those_asked_for_are_no_steps(of, what, run, inputs
     ],
 )
 def test_a_trial_knows_how_many_steps_it_will_have(what, of, count, inputs):
-    assert num_steps(what, inputs, of) == count
+    assert TrialContext(what, inputs).num_steps(of) == count
 
 
 def test_nothing_is_computed_for_nobody(run, monkeypatch):
-    monkeypatch.setattr(fit, "matching_on", lambda *_: pytest.fail("nobody listens"))
+    monkeypatch.setattr(ranking, "matching_on", lambda *_: pytest.fail("nobody listens"))
     monkeypatch.setattr(tuning, "_watch", lambda *_: pytest.fail("nobody listens"))
     run(trial(PROMPTS, tasks=1, pruning={"reducer": "predictor"}))
 
@@ -192,7 +195,7 @@ def test_nothing_is_computed_for_nobody(run, monkeypatch):
 )
 def test_an_end_is_no_failure_and_leaves_nothing_to_the_next_trial(of, what, reason, run, inputs, shards, tmp_path):
     other = trial(DISTILLED, tasks=1, pruning={"keep_rate": 0.6})
-    expected = run(other, given=load_inputs(BASE))["metrics"]
+    expected = run(other, given=load_inputs(BASE.model, BASE.data))["metrics"]
     states = [(module.training, module) for module in inputs.clip.modules()]
     told, folder = Told(), tmp_path / "trials"
     steps = told.steps(of, until=EPOCHS + 1, reason=reason)
@@ -209,16 +212,16 @@ def test_an_end_is_no_failure_and_leaves_nothing_to_the_next_trial(of, what, rea
     assert run(other)["metrics"] == expected
     rest = Told()
     complete = run(what, rest.steps(of))
-    assert complete["metrics"] == run(what, given=load_inputs(BASE), afresh=True)["metrics"]
+    assert complete["metrics"] == run(what, given=load_inputs(BASE.model, BASE.data), afresh=True)["metrics"]
     first = EPOCHS + 2 if of == "prompt" else EPOCHS + 1  # prompts go on from where they were, predictors start anew
     assert [step for step, _ in rest] == list(range(first, 2 * EPOCHS + 1))
 
 
 def test_a_failure_beside_steps_is_one_still(run, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "matching_on", lambda *_: 1 / 0)
+    monkeypatch.setattr(ranking, "matching_on", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(trial(), Told().steps("predictor"))
-    identity = trial_id(trial(), fingerprint(trial(), inputs))
+    identity = trial_id(TrialContext(trial(), inputs))
     assert (tmp_path / "trials" / f"{identity}.error.json").exists()
 
 
@@ -247,7 +250,7 @@ def test_asha_ends_what_falls_behind_and_nothing_else(tmp_path):
     data = {"n_train": 32, "n_val": 16, "n_test": 16}
     many = PROMPTS | {"epochs": 6, "shots": 2}
     trials = [trial(many, tasks=1, data=data, pruning={"keep_rate": rate}) for rate in rates]
-    given, last = load_inputs(trials[0]), {}
+    given, last = load_inputs(BASE.model, trials[0].config.data), {}
 
     class Listener(tune.Callback):
         def on_trial_complete(self, iteration, trials, trial, **info):
@@ -269,7 +272,8 @@ def test_asha_ends_what_falls_behind_and_nothing_else(tmp_path):
         running = sum(type(each).__name__ == "RunnerThread" for each in threading.enumerate())
         about = {"n": config["n"], "pid": os.getpid(), "running": running, "end": ""}
         what = trials[config["n"]]
-        torch.kept = getattr(torch, "kept", None) or inputs.load_inputs(what)  # what a worker keeps for its next trial
+        if not hasattr(torch, "kept"):  # what a worker keeps for its next trial
+            torch.kept = inputs.load_inputs(what.config.model, what.config.data)
         try:
             record = trial.run_trial(what, torch.kept, root, f"{root}/shards", "test", True, reporting(asha))
         except BaseException as reason:
@@ -281,7 +285,7 @@ def test_asha_ends_what_falls_behind_and_nothing_else(tmp_path):
         tune.report(record["metrics"])
 
     trainable = tune.with_parameters(work, trials=trials, root=str(tmp_path), asha=asha)
-    scheduler = asha_scheduler(asha, max(num_steps(each, given, "prompt") for each in trials))
+    scheduler = asha_scheduler(asha, max(TrialContext(each, given).num_steps("prompt") for each in trials))
     with ray_cluster(Resources(cpu=1), Where()):
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
@@ -295,7 +299,7 @@ def test_asha_ends_what_falls_behind_and_nothing_else(tmp_path):
     assert {rates[n] for n in stopped} <= {0.1, 0.12, 0.15, 0.2}
     assert all(last[n]["step"] < 6 for n in stopped)
 
-    ids = [trial_id(each, fingerprint(each, given)) for each in trials]
+    ids = [trial_id(TrialContext(each, given)) for each in trials]
     finished = {f"{identity}.{kind}" for n, identity in enumerate(ids) if n not in stopped for kind in ("json", "npz")}
     assert {path.name for path in (tmp_path / "trials").iterdir()} == finished  # and no error
 

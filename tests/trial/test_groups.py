@@ -21,7 +21,9 @@ from patchrank.report import write_report
 from patchrank.report.compare import change
 from patchrank.report.labels import counted
 from patchrank.report.results import Setting, drawn_by
+from patchrank.trial.identity import fingerprint
 from patchrank.trial.inputs import Inputs, load_inputs
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import run_trial
 from patchrank.utils.errors import UserError
 
@@ -132,11 +134,12 @@ def test_a_group_must_be_filled_in_every_row(tmp_path):
 # ---- ids of trials
 
 
-def fingerprint(task, **data):
+def data_id(task, **data):
     trial = TrialConfig.model_validate({"data": {"tasks": [task], "n_train": None, "n_val": None, **data}})
     inputs = Inputs(None, trial.data)
     inputs.sha256 = "of no weights"
-    return inputs.fingerprint([task])["data"], [inputs.split(task, part) for part in ("train", "val", "test")]
+    context = TrialContext(ResolvedTrial(trial), inputs)
+    return fingerprint(context)["data"], [inputs.split(task, part) for part in ("train", "val", "test")]
 
 
 def as_it_was(splits):
@@ -149,16 +152,16 @@ def test_records_of_data_without_groups_of_its_own_are_found_again(tmp_path, tas
     if task == "caltech101":
         make_named(tmp_path, task)
     root = {"digits": None, "csv": listed(tmp_path)}.get(task, camera(tmp_path, count=20))
-    found, splits = fingerprint("folder" if task == "csv" else task, root=root)
+    found, splits = data_id("folder" if task == "csv" else task, root=root)
     assert found == as_it_was(splits)
 
 
 def test_records_of_data_with_groups_are_made_anew_where_groups_change(tmp_path):
     groups = [("Tom", "Tom", "Kim", "Rex", "Rex", "Kim"), ("Tom", "Tom", "Tom", "Rex", "Rex", "Kim")]
-    found = [fingerprint("folder", root=listed(tmp_path, each)) for each in groups]
+    found = [data_id("folder", root=listed(tmp_path, each)) for each in groups]
     assert found[0][0] != found[1][0] and found[0][0] != as_it_was(found[0][1])
     make_named(tmp_path, "ucf101")
-    ours, splits = fingerprint("ucf101", root=str(tmp_path))
+    ours, splits = data_id("ucf101", root=str(tmp_path))
     assert ours != as_it_was(splits)
 
 
@@ -173,7 +176,8 @@ def test_a_trial_saves_what_its_images_are_drawn_by(tmp_path):
                 "pruning": {"reducer": "center"},
             }
         )
-        record = run_trial(trial, load_inputs(trial), str(tmp_path), str(tmp_path), "test", quiet=True)
+        inputs = load_inputs(trial.model, trial.data)
+        record = run_trial(ResolvedTrial(trial), inputs, str(tmp_path), str(tmp_path), "test", quiet=True)
         with np.load(tmp_path / "trials" / f"{record['id']}.npz", allow_pickle=False) as arrays:
             saved = dict(arrays)
         split = load_split(task, "test", 8, root)

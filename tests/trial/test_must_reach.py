@@ -5,6 +5,7 @@ import pytest
 from patchrank.config import TrialConfig
 from patchrank.io.yaml import read_yaml
 from patchrank.trial.inputs import load_inputs
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.run import run_trial
 from patchrank.tune.sweep import find_sweep
 
@@ -25,7 +26,8 @@ def metrics(request, tmp_path_factory):
     raw["data"] |= {"tasks": tasks, "n_test": n_test, "n_train": 128, "n_val": 64}
     raw["controls"] = ["random", "reversed"]  # as the sweep's first seed has them
     trial = TrialConfig.model_validate(raw)
-    record = run_trial(trial, load_inputs(trial), str(folder), str(folder / "shards"), "reach", quiet=True)
+    inputs = load_inputs(trial.model, trial.data)
+    record = run_trial(ResolvedTrial(trial), inputs, str(folder), str(folder / "shards"), "reach", quiet=True)
     return record["metrics"]
 
 

@@ -8,10 +8,12 @@ from patchrank.config import TrialConfig, known_keys, value_at
 from patchrank.evaluate import evaluate
 from patchrank.io import content_id
 from patchrank.prompt import presets, tuning
+from patchrank.trial import requirements
 from patchrank.trial import run as trials
+from patchrank.trial.identity import VERSIONS, fingerprint, trial_id
 from patchrank.trial.inputs import load_inputs
-from patchrank.trial.prompts import lessons
-from patchrank.trial.run import fingerprint, run_trial, trial_id
+from patchrank.trial.requirements import TrialContext
+from patchrank.trial.run import run_trial
 from patchrank.tune.plan import make_plan
 from patchrank.tune.space import configure
 from patchrank.tune.sweep import load_sweep
@@ -28,7 +30,7 @@ BASE = TrialConfig.model_validate(
 
 @pytest.fixture(scope="module")
 def inputs():
-    return load_inputs(BASE)
+    return load_inputs(BASE.model, BASE.data)
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_a_failed_evaluation_leaves_no_prompts_to_the_next_trial(run, inputs, mo
         raise RuntimeError("no more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trials.evaluation, "evaluate", fails)
+        patch.setattr(trials, "evaluate", fails)
         with pytest.raises(RuntimeError):
             run(prompt__mode="TV")
     assert inputs.clip.prompts is None and inputs.clip.visual.num_prompt_tokens == 0
@@ -84,38 +86,37 @@ def test_images_that_ranking_and_prompts_share_are_counted_once(run, inputs):
     metrics = run(prompt__mode="V", prompt__loss="distill", pruning__reducer="prior", golden__stride=2)["metrics"]
     assert (metrics["n_prompt_images"], metrics["n_train"], metrics["n_seen_images"]) == (10, 16, 16)
     labelled = run(prompt__mode="TV", pruning__reducer="prior", golden__metric="label", golden__stride=2)["metrics"]
-    ids = {*lessons(named(prompt__mode="TV"), "digits", inputs).ids, *inputs.split("digits", "train").ids}
+    ids = {*TrialContext(named(prompt__mode="TV"), inputs).lessons("digits").ids, *inputs.split("digits", "train").ids}
     assert labelled["tasks"]["digits"]["n_seen_labels"] == len(ids) <= 26
 
 
 def test_ids_depend_on_images_and_presets_that_prompts_come_from(inputs, monkeypatch):
-    def identity(**changes):
-        return trial_id(named(**changes), fingerprint(named(**changes), inputs))
+    def identity(given=inputs, **changes):
+        return trial_id(TrialContext(named(**changes), given))
 
     ids = [identity(prompt__mode="TV", seed=seed) for seed in (0, 1)]
     ids += [identity(prompt__mode="TV", prompt__shots=2), identity(prompt__mode="T"), identity()]
     assert len(set(ids)) == 5 and identity(prompt__mode="TV") == ids[0]
-    drawn = [lessons(named(prompt__mode="TV", seed=seed), "digits", inputs) for seed in (0, 1)]
+    drawn = [TrialContext(named(prompt__mode="TV", seed=seed), inputs).lessons("digits") for seed in (0, 1)]
     assert len(drawn[0]) == 10 and drawn[0].ids != drawn[1].ids
     with monkeypatch.context() as patch:  # a preset that changes makes other prompts, so those are other trials
         patch.setitem(presets.PRESETS, "digits", presets.PRESETS["digits"]._replace(lr=0.5))
-        assert identity(prompt__mode="TV") != ids[0] and identity() == ids[-1]
-    key = ("lessons", "digits", "cross_entropy", 1, 10, 0)
-    inputs._recent[key] = replace(inputs._recent[key], labels=[9] * 10)
-    changed = trial_id(named(prompt__mode="TV"), fingerprint(named(prompt__mode="TV"), inputs))
-    inputs._recent.clear()
-    assert changed != ids[0]
+        afresh = replace(inputs)  # which has no fingerprints yet
+        assert identity(afresh, prompt__mode="TV") != ids[0] and identity(afresh) == ids[-1]
+    real = requirements.load_train
+    monkeypatch.setattr(requirements, "load_train", lambda *how: replace(real(*how), labels=[9] * 10))
+    assert identity(replace(inputs), prompt__mode="TV") != ids[0]
 
 
 def test_a_trial_without_prompts_has_the_id_that_it_had_before_there_were_any(inputs):
     plain = named(prompt=None)
-    settings = plain.model_dump(exclude={"model": {"checkpoint"}, "data": {"root", "vocabulary"}})
+    settings = plain.config.model_dump(exclude={"model": {"checkpoint"}, "data": {"root", "vocabulary"}})
     assert settings["prompt"] is None
     off = named(prompt__mode="none", prompt__lr=0.5)
-    assert trial_id(off, fingerprint(off, inputs)) == trial_id(plain, fingerprint(plain, inputs))
-    found = inputs.fingerprint(trials.trial_tasks(plain))
-    before = content_id({"schema": 1, "trial": settings, **found, "versions": trials.VERSIONS})
-    assert trial_id(plain, fingerprint(plain, inputs)) == before
+    found = TrialContext(plain, inputs)
+    assert trial_id(TrialContext(off, inputs)) == trial_id(found)
+    before = content_id({"schema": 1, "trial": settings, **fingerprint(found), "versions": VERSIONS})
+    assert trial_id(found) == before and fingerprint(found).keys() == {"model", "data"}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_a_trial_without_prompts_has_the_id_that_it_had_before_there_were_any(in
         ({"prompt.mode": "TV", "prompt.words": "a photo of", "prompt.num_tokens": 4}, "are 3 tokens"),
         ({"prompt.mode": "TX"}, "prompt.mode is 'TX'"),
         ({"prompt.mode": "TV", "pruning.reducer": "golden"}, "prompts learn from others"),
-        ({"prompt.mode": "TV", "prompt.num_tokens": 74}, "must leave room for a class name; near: 67"),
+        ({"prompt.mode": "TV", "prompt.num_tokens": 74}, "must leave room for a class name; try 67"),
         ({"prompt.mode": "TV", "seed": -1}, "seed must be a whole number from 0"),
         ({"prompt.shots": 0}, "prompt.shots is 0"),
     ],
@@ -152,13 +153,13 @@ def test_prompts_are_settings_that_can_be_swept():
 def test_shipped_sweeps_have_the_prompts_that_the_paper_has(sweep, modes, settings, tmp_path):
     plan = make_plan(load_sweep(sweep, [f"root={tmp_path}", f"shards={tmp_path}"]))
     found = [plan.trial(cell.values) for cell in plan.cells]
-    assert sorted({each.prompt.mode for each in found}) == modes
-    unseeded = {each.model_dump_json(exclude={"seed", "controls"}) for each in found}
+    assert sorted({each.config.prompt.mode for each in found}) == modes
+    unseeded = {each.config.model_dump_json(exclude={"seed", "controls"}) for each in found}
     assert len(unseeded) == settings
     if sweep == "keep_rates":  # figure 1: at layer 4, from nothing dropped on
-        tuned = [each for each in found if each.prompt.mode == "TV"]
-        assert {each.pruning.keep_rate for each in tuned} == {1.0, 0.8, 0.6, 0.5, 0.4, 0.2}
-        assert {(each.pruning.reducer, *each.pruning.locations) for each in tuned} == {("predictor", 4)}
+        tuned = [each for each in found if each.config.prompt.mode == "TV"]
+        assert {each.config.pruning.keep_rate for each in tuned} == {1.0, 0.8, 0.6, 0.5, 0.4, 0.2}
+        assert {(each.config.pruning.reducer, *each.config.pruning.locations) for each in tuned} == {("predictor", 4)}
 
 
 def test_a_smoke_run_tunes_little(tmp_path):
@@ -170,9 +171,9 @@ def test_a_smoke_run_tunes_little(tmp_path):
 def test_a_row_is_of_the_prompts_that_the_tuning_gives(run, inputs, tmp_path):
     settings = named(prompt__mode="TV")
     record, clip = run(prompt__mode="TV"), inputs.clip
-    clip.visual.set_pruning(**settings.pruning.model_dump())
-    train = lessons(settings, "digits", inputs)
-    config = presets.complete(settings.prompt, clip, "digits")
+    clip.visual.set_pruning(**settings.pruning)
+    context = TrialContext(settings, inputs)
+    train, config = context.lessons("digits"), context.recipes["digits"]
     clip.set_prompts(tuning.tune_prompts(clip, train, None, config, 0, str(tmp_path / "p"), quiet=True).prompts)
     try:
         found = evaluate(clip, inputs.split("digits", "test"), quiet=True)
@@ -190,8 +191,10 @@ def test_prompts_may_be_swept_or_set_where_a_sweep_has_none(tmp_path):
         load_sweep("scores", [*where, "trial.seed.x=1"])
     (tmp_path / "space.yaml").write_text("prompt.mode: {grid: [none, V]}")
     plan = make_plan(load_sweep("scores", [*where, f"spaces=[{tmp_path}/space.yaml]", "report.claims=[]"]))
-    assert [plan.trial(cell.values).prompt.mode for cell in plan.cells] == ["none", "V"]
-    with pytest.raises(UserError, match="when names 'moode', which is no setting of a trial"):
+    assert [plan.trial(cell.values).config.prompt.mode for cell in plan.cells] == ["none", "V"]
+    with pytest.raises(
+        UserError, match="when names 'prompt.moode', which is no setting of a trial; did you mean 'prompt.mode'"
+    ):
         (tmp_path / "space.yaml").write_text("prompt.lr: {grid: [0.1, 0.2], when: {prompt.moode: [V]}}")
         make_plan(load_sweep("scores", [*where, f"spaces=[{tmp_path}/space.yaml]", "report.claims=[]"]))
     plan = make_plan(load_sweep("prompts", [*where, "trial.prompt=null", "report.claims=[]"]))

@@ -11,8 +11,10 @@ from patchrank.models.clip import create_clip
 from patchrank.trial import check as checks
 from patchrank.trial import inputs as inputs_module
 from patchrank.trial.check import check_trial
+from patchrank.trial.identity import fingerprint, ranker_id, trial_id
 from patchrank.trial.inputs import load_inputs
-from patchrank.trial.run import fingerprint, needed_shards, run_trial, trial_id, trial_tasks
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.run import run_trial
 from patchrank.tune.space import configure
 from patchrank.tune.sweep import load_sweep
 from patchrank.utils.errors import UserError
@@ -29,7 +31,7 @@ BASE = TrialConfig.model_validate(
 
 @pytest.fixture(scope="module")
 def inputs():
-    return load_inputs(BASE)
+    return load_inputs(BASE.model, BASE.data)
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +93,13 @@ def test_pooled_fitting_reads_all_its_tasks_and_is_another_trial(run, inputs):
     pooled, _ = run(predictor__fit_on=["digits", "digits_full"])
     assert pooled["metrics"]["n_train"] == 48 and own["id"] != pooled["id"]
     trial = configure(BASE, {"predictor.fit_on": ["digits", "digits_full"]})
-    assert trial_tasks(trial) == ["digits", "digits_ink", "digits_full"]
-    needs = needed_shards(trial, inputs, "x")
-    assert sorted(needs) == [("digits", "train"), ("digits", "val"), ("digits_full", "train"), ("digits_ink", "val")]
+    assert trial.all_tasks == ("digits", "digits_ink", "digits_full")
+    assert sorted(TrialContext(trial, inputs).needed_shards) == [
+        ("digits", "train"),
+        ("digits", "val"),
+        ("digits_full", "train"),
+        ("digits_ink", "val"),
+    ]
 
 
 def test_shared_embeddings_and_images_change_no_figure(run, inputs):
@@ -114,16 +120,16 @@ def test_oracles_see_the_first_test_images(run, inputs):
 
 def test_rounds_are_scored_for_one_metric_alone(inputs):
     once, twice = (
-        needed_shards(configure(BASE, {"golden.rounds": rounds}), inputs, "x")["digits", "train"][1].header["metrics"]
+        TrialContext(configure(BASE, {"golden.rounds": rounds}), inputs).needed_shards["digits", "train"][1].header
         for rounds in (1, 2)
     )
-    assert once == ["label", "confidence", "preservation"] and twice == ["preservation"]
+    assert once["metrics"] == ["label", "confidence", "preservation"] and twice["metrics"] == ["preservation"]
 
 
 def test_an_id_depends_on_the_data_of_every_task(inputs):
-    one, other = (configure(BASE, {"predictor.fit_on": tasks}) for tasks in (["digits"], ["digits_full"]))
-    prints = [inputs.fingerprint(trial_tasks(trial)) for trial in (one, other)]
-    assert prints[0] != prints[1] and trial_id(one, prints[0]) != trial_id(one, prints[1])
+    trials = [configure(BASE, {"predictor.fit_on": tasks}) for tasks in (["digits"], ["digits_full"])]
+    one, other = (TrialContext(trial, inputs) for trial in trials)
+    assert fingerprint(one) != fingerprint(other) and trial_id(one) != trial_id(other)
 
 
 @pytest.mark.parametrize(
@@ -142,10 +148,9 @@ def test_an_id_depends_on_the_data_of_every_task(inputs):
     ],
 )
 def test_a_fitted_ranker_is_named_by_all_that_it_depends_on(changes):
-    from patchrank.trial.ranking import ranker_id
-
-    assert ranker_id(configure(BASE, changes), ["a"]) != ranker_id(BASE, ["a"]) != ranker_id(BASE, ["a", "b"])
-    assert ranker_id(configure(BASE, {"pruning.keep_rate": 0.3}), ["a"]) == ranker_id(BASE, ["a"])
+    base = ResolvedTrial(BASE)
+    assert ranker_id(configure(BASE, changes), ["a"]) != ranker_id(base, ["a"]) != ranker_id(base, ["a", "b"])
+    assert ranker_id(configure(BASE, {"pruning.keep_rate": 0.3}), ["a"]) == ranker_id(base, ["a"])
 
 
 def test_seeds_fit_different_predictors(run):
@@ -179,7 +184,7 @@ def poisoned(monkeypatch):
 def blind(inputs, **changes):
     """The base trial with `n_test: 0`, and what it runs on."""
     trial = configure(BASE, {"data.n_test": 0} | {key.replace("__", "."): value for key, value in changes.items()})
-    return trial, replace(inputs, data=trial.data, _splits={}, _references={})
+    return trial, replace(inputs, data=trial.config.data)
 
 
 @pytest.mark.parametrize("reducer", ["predictor", "prior", "center", "golden"])
@@ -214,10 +219,10 @@ def test_figures_of_val_are_those_that_trials_with_test_have(inputs, run, tmp_pa
 
 def test_ids_of_trials_that_look_at_test_are_what_they_were(inputs):
     """Records of earlier runs must be found again; this id is of the version before `n_test: 0` was allowed."""
-    found = trial_id(BASE, fingerprint(BASE, inputs))
+    found = trial_id(TrialContext(ResolvedTrial(BASE), inputs))
     assert found == "a8cd4de994b0e9646d016d4e82ac815a5e3581cc7db09d1d9334df5c4b611d69"
     trial, own = blind(inputs)
-    assert trial_id(trial, fingerprint(trial, own)) != found
+    assert trial_id(TrialContext(trial, own)) != found
 
 
 def test_controls_need_test_images():

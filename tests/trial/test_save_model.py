@@ -46,7 +46,7 @@ def test_bounds_are_read():
     "text", ["", "gmacs<12", "gmacs<=", "gmacs=12", "gmacs<=12;ms<=1", "gmacs<=nan", "12>=gmacs", "gmacs<=12,"]
 )
 def test_other_syntax_is_refused(text):
-    with pytest.raises(UserError, match="must read metric<=number or metric>=number; near: gmacs<=12"):
+    with pytest.raises(UserError, match="must read metric<=number or metric>=number; try gmacs<=12"):
         parse_bounds(text)
 
 
@@ -109,7 +109,7 @@ def test_nothing_to_choose_from():
 
 @pytest.fixture(scope="module")
 def inputs():
-    return load_inputs(BASE)
+    return load_inputs(BASE.model, BASE.data)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def write(inputs, reads, tmp_path_factory):
 
     def run(folder, **changes):
         trial = configure(BASE, {key.replace("__", "."): value for key, value in changes.items()})
-        own = replace(inputs, data=trial.data) if trial.data != inputs.data else inputs
+        own = replace(inputs, data=trial.config.data) if trial.config.data != inputs.data else inputs
         found = run_trial(trial, own, str(root), str(root / "shards"), "test", quiet=True)
         assert not reads
         metrics = write_model(found, trial, own, str(root / "shards"), folder, quiet=True)
@@ -212,7 +212,7 @@ def test_several_tasks_share_one_predictor_or_are_refused(write, reads, tmp_path
 
 def test_oracles_are_refused(inputs, reads, tmp_path):
     trial = configure(BASE, {"pruning.reducer": "golden"})
-    with pytest.raises(UserError, match="oracle, which nobody could deploy; near: predictor"):
+    with pytest.raises(UserError, match="oracle, which nobody could deploy; try predictor"):
         write_model({}, trial, inputs, str(tmp_path), tmp_path / "model")
     assert not reads
 

@@ -1,4 +1,4 @@
-"""Predictors and reducers of users' own, by modules that a sweep names."""
+"""Predictors, reducers and prompt layers of users' own, by modules that a sweep names."""
 
 import re
 import sys
@@ -6,25 +6,50 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from patchrank.config import TrialConfig
+from patchrank.io.tensor_file import read_tensors
 from patchrank.layers.predictors import PREDICTORS
+from patchrank.layers.prompts import PROMPTS, Prompts
 from patchrank.layers.reducers import REDUCERS
+from patchrank.models.prompt_files import load_prompts, save_prompts
 from patchrank.trial.check import check_trial
 from patchrank.trial.inputs import load_inputs
+from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.run import run_trial
 from patchrank.utils.errors import UserError
 from patchrank.utils.plugins import import_modules
 
 GUIDE = (Path(__file__).parents[2] / "docs/contributing.md").read_text()
-(EXAMPLE,) = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
+EXAMPLE, *OTHERS = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
+PROMPT_EXAMPLE = next(
+    (block for block in OTHERS if "register_prompt(" in block),
+    """
+from torch import nn
+
+from patchrank.layers.prompts import Prompts, register_prompt
+
+
+@register_prompt("independent")
+class Independent(Prompts):
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        if self.inserts_visual:
+            self.tokens = nn.Parameter(super().visual().detach())
+            self.to_visual = None
+
+    def visual(self):
+        return self.tokens
+""",
+)
 
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """Writes a module that can be imported by name, and takes back whatever it registers."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = [(registry, dict(registry)) for registry in (PREDICTORS, REDUCERS)]
+    before = [(registry, dict(registry)) for registry in (PREDICTORS, REDUCERS, PROMPTS)]
     names = []
 
     def write(name: str, text: str) -> str:
@@ -40,7 +65,7 @@ def module(tmp_path, monkeypatch):
         registry.update(content)
 
 
-def configured(**sections) -> TrialConfig:
+def configured(**sections) -> ResolvedTrial:
     raw = {
         "data": {"tasks": ["digits"], "n_train": 24, "n_val": 12, "n_test": 12},
         "golden": {"stride": 2},
@@ -48,8 +73,8 @@ def configured(**sections) -> TrialConfig:
         "pruning": {"locations": [4], "keep_rate": 0.5},
     }
     for section, changes in sections.items():
-        raw[section] |= changes
-    return TrialConfig.model_validate(raw)
+        raw[section] = raw.get(section, {}) | changes
+    return ResolvedTrial(TrialConfig.model_validate(raw))
 
 
 def test_the_guides_components_run_in_trials_by_name(module, tmp_path):
@@ -62,7 +87,7 @@ def test_the_guides_components_run_in_trials_by_name(module, tmp_path):
     known = PREDICTORS["weighted"]
     import_modules([name, name])
     assert PREDICTORS["weighted"] is known  # not made a second time
-    inputs, folders = load_inputs(own), (str(tmp_path / "run"), str(tmp_path / "shards"))
+    inputs, folders = load_inputs(own.config.model, own.config.data), (str(tmp_path / "run"), str(tmp_path / "shards"))
     kept = []
     for trial in (own, longest):
         check_trial(trial)
@@ -79,6 +104,50 @@ def test_the_guides_components_run_in_trials_by_name(module, tmp_path):
     again = configured(predictor={"name": "weighted"}, pruning={"keep_rate": 0.4})
     run_trial(again, inputs, *folders, "test", quiet=True)  # a fitted one is found again
     assert fitted.read_bytes() == before and len(list(fitted.parent.iterdir())) == 1
+
+
+def test_the_guides_prompt_layer_is_tuned_in_a_trial_and_read_again(module, tmp_path):
+    prompt = {"mode": "TV", "shots": 1, "epochs": 1, "batch_size": 10, "num_tokens": 2}
+    trials = {name: configured(prompt=prompt | {"name": name}) for name in ("coupled", "independent")}
+    known = r"prompt 'independent' is not registered; (did you mean .*\? )?known: coupled$"
+    with pytest.raises(UserError, match=known):
+        check_trial(trials["independent"])
+    import_modules([module("my_prompts", PROMPT_EXAMPLE)])
+    misspelt = configured(prompt=prompt | {"name": "independant"})
+    with pytest.raises(UserError, match="did you mean 'independent'. known: coupled, independent$"):
+        check_trial(misspelt)
+    model, data = trials["coupled"].config.model, trials["coupled"].config.data
+    inputs, folders = load_inputs(model, data), (str(tmp_path / "run"), str(tmp_path / "shards"))
+    records, found = {}, {}
+    for name, trial in trials.items():
+        check_trial(trial)
+        records[name] = run_trial(trial, inputs, *folders, "test", quiet=True)
+        (new,) = set((tmp_path / "shards" / "prompts").iterdir()) - {path for path, _ in found.values()}
+        found[name] = new, load_prompts(new)[0]
+    assert records["coupled"]["id"] != records["independent"]["id"]
+    assert "name" not in records["coupled"]["config"]["prompt"]  # as before there were names
+    assert records["independent"]["config"]["prompt"]["name"] == "independent"
+    path, own = found["independent"]
+    assert type(own) is PROMPTS["independent"] and type(found["coupled"][1]) is Prompts
+    assert [key for key, _ in own.named_parameters()] == ["text", "tokens"]
+    learned = own.state_dict()
+    start = PROMPTS["independent"]("TV", 2, 64, 64).state_dict()
+    assert all(not torch.equal(learned[key], start[key]) for key in start)  # gradients reached both
+    assert read_tensors(path, "prompts", ("name",))[1]["name"] == "independent"
+    inputs.clip.set_prompts(own)  # its own pair takes it
+    inputs.clip.set_prompts(None)
+    PROMPTS.pop("independent")
+    with pytest.raises(UserError, match=rf"{path.name}: prompt 'independent' is not registered"):
+        load_prompts(path)
+
+
+def test_a_layer_that_nobody_registered_is_not_saved(tmp_path):
+    class Unknown(Prompts):
+        pass
+
+    with pytest.raises(UserError, match="of class Unknown is not registered: register_prompt makes it so"):
+        save_prompts(Unknown("TV", 2, 64, 64), tmp_path / "prompts", {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

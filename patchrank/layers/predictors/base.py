@@ -7,24 +7,20 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from patchrank.layers.registry import Class, Registry
 from patchrank.utils.errors import UserError, near
 
-PREDICTORS: dict[str, type[nn.Module]] = {}
+PREDICTORS = Registry("predictor")
 HEADS = ("linear", "mean")
 
 
-def register_predictor(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+def register_predictor(name: str) -> Callable[[Class], Class]:
     """Makes a module class available to `create_predictor`, and so to YAML, under `name`.
 
     One that takes arguments beside `embed_dim` and `grid_size` keeps them by name in an attribute `settings`, so that
     a tower can be saved with it.
     """
-
-    def register(cls: type[nn.Module]) -> type[nn.Module]:
-        PREDICTORS[name] = cls
-        return cls
-
-    return register
+    return PREDICTORS.register(name)
 
 
 def create_predictor(name: str, embed_dim: int, grid_size: tuple[int, int], **kwargs) -> nn.Module:
@@ -33,14 +29,7 @@ def create_predictor(name: str, embed_dim: int, grid_size: tuple[int, int], **kw
     Raises:
         UserError: an unknown name, or a setting that this predictor does not have.
     """
-    kind = _find(name)
-    arguments = {"embed_dim": embed_dim, "grid_size": tuple(grid_size), **kwargs}
-    try:
-        inspect.signature(kind).bind(**arguments)
-    except TypeError as error:
-        settings = [key for key in inspect.signature(kind).parameters if key not in ("embed_dim", "grid_size")]
-        raise UserError(f"predictor {name!r} {error}; its settings: {', '.join(settings) or 'none'}") from error
-    return kind(**arguments)
+    return PREDICTORS.create(name, {"embed_dim": embed_dim, "grid_size": tuple(grid_size)}, kwargs)
 
 
 def name_and_settings(predictor: nn.Module) -> tuple[str, dict]:
@@ -49,11 +38,8 @@ def name_and_settings(predictor: nn.Module) -> tuple[str, dict]:
     Raises:
         UserError: its class is not registered, or it does not say what it was made with.
     """
-    kind = type(predictor)
-    name = next((name for name, other in PREDICTORS.items() if other is kind), None)
-    if name is None:
-        raise UserError(f"predictor of class {kind.__name__} is not registered: register_predictor makes it so")
-    takes = set(inspect.signature(kind).parameters) - {"embed_dim", "grid_size"}
+    name = PREDICTORS.name_of(predictor)
+    takes = set(inspect.signature(type(predictor)).parameters) - {"embed_dim", "grid_size"}
     if takes and not hasattr(predictor, "settings"):
         raise UserError(f"predictor {name!r} takes {', '.join(sorted(takes))}, but has no `settings` that tell them")
     return name, dict(getattr(predictor, "settings", {}))
@@ -65,18 +51,12 @@ def check_location(name: str, location: int) -> None:
     Raises:
         UserError: such a predictor at location 1, or an unknown name.
     """
-    if location == 1 and _reads_cls(_find(name)):
+    if location == 1 and _reads_cls(PREDICTORS.find(name)):
         others = ", ".join(sorted(other for other, kind in PREDICTORS.items() if not _reads_cls(kind)))
         raise UserError(
             f"predictor {name!r} ranks by the class token alone, which has seen no image before layer 1: "
             f"choose a first location from 2 on, or one of {others}"
         )
-
-
-def _find(name: str) -> type[nn.Module]:
-    if name not in PREDICTORS:
-        raise UserError(f"predictor {name!r} is not registered; {near(name, PREDICTORS)}")
-    return PREDICTORS[name]
 
 
 def _reads_cls(kind: type[nn.Module]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.layers.predictors.base import create_predictor
 from patchrank.utils.errors import UserError
 
-ABOUT = ("name", "kwargs", "grid", "embed_dim", "location", "metric", "model")  # what a predictor's file says of it
+ABOUT = ("name", "kwargs", "grid", "embed_dim", "location", "metric", "model")  # keys of a file's metadata
 UNFILLED = (
     "the predictor has no weights: predictor_init only describes it, and no checkpoint with its weights was loaded; "
     "create the tower with pretrained=True, or give predictor_path"
@@ -45,9 +44,9 @@ def load_predictor(path: str | Path) -> tuple[nn.Module, dict]:
 
 
 def create_awaiting(about: Mapping) -> nn.Module:
-    """The predictor that a record describes, to be filled by the checkpoint of the tower that it is a part of.
+    """The predictor that a record describes, without weights: the checkpoint of its tower brings them.
 
-    Until all its weights have been loaded it refuses to rank.
+    Its attribute `filled` says whether they are there; until then the reducer that has it refuses to rank.
 
     Args:
         about: `name`, `kwargs`, `grid` and `embed_dim`, as in a predictor's file.
@@ -59,33 +58,13 @@ def create_awaiting(about: Mapping) -> nn.Module:
         predictor = _create_described(about)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"predictor_init: describes no predictor ({error})") from error
-    for value in predictor.state_dict().values():
-        if value.is_floating_point():
-            value.fill_(math.nan)  # so that a part that nothing was loaded into can be told
-    if _has_gaps(predictor):
-        predictor.refusal = predictor.register_forward_pre_hook(_refuse)
-        predictor.register_load_state_dict_post_hook(_accept)
+    predictor.filled = not predictor.state_dict()
     return predictor.eval()
 
 
 def awaits_weights(module: nn.Module) -> bool:
-    """Whether a predictor inside of `module` was described and never filled."""
-    return any(hasattr(part, "refusal") for part in module.modules())
-
-
-def _refuse(predictor: nn.Module, args: tuple) -> None:
-    raise UserError(UNFILLED)
-
-
-def _accept(predictor: nn.Module, incompatible_keys: object) -> None:
-    """Lifts the refusal once nothing is left unfilled."""
-    if hasattr(predictor, "refusal") and not _has_gaps(predictor):
-        predictor.refusal.remove()
-        del predictor.refusal
-
-
-def _has_gaps(predictor: nn.Module) -> bool:
-    return any(value.isnan().any() for value in predictor.state_dict().values())
+    """Whether a predictor inside of `module` was described, and no weights were loaded into it yet."""
+    return any(not getattr(part, "filled", True) for part in module.modules())
 
 
 def _create_described(about: Mapping) -> nn.Module:

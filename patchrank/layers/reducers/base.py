@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.layers.pruning import rank, take
-from patchrank.utils.errors import UserError, near
+from patchrank.layers.registry import Class, Registry
+from patchrank.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -94,21 +95,14 @@ class Reducer(nn.Module):
         return 0
 
 
-REDUCERS: dict[str, type[Reducer]] = {}
+REDUCERS = Registry("reducer")
 
 
-def register_reducer(name: str) -> Callable[[type[Reducer]], type[Reducer]]:
+def register_reducer(name: str) -> Callable[[Class], Class]:
     """Makes a reducer class available to `create_reducer`, and so to YAML, under `name`."""
-
-    def register(cls: type[Reducer]) -> type[Reducer]:
-        REDUCERS[name] = cls
-        return cls
-
-    return register
+    return REDUCERS.register(name)
 
 
-def create_reducer(name: str, **kwargs) -> Reducer:
-    """Builds a registered reducer."""
-    if name not in REDUCERS:
-        raise UserError(f"reducer {name!r} is not registered; {near(name, REDUCERS)}")
-    return REDUCERS[name](**kwargs)
+def create_reducer(name: str, **settings) -> Reducer:
+    """Builds a registered reducer. Raises `UserError` for an unknown name, or a setting that it does not have."""
+    return REDUCERS.create(name, {}, settings)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from patchrank.layers.predictors import UNFILLED
 from patchrank.layers.reducers.base import Reducer, TokenState, register_reducer
+from patchrank.utils.errors import UserError
 
 
 @register_reducer("predictor")
 class Predictor(Reducer):
-    """Ranks by a predictor; `about` is what its file says of itself, {} where it came as a module.
+    """Ranks by a predictor.
 
+    about: what the predictor's file says of it, {} where it came as a module.
     untrained: which predictor stands in where no weights are wanted.
     """
 
@@ -23,7 +26,15 @@ class Predictor(Reducer):
         self.about: dict = {}
 
     def score(self, state: TokenState) -> Tensor:
+        """Scores (B, N). Raises `UserError` where the predictor still awaits its weights."""
+        if not getattr(self.predictor, "filled", True):
+            raise UserError(UNFILLED)
         return self.predictor(state.cls, state.tokens)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if all(f"{prefix}{key}" in state_dict for key in self.state_dict()):
+            self.predictor.filled = True
 
     def num_macs(self, tower: nn.Module, reaching: dict[int, int]) -> int:
         return self.predictor.num_macs()

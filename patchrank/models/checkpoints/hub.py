@@ -1,6 +1,6 @@
-"""Weights on the Hugging Face hub: whether they can be had, told within seconds where they cannot.
+"""Published weights on the Hugging Face hub: downloads, and one line within seconds where the hub cannot be reached.
 
-The hub's own client tries again for half a minute before it gives up on a file that is not cached.
+The hub's own client tries for 23 seconds before it gives up on a file that is not cached.
 """
 
 from __future__ import annotations
@@ -9,17 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import get_session
 
+from patchrank.models.pretrained import Weights
 from patchrank.utils.errors import UserError
 
-TIMEOUT = 3.0  # seconds, for finding the address, connecting and an answer together
+TIMEOUT = 3.0  # seconds to look up the hub's name, to connect and to get an answer
 MAX_REASON = 160  # characters
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+CLIP_MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def ensure_reachable(repo_id: str, filenames: Sequence[str], cache_dir: str | Path | None = None) -> None:
-    """Returns at once if a file of a hub repository is cached, and soon if the hub answers.
+    """Returns at once if a file of a hub repository is cached, and else as soon as the hub answers.
 
     Args:
         repo_id: `owner/name`, or `owner/name@revision` as timm writes it.
@@ -30,10 +34,10 @@ def ensure_reachable(repo_id: str, filenames: Sequence[str], cache_dir: str | Pa
         UserError: none is cached, and the hub does not answer or must not be asked; says what to do instead.
     """
     repo, _, revision = repo_id.partition("@")
-    if any(_is_cached(repo, filename, cache_dir, revision or None) for filename in filenames):
-        return
-    obstacle = _obstacle()
-    if obstacle:
+    for name in filenames:
+        if isinstance(try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision or None), str):
+            return
+    if obstacle := _obstacle():
         raise UserError(
             f"weights {repo_id} are not in the cache {cache_dir or constants.HF_HUB_CACHE}, and {obstacle}: give a "
             f"checkpoint file, or run `hf download {repo} {filenames[0]}` on a machine with a network and set HF_HOME "
@@ -41,27 +45,58 @@ def ensure_reachable(repo_id: str, filenames: Sequence[str], cache_dir: str | Pa
         )
 
 
-def _is_cached(repo: str, filename: str, cache_dir: str | Path | None, revision: str | None) -> bool:
-    return isinstance(try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision), str)
-
-
 def _obstacle() -> str | None:
-    """What keeps us from asking the hub; None where it answers."""
+    """What keeps us from asking the hub; None where it answers, be it with an error."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     found: list[str | None] = []
-    probe = Thread(target=_probe, args=(found,), daemon=True)  # no timeout of a client's bounds the name's look-up
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+            found.append(None)
+        except Exception as error:  # httpx's or requests', by the version of the hub's client
+            found.append(f"{constants.ENDPOINT} cannot be reached ({_one_line(error)})")
+
+    # The client bounds each of the hub's addresses, not all of them (four that drop packets take 12 s), and no look-up
+    # of its name (one name server that keeps silent takes 6 s). A daemon thread can be left alone.
+    probe = Thread(target=ask, daemon=True)
     probe.start()
     probe.join(TIMEOUT)
     return found[0] if found else f"{constants.ENDPOINT} gives no answer within {TIMEOUT:g} seconds"
 
 
-def _probe(found: list[str | None]) -> None:
-    """Appends what went wrong, or None; any answer will do, be it that the page is forbidden."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except Exception as error:  # httpx's or requests', by the version of the hub's client
-        reason = " ".join(f"{error or type(error).__name__}".split())[:MAX_REASON]
-        found.append(f"{constants.ENDPOINT} cannot be reached ({reason})")
-    else:
-        found.append(None)
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{error or type(error).__name__}".split())[:MAX_REASON]
+
+
+def download_pair(weights: Weights) -> str:
+    """The local path of the file that holds both towers of some published weights, from the hub's cache or the hub.
+
+    Raises:
+        UserError: the hub cannot be reached, or has no such file for us; says what to do instead.
+    """
+    repo, files = pair_files(weights)
+    ensure_reachable(repo, files)
+    for name in files:
+        try:
+            return hf_hub_download(repo, name)
+        except LocalEntryNotFoundError as error:  # the connection broke, so nobody knows whether there is such a file
+            raise UserError(f"weights {repo}: the hub went away; give a checkpoint file, or try again") from error
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # its client's own kinds, by its version: no access, no space, a broken connection
+            raise UserError(
+                f"weights {repo}: {name} cannot be downloaded ({_one_line(error)}); give a checkpoint file"
+            ) from error
+    raise UserError(f"weights {repo}: has none of {', '.join(files)}; give a checkpoint file")
+
+
+def pair_files(weights: Weights) -> tuple[str, tuple[str, ...]]:
+    """The hub repository of a pair, and the names that its file may have, the preferred one first."""
+    if weights.clip_repo is not None:
+        return weights.clip_repo, CLIP_MODEL_FILES
+    from open_clip.pretrained import get_pretrained_cfg
+
+    repo, _, name = get_pretrained_cfg(*weights.open_clip)["hf_hub"].rpartition("/")
+    return repo, (name,) if name else OPEN_CLIP_FILES

@@ -1,12 +1,12 @@
-"""A tower as a local directory that `timm.create_model("local-dir:...", pretrained=True)` makes it from again."""
+"""A tower as a local directory, from which `timm.create_model("local-dir:...", pretrained=True)` makes it again."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
@@ -53,40 +53,41 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
 
 @contextmanager
 def staged_directory(target: Path) -> Iterator[Path]:
-    """An empty directory to write to, which takes the place of `target` once the block has ended without an error.
+    """An empty directory to write to, which takes the place of `target` if the block ends without an error.
 
     Raises:
-        UserError: what the file system raised.
+        UserError: what the file system raised; `target` is then as it was.
     """
+    folder = target.parent / f".writing-{uuid.uuid4().hex}"
+    new, old = folder / "new", folder / "old"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    try:
-        yield staged
-        os.chmod(staged, 0o755)
-        _swap(staged, target)
+        new.mkdir(parents=True)
+        yield new
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_target(directory: str | Path, names: Collection[str] = (CONFIG, WEIGHTS)) -> Path:
-    """The place of a directory that may be written, and replaced if it is there.
+    """The path of a directory that may be written, and replaced if it exists.
 
     Args:
-        names: all that it may hold already.
+        names: the files that it may hold already.
 
     Raises:
-        UserError: no local directory, or one that holds other files.
+        UserError: a URL, a file, a link, or a directory that holds other files.
     """
     if "://" in str(directory):
         raise UserError(f"cannot write {directory}: a tower is saved to a local directory")
     target = Path(directory).expanduser().absolute()
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UserError(f"cannot write {directory}: it is there and no directory of its own")
+        raise UserError(f"cannot write {directory}: it exists and is no directory of its own")
     others = sorted({entry.name for entry in target.iterdir()} - set(names)) if target.exists() else []
     if others:
         raise UserError(f"cannot write {directory}: it holds other files, such as {others[0]!r}; name a new directory")
@@ -105,7 +106,7 @@ def _arguments(model: PrunedVisionTransformer) -> dict:
 
 
 def _record(model: PrunedVisionTransformer) -> dict | None:
-    """Says how to build the predictor in use, for `Pruning.predictor_init`; None where none is."""
+    """What `Pruning.predictor_init` needs to build the predictor in use again; None where there is no predictor."""
     reducer = getattr(model.pruner, "reducer", None)
     if reducer is None or not reducer.fitted:
         return None
@@ -132,22 +133,3 @@ def _write(model: PrunedVisionTransformer, folder: Path, arguments: dict) -> Non
     except ValueError as error:  # timm's word for an argument that JSON cannot hold
         raise UserError(f"this tower cannot be saved: {error}") from error
     os.chmod(folder / WEIGHTS, 0o644)
-
-
-def _swap(staged: Path, target: Path) -> None:
-    """Puts a directory in its place; one that is there stays until the new one is."""
-    if not target.exists():
-        os.rename(staged, target)
-        return
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".replaced-"))
-    try:
-        os.rename(target, aside / target.name)
-        try:
-            os.rename(staged, target)
-        except OSError:
-            os.rename(aside / target.name, target)
-            raise
-        shutil.rmtree(aside / target.name, ignore_errors=True)
-    finally:
-        with suppress(OSError):  # it stays if it holds the only copy of what was there
-            aside.rmdir()

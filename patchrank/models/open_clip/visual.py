@@ -67,9 +67,6 @@ class OpenClipTrunk(PrunedVisionTransformer):
     def give_back(self) -> VisionTransformer:
         """What `around` was given, with the weights as they are now and the prompts that it had."""
         (trunk,) = self.original
-        self.set_prompts(None)  # gains of norms hang on modules that both share
-        if isinstance(trunk, PrunedVisionTransformer):
-            trunk._insert(trunk._prompts, trunk._hooks, trunk.num_prompt_tokens)
         hold_the_same(trunk, self, without="pruner")
         for name in ("training", "grad_checkpointing", "num_classes", "global_pool"):
             setattr(trunk, name, getattr(self, name))

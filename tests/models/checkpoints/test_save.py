@@ -245,7 +245,7 @@ def test_directories_are_written_whole_or_not_at_all(images, tmp_path, fitted, m
         assert os.listdir(tmp_path / "deep") == ["saved"]
     with monkeypatch.context() as patch:  # at the very last step
         patch.setattr(
-            "patchrank.models.checkpoints.save.os.rename", lambda a, b: fail() if ".writing" in str(a) else move(a, b)
+            "patchrank.models.checkpoints.save.os.rename", lambda a, b: fail() if str(a).endswith("new") else move(a, b)
         )
         with pytest.raises(UserError, match="cannot write .*saved: No space left"):
             save_pretrained(fitted, target)
@@ -257,7 +257,7 @@ def test_directories_are_written_whole_or_not_at_all(images, tmp_path, fitted, m
     (target / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files, such as 'notes.txt'"):
         save_pretrained(fitted, target)
-    with pytest.raises(UserError, match="it is there and no directory"):
+    with pytest.raises(UserError, match="it exists and is no directory"):
         save_pretrained(fitted, target / "notes.txt")
     with pytest.raises(UserError, match="cannot write .*: (Not a directory|File exists)"):
         save_pretrained(fitted, target / "notes.txt" / "saved")

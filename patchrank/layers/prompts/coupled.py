@@ -1,7 +1,6 @@
-"""Learnable tokens in both towers (section 3.3): P_t joins the text, and P_v = M P_t the image's sequence.
+"""The paper's prompts: P_t joins the text, and P_v = M P_t joins the image's sequence (section 3.3).
 
-Sequence order everywhere is `[CLS, registers, visual prompts, patches]`. Shapes: b learned tokens, C classes, D_t and
-D_v the widths of the text and the image tower.
+Shapes: b learned tokens, C classes, D_t and D_v the widths of the text and the image tower.
 """
 
 from __future__ import annotations
@@ -13,14 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.io import content_id, weights_sha256
+from patchrank.layers.prompts.base import register_prompt
 from patchrank.utils.errors import UserError, near
 
 MODES = ("T", "V", "TV")  # which tower's input has learned tokens: the text's, the image's, both
 STD = 0.02  # of the start
 
 
+@register_prompt("coupled")
 class Prompts(nn.Module):
-    """Learned text tokens, and the linear map that makes visual tokens of them.
+    """Learned text tokens, and the linear map that makes visual tokens of them; the base of all prompt layers.
+
+    Another kind overrides `visual` or `textual`, and may learn more beside `text`.
 
     Args:
         mode: `T` inserts text tokens and has no map; `V` learns both, but inserts visual tokens alone, beside a
@@ -43,7 +46,9 @@ class Prompts(nn.Module):
         text: P_t, (b, D_t) or (C, b, D_t).
         to_visual: M, None in mode T.
         norm_gains: (num_norms, D_v), what comes to 1; None without.
-        about, source: what the file says that these came from, {} where they came from none; and what errors call them.
+        image_dim, bias: as they were given, None and False in mode T.
+        about: what the file of these prompts says of them, {} where they came from no file.
+        source: what errors call them.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Prompts(nn.Module):
         super().__init__()
         _check(mode, num_tokens, text_dim, classes, words, num_norms)
         self.mode, self.classes = mode, None if classes is None else tuple(classes)
+        self.image_dim, self.bias = (None, False) if mode == "T" else (image_dim, bias)
         self.about: dict = {}
         self.source = "prompts"
         generator = torch.Generator().manual_seed(seed)
@@ -86,7 +92,7 @@ class Prompts(nn.Module):
     def visual(self) -> Tensor:
         """P_v = M P_t, (b, D_v). Raises `UserError` in mode T."""
         if self.to_visual is None:
-            raise UserError(f"{self.source}: of mode T, which has no visual part; near: modes V and TV")
+            raise UserError(f"{self.source}: of mode T, which has no visual part; try mode V or TV")
         return self.to_visual(self.text)
 
     def textual(self, classes: Sequence[str]) -> Tensor:
@@ -96,41 +102,24 @@ class Prompts(nn.Module):
             UserError: in mode V, whose text is hand-written; or class-specific tokens of other classes.
         """
         if not self.inserts_text:
-            raise UserError(f"{self.source}: of mode V, beside which text is hand-written; near: modes T and TV")
+            raise UserError(f"{self.source}: of mode V, beside which text is hand-written; try mode T or TV")
         if self.classes is not None and self.classes != tuple(classes):
-            raise UserError(f"{self.source}: of classes of its own: {_first_difference(self.classes, tuple(classes))}")
+            difference = _first_difference(self.classes, tuple(classes))
+            raise UserError(f"{self.source}: learned for classes of its own: {difference}")
         return self.text
 
     def sha256(self) -> str:
         """Fingerprint of all that they do to both towers."""
-        return content_id([self.mode, self.classes, weights_sha256(self, without=())])
-
-
-def insert(x: Tensor, tokens: Tensor, place: int) -> Tensor:
-    """Puts tokens (n, D) into sequences (B, L, D), so that they begin at `place`: (B, L + n, D)."""
-    tokens = tokens.to(x).expand(len(x), -1, -1)
-    return torch.cat([x[:, :place], tokens, x[:, place:]], dim=1)
-
-
-def remove(x: Tensor, place: int, count: int) -> Tensor:
-    """Takes `count` tokens out of sequences (B, L, D), from `place` on."""
-    return torch.cat([x[:, :place], x[:, place + count :]], dim=1) if count else x
-
-
-def count_visual(prompts: nn.Module, embed_dim: int) -> int:
-    """How many visual tokens there are. Raises `UserError` for such as do not fit a tower of width `embed_dim`."""
-    with torch.no_grad():
-        shape = tuple(prompts.visual().shape)
-    if len(shape) != 2 or shape[1] != embed_dim:
-        raise UserError(f"visual prompts must have shape (b, {embed_dim}) for this image tower, but have {shape}")
-    return shape[0]
+        what = [self.mode, self.classes, weights_sha256(self, without=())]
+        return content_id(what if type(self) is Prompts else [*what, type(self).__name__])
 
 
 def _linear(in_features: int, out_features: int | None, bias: bool, generator: torch.Generator) -> nn.Linear:
     """A linear layer that starts as PyTorch's own does, from a generator of its own."""
     if out_features is None:
         raise UserError("prompts of modes V and TV need image_dim, the width of the image tower")
-    layer = nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)
+    where = torch.get_default_device()  # "meta" where a file's description is checked before anything is made
+    layer = nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias, device=where)
     bound = 1 / math.sqrt(in_features)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -148,7 +137,7 @@ def _check(
     if classes is not None and mode != "T":
         raise UserError(f"class-specific prompts need mode 'T', since an image's class is not known; mode is {mode!r}")
     if num_norms and mode == "T":
-        raise UserError("norm gains are the image tower's, and prompts of mode T have no visual part; near: V, TV")
+        raise UserError("norm gains are the image tower's, and prompts of mode T have no visual part; try mode V or TV")
     if classes is not None and not classes:
         raise UserError("class-specific prompts need class names, but there are none")
     if words is not None and tuple(words.shape) != (num_tokens, text_dim):

@@ -1,0 +1,63 @@
+"""Components by name: what YAML says is the name under which a class was registered."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from patchrank.utils.errors import UserError, near
+
+Class = TypeVar("Class", bound=type[nn.Module])
+
+
+class Registry(dict[str, type[nn.Module]]):
+    """Module classes of one kind by name; `kind` is what messages call them, such as "predictor"."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[Class], Class]:
+        """A decorator that files a class under `name`, in place of any other of that name."""
+
+        def decorate(cls: Class) -> Class:
+            self[name] = cls
+            return cls
+
+        return decorate
+
+    def find(self, name: str) -> type[nn.Module]:
+        """Raises `UserError` for a name under which there is no class."""
+        if name not in self:
+            raise UserError(f"{self.kind} {name!r} is not registered; {near(name, self)}")
+        return self[name]
+
+    def create(self, name: str, always: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+        """A module of the class `name`.
+
+        Args:
+            always: arguments that every class of this kind is given.
+            settings: arguments that it may have beside those.
+
+        Raises:
+            UserError: an unknown name, or a setting that this class does not have.
+        """
+        kind = self.find(name)
+        try:
+            inspect.signature(kind).bind(**always, **settings)
+        except TypeError as error:
+            known = [key for key in inspect.signature(kind).parameters if key not in always]
+            raise UserError(f"{self.kind} {name!r} {error}; its settings: {', '.join(known) or 'none'}") from error
+        return kind(**always, **settings)
+
+    def name_of(self, module: nn.Module) -> str:
+        """The name of a module's class. Raises `UserError` where the class is not registered."""
+        for name, kind in self.items():
+            if type(module) is kind:
+                return name
+        raise UserError(
+            f"{self.kind} of class {type(module).__name__} is not registered: register_{self.kind} makes it so"
+        )

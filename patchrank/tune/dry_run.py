@@ -1,0 +1,219 @@
+"""What `--dry-run` prints: how much work a sweep is, counted, and about how long it takes, from one measurement."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import nn
+
+from patchrank.benchmark import WARM_UP
+from patchrank.layers.class_token import is_plain
+from patchrank.layers.macs import block_macs, text_macs, vision_macs
+from patchrank.layers.pruning import windows
+from patchrank.models.clip import Clip
+from patchrank.models.text import text_shape
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.run import PICTURES
+from patchrank.tune.cluster import Where, slots
+from patchrank.tune.console import say
+from patchrank.tune.plan import Plan
+from patchrank.tune.ray_tasks import Job
+from patchrank.tune.space import random_points
+
+START = 30.0  # seconds that Ray, the imports of its workers and the report take; measured on 2 cores
+TRAINING = 3  # forwards that a step of training costs: its own, and a backward pass that costs about two
+TIMED_IMAGES, TIMED_MACS = 32, 2e9  # of the timed batch, at most
+REPEATS = 5  # of it; the median counts
+MEMBERS, MEMBER = 5, 768  # files of an image in a shard, and bytes that a tar adds to each
+
+
+@dataclass
+class Work:
+    """Work that is counted. `forwards` are images that go through a tower, or through some of its layers."""
+
+    forwards: int = 0
+    macs: int = 0
+    images_read: int = 0
+    num_bytes: float = 0.0
+    _counted: set[Hashable] = field(default_factory=set, compare=False)
+
+    def add(self, images: int, macs: int, read: bool = False, once: Hashable = None) -> None:
+        """Adds images of so many MACs each; what `once` names counts the first time alone."""
+        if once is None or once not in self._counted:
+            self._counted.add(once)
+            self.forwards += images
+            self.macs += images * macs
+            self.images_read += images if read else 0
+
+    def told(self, what: str) -> str:
+        """The counts in words; `what` goes forward."""
+        size = f"{self.macs / 1e9:,.0f} GMACs, {self.num_bytes / 2**20:,.1f} MiB"
+        return f"{self.forwards:,} forwards of {what}, {size}"
+
+
+def print_estimate(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> None:
+    """Prints what is to be done and about how long it takes. Writes nothing and starts no Ray.
+
+    A cluster is not asked how large it is: its trials count as if they ran one at a time on this machine.
+    """
+    trials = list(_to_run(plan, fresh))
+    if not trials:
+        return
+    resources, benchmark = plan.sweep.config.resources, plan.sweep.config.benchmark
+    machine = {"this machine": {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}}
+    workers = 1 if where.address else min(slots(resources, machine), len(trials))
+    scoring, running, timing = Work(), Work(), Work()
+    for job in jobs:
+        count_shards(job, plan.context(job.trial), scoring)
+    for n, trial in enumerate(trials):
+        count_trial(plan.context(trial), n % workers, running)
+    towers = [] if plan.speeds is None else plan.speeds.lacking(trials)
+    for trial in towers:  # each in turns with its unpruned twin, and one after the other
+        turns = 2 * benchmark.batch_size * (benchmark.repeats + WARM_UP)
+        timing.add(turns, plan.inputs(trial).clip.visual.macs_unpruned().image)
+    say(f"  golden shards: {sum(len(job.faults) for job in jobs):,} to make, {scoring.told('windows')}")
+    say(f"  trials: {len(trials):,} to run, {running.told('images')}")
+    if towers:
+        say(f"  milliseconds: {len(towers):,} towers to measure, {timing.forwards:,} forwards of images")
+    device = "cuda" if resources.gpu and torch.cuda.is_available() else "cpu"
+    per_mac, per_image = _measure(plan.context(trials[0]), device, max(1, int(resources.cpu)))
+    macs = (scoring.macs + running.macs) / workers + timing.macs
+    seconds = START + macs * per_mac + (scoring.images_read + running.images_read) / workers * per_image
+    say(
+        f"  in all about {seconds / 60:.1f} min with {workers} trials at a time on this machine: an estimate by MACs, "
+        f"from one batch that was timed ({device}). It may take half as long, or twice as long"
+    )
+
+
+def _to_run(plan: Plan, fresh: bool) -> Iterator[ResolvedTrial]:
+    """Trials that have no record; of a search, whose trials nobody knows beforehand, as many at random."""
+    config = plan.sweep.config
+    for cell in plan.cells:
+        left = cell.samples - (0 if fresh else len(list(plan.records_of(cell))))
+        if plan.sampled and left > 0:
+            search = config.search.model_copy(update={"samples": left})
+            points = random_points(cell.values, plan.sampled, config.trial, search, config.constraints)
+        else:
+            points = [cell.values] * max(0, left)
+        yield from map(plan.trial, points)
+
+
+def count_shards(job: Job, context: TrialContext, work: Work) -> None:
+    """Counts the shards of a job that are not there: every image whole, and without each of its windows."""
+    header, tower = job.folder.header, context.inputs.clip.visual
+    golden, patches, metrics = header["golden"], tower.num_patches, len(header["metrics"])
+    images = sum(job.images(index) for index in job.faults)
+    squares = len(windows(tower.patch_embed.grid_size, golden["window"], golden["stride"]))
+    work.add(images, vision_macs(tower, cls_only_last=is_plain(tower.blocks[-1])), read=True)
+    for n in range(golden["rounds"]):
+        alive = patches - n * (patches // golden["rounds"])
+        length = tower.num_leading_tokens + round(alive * (1 - golden["window"] ** 2 / patches))
+        searches = 1 if n == 0 else metrics
+        work.add(images * squares * searches, suffix_macs(tower, length, golden["remove_at"]))
+    split = next(split for split, folder in context.needed_shards.values() if folder.key == job.folder.key)
+    content = [len(split.content(n)) for n in range(min(8, len(split)))]
+    arrays = 4 * metrics * (patches + squares)
+    work.num_bytes += images * (sum(content) / len(content) + arrays + MEMBERS * MEMBER)
+
+
+def count_trial(context: TrialContext, worker: int, work: Work) -> None:
+    """Counts one trial. What a worker keeps for its next trial counts once a worker, what all share once in all."""
+    trial, inputs, data = context.trial, context.inputs, (context.trial.config.model, context.trial.config.data)
+    tower = inputs.clip.visual
+    whole, pruned, layer, ranking = _image_macs(trial, inputs.clip)
+    shared = prefix_macs(tower, layer)
+    if trial.is_fitted:
+        _count_fitting(context, worker, ranking, work)
+    for task in trial.tasks:
+        for part in trial.parts:
+            seen, source = len(inputs.split(task, part)), "test" if part == "oracle" else part
+            references = len(inputs.split(task, source))
+            work.add(references, whole, True, (worker, data, task, source))
+            if not trial.learns:
+                work.add(references, shared, once=(worker, data, task, source, layer))
+            orders = 1 + (len(trial.controls) if part == "test" else 0)
+            work.add(seen * orders, pruned if trial.learns else pruned - shared)
+            work.num_bytes += 10 * seen
+        if trial.learns:
+            _count_tuning(context, task, pruned, work)
+    side = tower.pretrained_cfg["input_size"][-1]
+    work.num_bytes += 2500 + 2 * PICTURES * side**2  # a record without its arrays, and pictures, which compress
+
+
+def _count_fitting(context: TrialContext, worker: int, ranking: int, work: Work) -> None:
+    """Counts the shards that a trial reads, and the fitting of its rankers."""
+    trial, inputs, config = context.trial, context.inputs, context.trial.config
+    for split, folder in context.needed_shards.values():
+        macs = prefix_macs(inputs.clip.visual, trial.location)
+        work.add(len(split), macs, True, (worker, folder.key, trial.location))
+    for tasks in {trial.fitted_on(task) for task in trial.tasks}:
+        images = sum(len(inputs.split(name, "train")) for name in tasks)
+        key = tasks, config.model, config.data, config.golden, config.predictor, trial.ranker.name
+        work.add(images * trial.fit_epochs, TRAINING * ranking, once=(*key, trial.location, config.seed))
+
+
+def _count_tuning(context: TrialContext, task: str, pruned: int, work: Work) -> None:
+    """Counts the tuning of one task's prompts: images, unless they are embedded once, and class texts."""
+    recipe, train, clip = context.recipes[task], context.lessons(task), context.inputs.clip
+    steps = recipe.epochs * max(1, len(train) // recipe.batch_size)
+    passes = TRAINING if "V" in recipe.mode else 1 if recipe.augment else 0
+    work.add(steps * min(len(train), recipe.batch_size) * passes, pruned)
+    if "T" in recipe.mode:
+        work.add(steps * len(train.classes), TRAINING * text_macs(*text_shape(clip.text)))
+
+
+def _image_macs(trial: ResolvedTrial, clip: Clip) -> tuple[int, int, int, int]:
+    """MACs of one image whole and pruned, the last layer whose input no pruning touches, and MACs of the ranking."""
+    tower = clip.visual
+    with torch.random.fork_rng(devices=[]):
+        predictor = None if trial.ranker is None else trial.ranker.create(tower)
+    with clip.applied(predictor=predictor, **trial.pruning):
+        found = tower.macs()
+        return tower.macs_unpruned().image, found.image, tower.shared_layer, found.predictor
+
+
+def suffix_macs(tower: nn.Module, length: int, layer: int) -> int:
+    """MACs of a sequence of so many tokens from `layer` (1 to depth) to its embedding."""
+    depth, hidden, skips = len(tower.blocks), tower.blocks[0].mlp.fc1.out_features, is_plain(tower.blocks[-1])
+    blocks = (block_macs(length, tower.embed_dim, hidden, skips and n == depth) for n in range(layer, depth + 1))
+    return sum(blocks) + tower.embed_dim * tower.num_classes
+
+
+def prefix_macs(tower: nn.Module, layer: int) -> int:
+    """MACs of a whole image up to the input of `layer`."""
+    length = tower.num_patches + tower.num_leading_tokens
+    return vision_macs(tower, cls_only_last=is_plain(tower.blocks[-1])) - suffix_macs(tower, length, layer)
+
+
+@torch.inference_mode()
+def _measure(context: TrialContext, device: str, threads: int) -> tuple[float, float]:
+    """Seconds of a MAC and of reading an image, from a batch that goes through the unpruned tower.
+
+    On a CPU these are seconds of computing, so that other programs that run at the time do not count.
+    """
+    inputs, before = context.inputs, torch.get_num_threads()
+    clip, macs = inputs.clip, inputs.clip.visual.macs_unpruned().image
+    few, place = max(1, min(TIMED_IMAGES, int(TIMED_MACS / macs))), clip.logit_scale.device
+    split = inputs.split(context.trial.tasks[0], "val").first(few)
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    torch.set_num_threads(threads)
+    try:
+        clip.to(device)
+        read, forward = [], []
+        for _ in range(REPEATS):
+            start = clock()
+            images = torch.cat([images for images, _ in split.batches(clip.transform(), few)]).to(device)
+            middle = clock()
+            clip.visual.forward_whole(images).sum().item()  # waits for the device
+            read.append(middle - start)
+            forward.append(clock() - middle)
+    finally:
+        clip.to(place)
+        torch.set_num_threads(before)
+    share = threads if device == "cpu" else 1
+    return median(forward) / share / (len(split) * macs), median(read) / len(split)

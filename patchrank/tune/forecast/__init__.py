@@ -1,1 +1,0 @@
-"""What a sweep is going to take: counted from shapes, and timed by a few steps."""
