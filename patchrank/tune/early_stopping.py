@@ -36,7 +36,7 @@ def asha_scheduler(asha: AshaConfig, num_steps: int) -> ASHAScheduler:
     It never ends a trial after its last step: the rest of such a trial costs little, and its result is worth more.
 
     Args:
-        num_steps: the most that a trial of the sweep has (`patchrank.trial.run.num_steps`).
+        num_steps: the most that a trial of the sweep has (`TrialContext.num_steps`).
 
     Raises:
         UserError: no trial has enough steps for anything to be ended.

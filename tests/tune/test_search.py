@@ -230,6 +230,21 @@ def test_what_was_ended_early_is_not_begun_again_under_the_same_rules(tmp_path):
     assert other.missing() == 5
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_search_of_two_objectives_goes_on_past_what_was_ended_early(tmp_path, sampler):
+    """Optuna would compare such trials by one objective, and refuse to."""
+    settings = f"{{method: optuna, sampler: {sampler}, samples: 14, asha: {{of: predictor, grace: 1}}}}"
+    plan = plan_of(tmp_path, SEARCHED, TWO, settings, reducer="predictor")
+    rules, reached = plan.sweep.config.search.asha.model_dump(), {STEP: 1, VALUE: 70.0}
+    stopped = {"status": "stopped", "asha": rules, "reached": reached, "metrics": {}}
+    write_record(plan, {"pruning.keep_rate": 0.35, "pruning.locations": [4]}, ".stopped", **stopped)
+    for n in range(11):
+        write_record(plan, {"pruning.keep_rate": round(0.4 + 0.05 * n, 2), "pruning.locations": [4]})
+    plan.refresh()
+    search = create_search(plan)
+    assert [search.suggest(f"t{n}") == CellSearch.FINISHED for n in range(3)] == [False, False, True]
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
