@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from patchrank.config.trial import TrialConfig
+
 # The settings of a trial, by section, that were there when ids were first given out: these always stand in it. Whoever
 # adds a setting does NOT write it down here.
 FIRST = {
@@ -39,3 +41,8 @@ def canonical(settings: BaseModel, section: str = "") -> dict:
         elif isinstance(value, BaseModel):
             plain[name] = canonical(value, name)
     return plain
+
+
+def completed(plain: dict) -> dict:
+    """A trial's canonical form with the settings that it leaves out, at their defaults."""
+    return TrialConfig.model_validate(plain).model_dump(mode="json")

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.config import Rule, SweepConfig, TrialConfig, validate
+from patchrank.config import PromptConfig, Rule, SweepConfig, TrialConfig, validate, value_at
+from patchrank.config.canonical import canonical, completed
 from patchrank.io.yaml import parse_yaml
 from patchrank.tune.plan import make_plan
 from patchrank.tune.sweep import find_sweep, load_sweep
@@ -276,3 +277,13 @@ def test_lists_are_tuples_in_python_and_lists_in_files():
 def test_items_of_lists_keep_their_types(wrong):
     with pytest.raises(UserError, match="pruning.locations.* but should (be a valid|have at least 1 item)"):
         validate(TrialConfig, {"pruning": {"locations": wrong}}, "x")
+
+
+def test_a_setting_that_records_leave_out_is_read_as_its_default():
+    trial = TrialConfig(prompt=PromptConfig())
+    plain = canonical(trial)
+    assert "name" not in plain["prompt"] and value_at(plain, "prompt.name") == "coupled"
+    assert completed(plain) == trial.model_dump(mode="json") and completed(plain)["prompt"]["name"] == "coupled"
+    assert value_at(canonical(TrialConfig()), "prompt.name") is None
+    other = canonical(TrialConfig(prompt=PromptConfig(name="own")))
+    assert value_at(other, "prompt.name") == "own"

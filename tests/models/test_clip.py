@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import patchrank
+from patchrank.data import digits
 from patchrank.data.dataset_factory import load_split
-from patchrank.data.digits import scenes as digits
 from patchrank.evaluate import embed_unpruned
 from patchrank.models.pretrained import TEXT_CFGS, WEIGHTS
 from patchrank.models.text import create_text_tower

@@ -15,7 +15,7 @@ from helpers.image_files import encoded, pixels, write
 from patchrank.config import ReportConfig, TrialConfig
 from patchrank.data.dataset_factory import TASKS, load_split
 from patchrank.data.digits.scenes import CREDIT, STYLES
-from patchrank.data.splits import split_of
+from patchrank.data.readers.entries import split_of
 from patchrank.io import content_id
 from patchrank.report import write_report
 from patchrank.report.compare import change
