@@ -68,7 +68,7 @@ def check_head(classes: Sequence[str], templates: Sequence[str]) -> None:
         raise UserError(f"classes must be two or more to choose among, but are {', '.join(classes)}")
     for template in templates:
         if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
-            raise UserError(f"template {template!r} must have one place for the class name; near: 'a photo of a {{}}.'")
+            raise UserError(f"template {template!r} must have one place for the class name; try 'a photo of a {{}}.'")
 
 
 def find_labels(labels: Sequence[str], classes: Sequence[str], count: int) -> list[int]:

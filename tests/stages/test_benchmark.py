@@ -8,6 +8,7 @@ import torch
 from patchrank import benchmark
 from patchrank.benchmark import main, measure
 from patchrank.config import BenchmarkConfig, TrialConfig
+from patchrank.trial import speed
 from patchrank.trial.identity import speed_id, speed_settings
 from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.speed import measure_trial, random_tower
@@ -118,7 +119,7 @@ def test_a_trial_is_measured_once_with_its_own_predictor(tmp_path, monkeypatch):
         towers.append((type(tower.pruner.reducer.predictor).__name__, args))
         return {"ms": 1.0, "ms_unpruned": 2.0, "speedup": 2.0, "ms_quartiles": [1.0, 1.0]}
 
-    monkeypatch.setattr(benchmark, "measure", measured)
+    monkeypatch.setattr(speed, "measure", measured)
     record = measure_trial(trial, "cpu", FEW, str(tmp_path))
     assert towers == [("Transformer", (2, 3))]
     assert json.loads((tmp_path / f"{record['id']}.json").read_text()) == record
@@ -141,7 +142,7 @@ def test_every_reducer_has_a_tower_to_be_timed(reducer):
 
 
 def test_oracles_have_no_time(tmp_path):
-    with pytest.raises(UserError, match="'golden'.*no time of its own; near: prior"):
+    with pytest.raises(UserError, match="'golden'.*no time of its own; try prior"):
         measure_trial(configure(BASE, {"pruning.reducer": "golden"}), "cpu", FEW, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
