@@ -24,6 +24,7 @@ class Task:
     load: task, split and root in, the split in the order of its source out. training: the split that golden scores and
     predictors are made from. default: the split that is evaluated if none is named. embedded: whether images are drawn,
     and need no root. checked: whether images that cannot be decoded are left out; named datasets keep all of theirs.
+    credit: what pages that show images must say of their makers.
     """
 
     load: Callable[[str, str, str | None], ImageSplit]
@@ -31,6 +32,7 @@ class Task:
     default: str = "val"
     embedded: bool = False
     checked: bool = False
+    credit: str = ""
 
 
 def _digits(task: str, split: str, root: None) -> ImageSplit:
@@ -48,7 +50,7 @@ def _png(scenes: digits.DigitScenes, i: int) -> bytes:
 
 
 TASKS: dict[str, Task] = {
-    **dict.fromkeys(digits.STYLES, Task(_digits, training="adapt", embedded=True)),
+    **dict.fromkeys(digits.STYLES, Task(_digits, training="adapt", embedded=True, credit=digits.CREDIT)),
     **dict.fromkeys(NAMED, Task(load_named)),
     "folder": Task(load_folder, default="all", checked=True),
     "wds": Task(load_wds, default="all", checked=True),

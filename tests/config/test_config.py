@@ -168,7 +168,7 @@ def test_overriding_inside_a_swept_section_is_said():
 @pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_claim_of_a_sweep_has_what_it_compares(file):
     """A slip in a claim would show only once the sweep has run."""
-    from patchrank.report.claims import _check_one_each, _pairs, is_about
+    from patchrank.report.claims import is_about, pair_up
     from patchrank.report.results import Setting
 
     plan, settings = make_plan(load_sweep(str(file))), {}
@@ -177,8 +177,7 @@ def test_every_claim_of_a_sweep_has_what_it_compares(file):
         settings.setdefault(str(config | {"seed": 0, "controls": []}), Setting([{"config": config}], []))
     for claim in plan.sweep.config.report.claims:
         selected = [setting for setting in settings.values() if is_about(claim, setting)]
-        _check_one_each(claim, selected)
-        pairs = list(_pairs(claim, selected, list(settings.values())))
+        pairs = pair_up(claim, selected, list(settings.values()))
         assert pairs and all(other is not None for _, other, _ in pairs), claim.say
 
 
