@@ -114,7 +114,10 @@ def _lines(row: dict) -> list[tuple[str, str]]:
 
 
 def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
-    """With weights where flags name some or some ship, since files fit theirs alone; with random ones elsewhere."""
+    """The tower with its own weights if flags name some or some ship; a predictor's file fits no others.
+
+    Elsewhere weights are random: they change no time.
+    """
     if any((args.checkpoint, args.prompts, args.predictor, find_weights(args.model).file)):
         return create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings).visual
     torch.manual_seed(args.seed)

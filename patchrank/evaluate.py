@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuses, before anything is computed, flags that do not go together and places that cannot be written to."""
+    """Refuses flags that contradict each other, and places that cannot be written to, before anything is computed."""
     find_task(args.data)
     for flag, task in (("index", "retrieval"), ("controls", "classification")):
         if getattr(args, flag) and args.task != task:

@@ -144,7 +144,8 @@ def accuracy(clip: Clip, split: str, scenes: int = 2, templates: tuple[str, ...]
     data = DigitScenes(split, scenes)
     head = clip.zero_shot_head(CLASSES, templates)
     pixels = torch.stack([torch.from_numpy(np.asarray(data[i]).copy()).permute(2, 0, 1) for i in range(len(data))])
-    batches = ((clip.normalize(some.float() / 255), None) for some in pixels.split(256))
+    parts = [range(start, start + 256) for start in range(0, len(data), 256)]
+    batches = ((clip.normalize(some.float() / 255), part) for some, part in zip(pixels.split(256), parts))
     vectors, _ = embed(clip, batches, with_unpruned=False)
     clip.train()
     return percent(classify(vectors["pruned"], head) == data.labels)

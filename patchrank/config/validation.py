@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from patchrank.config.trial import TrialConfig
 from patchrank.utils.errors import UserError, near
 
 
@@ -51,10 +52,25 @@ def _written(loc: tuple, raw: Any) -> tuple[tuple, Any]:
 
 
 def value_at(config: dict, path: str) -> object:
-    """The value at a dotted path of a plain configuration; None where a section, or a newer setting, is left out."""
+    """The value at a dotted path of a trial's plain settings; None inside of a section that is null.
+
+    A setting that is left out is at its default: records leave out those that are newer than their ids.
+    """
+    schema = TrialConfig
     for part in path.split("."):
-        config = None if config is None else config.get(part)
+        if config is None:
+            return None
+        if part not in config:
+            return schema.model_fields[part].get_default()
+        config, schema = config[part], section_at(schema, part)
     return config
+
+
+def section_at(schema: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The schema of the section `key`, which may also be null or a list of sections; None for another setting."""
+    annotation = schema.model_fields[key].annotation if key in schema.model_fields else None
+    annotation = next(iter(get_args(annotation)), annotation)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def known_keys(schema: type[BaseModel], path: tuple) -> list[str]:
@@ -62,11 +78,9 @@ def known_keys(schema: type[BaseModel], path: tuple) -> list[str]:
     for part in path:
         if isinstance(part, int):  # a place in a list of mappings
             continue
-        annotation = schema.model_fields[part].annotation if part in schema.model_fields else None
-        annotation = next(iter(get_args(annotation)), annotation)
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        schema = section_at(schema, part)
+        if schema is None:
             return []
-        schema = annotation
     return [field.alias or name for name, field in schema.model_fields.items()]
 
 

@@ -1,4 +1,4 @@
-"""Images that decode: a few broken files are left out and told of, many stop the run."""
+"""Images that cannot be decoded: a few are left out and named on stderr, many stop the run."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from patchrank.data.image_split import THREADS, ImageSplit, UnreadError
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
 
-CHUNK = 1024  # images whose verdicts are awaited at once
-SHOWN = 20  # broken images that are told of one by one
+CHUNK = 1024  # images that are checked at once
+SHOWN = 20  # broken images that are named
 SAMPLED = 64  # images whose bytes stand for all of a named dataset
 
-# What says that a path leads to no file, today and tomorrow.
+# Errors which say that there is no file, rather than that it cannot be read for now.
 _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _NO_PATH = (errno.ELOOP, errno.ENAMETOOLONG)
 
 
-def sound(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> ImageSplit:
-    """The first `limit` images of a split that decode in full (all where it is None), in order.
+def without_broken(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> ImageSplit:
+    """The first `limit` images of a split (all where it is None) that decode in full, in order.
 
-    Each broken one is named on stderr and counted in `skipped`. One may always be broken; more may be as long as they
-    are no more than `share` of those looked at, and with a share of 0 none. Only as many are looked at as it takes.
-    `version` becomes a digest of the files' bytes, since other folders may hold other images by the same names.
+    Each broken image is named on stderr and counted in `skipped`. Images beyond those that are needed are not read.
+    `version` becomes a digest of the files' bytes, since other folders may have other images of the same names.
+
+    Args:
+        share: of the images read, how many may be broken; one always may, unless `share` is 0.
 
     Raises:
-        UserError: more are broken than may be, or none is left; or something hides a file for now, as a network does
-            that fails: leaving such an image out would make the result depend on the day.
+        UserError: more images are broken, or none is left; or an image cannot be read for now, as when a network fails:
+            without it, the result would depend on the day.
     """
     wanted = len(split) if limit is None else min(limit, len(split))
     good, broken, contents = [], {}, hashlib.sha256(str(split.version).encode())
@@ -44,7 +46,11 @@ def sound(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> I
             broken[i] = reason
         if i + 1 >= wanted and _too_many(broken, i + 1, share):
             break
-    _tell(split, broken)
+    name = f"{split.task}/{split.split}"
+    for i, reason in list(broken.items())[:SHOWN]:
+        print(f"{name}: left out {split.ids[i]}: {reason}", file=sys.stderr)
+    if len(broken) > SHOWN:
+        print(f"{name}: left out {len(broken) - SHOWN} more", file=sys.stderr)
     looked = len(good) + len(broken)
     if _too_many(broken, looked, share) or (broken and not good):
         raise UserError(_refusal(split, broken, looked, share))
@@ -52,9 +58,9 @@ def sound(split: ImageSplit, limit: int | None = None, share: float = 0.01) -> I
 
 
 def fingerprinted(split: ImageSplit) -> ImageSplit:
-    """The split with a digest of the bytes of at most 64 images, evenly spaced, in its `version`.
+    """The split, whose `version` becomes a digest of the bytes of at most 64 images, evenly spaced.
 
-    A copy of a dataset in another size or compression has other bytes everywhere, so that a few tell it.
+    A copy of a dataset in another size or compression differs in every image, so a few are enough.
 
     Raises:
         UserError: one of them cannot be read.
@@ -72,7 +78,7 @@ def _number(digest: bytes) -> int:
 
 
 def _verdicts(split: ImageSplit, wanted: int) -> Iterator[tuple[int, str | None, bytes]]:
-    """Place, fault and digest of each image, in order, until as many as are wanted have no fault."""
+    """Index, fault and digest of each image, in order, until as many as are wanted have no fault."""
     looked = found = 0
     bar = progress(total=wanted, desc=f"check {split.task}/{split.split}", unit="image", delay=2)
     with ThreadPoolExecutor(THREADS) as pool, bar:
@@ -92,25 +98,20 @@ def _verdict(split: ImageSplit, i: int) -> tuple[str | None, bytes]:
         cause = error.__cause__
         if isinstance(cause, _ABSENT) or getattr(cause, "errno", None) in _NO_PATH:
             return f"cannot be read ({cause.strerror or 'no such file'})", b""
-        raise UserError(f"{error}; it does not count as broken, since it may be read another time") from error
+        raise UserError(f"{error}; it is not left out as broken, since it may be readable later") from error
     return fault(content, split.decoding), hashlib.sha256(content).digest()
 
 
 def _too_many(broken: dict[int, str], looked: int, share: float) -> bool:
-    return len(broken) > (max(1, share * looked) if share else 0)
-
-
-def _tell(split: ImageSplit, broken: dict[int, str]) -> None:
-    for i, reason in list(broken.items())[:SHOWN]:
-        print(f"{split.task}/{split.split}: left out {split.ids[i]}: {reason}", file=sys.stderr)
-    if len(broken) > SHOWN:
-        print(f"{split.task}/{split.split}: left out {len(broken) - SHOWN} more", file=sys.stderr)
+    allowed = max(1, share * looked) if share else 0
+    return len(broken) > allowed
 
 
 def _refusal(split: ImageSplit, broken: dict[int, str], looked: int, share: float) -> str:
     first, reason = next(iter(broken.items()))
     rule = f"one image, or {100 * share:g} % of those looked at, may be broken" if share else "none may be broken"
-    rule = rule if looked > len(broken) else "at least one must be left"
+    if looked == len(broken):
+        rule = "at least one must be left"
     return (
         f"data {split.task}/{split.split}: {len(broken)} of {looked} images cannot be decoded, but {rule}; "
         f"the first is {split.ids[first]} ({reason})"

@@ -1,4 +1,4 @@
-"""Names for classes, and sentences to put them into, from a small YAML file."""
+"""Class names and prompt templates from a vocabulary file (YAML)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ class _File(Strict):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a file says: all class names in label order, or new names for some; templates; None where it is silent."""
+    """The content of a vocabulary file.
+
+    classes: all names in label order, or a mapping from some classes to their new names; None: the data's own names.
+    templates: sentences with `{}` for a name; None: the data's own.
+    """
 
     path: str
     classes: tuple[str, ...] | dict[str, str] | None
@@ -29,9 +33,9 @@ class Vocabulary:
     def apply(self, split: ImageSplit) -> ImageSplit:
         """The split with these names and templates in place of its own.
 
-        Names as a list need as many as there are classes, or give classes to data that has none; as a mapping they
-        rename some classes, or, where labels are but numbers, name the numbers from 0 on. Two classes may share a
-        name, as in ImageNet; no text can tell them apart.
+        A list must have as many names as there are classes, or gives classes to data that has none. A mapping renames
+        some classes; where labels are numbers without names, it names all numbers from 0 on. Two classes may have the
+        same name, as in ImageNet, though no text can tell them apart.
 
         Raises:
             UserError: names that do not fit the split.
@@ -60,10 +64,10 @@ class Vocabulary:
         return tuple(self.classes.get(name, name) for name in known)
 
     def _numbers(self, split: ImageSplit) -> tuple[str, ...]:
-        """Keys of a mapping that names numbered labels."""
+        """The keys of a mapping that names numbered labels: "0", "1", ... without gaps."""
         if split.labels is None:
             raise UserError(
-                f"{self.path}: classes: is a mapping, but {split.task} has no classes that it could rename; give a list"
+                f"{self.path}: classes: is a mapping, but {split.task} has no classes to rename; try a list"
             )
         numbers = tuple(map(str, range(len(self.classes))))
         missing = [number for number in numbers if number not in self.classes]

@@ -1,4 +1,4 @@
-"""Images by name: a task and a split in, a list of encoded images with ids, labels and class names out."""
+"""Datasets by name: a task and a split in, an `ImageSplit` out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from patchrank.data.broken_images import fingerprinted, sound
+from patchrank.data import digits
+from patchrank.data.broken_images import fingerprinted, without_broken
 from patchrank.data.class_names import read_vocabulary
 from patchrank.data.coop import NAMED, load_named
-from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit, Reader
 from patchrank.data.readers.folder import load_folder
 from patchrank.data.readers.wds import load_wds
@@ -19,11 +19,12 @@ from patchrank.utils.errors import UserError, near
 
 @dataclass(frozen=True)
 class Task:
-    """How the splits of a task are had.
+    """How the splits of a task are loaded.
 
-    load(task, split, root) gives a split in the order in which its source lists it. training: the split that golden
-    scores and predictors are made from. default: what is evaluated where nobody says. checked: whether images that
-    nothing can decode are left out; the protocols of named datasets know none.
+    load: task, split and root in, the split in the order of its source out. training: the split that golden scores and
+    predictors are made from. default: the split that is evaluated if none is named. embedded: whether images are drawn,
+    and need no root. checked: whether images that cannot be decoded are left out; named datasets keep all of theirs.
+    credit: what pages that show images must say of their makers.
     """
 
     load: Callable[[str, str, str | None], ImageSplit]
@@ -31,23 +32,15 @@ class Task:
     default: str = "val"
     embedded: bool = False
     checked: bool = False
+    credit: str = ""
 
 
 def _digits(task: str, split: str, root: None) -> ImageSplit:
     scenes = digits.DigitScenes(split, task=task)
-    return ImageSplit(
-        task,
-        split,
-        scenes.ids,
-        scenes.labels.tolist(),
-        digits.CLASSES,
-        digits.TEMPLATES,
-        Reader(partial(_png, scenes), range(len(scenes))),
-        groups=scenes.groups,
-        unit="digit",
-        version=digits.VERSION,
-        drawn=True,
-    )
+    reader = Reader(partial(_png, scenes), range(len(scenes)))
+    about = {"groups": scenes.groups, "unit": "digit", "version": digits.VERSION, "drawn": True}
+    labels, names = scenes.labels.tolist(), (digits.CLASSES, digits.TEMPLATES)
+    return ImageSplit(task, split, scenes.ids, labels, *names, reader, **about)
 
 
 def _png(scenes: digits.DigitScenes, i: int) -> bytes:
@@ -57,7 +50,7 @@ def _png(scenes: digits.DigitScenes, i: int) -> bytes:
 
 
 TASKS: dict[str, Task] = {
-    **dict.fromkeys(digits.STYLES, Task(_digits, training="adapt", embedded=True)),
+    **dict.fromkeys(digits.STYLES, Task(_digits, training="adapt", embedded=True, credit=digits.CREDIT)),
     **dict.fromkeys(NAMED, Task(load_named)),
     "folder": Task(load_folder, default="all", checked=True),
     "wds": Task(load_wds, default="all", checked=True),
@@ -81,8 +74,8 @@ def load_split(
 ) -> ImageSplit:
     """The first `limit` images of a split (all of them where it is None).
 
-    Images on disk come in an order of their own that depends on their ids alone, since their lists go class by class.
-    Their bytes are part of `version`: all files' where all are looked at, else those of a few.
+    Lists of images on disk often go class by class, so these images are shuffled, by their ids alone. Their bytes
+    decide on `version`: those of all files that are checked, or of a few files of a named dataset.
 
     Args:
         split: the task's default if left out.
@@ -98,8 +91,12 @@ def load_split(
         raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
     names = None if vocabulary is None else read_vocabulary(vocabulary)
     images = found.load(task, split or found.default, root)
-    images = images if found.embedded else images.mixed()
-    images = sound(images, limit) if found.checked else images.first(limit)
-    images = images if found.checked or found.embedded else fingerprinted(images)
-    images = images if names is None else names.apply(images)
+    if found.embedded:
+        images = images.first(limit)
+    elif found.checked:
+        images = without_broken(images.mixed(), limit)
+    else:
+        images = fingerprinted(images.mixed().first(limit))
+    if names is not None:
+        images = names.apply(images)
     return images if templates is None else replace(images, templates=tuple(templates))

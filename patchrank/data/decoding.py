@@ -1,4 +1,4 @@
-"""From encoded bytes to RGB: as the protocols of named datasets do it, or as a viewer shows it."""
+"""From encoded bytes to RGB: as CLIP's and CoOp's code decodes them, or as a viewer shows them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ UNREADABLE = (
     Image.DecompressionBombWarning,  # where warnings are errors
 )
 
-# Formats that Pillow tells by name alone, and EPS, for which it would start another program.
+# Formats that Pillow knows by name but cannot read, and EPS, for which it would start another program.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
-# ImageOps.exif_transpose would also write the other tags anew, and fails where a camera left them malformed.
+# Pillow's own ImageOps.exif_transpose fails on malformed tags of some cameras.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,7 +61,7 @@ def decode_viewer(content: bytes) -> Image.Image:
     Raises:
         UNREADABLE: the bytes are no image, or a damaged one; a part of an image is never returned.
     """
-    _hush()
+    silence_metadata_warnings()
     image = Image.open(io.BytesIO(content), formats=image_formats())
     image.load()
     if 0 in image.size:
@@ -74,7 +74,7 @@ DECODERS: dict[str, Callable[[bytes], Image.Image]] = {"plain": decode_plain, "v
 
 
 def fault(content: bytes, decoding: str) -> str | None:
-    """In one line what keeps encoded bytes from being decoded in full; None if nothing does."""
+    """In one line why encoded bytes cannot be decoded in full; None if they can."""
     try:
         DECODERS[decoding](content)
     except UNREADABLE as error:
@@ -83,7 +83,7 @@ def fault(content: bytes, decoding: str) -> str | None:
 
 
 def why(error: Exception, content: bytes) -> str:
-    """In one line what an error of a decoder says of the bytes that it was given."""
+    """A decoder's error in one line, for the bytes that it was given."""
     if not content:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):  # its own text is the address of a buffer
@@ -92,7 +92,7 @@ def why(error: Exception, content: bytes) -> str:
 
 
 def extension_of(content: bytes) -> str:
-    """The usual file extension of encoded bytes: "jpg", "png", ..., whatever their file was called."""
+    """The usual file extension of encoded bytes by their format: "jpg", "png", ..."""
     kind = Image.open(io.BytesIO(content)).format.lower()
     return {"jpeg": "jpg", "mpo": "jpg"}.get(kind, kind)
 
@@ -107,18 +107,18 @@ def image_formats() -> tuple[str, ...]:
 @functools.cache
 def image_extensions() -> frozenset[str]:
     """Extensions of image files, as ".jpg", in lower case."""
-    readable = {*image_formats(), "MPO"}  # which Pillow opens as JPEG
+    readable = {*image_formats(), "MPO"}  # Pillow opens MPO as JPEG
     return frozenset(end for end, name in Image.registered_extensions().items() if name in readable)
 
 
 @functools.cache
-def _hush() -> None:
-    """Keeps Pillow's remarks on damaged metadata off the screen; once, since filters are shared by all threads."""
+def silence_metadata_warnings() -> None:
+    """Turns off Pillow's warnings of damaged metadata; once, since all threads share Python's filters."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Deeper grey as 8 bits; other images as they are."""
+    """Grey of more than 8 bits as 8 bits; other images as they are."""
     if image.mode[0] not in "IF":
         return image
     values = np.asarray(image).astype(np.float32)
@@ -138,7 +138,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> object:
-    """The EXIF tag, 1 where there is none or it is damaged; TIFF files are upright once they are loaded."""
+    """The EXIF tag; 1 where it is missing or damaged. Pillow has turned TIFF files upright already."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except UNREADABLE:

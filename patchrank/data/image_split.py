@@ -1,4 +1,4 @@
-"""A split of images: encoded bytes, ids, and what is known of them (labels, class names, captions)."""
+"""A split of images: encoded bytes, ids, and labels, class names or captions where there are any."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ THREADS = min(8, os.cpu_count() or 1)  # that read and decode images
 
 
 class UnreadError(UserError):
-    """An image whose bytes were not to be had; `__cause__` says why."""
+    """The bytes of an image could not be read; `__cause__` says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads image i by what `fetch` knows it by: `keys[i]`. Made for the images of a split alone, and no others."""
+    """Reads image i as `fetch(keys[i])`. It has the keys of one split's images alone."""
 
     fetch: Callable[[Any], bytes]
     keys: Sequence[Any]
@@ -42,13 +42,17 @@ class Reader:
 class ImageSplit:
     """One split of one task.
 
-    read(i) gives the bytes of image i as they lie on disk (rendered scenes: as PNG), or what its file system raises;
-    `decoding` names what turns them into RGB. labels: places in `classes`, None where nobody said what the images show.
-    captions: one text for each image. groups: for each image the name of what it belongs to, the same name for images
-    that tell much the same (scenes of one digit, clips of one video), whatever task or split they stand in; None where
-    every image stands for itself. unit: the word for one of them, "digit", "group" or "image". skipped: images that
-    were left out since nothing can decode them. version changes when the same ids would come with other pixels. drawn:
-    images are computed in Python, which threads do not speed up. tensors: all images transformed, once `loaded`.
+    labels: indices into `classes`; None where they are not known.
+    read: gives the bytes of image i as they are on disk (rendered scenes: as PNG), or raises what its file system does.
+    decoding: key of `DECODERS`, which turn these bytes into RGB.
+    captions: one text for each image.
+    groups: for each image a name that it shares with images which show much the same (scenes of one digit, clips of
+        one video), in whatever task or split; None where each image is a group of its own.
+    unit: the word for a group: "digit", "group" or "image".
+    skipped: how many images were left out since they cannot be decoded.
+    version: another number where the same ids come with other pixels.
+    drawn: images are computed in Python, which threads do not speed up.
+    tensors: all images transformed, after `loaded`.
     """
 
     task: str
@@ -75,7 +79,7 @@ class ImageSplit:
         return self.decode(i, self.content(i))
 
     def content(self, i: int) -> bytes:
-        """The bytes of image i. Raises `UnreadError` for whatever its file system raises."""
+        """The bytes of image i. Raises `UnreadError` in place of what its file system raises."""
         try:
             return self.read(i)
         except UserError:
@@ -96,16 +100,16 @@ class ImageSplit:
         return None if self.labels is None else self.labels[i]
 
     def clusters(self) -> list[str]:
-        """What each image is drawn with in statistics: its group, or itself; names of two tasks never collide."""
+        """The group of each image, by which statistics draw; names of different tasks are different."""
         return [f"{self.task}/{name}" for name in self.ids] if self.groups is None else self.groups
 
     def ids_sha256(self) -> str:
         return hashlib.sha256("\n".join([str(self.version), *self.ids]).encode()).hexdigest()
 
     def batches(self, transform: Callable[[Image.Image], Tensor], batch_size: int) -> Iterator[tuple[Tensor, range]]:
-        """Transformed images (b, 3, H, W) and their positions, in order.
+        """Transformed images (b, 3, H, W) and their indices, in order.
 
-        Threads decode and transform them, one batch ahead of the caller's work; `transform` must bear that.
+        Threads decode and transform them, one batch ahead of the caller's work, so `transform` must be thread-safe.
         """
         parts = [range(i, min(i + batch_size, len(self))) for i in range(0, len(self), batch_size)]
         if self.tensors is not None:
@@ -120,7 +124,7 @@ class ImageSplit:
         return self if count is None else self.take(range(min(count, len(self))))
 
     def take(self, places: Sequence[int]) -> ImageSplit:
-        """The split of some of its images, in the order of `places`; it holds on to nothing of the others."""
+        """The split of some of its images, in the order of `places`; it keeps nothing of the others."""
         places, some = list(places), {}
         for name in ("ids", "labels", "captions", "groups"):
             values = getattr(self, name)
@@ -129,7 +133,7 @@ class ImageSplit:
         return replace(self, read=self.read.take(places), tensors=tensors, **some)
 
     def mixed(self) -> ImageSplit:
-        """The same images in an order that depends on their ids alone, so that the first few are of many classes."""
+        """The same images, shuffled by their ids alone, so that the first few are of many classes."""
         keys = [hashlib.sha256(name.encode()).digest() for name in self.ids]
         return self.take(sorted(range(len(self)), key=keys.__getitem__))
 
@@ -142,7 +146,7 @@ class ImageSplit:
 
 
 def ahead(one: Callable[[int], Tensor], parts: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Sequence[int]]]:
-    """Stacks of `one(i)` for each part, in order; the next part is under way while the caller has this one."""
+    """For each part a stack of `one(i)`, and the part; threads compute the next one while the caller has this."""
     pool, waiting = ThreadPoolExecutor(THREADS), deque()
     try:
         for part in parts:

@@ -1,4 +1,4 @@
-"""Names for what a value or a model's weights determine."""
+"""Content ids: sha256 of plain values, and of a model's weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 def content_id(value: object) -> str:
-    """sha256 of a JSON value's canonical form; the name of whatever that value determines."""
+    """sha256 of a value's canonical JSON; it names results that depend on that value alone."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _unusual(model: nn.Module, without: tuple[str, ...]) -> list[str]:
-    """Kinds of activation and of epsilon, other than the usual ones, that a model has."""
+    """Activations other than plain GELU, and epsilons of norms other than 1e-5, one line each."""
     found = set()
     for name, module in model.named_modules():
         if not name.startswith(without or ("\0",)):
@@ -27,9 +27,13 @@ def _unusual(model: nn.Module, without: tuple[str, ...]) -> list[str]:
 
 
 def weights_sha256(model: nn.Module, without: tuple[str, ...] = ()) -> str:
-    """sha256 over names, types, shapes and bytes of a model's tensors, but for names that start with `without`.
+    """sha256 over names, types, shapes and bytes of a model's tensors.
 
-    What weights do not show counts as well, where it is not CLIP's plain GELU and 1e-5: activations and norms' epsilon.
+    Activations and the norms' epsilon count as well, if they are not CLIP's usual ones (GELU and 1e-5): weights do not
+    show them.
+
+    Args:
+        without: beginnings of names that do not count.
     """
     digest = hashlib.sha256("".join(_unusual(model, without)).encode())
     for key, value in sorted(model.state_dict().items()):

@@ -22,13 +22,9 @@ MAX_REASON = 200  # characters
 ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)  # not faults of a store
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # of this machine's disk
 _PASSING = (ConnectionError, TimeoutError, asyncio.TimeoutError)
-_PASSING_NAMES = {  # of botocore and aiohttp, which we do not import
-    "HTTPClientError",
-    "ConnectionError",
-    "ResponseParserError",
-    "ClientConnectionError",
-    "ClientPayloadError",
-}
+# of botocore and of aiohttp, which we do not import
+_PASSING_NAMES = {"HTTPClientError", "ConnectionError", "ResponseParserError"}
+_PASSING_NAMES |= {"ClientConnectionError", "ClientPayloadError"}
 _WORDLESS = {"FSTimeoutError": "no answer in time", "TimeoutError": "no answer in time"}
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -91,17 +87,16 @@ def reason(error: BaseException) -> str:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error, of whichever library; s3fs keeps it one cause further down."""
+    """The HTTP status of an error, or of one that caused it, whatever library raised them."""
     for _ in range(4):
-        if error is None:
-            return None
         response = getattr(error, "response", None)
         if isinstance(response, dict):
             return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
-        if numbers := [value for value in found if isinstance(value, int) and 100 <= value < 600]:
-            return numbers[0]
-        error = error.__cause__ or error.__context__
+        for name in ("status", "status_code", "code"):
+            value = getattr(error, name, None)
+            if isinstance(value, int) and 100 <= value < 600:
+                return value
+        error = getattr(error, "__cause__", None) or getattr(error, "__context__", None)
     return None
 
 

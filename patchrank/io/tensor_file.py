@@ -1,4 +1,4 @@
-"""Small files of tensors: safetensors with one JSON metadata key that says what the tensors are and belong to."""
+"""Small files of tensors: safetensors, with one JSON metadata key that says what the tensors are."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def write_tensors(path: str | Path, kind: str, tensors: Mapping[str, Tensor], ab
 
 
 def read_tensors(path: str | Path, kind: str, needs: Sequence[str]) -> tuple[dict[str, Tensor], dict]:
-    """The tensors in a file of some kind, and what is said about them; never unpickles.
+    """The tensors in a file of some kind, and its metadata; never unpickles.
 
     Args:
-        kind: what the file must say that it is.
-        needs: keys that its metadata must have.
+        kind: the kind that the metadata must name.
+        needs: keys that the metadata must have.
 
     Raises:
         UserError: the file is missing, damaged, no safetensors file, or of another kind.

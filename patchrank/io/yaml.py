@@ -1,4 +1,4 @@
-"""YAML as people mean it, read without its traps."""
+"""YAML without its traps: `1e-3` is a number, `on` and `no` are words, and no key may stand twice."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ _NUMBER = r"[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-3` is a number, `on` and `no` are words, and a key may stand only once."""
-
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in rules if tag not in (_BOOL, _FLOAT)]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -17,7 +17,7 @@ from patchrank.utils.errors import UserError
 
 
 def check_plain(blocks: nn.Sequential, layer: int) -> None:
-    """Raises `UserError` where the block of a layer, from 1, is none whose class attention is defined here."""
+    """Raises `UserError` if this file does not define class attention for the block of a layer, from 1."""
     if not is_plain(blocks[layer - 1]):
         raise UserError(
             f"class attention needs plain attention modules, but layer {layer} has gates, q/k norms or replaced "

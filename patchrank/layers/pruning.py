@@ -27,7 +27,7 @@ def check_locations(locations: Sequence[int], depth: int) -> tuple[int, ...]:
     if not locations or any(type(layer) is not int or not 1 <= layer <= depth for layer in locations):
         raise UserError(f"locations must be layer numbers from 1 to the tower's depth {depth}, but are {locations}")
     if any(a >= b for a, b in zip(locations, locations[1:])):
-        raise UserError(f"locations must increase, but are {locations}; near: {tuple(sorted(set(locations)))}")
+        raise UserError(f"locations must increase, but are {locations}; try {tuple(sorted(set(locations)))}")
     return locations
 
 
@@ -40,7 +40,7 @@ def drop_schedule(
     """
     if drop_counts is None:
         share, extra = divmod(num_tokens - num_kept(num_tokens, keep_rate), len(locations))
-        return tuple(share + (i < extra) for i in range(len(locations)))
+        return tuple(share + 1 if place < extra else share for place in range(len(locations)))
     counts = tuple(drop_counts)
     if len(counts) != len(locations) or any(type(n) is not int or n < 0 for n in counts):
         raise UserError(f"drop_counts must be one count >= 0 for each of {len(locations)} locations, but is {counts}")

@@ -48,7 +48,10 @@ class Clip(nn.Module):
         visual: image tower, (B, 3, H, W) to (B, E).
         text: text tower, (T, 77) token ids to (T, E).
         tokenizer: texts to token ids; CLIP's own if left out.
-        heads: folder or fsspec URL where class embeddings are kept between processes, by what they depend on.
+
+    Attributes:
+        heads: folder or fsspec URL where class embeddings are kept between processes, by what they depend on; None
+            keeps none.
     """
 
     def __init__(
@@ -57,14 +60,13 @@ class Clip(nn.Module):
         visual: nn.Module,
         text: nn.Module,
         tokenizer: Callable[[Sequence[str]], Tensor] | None = None,
-        heads: str | None = None,
     ):
         super().__init__()
         self.name = name
         self.visual = visual
         self.text = text
         self.tokenizer = tokenizer
-        self.heads = heads
+        self.heads: str | None = None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._heads: dict[tuple, Tensor] = {}  # by weights, classes, templates and prompts
         self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchrank.models.clip import Clip
 from patchrank.models.pruned_vit import PrunedOutput
@@ -21,7 +21,7 @@ from patchrank.utils.progress import progress
 
 BATCH_SIZE = 64
 
-Batch = tuple[Tensor, range | None]  # images (b, 3, H, W), normalised, and their places among all
+Batch = tuple[Tensor, range]  # images (b, 3, H, W), normalised, and their places among all
 Rankings = Callable[[Tensor, PrunedOutput], dict[str, Tensor]]  # of a batch: name of a ranking -> scores (b, N)
 
 
@@ -68,14 +68,18 @@ def embed(
 
     tower = clip.visual
 
-    def one_batch(images: Tensor, places: range | None) -> dict[str, Tensor]:
+    def one_batch(images: Tensor, places: range) -> dict[str, Tensor]:
         """Embeddings (b, E) of every variant, not normalised, and `kept` (b, K)."""
-        given, x, whole = (_part(known, places, images.device) for known in (scores, tokens, unpruned))
+        given, x, whole = (
+            None if known is None else known[places.start : places.stop].to(images.device)
+            for known in (scores, tokens, unpruned)
+        )
         if x is None:
             x = tower.forward_prefix(images, tower.shared_layer)
         pruned = tower.forward_pruned(images, given, x)
         if whole is None and with_unpruned:
-            whole = _unpruned_beside(tower, images, x, pruned)
+            untouched = tower.pruner is None and tower.prompts is None
+            whole = pruned.embedding if untouched else tower.forward_whole(images, x)
         found = {} if whole is None else {"unpruned": whole}
         found |= {"pruned": pruned.embedding, "kept": pruned.kept}
         others = {} if rankings is None else rankings(images, pruned)
@@ -85,18 +89,6 @@ def embed(
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     kept = joined.pop("kept")
     return Embedded({name: unit(embeddings) for name, embeddings in joined.items()}, kept)
-
-
-def _part(known: Tensor | None, places: range | None, device: torch.device) -> Tensor | None:
-    """What is known of the images of a batch."""
-    return None if known is None else known[places.start : places.stop].to(device)
-
-
-def _unpruned_beside(tower: nn.Module, images: Tensor, tokens: Tensor, pruned: PrunedOutput) -> Tensor:
-    """Embeddings (b, E) of the tower as it came, at the least cost."""
-    if tower.prompts is not None:  # these change a sequence from its start, so nothing is shared
-        return tower.forward_whole(images)
-    return pruned.embedding if tower.pruner is None else tower.forward_suffix(tokens, tower.shared_layer)
 
 
 def unit(embeddings: Tensor) -> Tensor:
@@ -122,7 +114,7 @@ def embed_shared(clip: Clip, split: Any, batch_size: int = BATCH_SIZE) -> Tensor
 
 
 @torch.no_grad()
-def over_batches(clip: Clip, batches: Iterable[Batch], function: Callable[[Tensor, range | None], Any]) -> list:
+def over_batches(clip: Clip, batches: Iterable[Batch], function: Callable[[Tensor, range], Any]) -> list:
     """What `function(images, places)` gives of each batch, with the images on the pair's device."""
     device = clip.logit_scale.device
     return [function(images.to(device), places) for images, places in batches]

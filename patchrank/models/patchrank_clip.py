@@ -48,7 +48,10 @@ default_cfgs = generate_default_cfgs({name: _cfg(weights) for name, weights in P
 
 
 def _create_patchrank_clip(variant: str, pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
-    cfg = _resolve_cfg(variant, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    asked = kwargs.pop("pretrained_cfg", None)
+    if isinstance(asked, str) and asked:
+        find_weights(f"{variant}.{asked}")  # which says more than timm of a tag that does not exist
+    cfg = resolve_pretrained_cfg(variant, asked, kwargs.pop("pretrained_cfg_overlay", None))
     if pretrained and cfg.hf_hub_id and not _is_local(cfg):
         files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
         ensure_reachable(cfg.hf_hub_id, files, kwargs.get("cache_dir"))
@@ -69,15 +72,6 @@ def _create_patchrank_clip(variant: str, pretrained: bool = False, **kwargs) -> 
         model.check_predictor()
         model.check_prompts()
     return model
-
-
-def _resolve_cfg(
-    variant: str, pretrained_cfg: str | dict | PretrainedCfg | None, overlay: dict | None
-) -> PretrainedCfg:
-    """timm's, with our word on a tag that does not exist."""
-    if isinstance(pretrained_cfg, str) and pretrained_cfg:
-        find_weights(f"{variant}.{pretrained_cfg}")
-    return resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
 
 
 def _is_local(cfg: PretrainedCfg) -> bool:

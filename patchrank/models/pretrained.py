@@ -1,7 +1,6 @@
-"""Published weights of CLIP's towers: where they lie, and what they expect of images and of a tower.
+"""Published weights of CLIP's towers: where they are, and which images and activation they were trained with.
 
-A tag decides the activation, since weights do not show which one they were trained with; a wrong one runs, and loses
-accuracy in silence.
+A tag decides on the activation, since weights do not show it; a tower with the wrong one runs, but is less accurate.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ class Weights:
     tag: timm's name for the weights.
     image_size: side of the square images that they were trained on.
     num_classes: width of the embedding.
-    hub_id: timm's hub repository of the image tower; None for weights that ship.
-    file: where weights lie that ship.
+    hub_id: timm's hub repository of the image tower; None for weights that come with the package.
+    file: of weights that come with the package.
     quick_gelu: whether both towers were trained with OpenAI's activation in place of GELU.
-    open_clip: model and tag of the pair by open_clip's names; None where it has none.
+    open_clip: model and tag of the pair by open_clip's names; None where open_clip does not have it.
     clip_repo: hub repository of the pair as transformers' `CLIPModel`, for pairs that open_clip does not have.
     """
 
@@ -89,7 +88,7 @@ def find_weights(name: str) -> Weights:
 
 
 def _rows() -> Iterator[Weights]:
-    """All weights there are, the default tag of each entry first."""
+    """All published weights, the default tag of each entry first."""
     digits = WEIGHTS / "patchrank_clip_digits.safetensors"
     yield Weights(entry="patchrank_clip_digits", tag="embedded", image_size=64, num_classes=64, file=digits)
     yield from _clip("patchrank_clip_b16", "vit_base_patch16_clip_224", "ViT-B-16", _B16)
@@ -120,7 +119,7 @@ _QUICK = dict(quick_gelu=True)
 _MIT, _APPLE, _META = dict(license="mit"), dict(license="apple-ascl"), dict(license="cc-by-nc-4.0")
 _INCEPTION = dict(mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD)
 
-_B16 = (  # timm's tag, open_clip's tag, and in what they differ from GELU, OpenAI's mean and no stated license
+_B16 = (  # timm's tag, open_clip's tag, and all that is not GELU, OpenAI's mean and std, and no stated license
     ("openai", "openai", _QUICK),
     ("laion2b", "laion2b_s34b_b88k"),
     ("laion400m_e32", "laion400m_e32", _MIT),

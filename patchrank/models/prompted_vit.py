@@ -59,7 +59,7 @@ class PromptedTower:
             check_tower(self, self.prompts)
 
     def _hold(self, prompts: nn.Module | None) -> None:
-        """Takes prompts whose weights are not compared: a tower that is being built has none yet."""
+        """As `set_prompts`, but does not ask which weights they were tuned with: a tower that is built has none yet."""
         count = 0
         if prompts is not None:
             check_grid(self, "a visual prompt")

@@ -107,7 +107,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """Pruning, prompts, and timm's note of both, are after a block what they were before it."""
+        """Gives pruning, prompts and timm's note of both back after a block, whatever changed them inside."""
         before = self.pruning, self.pruner, self._prompts, self.num_prompt_tokens
         with keeping_model_args(self):
             try:
@@ -120,10 +120,11 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         return weights_sha256(self, without=("pruner.", "head."))
 
     def check_predictor(self) -> None:
-        """Refuses a predictor that was fitted to other weights than this tower's, or that has none itself."""
+        """Raises `UserError` for a predictor that was fitted to other weights, or that has no weights itself."""
         if awaits_weights(self):
             raise UserError(UNFILLED)
-        fitted_to = getattr(self.pruner and self.pruner.reducer, "about", {}).get("model")
+        about = {} if self.pruner is None else getattr(self.pruner.reducer, "about", {})
+        fitted_to = about.get("model")
         if fitted_to and fitted_to["sha256"] != (own := self.blocks_sha256()):
             raise UserError(
                 f"predictor {self.pruning.predictor_path or ''} was fitted to {fitted_to['name']} with weights "
@@ -174,9 +175,16 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             x = self._run(block, x)
         return x
 
-    def forward_whole(self, images: Tensor) -> Tensor:
-        """Embeddings (B, E) of the tower as it came: nothing dropped, and no prompts."""
-        return self._suffix(self._embed(images, None), 1, None)
+    def forward_whole(self, images: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Embeddings (B, E) of the tower as it came: nothing dropped, and no prompts.
+
+        Args:
+            tokens: as for `forward_pruned`, to go on from; prompts change a sequence from its start, so beside them
+                everything is run anew.
+        """
+        if tokens is None or self.prompts is not None:
+            return self._suffix(self._embed(images, None), 1, None)
+        return self._suffix(tokens, self.shared_layer, None)
 
     def forward_suffix(self, x: Tensor, layer: int) -> Tensor:
         """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning."""
@@ -282,7 +290,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         return scores is None and self.pruner is not None and self.pruner.wants_row(layer)
 
     def _begin(self, images: Tensor, x: Tensor, scores: Tensor | None) -> TokenState:
-        patches, needs = x[:, self.num_leading_tokens :], getattr(self.pruner and self.pruner.reducer, "needs", ())
+        patches, needs = x[:, self.num_leading_tokens :], () if self.pruner is None else self.pruner.reducer.needs
         index = torch.arange(patches.shape[1], device=x.device).expand(x.shape[0], -1)
         key = sample_keys(images) if "sample_key" in needs else None
         row = None

@@ -28,9 +28,9 @@ class Pruning:
     leftovers: what becomes of the others: `drop`.
     cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
     predictor_path: safetensors file of a fitted predictor or position prior.
-    predictor_init: what ranks where there is no file: "random", an untrained predictor (speed benchmarks); or a
-        record of one (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`),
-        which the checkpoint that is being loaded fills: so do towers that `save_pretrained` wrote.
+    predictor_init: what ranks where there is no file. "random" is an untrained predictor (for speed benchmarks). A
+        record (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`) describes a
+        predictor whose weights come with the tower's checkpoint. `save_pretrained` writes such records.
     seed: of the reducer `random`.
     """
 
@@ -70,7 +70,7 @@ class Pruning:
 
 
 def with_predictor(settings: Pruning, changes: dict) -> dict:
-    """The changes that handing over a predictor as a module comes to: it ranks, in place of any file.
+    """The changes to settings where a predictor is handed over as a module: it ranks, and any file is forgotten.
 
     Raises:
         UserError: a reducer is asked for that ranks by itself.
@@ -121,7 +121,7 @@ def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> t
 
 
 def _described(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> tuple[nn.Module, dict]:
-    """A predictor without weights, and what its file said of it; {} for one that never came from a file."""
+    """A predictor without weights, and what its file said of it; {} if it never came from a file."""
     about = dict(settings.predictor_init)
     lacking = [key for key in RECORD if key not in about]
     if lacking:

@@ -48,7 +48,7 @@ def tokenize_prompted(tokenize: Callable[[Sequence[str]], Tensor], classes: Sequ
     if end + num_tokens >= length:
         raise UserError(
             f"class {name!r} does not fit behind {num_tokens} learned tokens: the text tower takes {length} tokens "
-            f"with start and end; near: {length - end - 1}"
+            f"with start and end; try {length - end - 1}"
         )
     return tokenize([f"{PLACEHOLDER * num_tokens}{text}" for text in texts])
 
@@ -89,7 +89,7 @@ def _is_causal(text: nn.Module) -> bool:
 
 
 def embed_words(text: nn.Module, tokens: Tensor) -> Tensor:
-    """What a tower looks up for the words of one text (1, L), without start, end and position: (n, D)."""
+    """The vectors (n, D) that a tower looks up for the n words of one text (1, L), without start and end."""
     words = tokens[0, 1 : int(tokens[0].argmax())]
     return text.token_embedding(words).detach()
 

@@ -15,7 +15,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import get_args
 
@@ -47,6 +47,7 @@ from patchrank.prompt.tuning import check_distillation, finished, run_id, seen, 
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 
+NOTHING_SEEN = {"images": 0, "labels": 0}
 DRY_STEPS = 4  # one that warms up, and those that are timed
 
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_distillation(config, clip.visual)
     if config.mode == "none":
         split = check_named(load_split_from(args, "val"))
-        _print(args, _row(args, clip, config, evaluate(clip, split), None, []))
+        _print(args, _row(args, clip, config, evaluate(clip, split)))
         return
     templates = None if args.templates is None else template_set(args.templates)
     train = load_train(args.data, config, args.seed, args.data_root, args.vocabulary, templates)
@@ -116,7 +117,7 @@ def check_apart(train: ImageSplit, split: ImageSplit) -> None:
 def _tuned_row(
     args: argparse.Namespace, clip: Clip, config: PromptConfig, train: ImageSplit, split: ImageSplit
 ) -> dict:
-    """The result row; that of a finished run comes from beside its prompts, at once."""
+    """The result row of tuned prompts. A finished run left its row beside the prompts, and that is read again."""
     val = None
     if config.patience is not None:  # it reads val, whatever the row is measured on
         val = split if split.split == "val" else _measured(args, config, "val")
@@ -133,7 +134,7 @@ def _tuned_row(
     before = evaluate(clip, split, unpruned=unpruned)
     with clip.applied(prompts=tuned.prompts):
         found = evaluate(clip, split, unpruned=unpruned)
-        row = _row(args, clip, config, found, before, tuned.seconds) | _seen(seen(train, val, config))
+        row = _row(args, clip, config, found, before, tuned.seconds, seen(train, val, config))
     write_json(beside, {"key": key, "row": row})
     return row
 
@@ -143,25 +144,23 @@ def _row(
     clip: Clip,
     config: PromptConfig,
     found: Evaluation,
-    before: Evaluation | None,
-    seconds: Sequence[float],
+    before: Evaluation | None = None,
+    seconds: Sequence[float] = (),
+    learned_from: Mapping[str, int] = NOTHING_SEEN,
 ) -> dict:
     """The result row; `before` is the same pruning without prompts, None where there are none."""
-    about = {"model": args.model, "data": args.data, "split": args.split or "val", "n_images": len(found.kept)}
-    about |= {"seed": args.seed} | {key: getattr(args, key) for key in PRUNING} | {"mode": config.mode}
-    settings = ("num_tokens", "preset", "shots", "images", "epochs", "lr", "norm_gains", "precision")
-    unused = {"images" if config.loss == "cross_entropy" else "shots"}
-    about |= {key: None if before is None or key in unused else getattr(config, key) for key in settings}
+    row = {"model": args.model, "data": args.data, "split": args.split or "val", "n_images": len(found.kept)}
+    row |= {"seed": args.seed} | {key: getattr(args, key) for key in PRUNING} | {"mode": config.mode}
+    unused = "images" if config.loss == "cross_entropy" else "shots"
+    for key in ("num_tokens", "preset", "shots", "images", "epochs", "lr", "norm_gains", "precision"):
+        row[key] = None if before is None or key == unused else getattr(config, key)
+    row |= {"loss": config.loss, "n_seen_images": learned_from["images"], "n_seen_labels": learned_from["labels"]}
     ours, theirs = found.row(), (before or found).row()
     measured = {key: ours[key] for key in ("accuracy", "cosine") if key in ours}
-    measured |= {f"{key}_zero_shot": theirs[key] for key in measured}
-    measured |= {key: ours[key] for key in ("accuracy_unpruned", "agreement") if key in ours}
-    spent = {"seconds_per_epoch": round(sum(seconds) / len(seconds), 3) if seconds else None}
-    return about | {"loss": config.loss} | _seen({}) | measured | {"gmacs": macs_row(clip)["gmacs"]} | spent
-
-
-def _seen(of: dict) -> dict[str, int]:
-    return {"n_seen_images": of.get("images", 0), "n_seen_labels": of.get("labels", 0)}
+    row |= measured | {f"{key}_zero_shot": theirs[key] for key in measured}
+    row |= {key: ours[key] for key in ("accuracy_unpruned", "agreement") if key in ours}
+    row["gmacs"] = macs_row(clip)["gmacs"]
+    return row | {"seconds_per_epoch": round(sum(seconds) / len(seconds), 3) if seconds else None}
 
 
 def dry_run(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> dict[str, float]:
@@ -180,22 +179,21 @@ def dry_run(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> d
                 step(feed, state, rows, targets)  # reads the loss back, and so waits for the device
             times.append(time.perf_counter())
     each = (times[-1] - times[1]) / (DRY_STEPS - 1)
-    spent = {"seconds_per_step": each, "seconds_per_epoch": each * steps}
-    spent["seconds"] = each * steps * config.epochs
-    spent = {key: round(value, 4) for key, value in spent.items()}
-    return {"mode": config.mode, "batch_size": config.batch_size, "steps": steps * config.epochs} | spent | _memory()
+    spent = {"seconds_per_step": each, "seconds_per_epoch": each * steps, "seconds": each * steps * config.epochs}
+    found = {"mode": config.mode, "batch_size": config.batch_size, "steps": steps * config.epochs}
+    return found | {key: round(value, 4) for key, value in spent.items()} | {"memory_mib": round(_memory() / 2**20)}
 
 
-def _memory() -> dict[str, float]:
+def _memory() -> int:
+    """Bytes in use at most so far."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        used = torch.cuda.max_memory_allocated()
-    else:  # kilobytes, and bytes on macOS
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"memory_mib": round(used / 2**20)}
+        return torch.cuda.max_memory_allocated()
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used  # Linux counts kilobytes
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuses, before anything is computed, flags that do not go together and a place that cannot be written to."""
+    """Refuses flags that contradict each other, and a place that cannot be written to, before anything is computed."""
     task = find_task(args.data)
     if args.prompts is not None:
         raise UserError("--prompts: tuning starts from random tokens or from words; try --words")

@@ -72,7 +72,7 @@ def load_train(
 
 
 def check_named(split: ImageSplit) -> ImageSplit:
-    """Refuses images from which no class can be learned, or told."""
+    """Raises `UserError` for images without labels or class names; others are given back."""
     lacking = "labels" if split.labels is None else "class names" if not split.classes else None
     if lacking is not None:
         raise UserError(

@@ -1,6 +1,6 @@
-"""Where a run stands after an epoch, so that it goes on from there after a kill.
+"""The state of a run after an epoch, in a file from which the run goes on after a kill.
 
-Order and augmentation are functions of seed and epoch, so there are no random states to keep.
+Order and augmentation depend on seed and epoch alone, so there are no random states in it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ KIND = "prompt state"
 
 @dataclass
 class State:
-    """history: loss, accuracy (%) or cosine on training images and seconds of each epoch, and the same on val where it
-    stops by it; best: the prompts of the epoch that is best on val, where it stops by it."""
+    """Prompts in training.
+
+    history: of each epoch the loss, accuracy (%) or cosine on training images, and seconds; where the run stops by val,
+        also its accuracy or cosine on val.
+    best: the prompts of the epoch that is best on val, where the run stops by val.
+    """
 
     prompts: Prompts
     optimizer: torch.optim.Optimizer
@@ -30,7 +34,7 @@ class State:
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def best_epoch(self) -> int | None:
-        """The first of those that are best on val, from 0; None where nothing looks at val."""
+        """The epoch, from 0, that is best on val, and the first of several; None where the run does not look at val."""
         values = [epoch[key] for epoch in self.history for key in ("val_accuracy", "val_cosine") if key in epoch]
         return values.index(max(values)) if values else None
 
@@ -45,7 +49,7 @@ class State:
 
 
 def save_state(state: State, path: str, run: str) -> None:
-    """Writes it, whole or not at all. `run` names all that the run depends on."""
+    """Writes a state, whole or not at all. `run` is the id of all that the run depends on."""
     tensors = {f"prompts.{key}": value for key, value in state.prompts.state_dict().items()}
     tensors |= {f"best.{key}": value for key, value in state.best.items()}
     for key, parameter in state.prompts.named_parameters():
@@ -54,12 +58,12 @@ def save_state(state: State, path: str, run: str) -> None:
 
 
 def restore_state(state: State, path: str, run: str) -> None:
-    """Fills a fresh state with what a file says; leaves it fresh where there is none, or one of another run."""
+    """Fills a new state from a file; leaves it as it is where there is no file, or one of another run."""
     if not exists(path):
         return
     try:
         tensors, about = read_tensors(path, KIND, ("run", "history"))
-    except StoreError:  # it may well be there
+    except StoreError:  # the file may be there
         raise
     except UserError as error:
         print(f"{error}: starts anew", file=sys.stderr)
@@ -67,14 +71,13 @@ def restore_state(state: State, path: str, run: str) -> None:
     if about["run"] != run:
         print(f"{path}: of a run with other settings, so this one starts anew", file=sys.stderr)
         return
-    parts = {part: _part(tensors, part, state.prompts.text.device) for part in ("prompts", "best", "optimizer")}
+    parts: dict[str, dict[str, Tensor]] = {"prompts": {}, "best": {}, "optimizer": {}}
+    for key, value in tensors.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = value.to(state.prompts.text.device)
     state.prompts.load_state_dict(parts["prompts"])
     state.history, state.best = about["history"], parts["best"]
     parameters = dict(state.prompts.named_parameters())
     for key, value in parts["optimizer"].items():
         name, _, entry = key.partition(":")
-        state.optimizer.state[parameters[name]][entry] = value.cpu() if value.ndim == 0 else value  # Adam counts there
-
-
-def _part(tensors: dict[str, Tensor], name: str, device: torch.device) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): v.to(device) for key, v in tensors.items() if key.startswith(f"{name}.")}
+        state.optimizer.state[parameters[name]][entry] = value.cpu() if value.ndim == 0 else value  # Adam's step count

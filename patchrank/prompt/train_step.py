@@ -26,40 +26,25 @@ FIGURES = {"cross_entropy": "accuracy", "distill": "cosine"}  # what is shown be
 
 @contextmanager
 def ready(clip: Clip, config: PromptConfig) -> Iterator[None]:
-    """The pair frozen, in evaluation mode, with activations computed again if wanted; afterwards it is as it was."""
-    with frozen(clip), recomputing(clip, config.checkpointing), torch.inference_mode(False), torch.enable_grad():
-        yield
+    """The pair frozen, in evaluation mode and without prompts, for learning; afterwards all is as it was.
 
-
-@contextmanager
-def frozen(clip: Clip) -> Iterator[None]:
-    """The pair in evaluation mode, without gradients and prompts; afterwards it is as it was, its prompts included."""
-    modes = [(module, module.training) for module in clip.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in clip.parameters()]
+    Both towers compute activations again where the configuration asks for that: less memory, a second forward pass.
+    """
+    both = clip.visual, getattr(clip.text, "transformer", None)
+    towers = [tower for tower in both if hasattr(tower, "grad_checkpointing")]
+    before = [(module, "training", module.training) for module in clip.modules()]
+    before += [(weight, "requires_grad", weight.requires_grad) for weight in clip.parameters()]
+    before += [(tower, "grad_checkpointing", tower.grad_checkpointing) for tower in towers]
     try:
         clip.eval().requires_grad_(False)
-        with clip.applied():
+        for tower in towers:
+            tower.grad_checkpointing = config.checkpointing
+        with clip.applied(), torch.inference_mode(False), torch.enable_grad():
             clip.set_prompts(None)
             yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, value in wanted:
-            parameter.requires_grad_(value)
-
-
-@contextmanager
-def recomputing(clip: Clip, wanted: bool) -> Iterator[None]:
-    """Gradient checkpointing of both towers for the length of a block: less memory, a second forward pass."""
-    towers = [part for part in (clip.visual, getattr(clip.text, "transformer", None)) if part is not None]
-    before = [getattr(tower, "grad_checkpointing", False) for tower in towers]
-    try:
-        for tower in towers:
-            tower.grad_checkpointing = wanted
-        yield
-    finally:
-        for tower, value in zip(towers, before):
-            tower.grad_checkpointing = value
+        for part, name, value in before:
+            setattr(part, name, value)
 
 
 def start(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> State:
@@ -124,7 +109,7 @@ def step(feed: Feed, state: State, rows: Tensor, targets: Tensor) -> tuple[float
 
 
 def head_of(clip: Clip, split: ImageSplit, prompts: Prompts | None) -> Tensor:
-    """Class embeddings that gradients pass through, made anew each time; the hand-written text's, kept, in mode V."""
+    """Class embeddings (C, E), made anew from learned text so that gradients reach it; in mode V the cached ones."""
     if prompts is not None and prompts.inserts_text:
         return clip.prompted_head(split.classes, prompts)
     return clip.zero_shot_head(split.classes, split.templates)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -83,7 +83,11 @@ def tune_prompts(
         _run(feed, val, state, lambda: save_state(state, state_path(out), run), quiet, logs, after_epoch)
     if state.best:
         state.prompts.load_state_dict(state.best)
-    about = {**describe(clip), **_about(train, val, config, seed, state), "run": run}
+    best = state.best_epoch()
+    about = describe(clip) | {"config": recipe(config)[0], "seed": seed, "seen": seen(train, val, config), "run": run}
+    # no times, so that the same run gives the same bytes
+    about["history"] = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in state.history]
+    about["epoch"] = len(state.history) if best is None else best + 1
     save_prompts(state.prompts, out, about)
     remove(state_path(out))
     return Tuned(state.prompts, about, [epoch["seconds"] for epoch in state.history])
@@ -189,19 +193,6 @@ def finished(out: str, run: str) -> Prompts | None:
         print(f"{error}: it is written anew", file=sys.stderr)
         return None
     return prompts if about.get("run") == run else None
-
-
-def _about(train: ImageSplit, val: ImageSplit | None, config: PromptConfig, seed: int, state: State) -> Mapping:
-    """What the file says beside model and pruning; no times, so that the same run gives the same bytes."""
-    history = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in state.history]
-    best = state.best_epoch()
-    return {
-        "config": recipe(config)[0],
-        "seed": seed,
-        "seen": seen(train, val, config),
-        "history": history,
-        "epoch": len(history) if best is None else best + 1,
-    }
 
 
 def seen(train: ImageSplit, val: ImageSplit | None, config: PromptConfig) -> dict:

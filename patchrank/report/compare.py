@@ -24,11 +24,6 @@ def change(setting: Setting, task: str | None = None, limit: int | None = None, 
     return paired_interval(ours.values, unpruned.values, ours.clusters)
 
 
-def change_on(setting: Setting, task: str | None) -> Interval | None:
-    """`change` on one task, or on all; None where a setting does not have the task."""
-    return change(setting, task) if task is None or task in setting.tasks else None
-
-
 def subset(settings: Sequence[Setting]) -> int | None:
     """How many images of each task the oracles saw; None without oracles, or where they saw what all others did."""
     seen = [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]

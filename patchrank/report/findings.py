@@ -5,22 +5,49 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from textwrap import shorten
+from typing import NamedTuple
 
-from patchrank.report.claims import Judgement
 from patchrank.report.compare import change, mean, subset
+from patchrank.report.judgement import Judgement
 from patchrank.report.labels import counted, labels
+from patchrank.report.markdown import listed, signed
 from patchrank.report.results import Setting
-from patchrank.report.table import ON_SUBSET, signed, towers
-from patchrank.utils.stats import Interval, spread
+from patchrank.report.table import ON_SUBSET, change_text, mean_text, towers
+from patchrank.utils.stats import Interval
 
 WIDTH = 100  # characters of a line in a terminal
+WORDS = {  # verdict -> what is said of one claim, and of several
+    "true": ("holds", "hold"),
+    "refuted": ("is refuted", "are refuted"),
+    "open": ("is not told apart", "are not told apart"),
+    "not measured": ("could not be measured", "could not be measured"),
+}
+
+
+class Change(NamedTuple):
+    """How accuracy changed in one setting, and what that setting is called."""
+
+    found: Interval
+    name: str
+    setting: Setting
+
+    @property
+    def images(self) -> str:
+        values = self.setting.values(self.setting.shown("accuracy"))
+        return counted(values.clusters, values.units)
+
+    @property
+    def points(self) -> str:
+        """As "+0.17 points (95 % interval +0.02 to +0.30)"."""
+        estimate, low, high = map(signed, self.found[:3])
+        interval = f" (95 % interval {low} to {high})" if self.found.is_known else ""
+        return f"{estimate} points{interval}"
 
 
 def question(asked: str | None, axes: Sequence[str]) -> str:
     """What a sweep asks; where its file does not say it, what it sweeps."""
     swept = [axis.replace(".", " ").replace("_", " ") for axis in axes if axis not in ("seed", "controls")]
-    *first, last = swept or ["pruning"]
-    return asked or f"How does accuracy change with {', '.join(first)}{' and ' * bool(first)}{last}?"
+    return asked or f"How does accuracy change with {listed(swept or ['pruning'])}?"
 
 
 def best_and_worst(settings: Sequence[Setting], names: Sequence[str]) -> str:
@@ -33,72 +60,56 @@ def best_and_worst(settings: Sequence[Setting], names: Sequence[str]) -> str:
     """
     changes = _changes(settings, names)
     what = "accuracy on val" if settings[0].on_val else "accuracy"
-    (worst, worst_name, last), (best, best_name, first) = changes[0], changes[-1]
-    found = f"{what} changes by {_points(best)} against nothing pruned, on {_images(first)}."
+    worst, best = changes[0], changes[-1]
+    found = f"{what} changes by {best.points} against nothing pruned, on {best.images}."
     if len(changes) == 1:
         return found.capitalize()
-    others = f", on {_images(last)}" if _images(last) != _images(first) else ""
-    return f"Best is {best_name}: {found} Worst is {worst_name}: {what} changes by {_points(worst)}{others}."
+    others = f", on {worst.images}" if worst.images != best.images else ""
+    return f"Best is {best.name}: {found} Worst is {worst.name}: {what} changes by {worst.points}{others}."
 
 
 def moved(settings: Sequence[Setting], names: Sequence[str]) -> str:
     """In how many settings accuracy moved, of those that have an interval; oracles aside."""
-    changes = [found for found, *_ in _changes(settings, names)]
+    changes = [each.found for each in _changes(settings, names)]
     known = [found for found in changes if found.is_known]
     if len(changes) == 1 or not known:
         return ""
     fall, rise = sum(found.high < 0 for found in known), sum(found.low > 0 for found in known)
-    rest = len(changes) - len(known)
-    none = f" {rest} more {'has' if rest == 1 else 'have'} no interval." if rest else ""
-    return f"Accuracy falls in {fall} and rises in {rise} of {len(known)} settings (95 % interval excludes 0).{none}"
+    text = f"Accuracy falls in {fall} and rises in {rise} of {len(known)} settings (95 % interval excludes 0)."
+    if rest := len(changes) - len(known):
+        text += f" {rest} more {'has' if rest == 1 else 'have'} no interval."
+    return text
 
 
-def _changes(settings: Sequence[Setting], names: Sequence[str]) -> list[tuple[Interval, str, Setting]]:
-    """The change of each setting with its name, the worst first."""
-    named = [pair for pair in zip(settings, names) if not pair[0].is_oracle] or [*zip(settings, names)]
-    return sorted([(change(each), name, each) for each, name in named], key=lambda found: found[0].estimate)
-
-
-def _images(setting: Setting) -> str:
-    values = setting.values(setting.shown("accuracy"))
-    return counted(values.clusters, values.units)
-
-
-def _points(found: Interval) -> str:
-    """As "+0.17 points (95 % interval +0.02 to +0.30)"."""
-    estimate, low, high = (f"{round(value, 2) + 0.0:+.2f}" for value in found[:3])
-    return f"{estimate} points" + (f" (95 % interval {low} to {high})" if found.is_known else "")
+def _changes(settings: Sequence[Setting], names: Sequence[str]) -> list[Change]:
+    """The change of each setting that is no oracle, the worst first; of the oracles where there is nothing else."""
+    changes = [Change(change(setting), name, setting) for setting, name in zip(settings, names)]
+    changes = [each for each in changes if not each.setting.is_oracle] or changes
+    return sorted(changes, key=lambda each: each.found.estimate)
 
 
 def verdicts(judgements: Sequence[Judgement]) -> str:
     """How many claims hold."""
-    counts = Counter(judgement.verdict for judgement in judgements)
-    said = [_counted_verdict(counts[verdict], *words) for verdict, *words in WORDS if counts[verdict]]
-    if not said:
+    if not judgements:
         return "Nothing was claimed beforehand."
-    *first, last = said
-    text = f"{', '.join(first)}{' and ' * bool(first)}{last}"
-    return f"Of {len(judgements)} claims, {text}." if len(judgements) > 1 else f"Its one claim {text.split(' ', 1)[1]}."
-
-
-WORDS = (
-    ("true", "holds", "hold"),
-    ("refuted", "is refuted", "are refuted"),
-    ("open", "is not told apart", "are not told apart"),
-    ("not measured", "could not be measured", "could not be measured"),
-)
-
-
-def _counted_verdict(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+    counts = Counter(judgement.verdict for judgement in judgements)
+    if len(judgements) == 1:
+        return f"Its one claim {WORDS[judgements[0].verdict][0]}."
+    said = [
+        f"{counts[verdict]} {one if counts[verdict] == 1 else many}"
+        for verdict, (one, many) in WORDS.items()
+        if counts[verdict]
+    ]
+    return f"Of {len(judgements)} claims, {listed(said)}."
 
 
 def answer(
     settings: Sequence[Setting], names: Sequence[str], judgements: Sequence[Judgement], pictures: Sequence[str]
 ) -> dict[str, str]:
-    """The answer to a sweep's question and its figure, as an index shows them: those of the claim that answers it.
+    """The answer to a sweep's question and its figure, as an index shows them.
 
-    That is the claim marked `answers`, or else the first. Without claims the best and the worst setting answer.
+    They are those of the claim marked `answers`, or else of the first claim. Without claims the best and the worst
+    setting answer.
 
     Args:
         names: what the settings are called, one for each.
@@ -106,59 +117,57 @@ def answer(
     """
     if judgements:
         marked = [judgement for judgement in judgements if judgement.claim.answers]
-        return dict(zip(("answer", "figure"), (marked or judgements)[0].headline))
+        said, figure = (marked or judgements)[0].headline
+        return {"answer": said, "figure": figure}
     said = _briefly(settings, names) if settings else "No trial has a result."
-    return {"answer": said, "figure": "".join(f"[picture]({name})" for name in pictures[:1])}
+    return {"answer": said, "figure": f"[picture]({pictures[0]})" if pictures else ""}
 
 
 def _briefly(settings: Sequence[Setting], names: Sequence[str]) -> str:
     """The best and the worst change in less than 120 characters."""
     changes = _changes(settings, names)
     what = "Val accuracy" if settings[0].on_val else "Accuracy"
+    points = [f"{each.found.estimate:+.2f} points" for each in changes]
     if len(changes) == 1:
-        return f"{what} changes by {changes[0][0].estimate:+.2f} points"
-    best, worst = (f"{found.estimate:+.2f} points ({shorten(name, 28, placeholder=' …')})"
-                   for found, name, _ in (changes[-1], changes[0]))  # fmt: skip
+        return f"{what} changes by {points[0]}"
+    worst, best = (f"{points[n]} ({shorten(changes[n].name, 28, placeholder=' …')})" for n in (0, -1))
     return f"{what}: best {best}, worst {worst}"
 
 
 def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     """One line for the unpruned tower and one for each setting, no wider than a terminal: plain text, not Markdown.
 
-    A name that is too long loses its middle, marked by an ellipsis; where two would then read alike, each has
-    its line's number behind it.
+    A name that is too long loses its middle, which an ellipsis marks. Where two would then read alike, each ends in
+    its line's number.
     """
-    few, found = subset(settings), towers(settings)
-    on_val = settings[0].on_val
-    rows = [_unpruned(tower, len(found) > 1) for tower in found]
-    rows += [_row(setting, name, few) for setting, name in zip(settings, labels(settings, axes))]
-    head = ["setting", "accuracy, val" if on_val else "accuracy", "change, 95 % interval", "GMACs", "val"]
-    columns = 5 if any(row[4] for row in rows) and not on_val else 4
-    lines = [line[:columns] for line in (head, *rows)]
-    widths = [max(len(line[n]) for line in lines) for n in range(columns)]
-    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (columns - 1))
-    texts = [text.ljust(widths[0]) for text in _shortened([line[0] for line in lines], widths[0])]
-    rest = ["  ".join(cell.rjust(width) for cell, width in zip(line[1:], widths[1:])) for line in lines]
-    note = [f"{ON_SUBSET} on the first {few} images of each task alone"] * bool(few)
-    return "\n".join([*(f"{text}  {cells}".rstrip() for text, cells in zip(texts, rest)), *note])
+    few, found, on_val = subset(settings), towers(settings), settings[0].on_val
+    lines = [["setting", "accuracy, val" if on_val else "accuracy", "change, 95 % interval", "GMACs", "val"]]
+    for tower in found:
+        which = f" ({tower.config['model']['name']}; {', '.join(tower.tasks)})" if len(found) > 1 else ""
+        gmacs, val = f"{tower.metrics['gmacs_unpruned']:.4f}", _val(tower, "val_accuracy_unpruned")
+        lines.append([f"nothing pruned{which}", f"{mean(tower, 'unpruned'):.1f}", "", gmacs, val])
+    for setting, name in zip(settings, labels(settings, axes)):
+        accuracy = mean_text(setting) + (ON_SUBSET if few and setting.is_oracle else "")
+        gmacs, val = f"{setting.metrics['gmacs']:.4f}", _val(setting, "val_accuracy")
+        lines.append([name, accuracy, change_text(change(setting), bold=False), gmacs, val])
+    if on_val or not any(line[-1] for line in lines[1:]):
+        lines = [line[:-1] for line in lines]
+    texts = _aligned(lines)
+    return "\n".join([*texts, f"{ON_SUBSET} on the first {few} images of each task alone"] if few else texts)
 
 
-def _unpruned(tower: Setting, is_one_of_several: bool) -> list[str]:
-    which = f" ({tower.config['model']['name']}; {', '.join(tower.tasks)})" if is_one_of_several else ""
-    accuracy, metrics = f"{mean(tower, 'unpruned'):.1f}", tower.metrics
-    return [f"nothing pruned{which}", accuracy, "", f"{metrics['gmacs_unpruned']:.4f}", _val(metrics, "_unpruned")]
+def _val(setting: Setting, key: str) -> str:
+    return f"{setting.metrics[key]:.1f}" if key in setting.metrics else ""
 
 
-def _row(setting: Setting, name: str, few: int | None) -> list[str]:
-    seeds = setting.seeds(setting.shown("accuracy"))
-    accuracy = f"{mean(setting):.1f}" + (f" ± {spread(seeds):.1f}" if len(seeds) > 1 else "")
-    accuracy += ON_SUBSET if few and setting.is_oracle else ""
-    costs = f"{setting.metrics['gmacs']:.4f}"
-    return [name, accuracy, signed(change(setting), bold=False), costs, _val(setting.metrics)]
-
-
-def _val(metrics: dict[str, float], which: str = "") -> str:
-    return f"{metrics[f'val_accuracy{which}']:.1f}" if f"val_accuracy{which}" in metrics else ""
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a name and figures as text, names shortened so far that no line is wider than a terminal."""
+    names, *columns = zip(*lines)
+    widths = [max(map(len, column)) for column in columns]
+    width = min(max(map(len, names)), WIDTH - sum(widths) - 2 * len(widths))
+    padded = [[text.ljust(width) for text in _shortened(names, width)]]
+    padded += [[cell.rjust(width) for cell in column] for column, width in zip(columns, widths)]
+    return ["  ".join(cells).rstrip() for cells in zip(*padded)]
 
 
 def _shortened(names: Sequence[str], width: int) -> list[str]:
@@ -171,5 +180,7 @@ def _shortened(names: Sequence[str], width: int) -> list[str]:
 
 
 def _without_middle(name: str, width: int) -> str:
-    kept = width - 1
-    return name if len(name) <= width else f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
+    if len(name) <= width:
+        return name
+    behind = (width - 1) // 2
+    return f"{name[: width - 1 - behind]}…{name[len(name) - behind :]}"

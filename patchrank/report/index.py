@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 
-from patchrank.io import exists, join, read_bytes, read_json, write_atomic
+from patchrank.io import join, read_bytes, read_json, write_atomic
 from patchrank.report.page import SUMMARY_SCHEMA
 from patchrank.utils.errors import UserError
 
@@ -17,8 +18,8 @@ COLUMNS = "| sweep | question | answer | figure |\n| --- | --- | --- | --- |"
 def write_index(runs: Sequence[str], out: str, command: str) -> str:
     """Copies each run's report and pictures into `out`, and writes `README.md` there; returns its path.
 
-    It begins with a table, one row a sweep, whose answer is the claim that answers the sweep's question; all claims
-    stand below. What an earlier index says of other tables stays, so that one sweep run anew does not ask for all.
+    It begins with a table, one row a sweep, whose answer is the claim that answers the sweep's question. All claims
+    stand below. What an earlier index says of other tables stays, so that one sweep may be run anew alone.
 
     Args:
         runs: folders or fsspec URLs that `python -m patchrank.tune` wrote.
@@ -28,27 +29,30 @@ def write_index(runs: Sequence[str], out: str, command: str) -> str:
         UserError: a folder without a report, a smoke run, or two runs of one table; nothing has been written then.
     """
     summaries = [_summary(run) for run in runs]
-    tables = [summary["table"] for summary in summaries]
-    if twice := next((table for n, table in enumerate(tables) if table in tables[:n]), None):
-        raise UserError(f"two of the folders hold a report named {twice!r}; one of them would overwrite the other")
-    files = {name: content for run, table in zip(runs, tables) for name, content in _files(run, table).items()}
+    files: dict[str, bytes] = {}
+    for run, summary in zip(runs, summaries):
+        table = summary["table"]
+        if f"{table}.md" in files:
+            raise UserError(f"two of the folders hold a report named {table!r}; one of them would overwrite the other")
+        files |= _files(run, table)
     for name, content in files.items():
         write_atomic(join(out, name), content)
     rows, sections = _earlier(join(out, "README.md"))
-    rows |= {each["table"]: _row(each) for each in summaries}
+    rows |= {each["table"]: _row(each["table"], each["question"], each["answer"], each["figure"]) for each in summaries}
     sections |= {each["table"]: _section(each) for each in summaries}
     made = (
         f"Last brought up to date by `{command}` on {datetime.date.today()}. Each section says what it was made by; "
         "pages of sweeps that were not run again since keep their earlier layout."
     )
-    table = "\n".join([COLUMNS, *(rows.get(name, _see_below(name)) for name in sections)])
+    # an earlier version wrote sections without rows
+    table = "\n".join([COLUMNS, *(rows.get(name, _row(name, "", "see below", "")) for name in sections)])
     text = "\n\n".join(["# Ablations", made, table, *sections.values()])
     write_atomic(join(out, "README.md"), text + "\n")
     return join(out, "README.md")
 
 
 def _earlier(path: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Rows and sections of an index by their tables, in their order; none where there is no index yet."""
+    """Rows and sections of an earlier index by their tables, in its order; none where there is no index yet."""
     try:
         top, *sections = read_bytes(path).decode().split(HEAD)
     except FileNotFoundError:
@@ -58,23 +62,14 @@ def _earlier(path: str) -> tuple[dict[str, str], dict[str, str]]:
     return {row.removeprefix(ROW).partition("]")[0]: row for row in rows}, by_table
 
 
-def _row(summary: dict) -> str:
-    cells = [
-        f"[{summary['table']}]({summary['table']}.md)",
-        *(summary[key] for key in ("question", "answer", "figure")),
-    ]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _see_below(table: str) -> str:
-    """The row of a table whose section an earlier version wrote, when there were no rows yet."""
-    return f"| [{table}]({table}.md) |  | see below |  |"
+def _row(table: str, *cells: str) -> str:
+    return " | ".join([f"| [{table}]({table}.md)", *(cell.replace("|", "\\|") for cell in cells)]) + " |"
 
 
 def _summary(run: str) -> dict:
     summary = read_json(join(run, "claims.json"))
     if summary is None:
-        raise UserError(f"{run}: holds no claims.json, so no finished report; near: python -m patchrank.tune <sweep>")
+        raise UserError(f"{run}: holds no claims.json, so no finished report; try python -m patchrank.tune <sweep>")
     if summary["schema"] != SUMMARY_SCHEMA:
         raise UserError(f"{run}: its report is of another version; run its sweep again, which writes it anew")
     if summary["unfinished"]:
@@ -85,12 +80,11 @@ def _summary(run: str) -> dict:
 
 
 def _files(run: str, table: str) -> dict[str, bytes]:
-    """Name in the index's folder -> content."""
-    pictures = [f"{table}-accuracy.png", f"{table}-tokens.png"]
-    pictures += [f"{table}-front.png"] if exists(join(run, f"{table}-front.png")) else []
-    names = {f"{table}.md": "report.md", **dict(zip(pictures, pictures))}
+    """Name in the index's folder -> content: the report, and every picture that it shows."""
     try:
-        return {name: read_bytes(join(run, source)) for name, source in names.items()}
+        page = read_bytes(join(run, "report.md"))
+        pictures = re.findall(r"^!\[.*\]\((\S+\.png)\)$", page.decode(), re.MULTILINE)
+        return {f"{table}.md": page} | {name: read_bytes(join(run, name)) for name in pictures}
     except FileNotFoundError as error:
         raise UserError(f"{run}: its report is not whole; running its sweep again writes what is missing") from error
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from patchrank.config import value_at
+from patchrank.report.markdown import listed, plural
 from patchrank.report.results import Setting
 
 RANKED_BY, PROMPTS = "ranked by", "prompts"
@@ -20,7 +21,6 @@ RANKINGS = {
     "cls_attention": "CLS attention",
     "golden": "golden (oracle)",
 }
-SPOKEN = {"kept": "{} kept", "fitted on": "fitted on {}"}
 
 
 def counted(clusters: np.ndarray, units: np.ndarray) -> str:
@@ -31,18 +31,17 @@ def counted(clusters: np.ndarray, units: np.ndarray) -> str:
     """
     parts = []
     for unit in dict.fromkeys(units.tolist()):
-        images, drawn = clusters[units == unit], len(np.unique(clusters[units == unit]))
-        of = "" if unit == "image" else f" of {drawn} {unit}{'s' * (drawn != 1)}"
-        parts.append(f"{len(images)} image{'s' * (len(images) != 1)}{of}")
-    return " and ".join(parts)
+        of_unit = clusters[units == unit]
+        images = plural(len(of_unit), "image")
+        parts.append(images if unit == "image" else f"{images} of {plural(len(np.unique(of_unit)), unit)}")
+    return listed(parts)
 
 
 def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[str]]:
-    """Column name -> a text for every setting, for each swept axis, and for who ranks, swept or not.
+    """Column name -> a text for every setting. Each swept axis has a column, and so has the ranking, swept or not.
 
-    Seeds, and controls beside some of them, are merged into one setting and have no column.
-
-    An axis that a setting's reducer does not read (`golden.metric` of a random ranking) is left empty there.
+    Seeds and controls have none, since a setting merges them. A setting whose reducer does not read an axis
+    (`golden.metric` of a random ranking) has an empty text there.
     """
     columns: dict[str, list[str]] = {}
     rankings = [ranking(setting) for setting in settings]
@@ -57,7 +56,7 @@ def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[st
 
 
 def labels(settings: Sequence[Setting], axes: Sequence[str], without: Sequence[str] = ()) -> list[str]:
-    """One line for every setting, who ranks first: "predictor; layers 4, 6, 8, 10; 60 % kept".
+    """A name for every setting, its ranking first: "predictor; layers 4, 6, 8, 10; 60 % kept".
 
     Args:
         without: swept axes that are left out.
@@ -72,6 +71,7 @@ def labels(settings: Sequence[Setting], axes: Sequence[str], without: Sequence[s
 
 
 def ranking(setting: Setting) -> str:
+    """What ranks the tokens, in words."""
     reducer = setting.config["pruning"]["reducer"]
     return RANKINGS.get(reducer, reducer)
 
@@ -81,8 +81,9 @@ def prompts(setting: Setting) -> str:
     config = setting.config["prompt"] or {"mode": "none"}
     if config["mode"] == "none":
         return "none"
-    gains = " + gains" * config["norm_gains"]
-    return f"{MODES[config['mode']]}{gains}" + ", distilled" * (config["loss"] == "distill")
+    gains = " + gains" if config["norm_gains"] else ""
+    distilled = ", distilled" if config["loss"] == "distill" else ""
+    return f"{MODES.get(config['mode'], config['mode'])}{gains}{distilled}"
 
 
 def plain(value: object, axis: str = "") -> str:
@@ -90,22 +91,34 @@ def plain(value: object, axis: str = "") -> str:
     if axis == KEEP_RATE:
         return f"{100 * value:g} %"
     if axis.endswith(".fit_on"):
-        return " + ".join(value) if isinstance(value, list) else "its own task"
-    if isinstance(value, list):
+        return "its own task" if value == "own" else " + ".join(value)
+    if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _spoken(column: str, text: str) -> str:
     """A value that can stand without its column's head: "60 % kept", "window 3"."""
+    if not text:
+        return ""
     if column == "locations":
         return layers(text)
+    if column == "kept":
+        return f"{text} kept"
+    if column == PROMPTS and text == "none":
+        return "no prompts"
     if column == PROMPTS:
-        which = "no" if text == "none" else text.removesuffix(", distilled").removesuffix(" + gains")
-        return f"{which} prompts{text.removeprefix(which) if text != 'none' else ''}"
-    if not text or column in SPOKEN:
-        return text and SPOKEN[column].format(text)
-    return f"{column} {text}" if text == "none" or text[0] in "-.0123456789" else text
+        mode = text.removesuffix(", distilled").removesuffix(" + gains")
+        return f"{mode} prompts{text.removeprefix(mode)}"
+    needs_head = column == "fitted on" or text == "none" or text[0] in "-.0123456789"
+    return f"{column} {text}" if needs_head else text
+
+
+def swept_rates(settings: Sequence[Setting], axes: Sequence[str]) -> list[float]:
+    """The swept keep rates, lowest first; none where they are not swept."""
+    return sorted({value_at(setting.config, KEEP_RATE) for setting in settings}) if KEEP_RATE in axes else []
 
 
 def layers(text: str) -> str:
@@ -115,8 +128,8 @@ def layers(text: str) -> str:
 
 def _short(axis: str, taken: dict) -> str:
     """`pruning.keep_rate` as "kept", `predictor.name` as "predictor"; the whole path where two would be alike."""
-    *parents, last = axis.split(".")
-    name = {"keep_rate": "kept", "name": parents[-1] if parents else last, "fit_on": "fitted on"}.get(last, last)
+    section, _, last = axis.rpartition(".")
+    name = {"keep_rate": "kept", "name": section or last, "fit_on": "fitted on"}.get(last, last)
     return axis if name in taken else name.replace("_", " ")
 
 
@@ -124,21 +137,17 @@ def _texts(settings: Sequence[Setting], axis: str) -> list[str]:
     values = [value_at(setting.config, axis) for setting in settings]
     read = [_reads(setting.config["pruning"]["reducer"], axis) for setting in settings]
     if any(isinstance(value, dict) for value in values):
-        texts = _differences([value if is_read else {} for value, is_read in zip(values, read)])
+        sections = [value if is_read else {} for value, is_read in zip(values, read)]
+        usual = usual_values(sections)
+        unusual = [[say(key, each[key]) for key in each if each[key] != usual[key]] for each in sections]
+        texts = [", ".join(said) or "default" for said in unusual]
     else:
         texts = [plain(value, axis) for value in values]
     return [text if is_read else "" for text, is_read in zip(texts, read)]
 
 
-def _differences(sections: Sequence[dict]) -> list[str]:
-    """Each section by what sets it apart from the usual."""
-    usual = usual_values(sections)
-    different = [{key: value for key, value in section.items() if value != usual[key]} for section in sections]
-    return [", ".join(say(key, value) for key, value in found.items()) or "default" for found in different]
-
-
 def usual_values(sections: Sequence[dict]) -> dict[str, object]:
-    """What most of the distinct sections say of every key; what the first says, where they are even."""
+    """The value that most of the distinct sections have, for each key; the first section's where they are even."""
     distinct = [section for n, section in enumerate(sections) if section and section not in sections[:n]]
     usual = {}
     for key in distinct[0] if distinct else ():
@@ -148,12 +157,12 @@ def usual_values(sections: Sequence[dict]) -> dict[str, object]:
 
 
 def say(key: str, value: object) -> str:
-    """A key with its value, as "window 3"; of a name, the name."""
+    """A key with its value, as "window 3"; a `name` stands without its key."""
     return plain(value) if key == "name" else f"{key} {plain(value)}"
 
 
 def _reads(reducer: str, axis: str) -> bool:
-    """Whether what a reducer does depends on an axis; of reducers that are not ours nothing is known."""
+    """Whether a reducer's ranking depends on an axis. A reducer of a user's own may read any."""
     section = axis.split(".")[0]
     if reducer in ("center", "random", "cls_attention"):
         return section not in ("golden", "predictor")

@@ -1,4 +1,4 @@
-"""The paper's own figures, to stand beside ours: never in one column but where setting and rate are the same."""
+"""The paper's own figures, which stand beside ours. They share a column only where setting and rate are the same."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from patchrank.utils.errors import UserError, near
 
 def paper_rows(key: str | None) -> dict | None:
     """A table of the paper. Raises `UserError` for a key that `paper.yaml` does not have."""
+    if key is None:
+        return None
     tables = _tables()
-    if key is not None and key not in tables:
+    if key not in tables:
         raise UserError(f"report.paper {key!r} is not in paper.yaml; {near(key, tables)}")
-    return None if key is None else tables[key]
+    return tables[key]
 
 
 @lru_cache(maxsize=1)
@@ -32,14 +34,13 @@ def papers_figure(paper: dict | None, config: dict) -> str:
     if paper is None or config["pruning"]["drop_counts"]:
         return ""
     found = {"prompt.mode": "none", "prompt.loss": "cross_entropy", "prompt.norm_gains": False} | leaves(config)
-    same = (row for row in paper["rows"] if _settings(paper, row) and _settings(paper, row).items() <= found.items())
-    return next((f"{row['values'][-1]:.1f}" for row in same), "")
-
-
-def _settings(paper: dict, row: dict) -> dict:
-    """What settings of ours a row of the paper is for, by path."""
-    axis = {paper["axis"]: row["key"]} if "axis" in paper else {}
-    return paper.get("settings", {}) | row.get("settings", {}) | axis
+    for row in paper["rows"]:
+        settings = paper.get("settings", {}) | row.get("settings", {})  # of ours, by path
+        if "axis" in paper:
+            settings |= {paper["axis"]: row["key"]}
+        if settings and settings.items() <= found.items():
+            return f"{row['values'][-1]:.1f}"
+    return ""
 
 
 def paper_section(paper: dict | None) -> str:
@@ -47,28 +48,20 @@ def paper_section(paper: dict | None) -> str:
     if paper is None:
         return ""
     heads = paper.get("heads") or [paper["axis"].rsplit(".", 1)[-1]]
-    lines = [[*_key(paper, row), *_values(row["values"])] for row in paper["rows"]]
-    lines += [[*key, *_values(values)] for key, values in _means(paper).items()]
+    keys = [row["key"] if "heads" in paper else [plain(row["key"])] for row in paper["rows"]]
+    rows = [*zip(keys, (row["values"] for row in paper["rows"])), *_means(paper).items()]
+    lines = [[*key, *(f"{value:.1f}" for value in values)] for key, values in rows]
     text = table([*heads, *paper["columns"]], lines, texts=len(heads))
     return f"The paper's own figures ({paper['title']}; {paper['what']}), not comparable to ours:\n\n{text}"
 
 
-def _key(paper: dict, row: dict) -> list[str]:
-    return row["key"] if "heads" in paper else [plain(row["key"])]
-
-
-def _values(values: list[float]) -> list[str]:
-    return [f"{value:.1f}" for value in values]
-
-
 def _means(paper: dict) -> dict[tuple[str, ...], np.ndarray]:
-    """Means over the head that `mean_over` names, one for each of the rest of the key, in bold: they are ours."""
+    """Means over the head that `mean_over` names, by the key of their row. Bold type tells that they are ours."""
     if "mean_over" not in paper:
         return {}
-    place = paper["heads"].index(paper["mean_over"])
     groups: dict[tuple[str, ...], list[list[float]]] = {}
     for row in paper["rows"]:
-        key = list(row["key"])
-        key[place] = "**mean, by us**"
-        groups.setdefault(tuple(key), []).append(row["values"])
+        named = zip(paper["heads"], row["key"])
+        key = tuple("**mean, by us**" if head == paper["mean_over"] else part for head, part in named)
+        groups.setdefault(key, []).append(row["values"])
     return {key: np.mean(values, axis=0) for key, values in groups.items()}

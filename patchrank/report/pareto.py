@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,41 +15,42 @@ from patchrank.config import Constraint, Objective
 class Front:
     """Rows by what became of them.
 
-    best: the front, by cost; equal: such as have exactly the objectives of one in it; beaten: all others that keep the
-    constraints; infeasible: those that break one; incomplete: those that lack a figure.
+    best: the front, by cost. equal: rows with exactly the objectives of one in it. beaten: all others that keep the
+    constraints. infeasible: rows that break one. incomplete: rows that lack a figure.
     """
 
-    best: list[dict]
+    best: list[dict] = field(default_factory=list)
     equal: list[dict] = field(default_factory=list)
     beaten: list[dict] = field(default_factory=list)
     infeasible: list[dict] = field(default_factory=list)
     incomplete: list[dict] = field(default_factory=list)
 
 
-def pareto_front(rows: Sequence[dict], objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> Front:
-    """The front of some rows. Those that break a constraint are out of it first; no order of rows changes it.
+def pareto_front(
+    rows: Sequence[dict], objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()
+) -> Front:
+    """The front of some rows. Those that break a constraint are out of it first. The order of the rows changes nothing.
 
-    Exact: figures are compared as they are, never rounded. Of rows with equal objectives the one of the lowest id
-    stands for all.
+    Figures are compared exactly, never rounded. Of rows with equal objectives the one of the lowest id stands for all.
     """
-    read = {each.metric for each in (*objectives, *constraints)}
-    complete, incomplete = _divided(rows, lambda metrics: all(is_number(metrics.get(metric)) for metric in read))
-    complete.sort(key=lambda row: _order(row, objectives))
-    kept, infeasible = _divided(complete, lambda metrics: all(each.excess(metrics) <= 0 for each in constraints))
-    losses = np.array([_losses(row, objectives) for row in kept]).reshape(len(kept), len(objectives))
-    front = Front([], infeasible=infeasible, incomplete=incomplete)
+    front, complete, kept = Front(), [], []
+    for row in rows:
+        is_complete = all(is_number(row["metrics"].get(each.metric)) for each in (*objectives, *constraints))
+        (complete if is_complete else front.incomplete).append(row)
+    costs_first = sorted(objectives, key=lambda each: each.mode == "max")
+    complete.sort(key=lambda row: (_losses(row, costs_first), row["id"]))
+    for row in complete:
+        is_kept = all(each.excess(row["metrics"]) <= 0 for each in constraints)
+        (kept if is_kept else front.infeasible).append(row)
+    losses = np.array([_losses(row, objectives) for row in kept])
     for n, (row, own) in enumerate(zip(kept, losses)):
         if ((losses <= own).all(1) & (losses < own).any(1)).any():
             front.beaten.append(row)
+        elif (losses[:n] == own).all(1).any():
+            front.equal.append(row)
         else:
-            (front.equal if (losses[:n] == own).all(1).any() else front.best).append(row)
+            front.best.append(row)
     return front
-
-
-def _divided(rows: Sequence[dict], holds: Callable[[dict], bool]) -> tuple[list[dict], list[dict]]:
-    """Rows whose metrics pass, and the others."""
-    passed = [holds(row["metrics"]) for row in rows]
-    return [row for row, ok in zip(rows, passed) if ok], [row for row, ok in zip(rows, passed) if not ok]
 
 
 def is_number(value: object) -> bool:
@@ -59,12 +60,6 @@ def is_number(value: object) -> bool:
 def _losses(row: dict, objectives: Sequence[Objective]) -> list[float]:
     """The objectives' values, lower is better."""
     return [row["metrics"][each.metric] * (1 if each.mode == "min" else -1) for each in objectives]
-
-
-def _order(row: dict, objectives: Sequence[Objective]) -> tuple:
-    """By cost, what costs the same by worth, and by id in the end."""
-    costs_first = sorted(objectives, key=lambda each: each.mode == "max")
-    return *_losses(row, costs_first), row["id"]
 
 
 def said(constraints: Sequence[Constraint]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from patchrank.config import Constraint, Objective
@@ -38,13 +38,12 @@ def front_section(
         axes: dotted paths of the swept settings.
     """
     found = pareto_front(rows, objectives, constraints)
-    parts = [_sentence(found, len(rows), objectives, constraints)]
-    pictures: dict[str, bytes] = {}
-    if found.best:
-        content, caption = draw_front(found, objectives, constraints)
-        pictures[f"{name}.png"] = content
-        parts += [front_table(found, objectives, axes), _timed(rows), f"{caption}\n\n![Pareto front]({name}.png)"]
-    return FrontSection("\n\n".join(filter(None, parts)), pictures)
+    sentence = _sentence(found, len(rows), objectives, constraints)
+    if not found.best:
+        return FrontSection(sentence, {})
+    content, caption = draw_front(found, objectives, constraints)
+    parts = [sentence, front_table(found, objectives, axes), _timed(rows), f"{caption}\n\n![Pareto front]({name}.png)"]
+    return FrontSection("\n\n".join(filter(None, parts)), {f"{name}.png": content})
 
 
 def front_table(front: Front, objectives: Sequence[Objective], axes: Sequence[str]) -> str:
@@ -52,19 +51,15 @@ def front_table(front: Front, objectives: Sequence[Objective], axes: Sequence[st
     names = swept([Setting([row], [{}]) for row in front.best], axes)
     metrics = [each.metric for each in objectives if each.metric not in ALWAYS]
     metrics = [each for each in (*ALWAYS, *metrics) if any(each in row["metrics"] for row in front.best)]
-    lines = [["", "nothing pruned", *[""] * (len(names) - 1), *_unpruned(front, metrics)]]
+    unpruned = {metric: unpruned_figure(front.best, metric) for metric in metrics}
+    lines = [["", "nothing pruned", *[""] * (len(names) - 1), *_figures(unpruned, metrics)]]
     for n, row in enumerate(front.best):
-        figures = [_written(metric, row["metrics"].get(metric)) for metric in metrics]
-        lines.append([str(n + 1), *(texts[n] for texts in names.values()), *figures])
-    return table(["#", *names, *(COLUMNS[metric][0] for metric in metrics)], lines, texts=1 + len(names))
+        lines.append([str(n + 1), *(texts[n] for texts in names.values()), *_figures(row["metrics"], metrics)])
+    return table(["#", *names, *(COLUMNS[metric].head for metric in metrics)], lines, texts=1 + len(names))
 
 
-def _unpruned(front: Front, metrics: Sequence[str]) -> list[str]:
-    return [_written(metric, unpruned_figure(front.best, metric)) for metric in metrics]
-
-
-def _written(metric: str, value: float | None) -> str:
-    return "" if value is None else format(value, COLUMNS[metric][1])
+def _figures(found: Mapping[str, float | None], metrics: Sequence[str]) -> list[str]:
+    return ["" if found.get(metric) is None else format(found[metric], COLUMNS[metric].layout) for metric in metrics]
 
 
 def _sentence(front: Front, count: int, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> str:
@@ -84,13 +79,13 @@ def _sentence(front: Front, count: int, objectives: Sequence[Objective], constra
 
 def _timed(rows: Sequence[dict]) -> str:
     """On what milliseconds were measured, and how."""
-    said = [_machine(row["speed"]) for row in rows if "speed" in row]
-    machines = " or ".join(dict.fromkeys(said))
+    machines = []
+    for speed in [row["speed"] for row in rows if "speed" in row]:
+        where, how = speed["hardware"], speed["benchmark"]
+        device = where["gpu"] or f"{where['cpu']} (threads: {where['threads']})"
+        runs = f"{how['repeats']} runs of {how['batch_size']} images"
+        machines.append(f"{runs} on {device}, {where['system']}, torch {where['torch']}")
+    if not machines:
+        return ""
     how = "ms: of one image, median; each trial in turns with the unpruned tower, which gives the speed-up"
-    return f"{how}; {machines}." if machines else ""
-
-
-def _machine(speed: dict) -> str:
-    where, how = speed["hardware"], speed["benchmark"]
-    device = where["gpu"] or f"{where['cpu']} (threads: {where['threads']})"
-    return f"{how['repeats']} runs of {how['batch_size']} images on {device}, {where['system']}, torch {where['torch']}"
+    return f"{how}; {' or '.join(dict.fromkeys(machines))}."

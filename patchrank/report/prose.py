@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from patchrank.config import value_at
 from patchrank.report.compare import all_tasks, change, subset
 from patchrank.report.labels import KEEP_RATE, LOCATIONS, layers, plain, say, usual_values
+from patchrank.report.markdown import listed
 from patchrank.report.results import Setting
 
 FIXED = {  # what is said of a setting that the sweep does not vary
@@ -16,12 +17,11 @@ FIXED = {  # what is said of a setting that the sweep does not vary
     "golden.metric": "ranking by {}",
     "predictor.name": "predictor {}",
 }
-
-
 UNSEEN = "**No trial looked at test: all figures here are of validation images, by which choices are made.**"
 
 
 def how_made(rows: Sequence[dict], command: str) -> str:
+    """The command, and when and with what its trials ran."""
     days = sorted({row["date"] for row in rows})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     env = {key: _alternatives(row["env"][key] for row in rows) for key in ("patchrank", "torch", "device", "threads")}
@@ -38,9 +38,9 @@ def what_was_measured(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     counts = _alternatives(setting.count(task) for setting in others for task in setting.tasks)
     each = " each" if len(tasks) > 1 else ""
     on_val = settings[0].on_val
-    images = f"{counts} {'validation' if on_val else 'test'} images{each} of {_and(f'`{task}`' for task in tasks)}"
+    images = f"{counts} {'validation' if on_val else 'test'} images{each} of {listed(f'`{task}`' for task in tasks)}"
     what = "Accuracy" if _learning(settings) else "Zero-shot accuracy"
-    sentences = [f"{what} in percent of {models} on {images}.", UNSEEN * on_val]
+    sentences = [f"{what} in percent of {models} on {images}.", UNSEEN if on_val else ""]
     sentences += [_fitted(settings), _learned(settings), _seeds(settings), _oracles(settings)]
     return " ".join(filter(None, [*sentences, _fixed(settings, axes), *_defaults(settings, axes)]))
 
@@ -57,12 +57,12 @@ def _oracles(settings: Sequence[Setting]) -> str:
 
 
 def legend(settings: Sequence[Setting], table: str) -> str:
-    """What the columns of the main table mean, those that it has."""
+    """What the columns of the main table mean."""
     columns = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
-    units = _and(dict.fromkeys(f"{setting.unit(task)}s" for setting in settings for task in setting.tasks))
+    units = listed(dict.fromkeys(f"{setting.unit(task)}s" for setting in settings for task in setting.tasks))
     few, seeds = subset(settings), any(len(setting.rows) > 1 for setting in settings)
     controls = any(setting.has(control) for setting in settings for control in ("random", "reversed"))
-    said = {
+    shown_if = {
         "Change: against the unpruned tower on the same images, in points, with its 95 % interval (paired bootstrap "
         f"over {units}), bold where that excludes 0.": True,
         "±: standard deviation over seeds.": seeds,
@@ -77,34 +77,32 @@ def legend(settings: Sequence[Setting], table: str) -> str:
         _control_seeds(settings): True,
         "Val: accuracy on validation images, by which choices are made.": "val" in columns,
     }
-    return " ".join(text for text, shown in said.items() if text and shown)
+    return " ".join(text for text, is_shown in shown_if.items() if text and is_shown)
 
 
 def without_interval(settings: Sequence[Setting]) -> str:
     """Why some changes stand without an interval; "" where none does."""
-    alone: dict[str, str] = {}
-    for setting in settings:
-        for task in setting.tasks:
-            if not change(setting, task).is_known:
-                alone[task] = setting.unit(task)
-    said = [
-        f"`{task}` has one image alone, so nothing tells how others would differ; try several images."
-        if unit == "image"
-        else f"All images of `{task}` belong to one {unit}, so nothing tells how others would differ; try images of "
-        f"several {unit}s."
-        for task, unit in alone.items()
-    ]
+    pairs = [(setting, task) for setting in settings for task in setting.tasks]
+    units = {task: setting.unit(task) for setting, task in pairs if not change(setting, task).is_known}
+    said = []
+    for task, unit in units.items():
+        if unit == "image":
+            cause, cure = f"`{task}` has one image alone", "several images"
+        else:
+            cause, cure = f"All images of `{task}` belong to one {unit}", f"images of several {unit}s"
+        said.append(f"{cause}, so nothing tells how others would differ; try {cure}.")
     return " ".join(["**Without an interval.**", *said]) if said else ""
 
 
 def _control_seeds(settings: Sequence[Setting]) -> str:
     """Of which seeds the controls are, where fewer ran them than a setting has; "" where none does."""
-    found = [
-        (setting.seeds_with(control), len(setting.rows)) for setting in settings for control in ("random", "reversed")
-    ]
-    few = dict.fromkeys(tuple(seeds) for seeds, count in found if 0 < len(seeds) < count)
-    said = [f"seed{'s' * (len(seeds) > 1)} {_and(map(str, seeds))} alone" for seeds in few]
-    return f"Controls: of {' or '.join(said)}." if said else ""
+    said = []
+    for setting in settings:
+        for control in ("random", "reversed"):
+            seeds = setting.seeds_with(control)
+            if 0 < len(seeds) < len(setting.rows):
+                said.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(map(str, seeds))} alone")
+    return f"Controls: of {_alternatives(said)}." if said else ""
 
 
 def _fitted(settings: Sequence[Setting]) -> str:
@@ -117,6 +115,7 @@ def _fitted(settings: Sequence[Setting]) -> str:
 
 
 def _learning(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings that tuned prompts."""
     return [setting for setting in settings if "n_prompt_images" in setting.metrics]
 
 
@@ -153,7 +152,7 @@ def _fixed(settings: Sequence[Setting], axes: Sequence[str]) -> str:
 
 
 def _defaults(settings: Sequence[Setting], axes: Sequence[str]) -> list[str]:
-    """What "default" means where a whole section is swept: the usual value of all that varies in it."""
+    """What "default" means where a whole section is swept: the usual values of the settings that vary in it."""
     said = []
     for axis in axes:
         sections = [value_at(setting.config, axis) for setting in settings]
@@ -166,8 +165,3 @@ def _defaults(settings: Sequence[Setting], axes: Sequence[str]) -> list[str]:
 
 def _alternatives(values: Iterable) -> str:
     return " or ".join(dict.fromkeys(map(str, values)))
-
-
-def _and(words: Iterable[str]) -> str:
-    *first, last = [*words] or [""]
-    return f"{', '.join(first)} and {last}" if first else last

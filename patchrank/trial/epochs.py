@@ -1,8 +1,8 @@
-"""A trial's steps: what it can be compared with others by while it still runs, so that one that falls behind can end.
+"""A trial's steps: values by which trials are compared while they still run, so that one that falls behind can end.
 
-A step is an epoch of what a trial trains, counted from 1 over all its trainings in the order of its tasks: with n
-epochs each, epoch e of the first is step e, and epoch e of the second n + e. What is trained does not depend on who
-listens.
+A step is an epoch of what a trial trains. Steps count from 1 over all trainings, in the order of the tasks: with n
+epochs each, epoch e of the first training is step e, and epoch e of the second is step n + e. Listening changes nothing
+about what is trained.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Literal
 
 @dataclass
 class Steps:
-    """Who hears of a trial's steps, and of which.
+    """A listener to a trial's steps. A training whose result an earlier trial left behind has no steps.
 
-    A training that is not needed, since an earlier trial left its result, has no steps: little is left to be saved.
-
-    of: `predictor`, whose value is the matching rate (%) on val of what is fitted, or `prompt`, whose value is the
-    accuracy (%) on val with pruning and prompts in force, or for distillation 100 times the mean cosine to the unpruned
-    tower. report(step, value) may raise whatever it likes to end the trial, which is then no failure: `ended` says so.
+    of: whose epochs count. The value of a `predictor` is its matching rate (%) on val. The value of a `prompt` is the
+        accuracy (%) on val with pruning and prompts in force; for distillation it is 100 times the mean cosine to the
+        unpruned tower.
+    report: takes step and value. It may raise anything to end the trial; `ended` then says that this is no failure.
     """
 
     of: Literal["predictor", "prompt"]
@@ -36,10 +35,11 @@ class Steps:
 
 
 def listener(steps: Steps | None, of: str, before: int) -> Callable[[int, float], None] | None:
-    """What hears of each epoch, from 1, of a training, and its value; None where nobody wants to.
+    """A function that takes epoch (from 1) and value of one training and tells them as a step; None if nobody listens.
 
     Args:
-        before: how many steps lie before the training's first.
+        of: what is trained.
+        before: how many steps the trial has before this training.
     """
     if steps is None or steps.of != of:
         return None

@@ -1,4 +1,4 @@
-"""What trials work on and share: the pair, the splits of its tasks, and what was computed from them once."""
+"""What trials of the same model and data share: the pair, the images of its tasks, and results computed from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from patchrank.utils.device import check_device
 
 PARTS = {"train": "n_train", "val": "n_val", "test": "n_test"}
 IN_MEMORY = 1 << 29  # bytes that the images of a split, or its tokens, may take
-REMEMBERED = 1 << 32  # bytes of results kept, tokens of shards above all: 16 KiB an image here, 588 KiB on B/16
+REMEMBERED = 1 << 32  # bytes of results kept; most are tokens of shards, 16 KiB an image here, 588 KiB on B/16
 
 
 class Reference(NamedTuple):
@@ -63,7 +63,7 @@ class Inputs:
         return self._references[task, part]
 
     def shared_tokens(self, task: str, part: str) -> Tensor | None:
-        """A split's tokens as they enter the last layer that the pruning in force does not touch, if they fit."""
+        """A split's tokens at the last layer whose input the pruning in force leaves alone; None if they do not fit."""
         if part == "oracle":
             tokens = self.shared_tokens(task, "test")
             return None if tokens is None else tokens[: self.data.n_oracle]
@@ -76,7 +76,7 @@ class Inputs:
         return self.once(key, lambda: embed_shared(self.clip, split))
 
     def once(self, key: tuple, compute: Callable[[], object]) -> object:
-        """What `compute` gives; the last results are kept by a key that names all they depend on."""
+        """The result of `compute`, kept as long as memory allows; `key` names all that it depends on."""
         if key not in self._recent:
             self._recent[key] = compute()
         self._recent.move_to_end(key)
@@ -91,7 +91,7 @@ class Inputs:
 
 
 def num_bytes(result: object) -> int:
-    """What a tensor, an array, or a collection of such takes in memory."""
+    """Bytes that a tensor, an array, or a collection of them takes in memory."""
     if isinstance(result, (tuple, list)):
         return sum(map(num_bytes, result))
     return sum(map(num_bytes, result.values())) if isinstance(result, dict) else getattr(result, "nbytes", 0)

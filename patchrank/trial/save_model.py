@@ -1,4 +1,4 @@
-"""The one trial of a sweep that is taken home: chosen by figures of val, read on test once, and written as files."""
+"""Writes a trial's model: files that timm loads, and its figures on test, which is read once for it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _find_target(folder: str | Path) -> Path:
 
 
 def check_one_model(trial: ResolvedTrial) -> None:
-    """Refuses what is no one model that could be deployed.
+    """Refuses a trial that is not one deployable model.
 
     Raises:
         UserError: an oracle, or a trial with a predictor or prompts for each of several tasks.

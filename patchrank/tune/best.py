@@ -1,4 +1,4 @@
-"""The trial that `--best` takes home: chosen by val, written as files that timm loads, and read on test once."""
+"""`--best`: chooses a trial by its figures on val and writes its model as files that timm loads."""
 
 from __future__ import annotations
 

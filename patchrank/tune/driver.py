@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patchrank.config import Constraint, Loggers
+from patchrank.data.dataset_factory import TASKS
 from patchrank.io import check_reachable, check_writable, join, write_atomic
 from patchrank.io.lock import hold
 from patchrank.report import paper_rows, write_report
@@ -153,6 +154,7 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, co
         config = plan.sweep.config
         about = {"objectives": config.objectives, "constraints": config.constraints, "stopped": len(plan.stopped())}
         about["failures"] = [(describe(failure.values), failure.cause) for failure in told.values()]
+        about["credits"] = {name: task.credit for name, task in TASKS.items() if task.credit}
         report = write_report(rows, root, config.report, list(plan.sweep.axes), command, unfinished, **about)
         say(f"\n{report.table}\n\nreport: {report.path}")
         export(plan, rows)

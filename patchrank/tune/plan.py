@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from patchrank.config import DataConfig, ModelConfig, Rule, TrialConfig, validate, value_at
+from patchrank.config import DataConfig, ModelConfig, Rule, value_at
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -162,8 +162,7 @@ class Plan:
 
     def _drawn(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
         try:
-            full = validate(TrialConfig, config, identity).model_dump()
-            values = cell.values | {path: value_at(full, path) for path in self.sampled}
+            values = cell.values | {path: value_at(config, path) for path in self.sampled}
             drawn = {path: values[path] for path, rule in self.sampled.items() if allows(rule, values[path], values)}
             return drawn if self.identify(self.trial(cell.values | drawn)) == identity else None
         except StoreError:  # which says nothing about the trial
@@ -183,21 +182,13 @@ def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Pl
         UserError: a cell that cannot run, sampled axes under `method: grid`, bounds that nothing keeps, an objective
             that no trial returns, or a record that cannot be used.
     """
-    config, base = sweep.config, sweep.config.trial
-    grid = {key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}
+    config = sweep.config
     sampled = in_order({key: rule for key, rule in sweep.axes.items() if rule.kind != "grid"})
-    if sampled and config.search.method == "grid":
-        raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; try random or optuna")
-    points = grid_points(grid, base)
-    for key, rule in sampled.items():  # every choice, or both bounds, of each axis
-        for value in rule.choice or rule.uniform or rule.int_:
-            configure(base, points[0] | {key: value})
     is_random = "random" in (config.search.method, config.search.sampler)
-    if sampled and is_random:
-        around = [random_points(point, sampled, base, config.search, config.constraints) for point in points]
-        points = [drawn for found in around for drawn in found]
     adaptive = {} if is_random else sampled
-    kept = points if adaptive else [point for point in points if fits(configure(base, point), config.constraints)]
+    points = kept = _points(sweep, sampled, is_random)
+    if not adaptive:
+        kept = [point for point in points if fits(configure(config.trial, point), config.constraints)]
     if not kept:
         raise UserError(f"constraints: none of {len(points) or 'the'} points of the search space keeps them")
     cells = [Cell(point, config.search.samples if adaptive else 1) for point in kept]
@@ -207,6 +198,21 @@ def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Pl
     plan = Plan(sweep, cells, adaptive, Records(config.root, fresh), speeds, len(points) - len(kept))
     _check_objectives(plan)
     return plan
+
+
+def _points(sweep: Sweep, sampled: dict[str, Rule], is_random: bool) -> list[dict[str, object]]:
+    """Points of the grid, or those that a random search draws around them; every value of a sampled axis is tried."""
+    search, base = sweep.config.search, sweep.config.trial
+    if sampled and search.method == "grid":
+        raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; try random or optuna")
+    points = grid_points({key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}, base)
+    for key, rule in sampled.items():
+        for value in rule.choice or rule.uniform or rule.int_:
+            configure(base, points[0] | {key: value})
+    if not sampled or not is_random:
+        return points
+    around = [random_points(point, sampled, base, search, sweep.config.constraints) for point in points]
+    return [drawn for found in around for drawn in found]
 
 
 def _check_objectives(plan: Plan) -> None:

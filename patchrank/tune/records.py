@@ -1,7 +1,7 @@
-"""What trials have left behind: records of the finished, of those ended early, and of those that failed.
+"""Records that trials leave behind: of those that finished, that were ended early, and that failed.
 
 <root>/trials/<id>.json          finished, with its arrays in <id>.npz
-<root>/trials/<id>.stopped.json  ended early, since it fell behind others
+<root>/trials/<id>.stopped.json  ended early, because it fell behind others
 <root>/trials/<id>.error.json    failed; tried again by the next run
 """
 

@@ -44,21 +44,25 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     changed = [_override(raw, text) for text in overrides]
     config = validate(SweepConfig, raw, f"{path}" + (" with overrides" if overrides else ""))
     import_modules(config.imports)
-    trial = _shrunk(config.trial, changed) if quick else config.trial
     axes = _read_axes([path.parent / space for space in config.spaces])
     if quick and "seed" in axes:
         axes["seed"] = Rule(grid=axes["seed"].grid[:1]) if axes["seed"].grid else axes["seed"]
     pinned = [key for key in changed if key.removeprefix("trial.") in axes]
     axes = {key: rule for key, rule in axes.items() if f"trial.{key}" not in pinned}
     _check_axes(axes)
-    suffix = "-quick" if quick else ""
-    beside = tuple(resolve(place) + suffix for place in config.report.beside)  # smoke runs stand beside smoke runs
-    settings = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards), "trial": _resolved(trial)}
-    settings |= {"report": config.report.model_copy(update={"beside": beside})}
     notes = [f"{key} is pinned by an override and no longer swept" for key in pinned]
     inside = [(key, axis) for key in changed for axis in axes if key.startswith(f"trial.{axis}.")]
     notes += [f"{key} holds where the swept {axis} does not say otherwise" for key, axis in inside]
-    return Sweep(config.model_copy(update=settings), axes, notes, quick)
+    trial = _shrunk(config.trial, changed) if quick else config.trial
+    return Sweep(_placed(config, trial, "-quick" if quick else ""), axes, notes, quick)
+
+
+def _placed(config: SweepConfig, trial: TrialConfig, suffix: str) -> SweepConfig:
+    """A sweep with absolute paths. Smoke runs have a suffix, and so have the sweeps that they are shown beside."""
+    beside = tuple(resolve(place) + suffix for place in config.report.beside)
+    report = config.report.model_copy(update={"beside": beside})
+    places = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
+    return config.model_copy(update={**places, "report": report, "trial": _resolved(trial)})
 
 
 def _resolved(trial: TrialConfig) -> TrialConfig:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def is_done(plan: Plan) -> bool:
-    """Whether nothing is left to run or to measure; a search is asked, whose space may be smaller than its samples."""
+    """Whether nothing is left to run or to measure. A search has to be asked: its space may hold fewer trials."""
     if plan.untimed():
         return False
     if plan.missing() and plan.sampled:

@@ -1,4 +1,4 @@
-"""What a user is told when something they handed us cannot be used."""
+"""What a user is told when something that he handed us cannot be used."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class UserError(ValueError):
 
 
 class StoreError(UserError):
-    """A remote store that does not answer, or says no: one line that names the URL; nothing was wrong with the work."""
+    """A remote store does not answer, or refuses: one line that names the URL. Nothing is wrong with the work."""
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Ends an "unknown ..." message: the nearest known name where one is near, and all that are known."""
+    """The end of a message on an unknown name: the known name that is most like it, if any is, and all known names."""
     known = sorted(map(str, known))
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""

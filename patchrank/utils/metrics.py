@@ -1,4 +1,4 @@
-"""Figures of merit and what is certain of them, on plain arrays; shares are percentages from 0 to 100."""
+"""How well one ranking of tokens agrees with another, on plain arrays. Shares are percentages from 0 to 100."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def top_k(num_tokens: int) -> int:
-    """The k of matching rate@k: 100 of CLIP B/16's 196 tokens, and the same share elsewhere."""
+    """The k of matching rate@k: 100 of CLIP B/16's 196 tokens, and the same share of other towers' tokens."""
     return int(0.51 * num_tokens + 0.5)
 
 
@@ -23,6 +23,7 @@ def matching_rate(predicted: np.ndarray, golden: np.ndarray, k: int | None = Non
 
     Args:
         predicted, golden: scores (B, N); `predicted` may be (N,), one ranking for all images.
+        k: `top_k(N)` if left out.
     """
     k = k or top_k(golden.shape[-1])
     return float(100 * _hits(predicted, golden, k).mean() / k)
@@ -35,6 +36,7 @@ def matching_each(predicted: np.ndarray, golden: np.ndarray, k: int | None = Non
 
 
 def _hits(predicted: np.ndarray, golden: np.ndarray, k: int) -> np.ndarray:
+    """How many of the golden ranking's top k tokens the predicted ranking finds in each image (B,)."""
     return (top_mask(np.broadcast_to(predicted, golden.shape), k) & top_mask(golden, k)).sum(-1)
 
 

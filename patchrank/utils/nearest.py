@@ -48,7 +48,7 @@ def nearest(
     Raises:
         UserError: fewer than k candidates.
     """
-    candidates = len(index) - (own is not None)
+    candidates = len(index) if own is None else len(index) - 1
     if not 1 <= k <= candidates:
         raise UserError(f"k must lie in 1..{candidates}, the number of candidates, but is {k}")
     best = []

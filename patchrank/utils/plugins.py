@@ -1,4 +1,4 @@
-"""Components of users' own: modules that register predictors or reducers when they are imported."""
+"""Components of a user's own, by modules that register predictors or reducers when they are imported."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from patchrank.utils.errors import UserError
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Imports modules by name, as a sweep's key `imports` lists them; those that are imported already do nothing.
+    """Imports modules by name, as a sweep's key `imports` lists them. Each is imported once.
 
     Raises:
-        UserError: there is none of that name, or it raises while it is imported.
+        UserError: there is no module of that name, or importing it raises.
     """
     for name in names:
         try:

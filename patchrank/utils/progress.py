@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a bar on a terminal, and in a pipe or a file a plain line now and then.
+"""Progress of long work on stderr: a bar on a terminal, and now and then a plain line in a pipe or a file.
 
 Everything in this package that shows progress does so through this file.
 """
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 LOOK = 1.0  # seconds between two looks at whether a line is due
 EVERY = 30.0  # seconds between two lines of the same work, where no bar can be drawn
-SOON = 2.0  # seconds: work that is done by then leaves no line
+SOON = 2.0  # seconds; work that is done by then leaves no line
 PLAIN = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} gone, {remaining} to go{postfix}"
 PLAIN_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}s, {elapsed} gone{postfix}"
 
@@ -22,13 +22,13 @@ Bar = tqdm  # what `progress` returns: `update`, `set_postfix`, `close`, and a c
 
 
 def progress(items: Iterable | None = None, total: float | None = None, **how) -> Bar:
-    """Shows how far work is, whether it goes through `items` or calls `update` of what is returned.
+    """A bar that shows how far work is. Iterate over it, or call its `update`.
 
     Args:
-        items: what is worked through; the bar iterates over it.
+        items: what the bar iterates over.
         total: how much there is; the length of `items`, if it has one.
-        **how: as for `tqdm`: `desc`, `unit` (in the singular), `initial`, `disable` (True for no progress at all, None
-            for none but on a terminal), and `delay`: seconds before anything is shown. Say 0 where the first unit takes
+        **how: as for `tqdm`: `desc`, `unit` (in the singular), `initial`, `disable` (True shows nothing, None shows
+            nothing but on a terminal), and `delay`: seconds before anything is shown. Say 0 where the first unit takes
             long, so that a log has a line at once.
     """
     if sys.stderr.isatty():
@@ -41,13 +41,13 @@ def progress(items: Iterable | None = None, total: float | None = None, **how) -
 
 
 def write_line(line: str) -> None:
-    """One line on stderr, which leaves the bars that are there in one piece."""
+    """Writes one line on stderr without breaking the bars that are there."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
 
 
 class _PlainLines(io.TextIOBase):
-    """Stands in for a terminal: of all that a bar draws on it, stderr gets the first state, few others and the last."""
+    """Stands in for a terminal: stderr gets the first state that a bar draws on it, the last, and few between."""
 
     def __init__(self):
         self.printed, self.state, self.next = "", "", 0.0

@@ -1,4 +1,4 @@
-"""Paired statistics of a report: bootstrap over clusters of images, corrected for how many claims are judged."""
+"""Paired statistics: bootstrap over clusters of images, and a correction for how many comparisons are judged."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from patchrank.utils.errors import UserError
 
 
 class Interval(NamedTuple):
-    """A mean difference, its interval, the two-sided p that it is 0, and the images and clusters behind them.
+    """A mean difference, its interval, the two-sided p that it is 0, and how many images and clusters are behind it.
 
-    low, high and p are NaN where all images are of one cluster: nothing then tells how others would differ.
+    low, high and p are NaN where all images are of one cluster, since nothing tells how other clusters would differ.
     """
 
     estimate: float
@@ -52,7 +52,7 @@ def cluster_bootstrap(values: np.ndarray, clusters: np.ndarray, draws: int = 10_
         draws: the smallest p is 2 / draws; the default leaves room for Holm's factor over a hundred comparisons.
 
     Raises:
-        UserError: fewer than 2 clusters, whose spread nothing tells.
+        UserError: fewer than 2 clusters, which have no spread.
     """
     names, member = np.unique(clusters, return_inverse=True)
     if len(names) < 2:

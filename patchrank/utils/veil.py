@@ -1,14 +1,14 @@
-"""Which patches survive, shown on the image itself."""
+"""Which patches survive, shown on the image itself, as reports and `patchrank.visualize` draw it."""
 
 from __future__ import annotations
 
 import numpy as np
 
-DROPPED, VEIL = 128, 0.85  # grey level that covers dropped patches in pictures, and how much of it
+DROPPED, VEIL = 128, 0.85  # the grey level of the veil, and how much of a patch it covers
 
 
 def veil_dropped(pictures: np.ndarray, kept: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Images (n, S, S, 3) with every patch veiled in grey that is not among the kept places (n, K)."""
+    """Images (n, S, S, 3) on which grey veils every patch that is not among the kept places (n, K) of a `grid` (2,)."""
     grid = np.asarray(grid)
     veil = np.full((len(pictures), grid.prod()), VEIL)
     np.put_along_axis(veil, kept, 0.0, axis=1)

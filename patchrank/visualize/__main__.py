@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 
 from patchrank.cli.flags import add_model_flags, create_clip_from, positive
+from patchrank.data import digits
 from patchrank.data.dataset_factory import find_task, load_split
-from patchrank.data.digits import scenes as digits
 from patchrank.io import check_writable, resolve, write_atomic
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError

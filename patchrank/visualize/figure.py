@@ -90,7 +90,8 @@ def draw(rankings: Rankings) -> Sheet:
     blocks = -(-images // max(1, MAX_COLUMNS // rates))
     beside = -(-images // blocks)
     width = max(MIN_WIDTH, LABELS + beside * (group + apart) + PAD)
-    head = 1 + LINE * (2 + (rankings.pictures.labels is not None)) + ABOVE
+    lines = 2 if rankings.pictures.labels is None else 3  # of text: name, answer, and label where it is known
+    head = 1 + LINE * lines + ABOVE
     block = head + ROW * len(rankings.rows) + 0.1
     caption = _caption(rankings, width - 2 * PAD)
     height = PAD + block * blocks + LINE * (caption.count("\n") + 1) + PAD
@@ -108,13 +109,13 @@ def draw(rankings: Rankings) -> Sheet:
 def _draw_head(sheet: Sheet, rankings: Rankings, i: int, x: float, y: float, group: float) -> None:
     """The image that the model sees, its name above, the unpruned answer below, and the keep rates."""
     pictures, middle = rankings.pictures, x + group / 2
-    sheet.text(middle, y + 0.1, _fit(pictures.names[i], group, 7.0, tail=True), 7.0, color=QUIET)
+    sheet.text(middle, y + 0.1, _shortened(pictures.names[i], group, 7.0, tail=True), 7.0, color=QUIET)
     sheet.picture(middle - 0.5, y + LINE, rankings.pixels[i])
     y += LINE + 1 + 0.15
     sheet.text(middle, y, _answer(rankings, rankings.unpruned, i, group, 8.5), 8.5, fontweight="bold")
     if pictures.labels is not None:
         wrong = pictures.labels[i] != rankings.unpruned.answers[i]
-        label = _fit(f"label: {pictures.classes[pictures.labels[i]]}", group, 7.5)
+        label = _shortened(f"label: {pictures.classes[pictures.labels[i]]}", group, 7.5)
         sheet.text(middle, y + LINE, label, 7.5, color=CHANGES if wrong else QUIET)
         y += LINE
     for n, rate in enumerate(rankings.keep_rates):
@@ -147,13 +148,15 @@ def _draw_names(sheet: Sheet, rankings: Rankings, y: float) -> None:
 def _answer(rankings: Rankings, kept: Kept, i: int, inches: float, size: float) -> str:
     share = f" {100 * kept.probabilities[i]:.0f} %"
     bold = 1.15 * size  # is that much wider
-    return _fit(rankings.pictures.classes[kept.answers[i]], inches, bold, len(share)) + share
+    return _shortened(rankings.pictures.classes[kept.answers[i]], inches, bold, len(share)) + share
 
 
-def _fit(text: str, inches: float, size: float, beside: int = 0, tail: bool = False) -> str:
-    """Text cut, at its end or to its `tail`, to a width that it shares with `beside` more characters.
+def _shortened(text: str, inches: float, size: float, beside: int = 0, tail: bool = False) -> str:
+    """Text that is cut to fit a width, at its end or, with `tail`, at its beginning.
 
-    A letter is about 0.57 of its size wide.
+    Args:
+        inches, size: the width, and the size of the letters, which are about 0.57 of it wide.
+        beside: characters that share the width with the text.
     """
     room = max(3, int(inches * 72 / (0.57 * size)) - beside)
     if len(text) > room:

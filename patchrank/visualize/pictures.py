@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from patchrank.data import digits
 from patchrank.data.decoding import decode_viewer, fault
-from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import read_bytes
 from patchrank.utils.errors import UserError, near
@@ -68,7 +68,7 @@ def check_head(classes: Sequence[str], templates: Sequence[str]) -> None:
         raise UserError(f"classes must be two or more to choose among, but are {', '.join(classes)}")
     for template in templates:
         if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
-            raise UserError(f"template {template!r} must have one place for the class name; near: 'a photo of a {{}}.'")
+            raise UserError(f"template {template!r} must have one place for the class name; try 'a photo of a {{}}.'")
 
 
 def find_labels(labels: Sequence[str], classes: Sequence[str], count: int) -> list[int]:

@@ -155,7 +155,7 @@ def rank_pictures(
     if metrics := [name for name in rankers if name in METRICS]:
         scores = golden_scores(clip, images, head, labels, metrics, quiet, **golden)
         rows |= {name: kept_by(clip, images, head, name, scores=scores[name], **pruning) for name in metrics}
-    layers = "layers" if len(locations) > 1 else "layer"
+    predictor, layers = tower.pruning.predictor_path, "layers" if len(locations) > 1 else "layer"
     return Rankings(
         pictures,
         pixels=_pixels(clip, images),
@@ -165,7 +165,7 @@ def rank_pictures(
         rows={name: rows[name] for name in rankers},
         about=f"{clip.name}, patches leave before {layers} {', '.join(map(str, locations))}",
         golden=golden,
-        fitted_to=_fitted_to(clip),
+        fitted_to=None if predictor is None else load_predictor(predictor)[1]["metric"],
     )
 
 
@@ -185,8 +185,3 @@ def _pixels(clip: Clip, images: Tensor) -> np.ndarray:
     zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
     pixels = ((images - zero) / (one - zero)).clamp(0, 1) * 255
     return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _fitted_to(clip: Clip) -> str | None:
-    path = clip.visual.pruning.predictor_path
-    return load_predictor(path)[1]["metric"] if path else None

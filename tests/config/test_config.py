@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from patchrank.config import Rule, SweepConfig, TrialConfig, validate
+from patchrank.config import PromptConfig, Rule, SweepConfig, TrialConfig, validate, value_at
+from patchrank.config.canonical import canonical
 from patchrank.io.yaml import parse_yaml
 from patchrank.tune.plan import make_plan
 from patchrank.tune.sweep import find_sweep, load_sweep
@@ -167,7 +168,7 @@ def test_overriding_inside_a_swept_section_is_said():
 @pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_claim_of_a_sweep_has_what_it_compares(file):
     """A slip in a claim would show only once the sweep has run."""
-    from patchrank.report.claims import _check_one_each, _pairs, is_about
+    from patchrank.report.claims import is_about, pair_up
     from patchrank.report.results import Setting
 
     plan, settings = make_plan(load_sweep(str(file))), {}
@@ -176,8 +177,7 @@ def test_every_claim_of_a_sweep_has_what_it_compares(file):
         settings.setdefault(str(config | {"seed": 0, "controls": []}), Setting([{"config": config}], []))
     for claim in plan.sweep.config.report.claims:
         selected = [setting for setting in settings.values() if is_about(claim, setting)]
-        _check_one_each(claim, selected)
-        pairs = list(_pairs(claim, selected, list(settings.values())))
+        pairs = pair_up(claim, selected, list(settings.values()))
         assert pairs and all(other is not None for _, other, _ in pairs), claim.say
 
 
@@ -189,6 +189,28 @@ def test_quick_runs_live_in_a_folder_of_their_own():
     whole, quick = load_sweep("locations"), load_sweep("locations", quick=True)
     assert quick.config.root == whole.config.root + "-quick"
     assert quick.config.trial.data.n_test < 200
+
+
+@pytest.mark.parametrize(
+    "override, counts",
+    [
+        ("trial.seed=0", (32, 16, 2)),
+        ("trial.data.n_train=500", (500, 16, 2)),
+        ("trial.data.n_train=8", (8, 16, 2)),
+        ("trial.data={tasks: [digits], n_train: 500}", (500, 128, 2)),  # 128 is the default
+        ("trial.prompt={mode: T, shots: 5}", (32, 16, 5)),
+    ],
+)
+def test_a_smoke_run_is_small_where_no_override_says_otherwise(override, counts):
+    trial = load_sweep("prompts", [override], quick=True).config.trial
+    assert (trial.data.n_train, trial.data.n_val, trial.prompt.shots) == counts
+
+
+def test_a_sweep_is_read_in_one_go(monkeypatch):
+    seen = []
+    monkeypatch.setattr(SweepConfig, "model_validate", lambda raw: seen.append(raw) or SweepConfig(**raw))
+    sweep = load_sweep("locations", ["trial.seed=3"], quick=True)
+    assert len(seen) == 1 and sweep.config.trial.seed == 3
 
 
 @pytest.mark.parametrize(
@@ -255,3 +277,12 @@ def test_lists_are_tuples_in_python_and_lists_in_files():
 def test_items_of_lists_keep_their_types(wrong):
     with pytest.raises(UserError, match="pruning.locations.* but should (be a valid|have at least 1 item)"):
         validate(TrialConfig, {"pruning": {"locations": wrong}}, "x")
+
+
+def test_a_setting_that_records_leave_out_is_read_as_its_default():
+    trial = TrialConfig(prompt=PromptConfig())
+    plain = canonical(trial)
+    assert "name" not in plain["prompt"] and value_at(plain, "prompt.name") == "coupled"
+    assert value_at(canonical(TrialConfig()), "prompt.name") is None
+    other = canonical(TrialConfig(prompt=PromptConfig(name="own")))
+    assert value_at(other, "prompt.name") == "own"

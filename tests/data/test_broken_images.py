@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from helpers.image_files import encoded, pixels, trap, write
 
-from patchrank.data.broken_images import fingerprinted, sound
+from patchrank.data.broken_images import fingerprinted, without_broken
 from patchrank.data.image_split import Reader
 from patchrank.data.readers.folder import load_folder
 from patchrank.utils.errors import UserError
@@ -29,7 +29,7 @@ def many(tmp_path):
 
 
 def test_one_broken_image_is_left_out_and_told_of(many, capsys):
-    split = sound(many(3), 10)
+    split = without_broken(many(3), 10)
     assert split.ids == [f"{n:02}.jpg" for n in (0, 1, 2, 4, 5, 6, 7, 8, 9, 10)] and split.skipped == 1
     told = capsys.readouterr().err
     assert told.startswith("folder/all: left out 03.jpg: image file is truncated") and told.count("\n") == 1
@@ -39,14 +39,14 @@ def test_one_broken_image_is_left_out_and_told_of(many, capsys):
 def test_only_as_many_images_are_looked_at_as_it_takes(many):
     split, seen = many(3), []
     split = replace(split, read=Reader(lambda i, read=split.read: seen.append(i) or read(i), range(40)))
-    assert len(sound(split, 10)) == 10 and sorted(seen) == list(range(11))
-    assert len(sound(split, None)) == len(sound(split, 1000)) == 39
+    assert len(without_broken(split, 10)) == 10 and sorted(seen) == list(range(11))
+    assert len(without_broken(split, None)) == len(without_broken(split, 1000)) == 39
 
 
 def test_too_many_broken_images_stop_the_run(many, capsys, tmp_path):
     split = many(3, 5, 7, 35)
     with pytest.raises(UserError) as caught:
-        sound(split, 20)
+        without_broken(split, 20)
     said = str(caught.value)
     assert said.startswith(
         "data folder/all: 3 of 20 images cannot be decoded, but one image, or 1 % of those looked at"
@@ -55,26 +55,28 @@ def test_too_many_broken_images_stop_the_run(many, capsys, tmp_path):
     told = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[1] for line in told] == ["left out 03.jpg", "left out 05.jpg", "left out 07.jpg"]
     assert told[1].endswith("the file is empty") and told[2].endswith("in no image format that can be read")
-    assert sound(split, 20, share=0.15).skipped == 4 - 1 and sound(split, None, share=0.1).skipped == 4
+    assert (
+        without_broken(split, 20, share=0.15).skipped == 4 - 1 and without_broken(split, None, share=0.1).skipped == 4
+    )
     with pytest.raises(UserError, match="4 of 40 images .* but one image, or 9 % of"):
-        sound(split, None, share=0.09)
+        without_broken(split, None, share=0.09)
     assert not (tmp_path / "opened").exists()
 
 
 def test_with_a_share_of_zero_no_image_may_be_broken(many):
     with pytest.raises(UserError, match="1 of 10 images cannot be decoded, but none may be broken"):
-        sound(many(3), 10, share=0)
-    assert sound(many(), 10, share=0).skipped == 0
+        without_broken(many(3), 10, share=0)
+    assert without_broken(many(), 10, share=0).skipped == 0
 
 
 def test_something_must_be_left(tmp_path):
     write(tmp_path / "x.png", b"")
     with pytest.raises(UserError, match="1 of 1 images cannot be decoded, but at least one must be left"):
-        sound(load(tmp_path), None)
+        without_broken(load(tmp_path), None)
 
 
 def test_beyond_twenty_broken_images_a_count_is_told(many, capsys):
-    assert sound(many(*range(5, 30)), None, share=0.7).skipped == 25
+    assert without_broken(many(*range(5, 30)), None, share=0.7).skipped == 25
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 21 and told[-1] == "folder/all: left out 5 more"
 
@@ -82,16 +84,18 @@ def test_beyond_twenty_broken_images_a_count_is_told(many, capsys):
 def test_missing_files_of_a_csv_are_broken_images(tmp_path):
     for name in ("a.png", "b.png"):
         write(tmp_path / name, encoded())
-    split = sound(load(write(tmp_path / "list.csv", "path\na.png\nb.png\nc.png\n")), None)
+    split = without_broken(load(write(tmp_path / "list.csv", "path\na.png\nb.png\nc.png\n")), None)
     assert split.ids == ["a.png", "b.png"] and split.skipped == 1
     with pytest.raises(UserError, match=r"2 of 4 .* first is c.png \(cannot be read \(No such file or directory\)\)"):
-        sound(load(write(tmp_path / "list.csv", "path\na.png\nb.png\nc.png\nd.png\n")), None)
+        without_broken(load(write(tmp_path / "list.csv", "path\na.png\nb.png\nc.png\nd.png\n")), None)
 
 
 def test_paths_that_cannot_lead_to_a_file_are_broken_images(tmp_path):
     write(tmp_path / "a.png", encoded())
     (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
-    split = sound(load(write(tmp_path / "list.csv", f"path\na.png\nb.png\n{'c' * 300}.png\n")), None, share=0.7)
+    split = without_broken(
+        load(write(tmp_path / "list.csv", f"path\na.png\nb.png\n{'c' * 300}.png\n")), None, share=0.7
+    )
     assert split.ids == ["a.png"] and split.skipped == 2
 
 
@@ -117,9 +121,9 @@ def test_an_image_that_hides_for_now_stops_the_run_and_is_not_called_broken(many
     split = many()
     hidden = replace(split, read=Reader(fetch, range(40)))
     with pytest.raises(UserError) as caught:
-        sound(hidden, 10)
+        without_broken(hidden, 10)
     name = f"folder/all: image 02.jpg cannot be read ({said})"
-    assert str(caught.value) == f"{name}; it does not count as broken, since it may be read another time"
+    assert str(caught.value) == f"{name}; it is not left out as broken, since it may be readable later"
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="^folder/all: image 02.jpg cannot be read") as caught:
         hidden.image(2)
@@ -129,7 +133,7 @@ def test_an_image_that_hides_for_now_stops_the_run_and_is_not_called_broken(many
 def test_a_url_of_an_unknown_kind_is_told_as_it_is(tmp_path):
     write(tmp_path / "a.png", encoded())
     with pytest.raises(UserError, match=r"^bad://b.png: fsspec cannot open this kind of URL \([^\n]*\)$"):
-        sound(load(write(tmp_path / "list.csv", "path\na.png\nbad://b.png\n")))
+        without_broken(load(write(tmp_path / "list.csv", "path\na.png\nbad://b.png\n")))
 
 
 def test_a_fingerprint_reads_at_most_64_images_from_the_first_to_the_last(many):
@@ -149,7 +153,7 @@ def test_other_images_by_the_same_names_are_another_version(tmp_path):
     versions = []
     for n, seed in enumerate([0, 0, 1]):
         write(tmp_path / str(n) / "x.png", encoded(pixels(seed=seed)))
-        split = sound(load(tmp_path / str(n)))
+        split = without_broken(load(tmp_path / str(n)))
         versions.append(split.ids_sha256())
     assert versions[0] == versions[1] != versions[2]
 
@@ -158,5 +162,5 @@ def test_the_verdicts_are_in_order_whatever_the_threads_do(tmp_path):
     for n in range(60):
         size = 4 if n % 2 else 300
         write(tmp_path / f"{n:02}.png", encoded(pixels(size, size)) if n % 20 else b"broken")
-    split = sound(load(tmp_path), 50, share=0.1)
+    split = without_broken(load(tmp_path), 50, share=0.1)
     assert split.ids == [f"{n:02}.png" for n in range(60) if n % 20][:50] and split.skipped == 3

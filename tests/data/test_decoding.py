@@ -248,7 +248,7 @@ def test_damage_is_a_fault_or_a_picture_but_never_another_error(seed):
 
 
 def test_remarks_on_metadata_are_no_noise():
-    decoding._hush.cache_clear()
+    decoding.silence_metadata_warnings.cache_clear()
     entry = struct.pack("<HHLHH", 0x112, 3, 2, 6, 1)  # two orientations where one may be
     content = encoded(kind="JPEG", exif=raw_exif(entry))
     with warnings.catch_warnings():

@@ -9,7 +9,7 @@ import torch
 from helpers.image_files import encoded
 
 from patchrank.data.dataset_factory import load_split
-from patchrank.data.digits import scenes as digits
+from patchrank.data.digits import scenes
 from patchrank.data.digits.captions import draw_template
 from patchrank.data.image_split import ImageSplit, Reader
 from patchrank.utils.errors import UserError
@@ -18,36 +18,36 @@ HASHES = {"digits": "bff8d4d5f9b7", "digits_full": "d75ac50f1aeb", "digits_ink":
 
 
 def test_splits_share_neither_digits_nor_background():
-    parts = {split: set(digits.split_digits(split)) for split in digits.SPLITS}
+    parts = {split: set(scenes.split_digits(split)) for split in scenes.SPLITS}
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 1797
     shares = [len(parts[split]) / 1797 for split in ("pretrain", "adapt", "val", "test")]
     assert np.allclose(shares, [0.5, 0.2, 0.1, 0.2], atol=0.005)
     for photo in range(2):
-        widths = [digits._strips(split)[photo].shape[1] for split in digits.SPLITS]
+        widths = [scenes._strips(split)[photo].shape[1] for split in scenes.SPLITS]
         assert sum(widths) == 640
-        whole = np.concatenate([digits._strips(split)[photo] for split in digits.SPLITS], axis=1)
-        assert np.array_equal(whole, digits._photographs()[photo])
+        whole = np.concatenate([scenes._strips(split)[photo] for split in scenes.SPLITS], axis=1)
+        assert np.array_equal(whole, scenes._photographs()[photo])
 
 
 def test_the_digits_that_ship_are_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
-    images, labels = digits._digits()
+    images, labels = scenes._digits()
     theirs = load_digits()
     assert np.array_equal(images, (theirs.images / 16 * 255).round()) and np.array_equal(labels, theirs.target)
 
 
 def test_every_class_is_split_in_the_same_way():
-    for split in digits.SPLITS:
-        labels = digits._digits()[1][digits.split_digits(split)]
+    for split in scenes.SPLITS:
+        labels = scenes._digits()[1][scenes.split_digits(split)]
         counts = np.bincount(labels, minlength=10)
         assert counts.max() - counts.min() <= 6
 
 
 def test_scenes_are_functions_of_the_seed():
-    one, two = digits.DigitScenes("test"), digits.DigitScenes("test")
+    one, two = scenes.DigitScenes("test"), scenes.DigitScenes("test")
     assert all(np.array_equal(one[i], two[i]) for i in (0, 5, 700))
-    other = digits.DigitScenes("test", seed=1)
+    other = scenes.DigitScenes("test", seed=1)
     assert not np.array_equal(one[0], other[0])
     assert not np.array_equal(one[0], one[len(one.digits)])  # the same digit in its next scene
     assert one.labels[0] == one.labels[len(one.digits)]
@@ -55,29 +55,29 @@ def test_scenes_are_functions_of_the_seed():
 
 def test_digit_size_lies_between_30_and_60_percent(monkeypatch):
     sides = []
-    glyph = digits._glyph
-    monkeypatch.setattr(digits, "_glyph", lambda digit, side, *rest: sides.append(side) or glyph(digit, side, *rest))
-    scenes = digits.DigitScenes("val")
+    glyph = scenes._glyph
+    monkeypatch.setattr(scenes, "_glyph", lambda digit, side, *rest: sides.append(side) or glyph(digit, side, *rest))
+    drawn = scenes.DigitScenes("val")
     for i in range(200):
-        assert scenes[i].size == (64, 64)
+        assert drawn[i].size == (64, 64)
     assert 0.3 * 64 - 0.5 <= min(sides) <= 20 and 37 <= max(sides) <= 0.6 * 64 + 0.5
 
 
 def test_in_digits_full_the_digit_fills_90_to_100_percent(monkeypatch):
-    sides, glyph = [], digits._glyph
-    monkeypatch.setattr(digits, "_glyph", lambda digit, side, *rest: sides.append(side) or glyph(digit, side, *rest))
-    scenes = digits.DigitScenes("val", task="digits_full")
+    sides, glyph = [], scenes._glyph
+    monkeypatch.setattr(scenes, "_glyph", lambda digit, side, *rest: sides.append(side) or glyph(digit, side, *rest))
+    drawn = scenes.DigitScenes("val", task="digits_full")
     for i in range(200):
-        assert scenes[i].size == (64, 64)
+        assert drawn[i].size == (64, 64)
     assert min(sides) >= 0.9 * 64 - 0.5 and max(sides) == 64
 
 
 def test_in_digits_ink_writing_is_darker_than_the_paper_around_it():
-    scenes, plain = digits.DigitScenes("val", task="digits_ink"), digits.STYLES["digits_ink"]
+    drawn, plain = scenes.DigitScenes("val", task="digits_ink"), scenes.STYLES["digits_ink"]
     for i in range(20):
-        rng = np.random.default_rng([0, digits.VERSION, int(scenes.digits[i]), 0])
-        blank = digits.draw_scene(np.zeros((8, 8), np.uint8), [], rng, plain)
-        change = np.asarray(scenes[i]).astype(int).sum(-1) - np.asarray(blank).astype(int).sum(-1)
+        rng = np.random.default_rng([0, scenes.VERSION, int(drawn.digits[i]), 0])
+        blank = scenes.draw_scene(np.zeros((8, 8), np.uint8), [], rng, plain)
+        change = np.asarray(drawn[i]).astype(int).sum(-1) - np.asarray(blank).astype(int).sum(-1)
         written = change != 0
         assert 0.01 < written.mean() < 0.4 and (change[written] < 0).mean() > 0.8
 
@@ -90,7 +90,7 @@ def test_frozen_pictures_have_not_changed(task, sha256):
     assert hashlib.sha256(pixels).hexdigest()[:12] == sha256
 
 
-@pytest.mark.parametrize("task", digits.STYLES)
+@pytest.mark.parametrize("task", scenes.STYLES)
 def test_every_task_is_a_function_of_its_name_and_shares_digits_with_the_others(task):
     one, two = load_split(task, "test"), load_split(task, "test")
     assert one.ids[0].startswith(f"{task}/test/") and one.read(7) == two.read(7)

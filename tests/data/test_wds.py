@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.image_files import encoded, pixels, trap, write
 
-from patchrank.data.broken_images import sound
+from patchrank.data.broken_images import without_broken
 from patchrank.data.class_names import read_vocabulary
 from patchrank.data.readers import wds
 from patchrank.data.readers.wds import load_wds
@@ -197,7 +197,7 @@ def test_nothing_is_ever_unpickled(tmp_path):
     with pytest.raises(UserError, match="has no label"):
         load(write(tmp_path / "bait.tar", tar_of(members)))
     split = load(write(tmp_path / "bait.tar", tar_of(members[:-1])))
-    kept = sound(split)
+    kept = without_broken(split)
     assert kept.ids == ["bait/a"] and kept.skipped == 1 and kept.image(0).size == (12, 8)
     with pytest.raises(UserError, match="cls is not text in UTF-8"):
         load(write(tmp_path / "bait.tar", tar_of([("a.png", encoded()), ("a.cls", bait)])))
@@ -275,7 +275,7 @@ def test_a_damaged_header_is_no_end(tmp_path):
 
 def test_packed_tars_in_a_folder_are_told_of(tmp_path):
     write(tmp_path / "a.tar.gz", gzip.compress(shard()))
-    with pytest.raises(UserError, match="a.tar.gz.*is packed with gzip, which leaves no way to read one image alone"):
+    with pytest.raises(UserError, match="a.tar.gz.*is packed with gzip, so that no image can be read alone"):
         load(tmp_path)
 
 

@@ -13,11 +13,15 @@ from patchrank.report.table import main_table
 
 TASKS = ["digits", "digits_ink"]
 DIGITS, SCENES, ORACLE = 40, 3, 40  # the oracles see one scene of every digit
+CREDITS = dict.fromkeys(("digits", "digits_full", "digits_ink"), "Photographs by somebody.")
 LOSSES = {"predictor": 0, "golden": 0, "prior": 4, "random": 12, "center": 6, "cls_attention": 3}
 
 
 class Run:
-    """A sweep's folder with made-up rows: `lost` of each task's 120 images turn wrong, all others stay right."""
+    """A sweep's folder with made-up rows: `lost` of each task's 120 images turn wrong, all others stay right.
+
+    Tasks whose names begin with "digits" show digits, images of others stand for themselves.
+    """
 
     def __init__(self, root):
         self.root, self.rows = root, []
@@ -42,17 +46,20 @@ class Run:
     def _task(self, task, config, lost, controls):
         n = ORACLE if config["pruning"]["reducer"] == "golden" else DIGITS * SCENES
         right = np.arange(n) >= 6  # the first 6 images are wrong, pruned or not
-        ids = np.array([f"{task}/test/{place % DIGITS:04d}-{place // DIGITS}" for place in range(n)])
-        found = {
-            "ids": ids,
-            "cosine": np.full(n, 0.99),
-            "right_unpruned": right,
-            "right_pruned": right & (np.arange(n) < n - lost),
-        }
+        kept = right & (np.arange(n) < n - lost)
+        found = {"cosine": np.full(n, 0.99), "right_unpruned": right, "right_pruned": kept}
         found |= {f"right_{name}": np.arange(n) < n // 2 for name in controls}
-        found["val_ids"] = np.array([f"{task}/val/{place:04d}-0" for place in range(20)])
+        found |= self._images(task, "test/", "", n) | self._images(task, "val/", "val_", 20)
         pictures = np.full((6, 16, 16, 3), 200, np.uint8)
         return found | {"pictures": pictures, "pictures_kept": np.tile(np.arange(8), (6, 1))}
+
+    def _images(self, task, folder, prefix, count):
+        """Ids, and what images are drawn by, as trials save it."""
+        names = [f"{task}/{folder}{n % DIGITS:04d}-{n // DIGITS}" for n in range(count)]
+        groups, unit = [f"{task}/{name}" for name in names], "image"
+        if task.startswith("digits"):
+            groups, unit = [f"digit/{folder}{n % DIGITS:04d}" for n in range(count)], "digit"
+        return {f"{prefix}ids": np.array(names), f"{prefix}groups": np.array(groups), f"{prefix}unit": np.array(unit)}
 
     def _row(self, name, config, arrays):
         share = {key: 100 * np.mean([arrays[f"{task}.{key}"].mean() for task in config["data"]["tasks"]])
@@ -78,4 +85,4 @@ class Run:
 
     def report(self, axes, command="sweeps/made-up.yaml", table="made-up", unfinished=0, **config):
         config = ReportConfig(table=table, **config)
-        return write_report(self.rows, str(self.root), config, axes, command, unfinished)
+        return write_report(self.rows, str(self.root), config, axes, command, unfinished, credits=CREDITS)

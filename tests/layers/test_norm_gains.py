@@ -76,6 +76,18 @@ def test_gains_of_zero_change_nothing_and_gains_leave_with_their_prompts(tower, 
     assert tower.prompts is None
 
 
+@torch.no_grad()
+def test_towers_with_gains_are_compiled_whole(images):
+    tower = timm.create_model("patchrank_clip_digits", depth=2, locations=(2,), keep_rate=0.5, reducer="cls_attention")
+    prompts = Prompts("V", B, 64, 64, num_norms=6)
+    prompts.norm_gains.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    tower.eval().set_prompts(prompts)
+    for forward in (tower, tower.forward_whole):
+        torch.compiler.reset()
+        compiled = torch.compile(forward, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(images), forward(images), atol=1e-6, rtol=1e-5)
+
+
 def test_an_error_inside_leaves_prompts_in_place(tower, images):
     tower.set_prompts(gained())
     expected = tower(images)

@@ -1,10 +1,12 @@
 import pytest
+import timm
 import torch
 
 import patchrank
+from patchrank.data import digits
 from patchrank.data.dataset_factory import load_split
-from patchrank.data.digits import scenes as digits
 from patchrank.evaluate import embed_unpruned
+from patchrank.layers.prompts import Prompts
 from patchrank.models.pretrained import TEXT_CFGS, WEIGHTS
 from patchrank.models.text import create_text_tower
 from patchrank.utils.errors import UserError
@@ -112,3 +114,46 @@ def test_what_cannot_be_had_is_said(tmp_path):
     broken.write_bytes(b"\x80\x04pickle")
     with pytest.raises(UserError, match="broken.safetensors: a pickle of more than tensors, or a damaged one"):
         patchrank.create_clip("patchrank_clip_digits", checkpoint=broken)
+
+
+def state_of(clip):
+    tower = clip.visual
+    return tower.pruning, tower.pruner, tower.prompts, clip.prompts, timm.models.get_model_args(tower)
+
+
+def test_what_is_applied_is_gone_after_its_block_also_where_blocks_are_nested(clip):
+    clip.visual.set_pruning(keep_rate=0.9, reducer="center")
+    outer, inner = Prompts("V", 2, 64, 64), Prompts("TV", 3, 64, 64)
+    before = state_of(clip)
+    with clip.applied(prompts=outer, keep_rate=0.5):
+        within = state_of(clip)
+        assert clip.visual.pruning.keep_rate == within[-1]["keep_rate"] == 0.5 and clip.visual.prompts is outer
+        with clip.applied(prompts=inner, reducer="random", seed=3):
+            assert clip.prompts is inner and clip.visual.num_prompt_tokens == 3
+            assert (clip.visual.pruning.keep_rate, clip.visual.pruning.reducer) == (0.5, "random")
+            clip.set_prompts(None)
+            clip.visual.set_pruning(keep_rate=0.3)
+        assert state_of(clip) == within and clip.visual.num_prompt_tokens == 2
+    assert state_of(clip) == before and "seed" not in before[-1] and clip.visual.num_prompt_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"keep_rate": 0.0}, {"reducr": "center"}, {"keep_rate": 0.4, "prompts": Prompts("V", 2, 32, 64)}]
+)
+def test_settings_that_do_not_fit_and_errors_inside_leave_the_pair_as_it_was(clip, wrong):
+    before = state_of(clip)
+    with pytest.raises(UserError), clip.applied(**wrong):
+        pytest.fail("it was applied")
+    assert state_of(clip) == before
+    with pytest.raises(KeyError), clip.applied(prompts=Prompts("TV", 2, 64, 64), keep_rate=0.5):
+        raise KeyError
+    assert state_of(clip) == before
+
+
+def test_a_tower_keeps_prompts_of_its_own_beside_those_that_are_applied(clip):
+    own, other = Prompts("V", 2, 64, 64), Prompts("T", 2, 64, 64)
+    with clip.applied():
+        clip.visual.set_prompts(own)
+        with clip.applied(prompts=other):
+            assert clip.visual.prompts is None and clip.prompts is other
+        assert clip.visual.prompts is own and clip.prompts is None

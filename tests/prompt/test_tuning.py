@@ -18,7 +18,6 @@ from patchrank.prompt import tuning
 from patchrank.prompt.__main__ import main as prompt_main
 from patchrank.prompt.batches import Augment, Feed, load_shots
 from patchrank.prompt.presets import complete, learning_rates
-from patchrank.prompt.train_step import frozen
 from patchrank.prompt.tuning import accuracy, state_path, tune_prompts
 from patchrank.utils.errors import UserError
 
@@ -202,7 +201,7 @@ def test_every_epoch_has_an_order_of_its_own_and_leaves_a_rest_out(clip, train):
     orders = [[label for _, labels in feed.batches(epoch) for label in labels.tolist()] for epoch in (0, 1, 0)]
     assert feed.steps == 2 and len(orders[0]) == 8 and orders[0] == orders[2] != orders[1]
     assert Feed(clip, train, config(batch_size=99), 1).steps == 1
-    with frozen(clip):
+    with learning.ready(clip, config()):
         assert len(next(Feed(clip, train, config(batch_size=99), 1).batches(0))[1]) == len(train)
 
 
@@ -240,7 +239,7 @@ def test_images_without_names_are_refused(tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(clip, train, tmp_path):
-    with pytest.raises(UserError, match="the loss is (nan|inf) at learning rate .*; near: a lower --lr"):
+    with pytest.raises(UserError, match="the loss is (nan|inf) at learning rate .*; try a lower --lr"):
         tune_prompts(clip, train, None, config(lr=1e30), 1, str(tmp_path / "p"), quiet=True)
     assert clip.prompts is None
 
@@ -302,7 +301,7 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(tmp_path, capsys):
         (["--data", "digit"], "data 'digit' does not exist"),
         (["--seed", "-1"], "--seed must be a whole number from 0, but is -1"),
         (["--mode", "none", "--dry-run"], "mode none tunes nothing"),
-        (["--mode", "V", "--loss", "distill", "--dry-run"], "nothing is pruned; near: a lower keep_rate"),
+        (["--mode", "V", "--loss", "distill", "--dry-run"], "nothing is pruned; try a lower keep_rate"),
         (["--loss", "distill"], "^flags: loss 'distill' learns visual tokens alone, so mode must be 'V', but is 'TV'$"),
     ),
 )

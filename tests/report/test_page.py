@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.made_up_run import DIGITS, ORACLE, SCENES, TASKS, Run
+from helpers.made_up_run import CREDITS, DIGITS, ORACLE, SCENES, TASKS, Run
 from matplotlib.figure import Figure
 
 from patchrank.config import Claim, Objective, PromptConfig, ReportConfig
@@ -13,8 +13,8 @@ from patchrank.report.__main__ import main
 from patchrank.report.compare import change, subset
 from patchrank.report.labels import labels, swept
 from patchrank.report.paper import paper_section
-from patchrank.report.plots import draw_sweep
-from patchrank.report.plots.curves import _draw, _lines
+from patchrank.report.plots import draw_sweep, is_crowded
+from patchrank.report.plots.curves import curve_lines, draw_panel
 from patchrank.report.plots.style import scale_points
 from patchrank.utils.errors import UserError
 from patchrank.utils.veil import veil_dropped
@@ -127,7 +127,7 @@ def test_prompts_are_one_column_and_say_what_they_have_seen(run):
 def test_panels_show_all_rates_of_the_sweep_though_a_row_may_lack_some(run):
     run.add(pruning__keep_rate=0.8)
     panel = Figure().add_subplot()
-    _draw(panel, _lines(run.settings(), ["pruning.keep_rate"]), "digits", [20.0, 80.0, 100.0])
+    draw_panel(panel, curve_lines(run.settings(), ["pruning.keep_rate"]), "digits", [20.0, 80.0, 100.0])
     assert panel.get_xlim() == (103, 17) and list(panel.get_xticks()) == [20, 80, 100]
 
 
@@ -144,7 +144,7 @@ def test_tuned_curves_have_colours_of_their_own(run):
             run.add(prompt=tuned(mode), pruning__keep_rate=rate)
         run.add(prompt=tuned("none"), pruning__keep_rate=rate, pruning__reducer="cls_attention")
     axes = ["pruning.keep_rate", "pruning.reducer", "prompt.mode"]
-    lines = _lines(run.settings(), axes)
+    lines = curve_lines(run.settings(), axes)
     names = ["predictor", "predictor; text prompts", "predictor; text + visual prompts", "CLS attention"]
     assert sorted(look["label"] for look, _ in lines) == sorted(names)
     assert len({look["color"] for look, _ in lines}) == 4 and all(len(points) == 2 for _, points in lines)
@@ -224,7 +224,7 @@ def test_the_page_begins_with_what_was_found_and_ends_with_details(run):
              "| nothing pruned", "Accuracy falls in 2 and rises in 0 of 4 settings (", "over digits", "**Claims**",
              "Little is", "sweeps/made-up.yaml`", "2026-11-22",
              "on 120 test images each", "-accuracy.png)", "-tokens.png)", "in detail: Better", "Table 1:",
-             "CC BY"]  # fmt: skip
+             CREDITS["digits"]]  # fmt: skip
     places = [text.index(part) for part in order]
     assert places == sorted(places) and "smoke run" not in text
     assert "validation: 20 images of each task" in text
@@ -367,11 +367,12 @@ def test_the_index_refuses_a_report_of_another_version(run, tmp_path):
 @pytest.mark.parametrize("case", ["quick", "nothing", "twice"])
 def test_the_index_refuses_and_writes_nothing(run, tmp_path, case):
     run.add()
-    run.report([], command="sweeps/made-up.yaml" + " --quick" * (case == "quick"))
+    run.report([], command="sweeps/made-up.yaml --quick" if case == "quick" else "sweeps/made-up.yaml")
     folder = str(tmp_path / "empty") if case == "nothing" else str(run.root)
+    docs = str(tmp_path / "docs")
     reason = {"quick": "smoke run", "nothing": "no claims.json", "twice": "overwrite"}[case]
     with pytest.raises(UserError, match=reason):
-        main([folder, *[folder] * (case == "twice"), "--out", str(tmp_path / "docs")])
+        main([folder, folder, "--out", docs] if case == "twice" else [folder, "--out", docs])
     assert not (tmp_path / "docs").exists()
     assert ("smoke run" in (run.root / "report.md").read_text()) == (case == "quick")
 
@@ -410,8 +411,10 @@ def blind_run(run):
         moved = {}
         for key, value in arrays.items():
             task, _, name = key.partition(".")
-            ours = name in ("right_pruned", "right_unpruned", "cosine", "ids")
-            moved |= {f"{task}.val_{name}": value} if ours else {} if name == "val_ids" else {key: value}
+            if name in ("right_pruned", "right_unpruned", "cosine", "ids", "groups", "unit"):
+                moved[f"{task}.val_{name}"] = value
+            elif not name.startswith("val_"):
+                moved[key] = value
         np.savez(path, **moved)
         measured = {key: row["metrics"].pop(key) for key in ("accuracy", "accuracy_unpruned", "agreement", "cosine")}
         row["metrics"] |= {f"val_{key}": value for key, value in measured.items()}
@@ -480,10 +483,24 @@ def test_every_failure_is_named_and_none_breaks_the_page(run):
     assert "![" not in alone and json.loads((run.root / "claims.json").read_text())["unfinished"] == 2
 
 
-def test_too_many_settings_for_rows_become_a_cloud(run):
+def test_of_settings_too_many_for_rows_the_front_is_drawn(run, tmp_path):
     for window in range(1, 13):  # each at a rate of its own, as samplers draw them
         run.add(lost=3, pruning__keep_rate=round(0.2 + 0.05 * window, 2), golden__window=window)
-    content, caption = draw_sweep(run.settings(), ["pruning.keep_rate", "golden.window"])
-    assert "by what an image costs" in caption and struct.unpack(">II", content[16:24])[1] < 1000
-    _, few = draw_sweep(run.settings()[:9], ["pruning.keep_rate", "golden.window"])
-    assert "by what an image costs" not in few
+        run.rows[-1]["metrics"] |= {"gmacs": 0.03 + window / 1000, "val_accuracy": 90.0 + window}
+    axes = ["pruning.keep_rate", "golden.window"]
+    assert is_crowded(run.settings(), axes) and not is_crowded(run.settings()[:9], axes)
+    write_report(run.rows, str(run.root), ReportConfig(table="many"), axes, "many.yaml")
+    assert "Pareto front** of val_accuracy (max), gmacs (min): 12 of 12 trials" in (run.root / "report.md").read_text()
+    assert png_size(run.root / "many-front.png")[1] < 1000
+    main([str(run.root), "--out", str(tmp_path / "docs")])
+    shown = {"many-front.png", "many-tokens.png"}
+    assert {path.name for path in run.root.glob("*.png")} == shown
+    assert {path.name for path in (tmp_path / "docs").glob("*.png")} == shown
+    assert json.loads((run.root / "claims.json").read_text())["figure"] == "[picture](many-front.png)"
+
+
+def test_two_rates_are_dots_and_three_are_curves(run):
+    for rate, what in ((0.8, "dots"), (0.6, "dots"), (0.5, "curves")):
+        run.add(pruning__keep_rate=rate, predictor__fit_on=["digits"])
+        _, caption = draw_sweep(run.settings(), ["pruning.keep_rate"])
+        assert ("bands are" in caption) == (what == "curves")

@@ -13,14 +13,14 @@ from helpers.coop_copies import make_named
 from helpers.image_files import encoded, pixels, write
 
 from patchrank.config import ReportConfig, TrialConfig
-from patchrank.data.dataset_factory import load_split
-from patchrank.data.digits.scenes import CREDIT
-from patchrank.data.splits import split_of
+from patchrank.data.dataset_factory import TASKS, load_split
+from patchrank.data.digits.scenes import CREDIT, STYLES
+from patchrank.data.readers.entries import split_of
 from patchrank.io import content_id
 from patchrank.report import write_report
 from patchrank.report.compare import change
 from patchrank.report.labels import counted
-from patchrank.report.results import Setting
+from patchrank.report.results import Setting, drawn_by
 from patchrank.trial.identity import fingerprint
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -186,8 +186,7 @@ def test_a_trial_saves_what_its_images_are_drawn_by(tmp_path):
         setting = Setting([record], [saved])
         assert change(setting).clusters == len(set(split.clusters())) and setting.unit(task) == split.unit
         write_report([record], str(tmp_path), ReportConfig(table="made-up"), [], "sweep.yaml")
-        page = (tmp_path / "report.md").read_text()
-        assert ("over images)" in page, "CC BY" in page) == (task == "folder", task == "digits")
+        assert ("over images)" in (tmp_path / "report.md").read_text()) == (task == "folder")
 
 
 def old(task, ids):
@@ -203,6 +202,10 @@ def test_old_records_are_read_as_they_were_meant():
     assert change(digits).clusters == 5 and digits.unit("digits") == "digit"
     new = load_split("digits", "test")
     assert digits.values("accuracy").clusters[0] == "digit/0000" and new.clusters()[0].startswith("digit/")
+    for task in STYLES:
+        split = load_split(task, "val")
+        clusters, unit = drawn_by({f"{task}.val_ids": np.array(split.ids)}, task, on_val=True)
+        assert (clusters.tolist(), unit) == (split.clusters(), split.unit)
     photos = old("folder", ["cats/IMG-0001.jpg", "dogs/IMG-0001.jpg", "dogs/IMG-0002.jpg"])
     assert change(photos).clusters == 3 and photos.unit("folder") == "image"
     assert photos.values("accuracy").clusters[0] == "folder/cats/IMG-0001.jpg"
@@ -215,6 +218,11 @@ def test_tasks_with_several_words_name_each():
     found = both.values("accuracy")
     assert (both.unit("digits"), both.unit("folder"), change(both).clusters) == ("digit", "image", 3)
     assert counted(found.clusters, found.units) == "1 image of 1 digit and 2 images"
+
+
+def test_every_task_of_scenes_names_the_makers_of_its_photographs():
+    credits = {name: task.credit for name, task in TASKS.items() if task.credit}
+    assert credits == dict.fromkeys(STYLES, CREDIT) and "CC BY" in CREDIT
 
 
 # ---- the main job on anybody's photographs

@@ -1,4 +1,4 @@
-"""The eight datasets of the paper by name, as CoOp lays them out, splits them and calls their classes."""
+"""The paper's eight datasets by name, with CoOp's folders, splits and class names."""
 
 from patchrank.data.coop.datasets import NAMED, NamedDataset, load_named
 

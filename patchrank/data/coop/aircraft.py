@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 
+from patchrank.data.coop.folders import DatasetFolders
 from patchrank.data.coop.listing import Listing, read_lines
-from patchrank.data.coop.locate import Places
 from patchrank.utils.errors import UserError
 
 
-def list_aircraft(places: Places, split: str) -> Listing:
+def list_aircraft(folders: DatasetFolders, split: str) -> Listing:
     """Raises `UserError` for a file that is missing, or a line that is not `<number> <variant>`."""
-    variants = tuple(name for _, name in read_lines(places.find("variants.txt")))
-    source = places.find(f"images_variant_{split}.txt")
+    variants = tuple(name for _, name in read_lines(folders.find("variants.txt")))
+    source = folders.find(f"images_variant_{split}.txt")
     label_of = {name: label for label, name in enumerate(variants)}
     ids, labels = [], []
     for number, line in read_lines(source):
@@ -24,4 +24,4 @@ def list_aircraft(places: Places, split: str) -> Listing:
         labels.append(label_of[variant])
     if not ids:
         raise UserError(f"{source}: lists no images")
-    return Listing(places.task, source, places.find("images", probe=ids[0]), ids, labels, variants)
+    return Listing(folders.task, source, folders.find("images", probe=ids[0]), ids, labels, variants)

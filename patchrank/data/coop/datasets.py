@@ -1,4 +1,4 @@
-"""The table of named datasets: where each lies, how its splits are listed, its prompt and its sizes."""
+"""The table of named datasets: folders, how to list a split, prompt and sizes of each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from patchrank.data.coop.aircraft import list_aircraft
+from patchrank.data.coop.folders import DatasetFolders, how_to_get
 from patchrank.data.coop.imagenet import list_imagenet
 from patchrank.data.coop.listing import Listing
-from patchrank.data.coop.locate import Places, how_to_get
 from patchrank.data.coop.split_file import PARTS, list_coop_split
 from patchrank.data.image_split import ImageSplit
 from patchrank.utils.errors import UserError, near
@@ -21,21 +21,21 @@ from patchrank.utils.progress import write_line
 class NamedDataset:
     """How one dataset is read.
 
-    folders: under the root, CoOp's name first, then torchvision's. prompt: the single one that CoOp's zero-shot CLIP
-    uses. sizes: classes, and images in train, val and test, in CoOp's own copy. own_val: False where val is test.
-    group: pattern of image paths, whose first group names the images that are drawn together in statistics; None where
-    each image stands for itself.
+    folders: names of its folder under the root, CoOp's first, then torchvision's. listing: lists one split.
+    prompt: the one that CoOp's zero-shot CLIP uses. sizes: classes, and images in train, val and test, in CoOp's own
+    copy. own_val: False where val is test. group: regular expression over image paths; images with the same first
+    group are drawn together in statistics. None: each image is drawn alone.
     """
 
     folders: tuple[str, ...]
-    listing: Callable[[Places, str], Listing]
+    listing: Callable[[DatasetFolders, str], Listing]
     prompt: str
     sizes: tuple[int, int, int, int]
     own_val: bool = True
     group: str | None = None
 
 
-def _coop(images: str, file: str) -> Callable[[Places, str], Listing]:
+def _coop(images: str, file: str) -> Callable[[DatasetFolders, str], Listing]:
     return partial(list_coop_split, images=images, file=f"split_zhou_{file}.json")
 
 
@@ -105,9 +105,12 @@ def load_named(task: str, split: str, root: str | None) -> ImageSplit:
         UserError: no such task or split, no root, or files that are missing or not as CoOp has them.
     """
     dataset = _find(task, split, root)
-    listing = dataset.listing(Places(task, str(root), dataset.folders), split)
+    listing = dataset.listing(DatasetFolders(task, str(root), dataset.folders), split)
     listing.check_ends()
-    _compare_sizes(listing, split, dataset.sizes)
+    found, known = (len(listing.classes), len(listing.ids)), (dataset.sizes[0], dataset.sizes[1 + PARTS.index(split)])
+    if found != known:
+        says = "{} {}: {:,} classes and {:,} images, where CoOp's has {:,} and {:,}"
+        write_line(f"warning: {says.format(task, split, *found, *known)}; figures cannot be compared with others'")
     groups = None if dataset.group is None else _groups(listing, dataset.group)
     return ImageSplit(
         task,
@@ -123,7 +126,7 @@ def load_named(task: str, split: str, root: str | None) -> ImageSplit:
 
 
 def _groups(listing: Listing, pattern: str) -> list[str]:
-    """What each image is drawn with; one whose name tells no group stands for itself, and a line counts those."""
+    """The name of each image's group; an image whose path does not match is a group of its own, with a warning."""
     found = [re.fullmatch(pattern, name) for name in listing.ids]
     if alone := [name for name, match in zip(listing.ids, found) if match is None]:
         write_line(
@@ -142,12 +145,3 @@ def _find(task: str, split: str, root: str | None) -> NamedDataset:
         folder = NAMED[task].folders[0]
         raise UserError(f"{task} needs data.root (--data-root), the folder that holds {folder}; {how_to_get(task)}")
     return NAMED[task]
-
-
-def _compare_sizes(listing: Listing, split: str, sizes: tuple[int, int, int, int]) -> None:
-    """Says so where a dataset has another size than CoOp's: it runs, but its figures compare with nobody's."""
-    found = len(listing.classes), len(listing.ids)
-    known = sizes[0], sizes[1 + PARTS.index(split)]
-    if found != known:
-        says = "{} {}: {:,} classes and {:,} images, where CoOp's has {:,} and {:,}"
-        write_line(f"warning: {says.format(listing.task, split, *found, *known)}")

@@ -1,11 +1,11 @@
-"""What the files of a dataset say of one split: which images, in which order, of which classes."""
+"""The images of one split of a dataset: which, in which order, and of which classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
 
-from patchrank.data.coop.locate import how_to_get
+from patchrank.data.coop.folders import how_to_get
 from patchrank.data.image_split import Reader
 from patchrank.io import exists, join, read_bytes
 from patchrank.utils.errors import UserError
@@ -15,7 +15,7 @@ from patchrank.utils.errors import UserError
 class Listing:
     """Images of one split in the order of the file or folder that lists them (`source`).
 
-    ids: paths relative to the folder `images`. labels: places in `classes`, whose names are as CoOp spells them,
+    ids: paths relative to the folder `images`. labels: indices into `classes`. classes: names as CoOp spells them,
     underscores included.
     """
 
@@ -27,11 +27,11 @@ class Listing:
     classes: tuple[str, ...]
 
     def reader(self) -> Reader:
-        """Reads images by their places; it does not hold on to the listing."""
+        """Reads images by their index; it keeps no reference to the listing."""
         return Reader(partial(_read, self.task, self.source, self.images), self.ids)
 
     def check_ends(self) -> None:
-        """Raises `UserError` unless the first and the last image are there: a broken download ends early."""
+        """Raises `UserError` unless the first and the last image exist: a download that broke off ends early."""
         for name in (self.ids[0], self.ids[-1]):
             path = join(self.images, name)
             if not exists(path):
@@ -62,7 +62,11 @@ def read_whole(path: str) -> bytes:
 
 
 def read_lines(path: str) -> list[tuple[int, str]]:
-    """Lines of a text file with their numbers, from 1; without blank ones. Raises `UserError` for other bytes."""
+    """The lines of a text file that are not blank, with their numbers from 1.
+
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8.
+    """
     try:
         lines = read_whole(path).decode().splitlines()
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
-"""CoOp's `split_zhou_*.json`: an object of three lists of `[image path, label, class name]`, checked to the last row.
+"""CoOp's `split_zhou_*.json`: train, val and test as lists of `[image path, label, class name]`; all rows are checked.
 
-Six datasets have one. It cannot be made again: CoOp drew it at random from an unsorted listing.
+Six datasets have such a file. It cannot be made again: CoOp drew it at random from an unsorted listing.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import PurePosixPath
 
+from patchrank.data.coop.folders import DatasetFolders
 from patchrank.data.coop.listing import Listing, read_whole
-from patchrank.data.coop.locate import Places
 from patchrank.utils.errors import UserError
 
 PARTS = ("train", "val", "test")
@@ -18,16 +18,16 @@ NEVER_INVENTED = " (no split is made up in its place: CoOp drew this one at rand
 Rows = list[tuple[str, int, str]]
 
 
-def list_coop_split(places: Places, split: str, images: str, file: str) -> Listing:
-    """One split of a dataset whose split file is `file` and whose images lie in the folder `images`.
+def list_coop_split(folders: DatasetFolders, split: str, images: str, file: str) -> Listing:
+    """One split of a dataset, from its split file `file`; images lie in the folder `images`.
 
     Raises:
         UserError: either is missing, or the split file is not as CoOp writes it.
     """
-    source = places.find(file, why=NEVER_INVENTED)
+    source = folders.find(file, why=NEVER_INVENTED)
     parts = read_coop_split(source)
     ids, labels, _ = map(list, zip(*parts[split]))
-    return Listing(places.task, source, places.find(images, probe=ids[0]), ids, labels, class_names(source, parts))
+    return Listing(folders.task, source, folders.find(images, probe=ids[0]), ids, labels, class_names(source, parts))
 
 
 def read_coop_split(path: str) -> dict[str, Rows]:
@@ -54,15 +54,12 @@ def _broken_rule(row: object) -> str | None:
     name, label, class_name = row
     if label < 0 or not class_name.strip():
         return "must have a label from 0 and a class name"
-    if not _stays_inside(name):
+    path = PurePosixPath(name)
+    # fsspec reads "::" and "://" as another file system
+    odd = any(mark in name for mark in ("\\", "\0", ":")) or ".." in path.parts or name.startswith("~")
+    if odd or path.is_absolute() or name in ("", ".") or str(path) != name:
         return "must name its image by a path below the image folder"
     return None
-
-
-def _stays_inside(name: str) -> bool:
-    """Whether a path is relative and plain; "::" and "://" would be read as another file system by fsspec."""
-    plain = str(PurePosixPath(name)) == name and not name.startswith("/") and not name.startswith("~")
-    return plain and name != "." and ".." not in name.split("/") and not any(mark in name for mark in ("\\", "\0", ":"))
 
 
 def class_names(path: str, parts: dict[str, Rows]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Captions of the embedded pre-training: a small grammar, so that text reads in many ways and at many lengths.
 
-1,080 templates of 3 to 45 tokens, a quarter of them beyond 24. The long ones exist so that text positions beyond 24
-are trained, which is where learned prompts push the class name.
+There are 1,080 templates of 3 to 45 tokens. A quarter of them have more than 24, so that text positions beyond 24 are
+trained: learned prompts push the class name there.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ STYLES = {
 class DigitScenes:
     """Scenes of one split, `scenes` for each digit; `[i]` draws scene i as an RGB `PIL.Image` of 64 x 64.
 
-    Scenes go round the digits, so that the first n of them hold n different digits.
+    All digits come once before any comes again, so that the first n scenes show n different digits.
     """
 
     def __init__(self, split: str, scenes: int = SCENES_PER_DIGIT, task: str = "digits", seed: int = 0):
@@ -90,13 +90,13 @@ class DigitScenes:
 
 
 def digit_of(name: str) -> str:
-    """The digit that a scene of any task shows, by the scene's id: `digits_ink/test/0123-2` shows `digit/0123`."""
+    """The digit that a scene shows, by the scene's id: `digits_ink/test/0123-2` shows `digit/0123`."""
     return f"digit/{name.rsplit('/', 1)[-1].split('-')[0]}"
 
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Scikit-learn's digits (1797, 8, 8) as uint8 coverage, and labels; our own copy spares 1.5 s of importing it."""
+    """Scikit-learn's digits (1797, 8, 8) as uint8 coverage, and labels; from our copy, since its import takes 1.5 s."""
     with np.load(Path(__file__).parent / "digits.npz", allow_pickle=False) as data:
         return (data["images"] / 16 * 255).round().astype(np.uint8), data["labels"].astype(np.int64)
 
@@ -116,7 +116,7 @@ def _strips(split: str) -> list[np.ndarray]:
 
 @lru_cache(maxsize=len(SPLITS))
 def split_digits(split: str) -> np.ndarray:
-    """Indices (into scikit-learn's order) of the digits of one split, stratified by class, shuffled for good."""
+    """Indices (in scikit-learn's order) of the digits of one split, stratified by class and always shuffled alike."""
     rng = np.random.default_rng(2025)
     low, high = SPLITS[split][0]
     parts = []

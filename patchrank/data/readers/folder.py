@@ -1,4 +1,4 @@
-"""Task `folder`: images in a folder, local or behind an fsspec URL, or listed by a CSV file."""
+"""Task `folder`: images in a folder, or listed by a CSV file; a local path or an fsspec URL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from patchrank.data.decoding import image_extensions
 from patchrank.data.image_split import ImageSplit
-from patchrank.data.splits import SHARES, Entry, choose
+from patchrank.data.readers.entries import SHARES, Entry, make_split
 from patchrank.io import filesystem_of, patiently, read_bytes
 from patchrank.utils.errors import UserError, near
 
@@ -23,26 +23,26 @@ LIKE_SPLITS = {*SHARES, "training", "valid", "validation", "dev", "eval", "testi
 
 
 def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
-    """A split of a folder of images or of a CSV file, sorted by id; `choose` says which splits there are.
+    """A split of a folder of images or of a CSV file, sorted by id; `make_split` says which splits there are.
 
-    In a folder, an image's class is the first folder on its way, as deep as it may lie; images beside each other
-    without folders are unlabelled. Where the first folders are called train, val or test, and none otherwise, they are
-    splits, and classes begin below them. Where they are not, but two or more of them are called like splits (train,
-    val, test, training, valid, validation, dev, eval or testing, in any case), somebody meant splits and they are
-    refused; one alone is a class, since trains and tests can be photographed. Hidden files, and files without an
-    extension of an image, do not count.
+    In a folder, an image's class is the first folder of its path below the root, however deep the image lies; images
+    directly in the root have no label. If all first folders are called train, val or test, they are splits, and
+    classes begin below them. If only some are, but two or more have names like splits (train, val, test, training,
+    valid, validation, dev, eval or testing, in any case), they are refused, since somebody meant splits. One such
+    folder is a class, since trains and tests can be photographed. Hidden files, and files without an image's
+    extension, are left out.
 
-    A CSV file (root ends with .csv) has a header row with the column `path`, relative to the file's own folder or
-    absolute, and perhaps `label` (a class by name), `caption`, `split`, and `group` (a name that images share which
-    show the same person, video or place: intervals draw them together); other columns do not count.
+    A CSV file (root ends with .csv) has a header with the column `path`, relative to the file's own folder or
+    absolute. It may have `label` (a class by name), `caption`, `split`, and `group` (a name that images of the same
+    person, video or place share: intervals draw them together). Other columns are not read.
 
     Raises:
-        UserError: no root or nothing there, folders that are half splits, a CSV file that does not say this, or what
-            `choose` refuses.
+        UserError: no root or nothing there, folders of which only some are splits, a CSV file without these columns,
+            or what `make_split` refuses.
     """
     if root is None:
         raise UserError(f"data.root is missing: task {task!r} needs a folder of images, or a CSV file that lists them")
-    return choose(task, split, patiently(root, lambda: _found(root)), root)
+    return make_split(task, split, patiently(root, lambda: _found(root)), root)
 
 
 def _found(root: str) -> list[Entry]:
@@ -74,7 +74,7 @@ def _entries(names: list[str], read: Callable[[str], bytes], root: str) -> list[
 
 
 def _are_splits(paths: Collection[list[str]], root: str) -> bool:
-    """Whether the first folders are splits, not classes. Raises `UserError` where they look like half of each."""
+    """Whether the first folders are splits, not classes. Raises `UserError` where some look like splits."""
     folders = sorted({path[0] for path in paths if len(path) > 1})
     others = [f"folder {name}" for name in folders if name not in SHARES]
     others += [f"image {path[0]}" for path in paths if len(path) == 1]
@@ -95,26 +95,22 @@ def _names(filesystem: AbstractFileSystem, root: str) -> list[str]:
             names = _walk(root, "", frozenset())
         else:
             names = (path[len(root.rstrip("/")) + 1 :] for path in filesystem.find(root))
-        return [name for name in names if _is_image(name)]
+        shown = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
+        return [name for name in shown if posixpath.splitext(name)[1].lower() in image_extensions()]
     except PermissionError as error:
         raise UserError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
 
 
 def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
-    """Files below a folder; links are followed, but for those back to a folder that we come from."""
+    """Files below a folder. Links are followed, unless they lead back to a folder `above`."""
     above = above | {os.path.realpath(folder)}
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         if not os.path.isdir(path):
-            if os.path.isfile(path) or os.path.islink(path):  # a dead link counts: as a broken image
+            if os.path.isfile(path) or os.path.islink(path):  # a dead link counts as a broken image
                 yield prefix + name
         elif not name.startswith(".") and os.path.realpath(path) not in above:
             yield from _walk(path, f"{prefix}{name}/", above)
-
-
-def _is_image(name: str) -> bool:
-    hidden = any(part.startswith(".") for part in name.split("/"))
-    return not hidden and posixpath.splitext(name)[1].lower() in image_extensions()
 
 
 def _listed(filesystem: AbstractFileSystem, name: str, root: str) -> list[Entry]:

@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 
 from patchrank.data.decoding import image_extensions
 from patchrank.data.image_split import ImageSplit
-from patchrank.data.splits import SHARES, Entry, choose
+from patchrank.data.readers.entries import SHARES, Entry, make_split
 from patchrank.io import filesystem_of, patiently
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
@@ -31,7 +31,7 @@ _DAMAGED = "download or make it again"
 
 @dataclass(frozen=True, slots=True)
 class Tar:
-    """A tar: where it is, what its images' ids start with, and the split it was filed under."""
+    """A tar. stem: what its images' ids start with. split: the folder train, val or test that it lies in."""
 
     filesystem: AbstractFileSystem
     path: str
@@ -48,39 +48,40 @@ class Tar:
 
 @dataclass(slots=True)
 class Sample:
-    """What one key of a tar holds: images by extension, each with its start and end in the tar, label and caption."""
+    """The members of one key. images: start and end in the tar, by extension. texts: bytes of label and caption."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
 
 
 def load_wds(task: str, split: str, root: str | None) -> ImageSplit:
-    """A split of the images in WebDataset tars, sorted by id; `choose` says which splits there are.
+    """A split of the images in WebDataset tars, sorted by id; `make_split` says which splits there are.
 
-    root: a tar, a brace pattern, several joined by `::`, a glob, or a folder of tars; a folder that holds no tars but
-    folders of them called train, val or test is split by those. Each path may be an fsspec URL; `pipe:` is refused.
+    root: a tar, a brace pattern, several joined by `::`, a glob, or a folder of tars. If a folder has no tars itself,
+    but folders train, val or test with tars in them, these are the splits. Each path may be an fsspec URL; `pipe:` is
+    refused.
 
-    A sample is all members with one key, which goes to the first dot of a member's name, as WebDataset has it. It holds
-    one image, and perhaps `cls` (a class by number or by name), `txt` (a caption) or `json` with a caption; all other
-    members stay unread, and nothing is ever unpickled. An id is the tar's name, or its path below the folder that
-    holds all tars, without .tar, and the key.
+    A sample is all members with one key, which is a member's name up to its first dot, as in WebDataset. It has one
+    image, and may have `cls` (a class by number or by name), `txt` (a caption) or `json` with a caption. Other members
+    are not read, and nothing is ever unpickled. An id is the tar's path below the folder that all tars share, without
+    .tar, and the key.
 
-    Each tar is read through once to find its images, several at a time.
+    Each tar is read once to find its images, several tars at a time.
 
     Raises:
         UserError: no root or no tars, a tar that is cut off, damaged, packed or without images, a key that stands
-            twice, a label or caption that cannot be read, or what `choose` refuses.
+            twice, a label or caption that cannot be read, or what `make_split` refuses.
     """
     if root is None:
         raise UserError(f"data.root is missing: task {task!r} needs the path, URL or pattern of WebDataset tars")
     tars = patiently(root, lambda: _tars(root))
     bar = partial(progress, total=len(tars), desc="index tars", unit="tar", delay=2)
     with ThreadPoolExecutor(min(8, len(tars))) as pool:
-        return choose(task, split, [entry for entries in bar(pool.map(_entries, tars)) for entry in entries], root)
+        return make_split(task, split, [entry for entries in bar(pool.map(_entries, tars)) for entry in entries], root)
 
 
 def _tars(root: str) -> list[Tar]:
-    """All tars that a root names, each once."""
+    """All tars that a root names."""
     from webdataset.shardlists import expand_urls
 
     try:
@@ -92,19 +93,19 @@ def _tars(root: str) -> list[Tar]:
     filesystem, name = filesystem_of(urls[0])
     if len(urls) == 1 and filesystem.isdir(name):
         return _in_folder(filesystem, name, root)
-    places = [place for url in urls for place in _matches(*filesystem_of(url))]
+    places = []
+    for filesystem, name in map(filesystem_of, urls):
+        is_glob = re.search(r"[*?\[]", name) and not filesystem.exists(name)
+        places += [(filesystem, path) for path in (sorted(filesystem.glob(name)) if is_glob else [name])]
     if not places:
         raise UserError(f"data.root {root}: no tar matches this pattern")
     (_, path), count = Counter(places).most_common(1)[0]
     if count > 1:
         raise UserError(f"data.root {root}: {path} stands in it {count} times")
-    base = _common([path for _, path in places])
+    folders = [posixpath.dirname(path) for _, path in places]
+    mixed = len({folder.startswith("/") for folder in folders}) > 1  # on different kinds of file systems
+    base = "" if mixed else posixpath.commonpath(folders)
     return [Tar(filesystem, path, _stem(path, base)) for filesystem, path in places]
-
-
-def _matches(filesystem: AbstractFileSystem, path: str) -> list[tuple[AbstractFileSystem, str]]:
-    paths = sorted(filesystem.glob(path)) if re.search(r"[*?\[]", path) and not filesystem.exists(path) else [path]
-    return [(filesystem, path) for path in paths]
 
 
 def _in_folder(filesystem: AbstractFileSystem, folder: str, root: str) -> list[Tar]:
@@ -136,12 +137,6 @@ def _listing(filesystem: AbstractFileSystem, folder: str) -> list[str]:
     return sorted(path for path in filesystem.ls(folder, detail=False) if _NAME.search(path.lower()))
 
 
-def _common(paths: list[str]) -> str:
-    """The folder that holds all these files; "" where they lie on different kinds of file systems."""
-    rooted = {path.startswith("/") for path in paths}
-    return posixpath.commonpath([posixpath.dirname(path) for path in paths]) if len(rooted) == 1 else ""
-
-
 def _stem(path: str, base: str) -> str:
     return _NAME.sub("", posixpath.relpath(path, base) if base else path)
 
@@ -152,20 +147,20 @@ def _entries(tar: Tar) -> list[Entry]:
         samples = patiently(tar.url, lambda: _index(tar.filesystem, tar.path, tar.filesystem.ukey(tar.path)))
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{tar.path}: cannot be read as a tar ({error.strerror or 'no such file'})") from error
-    entries = [_entry(tar, key, sample) for key, sample in samples.items() if sample.images]
+    entries = []
+    for key, sample in samples.items():
+        if sample.images:
+            where = f"{tar.path}, sample {key!r}"
+            read = partial(tar.read, *sample.images[_image_of(sample, where)])
+            about = _label(sample, where), _caption(sample, where), tar.split
+            entries.append(Entry(f"{tar.stem}/{key}", where, read, *about))
     if not entries:
-        raise UserError(f"{tar.path}: holds no images; a member is one if its name ends as in key.jpg or key.png")
+        raise UserError(f"{tar.path}: holds no images; try members that are called as in key.jpg or key.png")
     return entries
 
 
-def _entry(tar: Tar, key: str, sample: Sample) -> Entry:
-    where = f"{tar.path}, sample {key!r}"
-    read = partial(tar.read, *sample.images[_image_of(sample, where)])
-    return Entry(f"{tar.stem}/{key}", where, read, _label(sample, where), _caption(sample, where), tar.split)
-
-
 def _image_of(sample: Sample, where: str) -> str:
-    """The extension of a sample's image: the one without dots where there is one, else the only one."""
+    """The extension of a sample's image. One without dots goes before others."""
     plain = [extension for extension in sample.images if "." not in extension]
     found = plain or list(sample.images)
     if len(found) > 1:
@@ -209,7 +204,7 @@ def _text(sample: Sample, extension: str, where: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _index(filesystem: AbstractFileSystem, path: str, version: str) -> dict[str, Sample]:
-    """The samples of a tar by key; once for each version of the file."""
+    """The samples of a tar by key. Each version of a file is read once."""
     from webdataset.tariterators import base_plus_ext
 
     samples: dict[str, Sample] = {}
@@ -232,7 +227,7 @@ def _index(filesystem: AbstractFileSystem, path: str, version: str) -> dict[str,
 
 
 def _members(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Files in a tar, with their bytes where they are texts; a tar that is cut off is never taken for a short one."""
+    """Files in a tar, with their bytes where they are texts. Raises `UserError` for a tar that is cut off."""
     last = "its first member"
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -256,7 +251,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> bytes 
 
 
 def _check_end(file: IO[bytes], offset: int, path: str, last: str) -> None:
-    """tarfile stops without a word where the next header is missing or damaged; a whole tar ends with zeros."""
+    """Checks that a tar ends with zeros: tarfile just stops where the next header is missing or damaged."""
     file.seek(offset)
     block, rest = file.read(tarfile.BLOCKSIZE), file.read(tarfile.RECORDSIZE)
     if len(block) < tarfile.BLOCKSIZE:
@@ -270,7 +265,9 @@ def _check_end(file: IO[bytes], offset: int, path: str, last: str) -> None:
 def _reason(file: IO[bytes], error: tarfile.TarError) -> str:
     file.seek(0)
     head = file.read(8)
-    packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)
-    if packed:
-        return f"is packed with {packed}, which leaves no way to read one image alone; unpack it to a plain .tar"
-    return f"is empty or cut off; {_DAMAGED}" if not head or "unexpected" in str(error) else f"is no tar ({error})"
+    for magic, name in _PACKED.items():
+        if head.startswith(magic):
+            return f"is packed with {name}, so that no image can be read alone; unpack it to a plain .tar"
+    if not head or "unexpected" in str(error):
+        return f"is empty or cut off; {_DAMAGED}"
+    return f"is no tar ({error})"

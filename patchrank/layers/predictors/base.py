@@ -17,8 +17,8 @@ HEADS = ("linear", "mean")
 def register_predictor(name: str) -> Callable[[Class], Class]:
     """Makes a module class available to `create_predictor`, and so to YAML, under `name`.
 
-    One that takes arguments beside `embed_dim` and `grid_size` keeps them by name in an attribute `settings`, so that
-    a tower can be saved with it.
+    If it takes other arguments than `embed_dim` and `grid_size`, it keeps them by name in an attribute `settings`, so
+    that a tower can be saved with it.
     """
     return PREDICTORS.register(name)
 
@@ -33,20 +33,20 @@ def create_predictor(name: str, embed_dim: int, grid_size: tuple[int, int], **kw
 
 
 def name_and_settings(predictor: nn.Module) -> tuple[str, dict]:
-    """What `create_predictor` would make a module like this one from.
+    """The name and settings from which `create_predictor` makes a module like this one.
 
     Raises:
-        UserError: its class is not registered, or it does not say what it was made with.
+        UserError: its class is not registered, or takes settings and has no attribute `settings`.
     """
     name = PREDICTORS.name_of(predictor)
     takes = set(inspect.signature(type(predictor)).parameters) - {"embed_dim", "grid_size"}
     if takes and not hasattr(predictor, "settings"):
-        raise UserError(f"predictor {name!r} takes {', '.join(sorted(takes))}, but has no `settings` that tell them")
+        raise UserError(f"predictor {name!r} takes {', '.join(sorted(takes))}, but has no attribute `settings`")
     return name, dict(getattr(predictor, "settings", {}))
 
 
 def check_location(name: str, location: int) -> None:
-    """Refuses a predictor that reads the class token alone where that token has not seen the image yet.
+    """Refuses a predictor that reads the class token alone before layer 1, where that token has seen no image yet.
 
     Raises:
         UserError: such a predictor at location 1, or an unknown name.
@@ -64,7 +64,7 @@ def _reads_cls(kind: type[nn.Module]) -> bool:
 
 
 def narrowing(embed_dim: int, dim: int) -> nn.Module:
-    """What brings tokens of width `embed_dim` to `dim` channels; nothing where they are as narrow already."""
+    """A linear layer from tokens of width `embed_dim` to `dim` channels; the identity where the widths are equal."""
     return nn.Linear(embed_dim, dim) if dim != embed_dim else nn.Identity()
 
 
@@ -86,13 +86,13 @@ class Mean(nn.Module):
 
 
 def check_head(name: str, head: str) -> None:
-    """Raises `UserError` for a head that predictor `name` cannot have because there is none of that name."""
+    """Raises `UserError` for a head that does not exist; `name` is the predictor's."""
     if head not in HEADS:
         raise UserError(f"head of {name} must be 'linear' or 'mean', but is {head!r}; {near(head, HEADS)}")
 
 
 def create_head(name: str, head: str, dim: int) -> nn.Module:
-    """`linear` weighs the channels, `mean` averages them as the paper does; `name` is whose head it is."""
+    """A head of predictor `name`: `linear` weighs the channels, `mean` averages them as the paper does."""
     check_head(name, head)
     return Head(dim) if head == "linear" else Mean()
 

@@ -1,4 +1,4 @@
-"""Predictor files: weights, and what they belong to."""
+"""Predictor files: weights, and the tower that they were fitted to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNFILLED = (
 
 
 def save_predictor(predictor: nn.Module, path: str | Path, about: dict) -> None:
-    """Writes weights and, as one JSON metadata key, what they belong to; `load_predictor` reads it back.
+    """Writes weights and, as one JSON metadata key, `about`; `load_predictor` reads both back.
 
     Args:
         about: `name`, `kwargs`, `grid`, `embed_dim`, `location`, `metric` and `model` (its `name` and `sha256`).
@@ -28,7 +28,7 @@ def save_predictor(predictor: nn.Module, path: str | Path, about: dict) -> None:
 
 
 def load_predictor(path: str | Path) -> tuple[nn.Module, dict]:
-    """The predictor in a file and what was said about it; never unpickles.
+    """The predictor in a file and its metadata; never unpickles.
 
     Raises:
         UserError: the file is missing, is no safetensors file, or holds something other than a predictor.

@@ -19,7 +19,7 @@ class Mlp(nn.Module):
     `dim` narrows the class token first. There is one head, "linear".
     """
 
-    reads_cls = True  # so it knows nothing of the image where the class token has seen none: see check_location
+    reads_cls = True  # `check_location` refuses it where the class token has seen no image yet
 
     def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = 64, head: str = "linear"):
         super().__init__()

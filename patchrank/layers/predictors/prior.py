@@ -1,4 +1,4 @@
-"""The position prior: one ranking for all images, the control that a predictor has to beat."""
+"""The position prior: one ranking for all images, the control that a predictor must beat."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from patchrank.utils.errors import UserError
 
 @register_predictor("prior")
 class Prior(nn.Module):
-    """The same scores for every image; nothing is learnt and nothing is read.
+    """The same scores for every image; it reads neither tokens nor class token.
 
-    Built by name all its scores are 0 until a file's are loaded; `from_scores` makes a fitted one.
+    `create_predictor` makes one whose scores are 0, to load a file's into; `from_scores` makes a fitted one.
     """
 
     reads_cls = False

@@ -1,4 +1,4 @@
-"""The contract between a tower and whatever reduces its patch tokens."""
+"""The contract between a tower and the reducers of its patch tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from patchrank.utils.errors import UserError
 
 @dataclass(frozen=True)
 class TokenState:
-    """Patch tokens on their way through the tower; class, register and prompt tokens are not among them.
+    """Patch tokens on their way through the tower, without class, register and prompt tokens.
 
-    tokens: (B, K, D), those still alive.
-    index:  (B, K), the place in the full grid that each of them came from.
+    tokens: (B, K, D), those that are left.
+    index:  (B, K), the place of each of them in the full grid.
     cls:    (B, D), the class token as it enters this layer.
     sizes:  (B, K), how many patches each token stands for, or None while each stands for itself.
-    scores: (B, N), the ranking that persists, over the full grid; from when it is set, tokens stand in its order.
+    scores: (B, N), the ranking that persists, over the full grid; once it is set, tokens are in its order.
     sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
     cls_row: (B, K), the class token's attention over `tokens` in the layer before; only for reducers that need it.
     """
@@ -44,9 +44,9 @@ class TokenState:
         return self._pick(lambda x: x[:, :k])
 
     def best(self, scores: Tensor, k: int) -> TokenState:
-        """The k tokens of highest `scores` (B, K), a ranking for this once; they stay in the grid's order.
+        """The k tokens of highest `scores` (B, K), which do not persist. Tokens stay in the grid's order.
 
-        Their order is what lets the lower index win a tie at the next location too.
+        So the lower index wins a tie at the next location too.
         """
         chosen = rank(scores)[:, :k].sort(dim=-1).values
         return self._pick(lambda x: take(x, chosen))
@@ -63,11 +63,11 @@ class TokenState:
 
 
 class Reducer(nn.Module):
-    """Base of all reducers, and the whole of those whose ranking never changes.
+    """Base of all reducers. One whose ranking never changes overrides `score` alone.
 
     site:  `before` a layer, or `mid` block (between attention and MLP).
-    needs: what the tower must hand over beside the tokens: `cls_row`, `keys`, `sample_key`, `scores`.
-    fitted: whether it ranks by weights that come from a predictor file or module.
+    needs: what the tower must give beside the tokens: `cls_row`, `keys`, `sample_key`, `scores`.
+    fitted: whether it ranks by the weights of a predictor file or module.
     """
 
     site = "before"
@@ -81,7 +81,7 @@ class Reducer(nn.Module):
         )
 
     def reduce(self, state: TokenState, k: int) -> TokenState:
-        """Keeps the k best tokens: scored and sorted once, at the first location; afterwards a slice."""
+        """Keeps the k best tokens. They are scored and sorted at the first location; later ones take a slice."""
         if state.scores is None:
             state = state.ranked_by(self.score(state))
         return state.first(k)
@@ -90,7 +90,7 @@ class Reducer(nn.Module):
         """MACs of scoring one image in `tower`.
 
         Args:
-            reaching: for each location, the length of the sequence, class and prompt tokens too, before any leaves.
+            reaching: for each location the length of the sequence before tokens leave, class and prompt tokens too.
         """
         return 0
 

@@ -1,4 +1,4 @@
-"""The control that looks at no image: patches near the centre of the grid stay."""
+"""A control that does not look at the image: patches near the centre of the grid stay."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ class Center(Reducer):
         self.grid_size = grid_size
 
     def score(self, state: TokenState) -> Tensor:
-        # made anew, in float32: a buffer would be rounded, and so tied, in a tower of half precision
+        # no buffer, since in a tower of half precision it would be rounded, and distances would be tied
         rows, columns = (torch.arange(side, device=state.index.device) - (side - 1) / 2 for side in self.grid_size)
         return -(rows[:, None] ** 2 + columns**2).flatten()[state.index]

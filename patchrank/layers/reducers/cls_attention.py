@@ -1,4 +1,4 @@
-"""The class token's attention decides, as in the literature's simplest peers."""
+"""The class token's attention decides, as in the simplest methods of the literature."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class ClsAttention(Reducer):
         return state.cls_row
 
     def reduce(self, state: TokenState, k: int) -> TokenState:
-        """Keeps the k best tokens by the row of the moment."""
+        """Keeps the k best tokens by the attention of the layer before."""
         return state.best(self.score(state), k)
 
     def num_macs(self, tower: nn.Module, reaching: dict[int, int]) -> int:
-        """One query against all keys at each location; before layer 1 that query and those keys must be made too."""
+        """One query against all keys at each location; before layer 1 also the query's and the keys' projections."""
         dim = tower.embed_dim
         projections = (1 + reaching[1]) * dim * dim if 1 in reaching else 0
         return projections + sum(reaching.values()) * dim

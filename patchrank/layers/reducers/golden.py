@@ -1,4 +1,4 @@
-"""The oracle: ranks by golden scores that the caller computed for these very images (table 1, columns 3 to 7)."""
+"""The oracle: ranks by golden scores that the caller computed for the same images (table 1, columns 3 to 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's own: a trained predictor of the golden ranking decides (section 3.2)."""
+"""The paper's reducer: a trained predictor of the golden ranking decides (section 3.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The position prior as everyone's ranking: what a predictor that has learnt nothing but position would do."""
+"""The position prior as a reducer: it ranks as a predictor would that has learnt positions alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patchrank.utils.errors import UserError
 
 @register_reducer("prior")
 class Prior(Predictor):
-    """Ranks by a fitted `prior`, and by no other predictor, so that a result's label says what ranked."""
+    """Ranks by a fitted `prior`, and refuses other predictors, so that a result's label says what ranked."""
 
     untrained = "prior"
 

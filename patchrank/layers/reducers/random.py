@@ -1,4 +1,4 @@
-"""The control: tokens leave at random, seeded by each sample's pixels, so that batching does not matter."""
+"""A control: tokens leave at random, seeded by each sample's pixels, so that batching does not matter."""
 
 from __future__ import annotations
 

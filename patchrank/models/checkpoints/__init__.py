@@ -1,1 +1,1 @@
-"""Weights of CLIP's towers: from files of any origin, from the hub, and back to a directory."""
+"""Weights of CLIP's towers: read from files of any origin and from the hub, and saved to a directory."""

@@ -1,4 +1,4 @@
-"""Weights of CLIP's image towers, whoever wrote them, as ours; what does not fit is named."""
+"""From the weights of a file to what a tower loads; messages name the first key or shape that does not fit."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MAX_NAME = 200  # characters, so that errors stay short
 def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
     """What timm's builder loads into a tower: the image tower of any layout that `to_pair` knows.
 
-    A text tower is dropped, and the predictor in use stays where the weights bring none. Head and first convolution
-    may differ where timm adapts them.
+    A text tower is left out. If the weights have no predictor, the one in use stays. Head and first convolution may
+    have other shapes where timm adapts them.
 
     Raises:
-        UserError: no weights of CLIP, or of another architecture; names what it is, or the first key that is off.
+        UserError: no weights of CLIP, or of another architecture, which is named; or a key that does not fit.
     """
     config, adapted = _config(model), []
     if model.num_classes != config.get("num_classes", model.num_classes):
@@ -42,7 +42,7 @@ def unwrap(loaded: object, source: str = "weights") -> dict[str, Tensor]:
     """The tensors of a state dict or of a training checkpoint around one, without the prefixes of wrapped modules.
 
     Raises:
-        UserError: there are none, or such as no tower has: sparse, quantised or without content.
+        UserError: there are no tensors, or one of them is sparse, quantised or without content.
     """
     for key in ("model", "state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -54,7 +54,7 @@ def unwrap(loaded: object, source: str = "weights") -> dict[str, Tensor]:
         raise UserError(f"{source}: holds no weights by name")
     for key, value in named.items():
         if not key.isprintable() or len(key) > MAX_NAME:
-            raise UserError(f"{source}: {key[:40]!r} is no name of a weight")
+            raise UserError(f"{source}: {key[:40]!r} is not the name of a weight")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"{source}: {key} is sparse, quantised or without content")
     return clean_state_dict({key: value.detach() for key, value in named.items()})
@@ -63,18 +63,17 @@ def unwrap(loaded: object, source: str = "weights") -> dict[str, Tensor]:
 def tower_weights(
     visual: Mapping[str, Tensor], model: nn.Module, source: str = "weights", adapted: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """All that a tower loads: an image tower's weights and a predictor's, positions resampled where that is meant.
+    """The state dict for a tower: an image tower's weights, and a predictor's. Nothing is loaded here.
 
-    Positions are resampled only for a tower that was made for another image size than its entry's own. Nothing is
-    loaded here.
+    Positions are resampled only for a tower that was made for another image size than its entry's own.
 
     Args:
         visual: by timm's names, as in `Pair.visual`.
         source: what errors call the weights.
-        adapted: keys whose shape somebody else will see to.
+        adapted: keys whose shapes are not checked, since timm will adapt them.
 
     Raises:
-        UserError: they are of another architecture, or a key is missing, surplus or of another shape.
+        UserError: another architecture, or a key that is missing, surplus or of another shape.
     """
     weights = _with_predictor(dict(visual), model, source)
     if _is_resized(weights, model):
@@ -87,7 +86,7 @@ def tower_weights(
 def check_keys(
     theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], source: str, adapted: Collection[str] = ()
 ) -> None:
-    """Raises `UserError` that names the first key in which weights differ from what they are to be loaded into."""
+    """Raises `UserError` that names the first key in which weights (`theirs`) differ from a model's (`ours`)."""
     keys = sorted((set(ours) | set(theirs)) - set(adapted))
     wrong = [f"{key} {off}" for key in keys if (off := _difference(theirs.get(key), ours.get(key)))]
     if wrong:
@@ -107,18 +106,18 @@ def _difference(theirs: Tensor | None, ours: Tensor | None) -> str:
 
 
 def _with_predictor(weights: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
-    """Weights with one complete predictor for a tower that has one, and none otherwise."""
+    """The weights, with a predictor's if the tower has one, and without any if it has none."""
     own = {key: value for key, value in model.state_dict().items() if key.startswith(PREDICTOR)}
     brought = {key: value for key, value in weights.items() if key.startswith(PREDICTOR)}
     if not brought and awaits_weights(model):
-        raise UserError(f"{source}: brings no predictor ({PREDICTOR}*), and this tower's predictor_init awaits one")
+        raise UserError(f"{source}: brings no predictor ({PREDICTOR}*), but this tower's predictor_init awaits one")
     if not brought or not own or model.pruning.predictor_path is not None:
         brought = own
     return {key: value for key, value in weights.items() if not key.startswith(PREDICTOR)} | brought
 
 
 def _is_resized(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
-    """Whether positions lie on the grid of the tower's entry, while the tower itself was made for another one."""
+    """Whether the weights' positions are on the grid of the tower's entry, but the tower has another grid."""
     patches, positions = weights.get("patch_embed.proj.weight"), weights.get("pos_embed")
     patch, size = model.patch_embed.patch_size, _config(model).get("input_size", (0, 0, 0))[-2:]
     if patches is None or positions is None or patches.shape[2:] != patch or positions.ndim != 3:
@@ -129,12 +128,12 @@ def _is_resized(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
 
 
 def _config(model: nn.Module) -> dict:
-    """timm's record of a tower's entry; {} for a tower that was not made by one."""
+    """timm's record of a tower's entry; {} for a tower that was made without an entry."""
     return getattr(model, "pretrained_cfg", None) or {}
 
 
 class TowerShape(NamedTuple):
-    """What the weights of a vision transformer say of its shape: all but heads, activation and norms' epsilon."""
+    """The shape of a vision transformer, as far as weights show it: not heads, activation or the norms' epsilon."""
 
     width: int
     patch: int
@@ -150,7 +149,7 @@ class TowerShape(NamedTuple):
 
 
 def tower_shape(weights: Mapping[str, Tensor]) -> TowerShape | None:
-    """The shape of an image tower by timm's names; None where weights lack what tells it."""
+    """The shape of an image tower by timm's names; None where keys that show it are missing."""
     patches, positions, head = (weights.get(key) for key in ("patch_embed.proj.weight", "pos_embed", "head.weight"))
     if patches is None or positions is None or patches.ndim != 4 or positions.ndim != 3:
         return None
@@ -160,24 +159,21 @@ def tower_shape(weights: Mapping[str, Tensor]) -> TowerShape | None:
 
 
 def _check_shape(weights: Mapping[str, Tensor], model: nn.Module, source: str, adapted: Collection[str]) -> None:
-    """Says what another architecture is, and which of our entries has it."""
+    """Raises `UserError` for another architecture, with the entries of ours that would fit."""
     theirs, ours = tower_shape(weights), tower_shape(model.state_dict())
     if theirs is None or ours is None:
         return
     compared = ours._replace(outputs=theirs.outputs) if "head.weight" in adapted or not theirs.outputs else ours
     if theirs != compared:
         name = _config(model).get("architecture") or "this tower"
-        fits = " or ".join(_entries_of(theirs)) or "none of our entries"
+        fits = [entry for entry, shape in _entry_shapes().items() if shape == theirs]
+        fits = " or ".join(fits) or "none of our entries"
         raise UserError(f"{source}: a vision transformer of {theirs}, but {name} has {ours}; {fits} would fit")
-
-
-def _entries_of(shape: TowerShape) -> list[str]:
-    return [name for name, other in _entry_shapes().items() if other == shape]
 
 
 @lru_cache(maxsize=1)
 def _entry_shapes() -> dict[str, TowerShape | None]:
-    """The shapes of our entries, each built without content."""
+    """The shapes of our entries; the towers are built without content."""
     with torch.device("meta"):
         towers = {name: timm.create_model(name) for name in timm.list_models("patchrank_clip_*")}
     return {name: tower_shape(tower.state_dict()) for name, tower in towers.items()}

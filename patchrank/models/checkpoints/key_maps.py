@@ -1,4 +1,4 @@
-"""The names that CLIP's weights go by: ours, OpenAI's and open_clip's, timm's and Hugging Face's."""
+"""CLIP's weights under the names of OpenAI and open_clip, timm and Hugging Face, and from each of them to ours."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ _IGNORED = ("input_resolution", "context_length", "vocab_size", "logit_bias", "a
 class Pair(NamedTuple):
     """Weights of both towers.
 
-    visual: image tower by timm's names, as `PrunedVisionTransformer` has them; what no layout knows is left here.
-    text: text tower by the names of open_clip's `TextTransformer`; {} where the file has none.
-    logit_scale: (), or None where the file has none.
+    visual: image tower by timm's names, as in `PrunedVisionTransformer`, and all keys that no layout has.
+    text: text tower by the names of open_clip's `TextTransformer`; {} where there is none.
+    logit_scale: (), or None where there is none.
     """
 
     visual: dict[str, Tensor]
@@ -64,18 +64,18 @@ class Pair(NamedTuple):
 
 
 def to_pair(tensors: Mapping[str, Tensor], source: str = "weights") -> Pair:
-    """CLIP's weights by our names, whoever wrote them.
+    """CLIP's weights by our names.
 
-    Known are our own pairs, OpenAI's and open_clip's towers, open_clip's with an image tower from timm, timm's image
-    towers alone, and Hugging Face's `CLIPModel` and `CLIPVisionModelWithProjection`. Which activation the towers were
-    trained with, quick GELU or GELU, cannot be seen in weights: the entry's tag or `act_layer` decides.
+    Layouts are our own pairs, OpenAI's and open_clip's towers, open_clip's with an image tower from timm, timm's image
+    towers alone, and Hugging Face's `CLIPModel` and `CLIPVisionModelWithProjection`. Weights do not show whether the
+    towers were trained with quick GELU or GELU: the entry's tag or `act_layer` decides.
 
     Args:
         tensors: by their writer's names.
         source: what errors call them.
 
     Raises:
-        UserError: they are none of those.
+        UserError: another layout.
     """
     tensors = {key: value for key, value in tensors.items() if key.rsplit(".", 1)[-1] not in _IGNORED}
     if "vision_model.embeddings.class_embedding" in tensors:
@@ -90,7 +90,7 @@ def to_pair(tensors: Mapping[str, Tensor], source: str = "weights") -> Pair:
 
 
 def timm_name(name: str) -> str:
-    """What timm's vision transformer calls a weight of open_clip's image tower."""
+    """timm's name of a weight of open_clip's image tower."""
     return "head.weight" if name == "proj" else _renamed(name, _VISUAL)
 
 
@@ -125,7 +125,7 @@ def _from_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip keeps the projection outside of a trunk that has no head of its own."""
+    """Weights with the head that open_clip keeps beside a timm trunk without one."""
     if "visual.head.proj.weight" not in tensors:
         return tensors
     head = _head(tensors.pop("visual.head.proj.weight"))

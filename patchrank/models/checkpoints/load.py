@@ -1,6 +1,6 @@
 """Weights from a file: safetensors, torch's own formats and TorchScript archives, told apart by their content.
 
-Nothing is unpickled but by readers that know tensors and refuse everything else.
+Pickles are read only by readers that know tensors and refuse everything else.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ MAX_REASON = 160  # characters
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU and in the precision in which they were written.
 
-    Known are safetensors, what `torch.save` writes and wrote, and TorchScript archives; a training checkpoint's
-    `state_dict` is taken out of it. Files are mapped into memory where their format allows it; one behind a URL is
-    fetched to the user's cache before, once.
+    Formats are safetensors, all that `torch.save` ever wrote, and TorchScript archives; of a training checkpoint
+    `state_dict` is taken. Files are mapped into memory where their format allows it; a file behind a URL is first
+    copied to the user's cache, once.
 
     Args:
         path: local path or fsspec URL.
 
     Raises:
-        UserError: there is no such file, it is damaged, no checkpoint, or a pickle of anything but tensors.
+        UserError: the file is missing, damaged, no checkpoint, or a pickle of anything but tensors.
     """
     source = f"checkpoint {path}"
     file, head = _found(path, source)
@@ -52,12 +52,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_tower(model: nn.Module, path: str | Path) -> None:
-    """Loads an image tower from a file of any layout that `to_pair` knows; a text tower in it is not looked at.
+    """Loads an image tower from a file of any layout that `to_pair` knows; a text tower in it is not used.
 
-    fp16 and bf16 weights are upcast to the tower's precision. Nothing is changed if anything does not fit.
+    fp16 and bf16 weights are upcast to the tower's precision. If anything does not fit, the tower stays as it was.
 
     Raises:
-        UserError: the file cannot be read, or holds another tower, or the tower's predictor was fitted to another.
+        UserError: the file cannot be read or holds another tower, or the tower's predictor or prompts were made for
+            other weights.
     """
     source = f"checkpoint {path}"
     _load(model, tower_weights(to_pair(read_checkpoint(path), source).visual, model, source))
@@ -86,7 +87,7 @@ def load_pair(clip: nn.Module, path: str | Path) -> None:
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Loads weights that are known to fit; takes them back if predictor or prompts in use are for others."""
+    """Loads weights of the right shapes; undoes that if the predictor or prompts in use are for other weights."""
     tied = getattr(getattr(model.pruner, "reducer", None), "fitted", False) or model.num_prompt_tokens > 0
     before = {key: value.clone() for key, value in model.state_dict().items()} if tied else {}
     model.load_state_dict(weights)
@@ -112,19 +113,16 @@ def _found(path: str | Path, source: str) -> tuple[str, bytes]:
 
 def _reader(file: str, head: bytes) -> Callable | None:
     if head.startswith(b"PK\x03\x04"):
-        return read_archive if _is_torchscript(file) else _read_torch
+        with zipfile.ZipFile(file) as archive:
+            is_torchscript = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        return read_archive if is_torchscript else _read_torch
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return load_file
     return _read_torch if head.startswith(b"\x80") else None
 
 
-def _is_torchscript(file: str) -> bool:
-    with zipfile.ZipFile(file) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _read_torch(file: str) -> object:
-    """By torch's restricted reader, which knows tensors and plain containers alone."""
+    """Reads with torch's restricted unpickler, which knows only tensors and plain containers."""
     if zipfile.is_zipfile(file) and not file.endswith(".safetensors"):  # a suffix that torch itself goes by
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     with open(file, "rb") as stream:
@@ -132,12 +130,12 @@ def _read_torch(file: str) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """One line on why a reader gave up."""
+    """A reader's error in one line."""
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     asked = re.search(r"GLOBAL (\S+) (?:was|whose)", text)
     if asked:
         name = asked[1][:MAX_REASON]
-        return f"a pickle that asks for {name}, which is no tensor: refused, and nothing in it was run"
+        return f"a pickle that asks for {name}, which is no tensor: refused, and none of it was run"
     kind = "a pickle of more than tensors, or a damaged one" if isinstance(error, UnpicklingError) else "damaged"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "weights_only" not in line]
     return f"{kind}, or no checkpoint: {type(error).__name__}, {lines[0][:MAX_REASON] if lines else 'without details'}"

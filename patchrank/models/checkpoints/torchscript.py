@@ -1,7 +1,7 @@
-"""TorchScript archives, the form of OpenAI's own CLIP files, read as data: no code in them is compiled or run.
+"""TorchScript archives, such as OpenAI's own CLIP files, read as data: no code in them is compiled or run.
 
-An archive is a zip file: `data.pkl` is a pickled tree of modules, `data/` holds their tensors' bytes, `code/` the
-program, which stays unread. A module is unpickled into a passive object, whatever its class was called.
+An archive is a zip file: `data.pkl` is a pickled tree of modules, `data/` has their tensors' bytes, `code/` has the
+program, which is not read. Every module is unpickled as an object of one class of ours, which does nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-MAX_MODULES = 10_000  # a tree beyond that has a module inside itself
+MAX_MODULES = 10_000  # a tree of more has a module inside itself
 STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -36,12 +36,12 @@ TYPED = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlis
 def read_archive(file: str | IO[bytes]) -> dict[str, Tensor]:
     """Parameters and buffers of the module in a TorchScript archive, by dotted name.
 
-    Views that share storage in the archive share it here. Beside what `state_dict` gives, buffers that the module
-    would not save are among them, and plain tensor attributes.
+    Views that share storage in the archive share it here. Beside what `state_dict` gives there are buffers that the
+    module would not save, and plain tensor attributes.
 
     Raises:
-        pickle.UnpicklingError: the archive wants anything but tensors and modules, or holds no tree of modules.
-        Exception: whatever `zipfile`, `pickle` and `torch` raise on a damaged archive.
+        pickle.UnpicklingError: the archive asks for anything but tensors and modules, or has no tree of modules.
+        Exception: anything that `zipfile`, `pickle` and `torch` raise on a damaged archive.
     """
     with zipfile.ZipFile(file) as archive:
         pickled = next(name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
@@ -50,16 +50,11 @@ def read_archive(file: str | IO[bytes]) -> dict[str, Tensor]:
         if order != sys.byteorder:
             raise pickle.UnpicklingError(f"its numbers are {order}-endian, this machine's are not")
         content = archive.read(pickled)
-        _check_memo(content)
+        for opcode, argument, _ in pickletools.genops(content):  # the unpickler would reserve gigabytes for them
+            if opcode.name.endswith("PUT") and argument > len(content):
+                raise pickle.UnpicklingError(f"it asks for {argument} places in the memo")
         tree = _Unpickler(io.BytesIO(content), lambda key: archive.read(f"{root}data/{key}")).load()
     return _named_tensors(tree)
-
-
-def _check_memo(pickled: bytes) -> None:
-    """Refuses lengths and places in the memo that exceed the pickle: the unpickler would reserve gigabytes for them."""
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name.endswith("PUT") and argument > len(pickled):
-            raise pickle.UnpicklingError(f"it asks for {argument} places in the memo")
 
 
 class _Module:
@@ -77,7 +72,7 @@ class _Module:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows what torch's own writer puts into an archive, each name by a stand-in of ours, and refuses all else."""
+    """Replaces each name that torch's own writer puts into an archive by ours, and refuses all other names."""
 
     def __init__(self, file: IO[bytes], read_record: Callable[[str], bytes]):
         super().__init__(file)
@@ -87,7 +82,7 @@ class _Unpickler(pickle.Unpickler):
         def rebuild(flat: Tensor, offset: int, size: tuple, stride: tuple, *autograd: object) -> Tensor:
             return flat.as_strided(size, stride, offset)  # which checks that the view lies within the storage
 
-        # functions of this archive alone: a pickle may set attributes of what it is given
+        # functions made for this archive alone, since a pickle may set attributes of what it is given
         self.known: dict[tuple[str, str], object] = {
             ("collections", "OrderedDict"): dict,
             ("torch._utils", "_rebuild_tensor_v2"): rebuild,

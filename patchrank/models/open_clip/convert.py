@@ -1,4 +1,4 @@
-"""open_clip's own `VisionTransformer`, whatever its shape, as ours."""
+"""From open_clip's own `VisionTransformer` to a tower of ours of the same shape."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NORMS = (nn.LayerNorm, theirs.LayerNorm, theirs.LayerNormFp32)
 
 
 def create_visual(native: theirs.VisionTransformer, **pruning) -> OpenClipVisual:
-    """A tower of the same shape with the same weights, which both share until one of the two is moved.
+    """A tower of the same shape, which shares its weights with `native` until one of the two is moved.
 
     Args:
         native: open_clip's tower; it does not change.
-        **pruning: the settings that a tower cannot be built without.
+        **pruning: settings that a tower needs when it is built.
 
     Raises:
-        UserError: weights that ours has no place for.
+        UserError: weights that our tower does not have.
     """
     trunk = NativeTrunk(**_shape(native), weight_init="skip", device="meta", **pruning)
     if isinstance(native.ln_pre, nn.Identity):
@@ -106,7 +106,7 @@ def _shape(native: theirs.VisionTransformer) -> dict:
 
 
 def _names(native: nn.Module, trunk: NativeTrunk) -> dict[str, str]:
-    """open_clip's name of every weight, and ours, one to one and of the same size."""
+    """Our name for each of open_clip's names. Raises `UserError` where names or sizes do not match one to one."""
     names = {name: timm_name(name) for name in native.state_dict()}
     ours = {name: weight.shape for name, weight in trunk.state_dict().items() if name != "head.bias"}
     given = {names[name]: to_timm(name, weight).shape for name, weight in native.state_dict().items()}

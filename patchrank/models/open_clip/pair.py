@@ -1,4 +1,4 @@
-"""A pruned open_clip model as the pair that our stages take."""
+"""A pruned open_clip model as a `Clip`, the pair that our stages take."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from patchrank.utils.errors import UserError
 
 
 class OpenClipText(nn.Module):
-    """The text tower of open_clip's `CLIP`, which keeps its parts beside the image tower; all of them are shared.
+    """The text tower of open_clip's `CLIP`, whose parts stand beside the image tower; it shares them.
 
-    Parts and attributes have the names that open_clip's `TextTransformer` gives them.
+    Parts and attributes have the names of open_clip's `TextTransformer`.
     """
 
     def __init__(self, model: CLIP):
@@ -43,9 +43,6 @@ class OpenClipText(nn.Module):
         x = self.token_embedding(tokens).to(dtype) + self.positional_embedding.to(dtype)
         x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
         x = text_global_pool(x, tokens, self.pool_type, eos_token_id=self.eos_id)
-        return self._project(x)
-
-    def _project(self, x: Tensor) -> Tensor:
         if self.text_projection is None:
             return x
         return self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
@@ -67,21 +64,21 @@ def from_open_clip(
         tokenizer: texts to token ids, `open_clip.get_tokenizer(...)`; CLIP's own if left out.
 
     Raises:
-        UserError: a model that is not pruned, whose projection lies behind its tower, whose images are padded, or
-            whose vocabulary needs a tokenizer that is not given.
+        UserError: a model that is not pruned, whose projection is outside of its tower, whose images are padded, or
+            which has another vocabulary and no tokenizer is given.
     """
     trunk = pruned_trunk(model)
     if trunk is None or not isinstance(model, (CLIP, CustomTextCLIP)):
         raise UserError(f"from_open_clip needs a model from prune_open_clip, but this {type(model).__name__} is not")
     if len(getattr(model.visual, "head", ())):
         raise UserError(
-            "from_open_clip needs the projection inside the image tower, but timm_proj put it behind: near: null"
+            "from_open_clip needs the projection inside the image tower, but timm_proj put it behind; try null"
         )
     if trunk.pretrained_cfg["crop_mode"] == "border":
-        raise UserError("from_open_clip cannot pad images as resize_mode 'longest' does; near: 'shortest' or 'squash'")
+        raise UserError("from_open_clip cannot pad images as resize_mode 'longest' does; try 'shortest' or 'squash'")
     text = text_tower(model)
     if tokenizer is None and getattr(text, "vocab_size", None) != VOCAB_SIZE:
-        raise UserError("this model has another vocabulary than CLIP: give tokenizer=open_clip.get_tokenizer(...)")
+        raise UserError("this model has another vocabulary than CLIP; try tokenizer=open_clip.get_tokenizer(...)")
     clip = Clip(name, trunk, text, tokenizer)
     clip.logit_scale = model.logit_scale
     return clip.train(model.training)

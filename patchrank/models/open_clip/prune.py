@@ -1,4 +1,4 @@
-"""Pruning of a model that somebody already made with open_clip, and the way back."""
+"""Pruning of a model that was made with open_clip, and its undoing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CROP_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}  # 
 
 
 def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **pruning) -> nn.Module:
-    """Puts our image tower in the place of an open_clip model's own; `model.visual.trunk` is then the tower.
+    """Replaces the image tower of an open_clip model by ours, which is `model.visual.trunk` from then on.
 
-    Weights are shared, not copied. Everything else of the model goes on as it did: `encode_image`, `encode_text`,
-    `lock_image_tower`, checkpoints in the model's own names (without the predictor, which has a file of its own).
-    Make optimizers afterwards, since class token, positions and projection become parameters of another shape. On a
-    model that is pruned already this changes the settings, as `model.visual.trunk.set_pruning` does.
+    Weights are shared, not copied. Everything else of the model works as before: `encode_image`, `encode_text`,
+    `lock_image_tower`, checkpoints by the model's own names (without the predictor, which has a file of its own).
+    Make optimizers afterwards, since class token, positions and projection become parameters of another shape. If the
+    model is pruned already, this changes the settings, as `model.visual.trunk.set_pruning` does.
 
     Args:
         model: open_clip's `CLIP` or `CustomTextCLIP`, whose image tower is open_clip's `VisionTransformer` or timm's,
@@ -40,14 +40,18 @@ def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **prun
         The model that was given, changed in place.
 
     Raises:
-        UserError: an image tower that ours cannot reproduce, or settings that are impossible; nothing has changed.
+        UserError: an image tower that ours cannot reproduce, or impossible settings; the model is then as it was.
     """
     visual = getattr(model, "visual", None)
     trunk = pruned_trunk(model)
     if trunk is not None:
         trunk.set_pruning(predictor=predictor, **pruning)
         return model
-    _refuse(visual)
+    for feature in _strange(visual):
+        raise UserError(
+            f"prune_open_clip cannot take this image tower: {feature}; it takes open_clip's VisionTransformer and "
+            "timm's, pooled by the class token"
+        )
     if isinstance(visual, TimmModel):
         trunk = _prepare(OpenClipTrunk.around(visual.trunk), visual, predictor, pruning)
         visual.trunk = trunk
@@ -59,7 +63,7 @@ def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **prun
 
 
 def unprune(model: nn.Module) -> nn.Module:
-    """Undoes `prune_open_clip`: the image tower that was there comes back, with the weights as they are now.
+    """Undoes `prune_open_clip`: the model has its own image tower again, with the weights as they are now.
 
     Raises:
         UserError: the model is not pruned, or layers of its tower were replaced meanwhile.
@@ -75,7 +79,7 @@ def unprune(model: nn.Module) -> nn.Module:
 
 
 def pruned_trunk(model: nn.Module) -> OpenClipTrunk | None:
-    """The tower that `prune_open_clip` put into a model, None where it has not been."""
+    """The tower that `prune_open_clip` put into a model; None if the model is not pruned."""
     trunk = getattr(getattr(model, "visual", None), "trunk", None)
     return trunk if isinstance(trunk, OpenClipTrunk) else None
 
@@ -84,8 +88,8 @@ def open_clip_configs() -> Path:
     """Folder of open_clip model configs that name our towers, for `open_clip.add_model_config`.
 
     They are for training with open_clip: `patchrank-ViT-B-16` (OpenAI's shape) and `patchrank-digits`. `quick_gelu` in
-    a config speaks of the text tower alone, since timm's model decides on the image tower's activation. Published
-    weights have the names of open_clip's own towers: load them into those, and then `prune_open_clip`.
+    a config is the text tower's, since the timm entry decides on the image tower's activation. For published weights
+    load an open_clip model of its own, and then use `prune_open_clip`.
     """
     return Path(__file__).parent / "configs"
 
@@ -111,14 +115,6 @@ def _transform_cfg(visual: nn.Module) -> dict:
         "crop_pct": 1.0,
         "crop_mode": CROP_MODES[cfg.resize_mode],
     }
-
-
-def _refuse(visual: nn.Module | None) -> None:
-    for feature in _strange(visual):
-        raise UserError(
-            f"prune_open_clip cannot take this image tower: {feature}; it takes open_clip's VisionTransformer and "
-            "timm's, pooled by the class token"
-        )
 
 
 def _strange(visual: nn.Module | None) -> Iterator[str]:

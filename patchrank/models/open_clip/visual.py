@@ -1,8 +1,8 @@
 """Our image tower inside an open_clip model, under open_clip's own names.
 
-Two kinds: `TimmModel` keeps its place and gets a trunk of ours around the modules that it has; open_clip's own
-`VisionTransformer` makes room for `OpenClipVisual`, whose trunk has its weights. Either way `visual.trunk` is the
-tower, checkpoints keep the names that they would have without us, and the predictor is no part of them.
+There are two kinds. A `TimmModel` stays, and gets a trunk of ours around the modules that it has. open_clip's own
+`VisionTransformer` is replaced by `OpenClipVisual`, whose trunk has its weights. In both `visual.trunk` is the tower,
+checkpoints keep open_clip's names, and the predictor is not part of them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def to_timm(name: str, weight: Tensor) -> Tensor:
 
 
 def to_open_clip(name: str, weight: Tensor) -> Tensor:
-    """The way back. No copy either, so that a state dict goes on showing the weights in use."""
+    """Undoes `to_timm`; no copy either, so that a state dict shows the weights in use."""
     if name == "proj":
-        return weight.t().contiguous()  # as it lies: `to_timm` has turned it before
+        return weight.t().contiguous()  # copies nothing, since `to_timm` only transposed it
     if name == "class_embedding":
         return weight.flatten()
     return weight[0] if name == "positional_embedding" else weight
@@ -43,7 +43,7 @@ def with_value(parameter: nn.Parameter, value: Tensor) -> nn.Parameter:
 
 
 def put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Makes `parameter` what `module` has by that dotted name."""
+    """Sets the parameter of a module that has this dotted name."""
     owner, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(owner), leaf, parameter)
 
@@ -103,10 +103,10 @@ class NativeTrunk(OpenClipTrunk):
 
 
 class OpenClipVisual(nn.Module):
-    """Stands where open_clip's `VisionTransformer` stood and answers as it did; state dicts have its names.
+    """Takes the place of open_clip's `VisionTransformer`, with the same outputs and names in state dicts.
 
     Args:
-        native: the tower that makes room; it is kept for `give_back`.
+        native: the tower that it replaces, kept for `give_back`.
         trunk: the tower with its weights.
         names: open_clip's name of every weight, and timm's.
     """
@@ -205,5 +205,5 @@ class OpenClipVisual(nn.Module):
 
 
 def _plain_attributes(module: nn.Module) -> dict:
-    """What else a tower says of itself: image size, preprocessing, `output_tokens`, ..."""
+    """A tower's other attributes: image size, preprocessing, `output_tokens`, ..."""
     return {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "training"}

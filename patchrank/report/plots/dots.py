@@ -6,13 +6,15 @@ Where the keep rate is swept too, a row holds a dot for each rate.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from patchrank.config import value_at
-from patchrank.report.compare import all_tasks, change_on, subset
-from patchrank.report.labels import KEEP_RATE, labels, plain
-from patchrank.report.plots.style import COLOURS, LOG_NOTE, OTHER, PALETTE, is_wide, png, scale_points, wrap
+from patchrank.report.compare import all_tasks, change, subset
+from patchrank.report.labels import KEEP_RATE, labels, plain, swept_rates
+from patchrank.report.markdown import signed
+from patchrank.report.plots.style import PALETTE, add_legend, colour_of, log_note, png, scale_points, wrap
 from patchrank.report.results import Setting
 from patchrank.utils.stats import Interval
 
@@ -20,26 +22,37 @@ CAPTION = "Change of accuracy against the unpruned tower, in points, with 95 % i
 ORACLES = "; hollow: oracles, on the first {} images of each task alone"
 
 
+class Dot(NamedTuple):
+    """The change of one setting on one task; `place` counts rows from the top."""
+
+    place: float
+    setting: Setting
+    found: Interval
+
+
 def draw_dots(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, str]:
     """PNG and caption."""
-    names, rates, tasks = labels(settings, axes, without=[KEEP_RATE]), _rates(settings, axes), all_tasks(settings)
+    names, tasks = labels(settings, axes, without=[KEEP_RATE]), all_tasks(settings)
+    rates = swept_rates(settings, axes)[::-1]
     rows, tasks = list(dict.fromkeys(names)), [*tasks, None] if len(tasks) > 1 else tasks
     places = [rows.index(name) + _shift(setting, rates) for name, setting in zip(names, settings)]
-    changes = [[change_on(setting, task) for setting in settings] for task in tasks]
-    span = np.array([found.ends for row in changes for found in row if found is not None])
+    per_task = [
+        [Dot(place, each, change(each, task)) for place, each in zip(places, settings) if task in (None, *each.tasks)]
+        for task in tasks
+    ]
+    span = np.array([dot.found.ends for dots in per_task for dot in dots])
     figure, panels = _frame(rows, tasks, len(rates))
-    for panel, found in zip(panels, changes):
-        _draw(panel, settings, found, places, rates)
+    for panel, dots in zip(panels, per_task):
+        _draw(panel, dots, rates)
         scale_points(panel, "x", span)
     if rates:
-        handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1]))
-        figure.legend(handles.values(), handles, loc="outside upper center", ncols=5, fontsize=8, frameon=False)
+        add_legend(figure, panels[:1], columns=5)
     few = subset(settings)
-    return png(figure), CAPTION.format(LOG_NOTE if is_wide(span) else "", ORACLES.format(few) if few else "")
+    return png(figure), CAPTION.format(log_note(span), ORACLES.format(few) if few else "")
 
 
 def _frame(rows: Sequence[str], tasks: Sequence[str | None], dots: int) -> tuple:
-    """A figure with empty panels, as tall as its rows need, of so many dots each."""
+    """A figure with empty panels, as tall as its rows with so many dots each need."""
     from matplotlib.figure import Figure
 
     texts = [wrap(row, 30) for row in rows]
@@ -54,12 +67,6 @@ def _frame(rows: Sequence[str], tasks: Sequence[str | None], dots: int) -> tuple
     return figure, panels
 
 
-def _rates(settings: Sequence[Setting], axes: Sequence[str]) -> list[float]:
-    """The swept keep rates, highest first; none where they are not swept."""
-    swept = {value_at(setting.config, KEEP_RATE) for setting in settings} if KEEP_RATE in axes else ()
-    return sorted(swept, reverse=True)
-
-
 def _shift(setting: Setting, rates: Sequence[float]) -> float:
     """How far below the middle of its row a rate's dot stands."""
     if not rates:
@@ -67,39 +74,28 @@ def _shift(setting: Setting, rates: Sequence[float]) -> float:
     return 0.7 * ((rates.index(value_at(setting.config, KEEP_RATE)) + 0.5) / len(rates) - 0.5)
 
 
-def _draw(
-    panel,
-    settings: Sequence[Setting],
-    changes: Sequence[Interval | None],
-    places: Sequence[float],
-    rates: Sequence[float],
-) -> None:
+def _draw(panel, dots: Sequence[Dot], rates: Sequence[float]) -> None:
     panel.axvline(0, color="black", lw=0.9, ls=(0, (4, 3)), zorder=1)
-    for place, setting, found in zip(places, settings, changes):
-        if found is not None:
-            colour, label = _look(setting, rates)
-            low, high = found.ends
-            bars = [[found.estimate - low], [high - found.estimate]]
-            look = {"fmt": "o", "ms": 4 if rates else 5, "lw": 1.3, "color": colour, "label": label, "zorder": 3}
-            face = "white" if setting.is_oracle else colour
-            panel.errorbar([found.estimate], [place], xerr=bars, markerfacecolor=face, **look)
-            if not rates:
-                _write(panel, found, place, colour)
+    for place, setting, found in dots:
+        colour, label = _colour(setting, rates)
+        low, high = found.ends
+        bars = [[found.estimate - low], [high - found.estimate]]
+        look = {"fmt": "o", "ms": 4 if rates else 5, "lw": 1.3, "color": colour, "label": label, "zorder": 3}
+        face = "white" if setting.is_oracle else colour
+        panel.errorbar([found.estimate], [place], xerr=bars, markerfacecolor=face, **look)
+        if not rates:  # there is room for the number
+            box = {"facecolor": "white", "lw": 0, "pad": 0.6, "alpha": 0.8}
+            at = {"xytext": (0, 5.5), "textcoords": "offset points", "ha": "center"}
+            text = signed(found.estimate, 1)
+            panel.annotate(text, (found.estimate, place), fontsize=7, color=colour, bbox=box, **at)
     panel.tick_params(axis="y", length=0)
     panel.grid(axis="x", lw=0.4, color="#dddddd")
     panel.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _look(setting: Setting, rates: Sequence[float]) -> tuple[str, str | None]:
-    """Colour and legend: by keep rate where that is swept, else by who ranks, which the row says."""
+def _colour(setting: Setting, rates: Sequence[float]) -> tuple[str, str | None]:
+    """Colour and legend: by keep rate where that is swept, else by ranking, which the row names."""
     if not rates:
-        return COLOURS.get(setting.config["pruning"]["reducer"], OTHER), None
+        return colour_of(setting.config["pruning"]["reducer"]), None
     rate = value_at(setting.config, KEEP_RATE)
     return PALETTE[rates.index(rate) % len(PALETTE)], f"{plain(rate, KEEP_RATE)} kept"
-
-
-def _write(panel, found: Interval, place: float, colour: str) -> None:
-    """The number above its dot."""
-    look = {"fontsize": 7, "color": colour, "bbox": {"facecolor": "white", "lw": 0, "pad": 0.6, "alpha": 0.8}}
-    text = f"{round(found.estimate, 1) + 0.0:+.1f}"
-    panel.annotate(text, (found.estimate, place), (0, 5.5), textcoords="offset points", ha="center", **look)

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from patchrank.config import Constraint, Objective
 from patchrank.report.labels import RANKINGS
 from patchrank.report.pareto import Front, pareto_front
-from patchrank.report.plots.style import COLOURS, MARKERS, OTHER, png
+from patchrank.report.plots.style import MARKERS, add_legend, colour_of, png
 
-# metric -> what it is called, how its figures are written, and the unpruned tower's: a metric of trials, or a value
-COLUMNS: dict[str, tuple[str, str, str | float | None]] = {
-    "val_accuracy": ("accuracy, val", ".1f", "val_accuracy_unpruned"),
-    "val_agreement": ("agreement, val", ".1f", 100.0),
-    "val_cosine": ("cosine, val", ".4f", 1.0),
-    "matching_rate": ("matching, val", ".1f", None),
-    "gmacs": ("GMACs", ".4f", "gmacs_unpruned"),
-    "ms": ("ms", ".3f", "ms_unpruned"),
-    "speedup": ("speed-up", ".2f", 1.0),
+
+class Column(NamedTuple):
+    """A metric's head, how its figures are written, and the unpruned tower's: a metric of trials, or a value."""
+
+    head: str
+    layout: str
+    unpruned: str | float | None
+
+
+COLUMNS = {
+    "val_accuracy": Column("accuracy, val", ".1f", "val_accuracy_unpruned"),
+    "val_agreement": Column("agreement, val", ".1f", 100.0),
+    "val_cosine": Column("cosine, val", ".4f", 1.0),
+    "matching_rate": Column("matching, val", ".1f", None),
+    "gmacs": Column("GMACs", ".4f", "gmacs_unpruned"),
+    "ms": Column("ms", ".3f", "ms_unpruned"),
+    "speedup": Column("speed-up", ".2f", 1.0),
 }
 CAPTION = (
     "Every trial by what it is worth and what it costs; strong: the front, numbered as in the table; line: those of it "
@@ -32,42 +41,37 @@ NEAR = (0.035, 0.06)  # shares of a panel's width and height within which a seco
 def draw_front(
     front: Front, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()
 ) -> tuple[bytes, str]:
-    """PNG and caption."""
+    """PNG and caption: a panel for every pair of a value and a cost. Numbers are those of the front's table."""
     from matplotlib.figure import Figure
 
-    values, costs = _axes(objectives)
+    values = [each for each in objectives if each.mode == "max"]
+    costs = [each for each in objectives if each.mode == "min"]
+    if not values or not costs:  # the last stands for a cost
+        values, costs = objectives[:-1], objectives[-1:]
     figure = Figure(figsize=(4.6 * len(costs) + 0.4, 3.2 * len(values) + 0.5), layout="constrained")
     panels = figure.subplots(len(values), len(costs), squeeze=False)
     for row, value in zip(panels, values):
         for panel, cost in zip(row, costs):
             _draw(panel, front, value, cost)
-            _bounds(panel, constraints, value, cost)
-            _number(panel, front, value, cost)
-    handles = dict(zip(*panels[0][0].get_legend_handles_labels()[::-1]))
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=6, fontsize=8, frameon=False)
+            _draw_bounds(panel, constraints, value, cost)
+            _write_numbers(panel, front, value, cost)
+    add_legend(figure, panels[0][:1], columns=6)
     return png(figure), CAPTION.format(HOLLOW if front.infeasible else "")
 
 
 def unpruned_figure(rows: Sequence[dict], metric: str) -> float | None:
-    """What the unpruned tower has of a metric; of what every trial measured anew, the median."""
-    known = COLUMNS[metric][2]
+    """What the unpruned tower has of a metric. Where every trial measured it anew, the median."""
+    known = COLUMNS[metric].unpruned
     if not isinstance(known, str):
         return known
     found = [row["metrics"][known] for row in rows if known in row["metrics"]]
     return float(np.median(found)) if found else None
 
 
-def _axes(objectives: Sequence[Objective]) -> tuple[list[Objective], list[Objective]]:
-    """What is plotted upwards and what to the right; where all are of one kind, the last stands for a cost."""
-    values = [each for each in objectives if each.mode == "max"]
-    costs = [each for each in objectives if each.mode == "min"]
-    return (values, costs) if values and costs else (list(objectives[:-1]), list(objectives[-1:]))
-
-
 def _draw(panel, front: Front, value: Objective, cost: Objective) -> None:
-    hollow = {"facecolors": "none", "lw": 0.8}
-    looks = ((front.beaten, {"alpha": 0.35, "lw": 0}), (front.infeasible, {"alpha": 0.6, **hollow}))
-    for rows, look in (*looks, (front.best + front.equal, {"lw": 0.6, "edgecolors": "black", "zorder": 3})):
+    faint, hollow = {"alpha": 0.35, "lw": 0}, {"alpha": 0.6, "facecolors": "none", "lw": 0.8}
+    strong = {"lw": 0.6, "edgecolors": "black", "zorder": 3}
+    for rows, look in ((front.beaten, faint), (front.infeasible, hollow), (front.best + front.equal, strong)):
         for reducer in dict.fromkeys(row["config"]["pruning"]["reducer"] for row in rows):
             _scatter(panel, [row for row in rows if row["config"]["pruning"]["reducer"] == reducer], value, cost, look)
     line = [(row["metrics"][cost.metric], row["metrics"][value.metric]) for row in _best_here(front, value, cost)]
@@ -75,8 +79,8 @@ def _draw(panel, front: Front, value: Objective, cost: Objective) -> None:
     star = [unpruned_figure(front.best, each.metric) for each in (cost, value)]
     if None not in star:
         panel.plot(*star, "*", color="black", ms=11, ls="", label="unpruned", zorder=4)
-    panel.set_xlabel(COLUMNS[cost.metric][0], fontsize=9)
-    panel.set_ylabel(COLUMNS[value.metric][0], fontsize=9)
+    panel.set_xlabel(COLUMNS[cost.metric].head, fontsize=9)
+    panel.set_ylabel(COLUMNS[value.metric].head, fontsize=9)
     panel.tick_params(labelsize=8)
     panel.grid(lw=0.4, color="#e5e5e5")
     panel.spines[["top", "right"]].set_visible(False)
@@ -86,17 +90,18 @@ def _scatter(panel, rows: Sequence[dict], value: Objective, cost: Objective, loo
     """Points of one reducer, which colour and mark tell."""
     reducer = rows[0]["config"]["pruning"]["reducer"]
     x, y = ([row["metrics"][each.metric] for row in rows] for each in (cost, value))
-    colour, mark = COLOURS.get(reducer, OTHER), {"random": "P"}.get(reducer, MARKERS.get(reducer, "h"))
+    colour = colour_of(reducer)
+    mark = "P" if reducer == "random" else MARKERS.get(reducer, "h")
     fill = {"edgecolors": colour} if look.get("facecolors") == "none" else {"facecolors": colour}
     panel.scatter(x, y, s=30, marker=mark, label=RANKINGS.get(reducer, reducer), **(fill | look))
 
 
 def _best_here(front: Front, value: Objective, cost: Objective) -> list[dict]:
-    """Those of the front that nothing beats in two objectives alone, in the order of one."""
-    return pareto_front(front.best, [cost, value], ()).best
+    """The rows of the front that nothing beats in these two objectives alone, by cost."""
+    return pareto_front(front.best, [cost, value]).best
 
 
-def _bounds(panel, constraints: Sequence[Constraint], value: Objective, cost: Objective) -> None:
+def _draw_bounds(panel, constraints: Sequence[Constraint], value: Objective, cost: Objective) -> None:
     for each in constraints:
         bound = each.at_most if each.at_least is None else each.at_least
         for objective, draw in ((cost, panel.axvline), (value, panel.axhline)):
@@ -104,7 +109,7 @@ def _bounds(panel, constraints: Sequence[Constraint], value: Objective, cost: Ob
                 draw(bound, color="#c2410c", lw=1, ls=":")
 
 
-def _number(panel, front: Front, value: Objective, cost: Objective) -> None:
+def _write_numbers(panel, front: Front, value: Objective, cost: Objective) -> None:
     """Numbers of the table beside the points of the line, where there is room."""
     (left, right), (low, high), taken = panel.get_xlim(), panel.get_ylim(), []
     numbers = {row["id"]: n + 1 for n, row in enumerate(front.best)}

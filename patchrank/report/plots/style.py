@@ -1,9 +1,10 @@
-"""What the plots share: colours, what of an axis to show, and PNG. matplotlib loads when something is drawn."""
+"""What the plots share: colours, the scale of an axis, and PNG. matplotlib loads when something is drawn."""
 
 from __future__ import annotations
 
 import io
 import textwrap
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -15,18 +16,27 @@ COLOURS = {
     "cls_attention": "#d9662b",
     "golden": "#2e8b57",
 }
-OTHER = "#444444"  # of reducers that are not ours
 MARKERS = {"predictor": "o", "prior": "^", "center": "D", "random": "x", "cls_attention": "v", "golden": "s"}
 PALETTE = ("#1b6ca8", "#c2410c", "#2e8b57", "#7b4ea3", "#b58900", "#be3a77")  # where colour tells other things apart
 LEAST = 2.0  # points that an axis shows at least, so that noise is not blown up
 WIDE = 10.0  # points; where changes span more, a linear axis would show small ones as none
 TICKS = {"x": (-100, -10, -1, 0, 1, 10, 100)}  # there, labels stand beside each other
 TICKS["y"] = (-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100)
-LOG_NOTE = "; beyond 1 point the scale is logarithmic"
+
+
+def colour_of(reducer: str) -> str:
+    """The colour of a reducer in every picture; one of a user's own is dark grey."""
+    return COLOURS.get(reducer, "#444444")
 
 
 def is_wide(changes: np.ndarray) -> bool:
+    """Whether an axis that shows these changes, in points, is logarithmic."""
     return max(0.0, np.max(changes)) - min(0.0, np.min(changes)) > WIDE
+
+
+def log_note(*panels: np.ndarray) -> str:
+    """What a caption says where the axis of any panel is logarithmic, by the changes that each shows."""
+    return "; beyond 1 point the scale is logarithmic" if any(map(is_wide, panels)) else ""
 
 
 def scale_points(panel, which: str, changes: np.ndarray) -> None:
@@ -55,6 +65,12 @@ def wrap(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     return "\n".join(line for part in name.split("; ") for line in textwrap.wrap(part, width))
+
+
+def add_legend(figure, panels: Iterable, columns: int) -> None:
+    """Names what is drawn in some panels once, above all of them."""
+    handles = {text: handle for panel in panels for handle, text in zip(*panel.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns, fontsize=8, frameon=False)
 
 
 def png(figure, dpi: int = 150) -> bytes:

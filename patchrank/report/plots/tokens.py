@@ -22,7 +22,7 @@ def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
     from matplotlib.figure import Figure
 
     places, rate = _choose(settings, axes)
-    names = labels(settings, axes, without=[KEEP_RATE] * bool(rate))
+    names = labels(settings, axes, without=[KEEP_RATE] if rate else [])
     chosen, names = [settings[place] for place in places], ["image", *(names[place] for place in places)]
     tasks, count = all_tasks(chosen), max(1, MAX_COLUMNS // len(all_tasks(chosen)))
     strips = [_strips(chosen, task, count) for task in tasks]
@@ -42,7 +42,7 @@ def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
 
 
 def _choose(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[list[int], str]:
-    """Places of at most `MAX_ROWS` settings: those of the middle keep rate (which is returned), or evenly chosen."""
+    """Places of at most `MAX_ROWS` settings, evenly chosen. Of many, only those of the middle keep rate (returned)."""
     places, rate = list(range(len(settings))), ""
     if len(places) > MAX_ROWS and KEEP_RATE in axes:
         rates = [value_at(setting.config, KEEP_RATE) for setting in settings]
@@ -55,10 +55,7 @@ def _choose(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[list[int]
 
 
 def _strips(settings: Sequence[Setting], task: str, count: int) -> list[np.ndarray]:
-    """The images of a task as they are, then with what every setting leaves of them; white where it has no such task.
-
-    Each (n, S, S, 3).
-    """
+    """The images of a task as they are, then as each setting leaves them, all (n, S, S, 3); white without the task."""
     arrays = [setting.arrays[0] if task in setting.tasks else None for setting in settings]
     images = next(found[f"{task}.pictures"] for found in arrays if found is not None)[:count]
     strips = [images]

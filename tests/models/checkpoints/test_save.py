@@ -214,7 +214,7 @@ def test_modules_that_cannot_be_made_again_are_refused(tmp_path, tower):
         save_pretrained(tower, tmp_path / "saved")
     register_predictor("own")(Own)
     try:
-        with pytest.raises(UserError, match="'own' takes power, but has no `settings`"):
+        with pytest.raises(UserError, match="'own' takes power, but has no attribute `settings`"):
             save_pretrained(tower, tmp_path / "saved")
         tower.pruner.reducer.predictor.settings = {"power": 1}
         with pytest.raises(UserError, match="not what its settings {'power': 1} make"):

@@ -1,8 +1,9 @@
-"""Splits of a user's own images, whatever lists them: by folders or columns that say so, or by a hash of each id."""
+"""Images that a folder, a CSV file or tars list, and their splits: as listed, or by a hash of each id."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,11 @@ TEMPLATES = ("a photo of a {}.",)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image: its id, its place as errors tell it, how to read it, and what is known of it.
+    """One image.
 
-    label: a class by name, or by number where only the numbers are known. split: None where nothing says which.
-    group: the name that it shares with images of the same person, video or place; None where it stands for itself.
+    place: what errors call it. read: gives its bytes. label: a class by name, or by number where names are not known.
+    split: None where nothing says which. group: a name that it shares with images of the same person, video or place;
+    None where it shares none.
     """
 
     id: str
@@ -30,19 +32,22 @@ class Entry:
     split: str | None = None
     group: str | None = None
 
+    def content(self) -> bytes:
+        return self.read()
 
-def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> ImageSplit:
-    """One split of a pile of images, sorted by id; `where` is the pile's name in errors.
 
-    `all` is the whole pile. Where entries name their splits, those are the others; where they do not, train, val and
-    test get 50, 20 and 30 % by a hash of each image's own id, or of its group, so that no image moves when others come
-    or go, and no group stands in two splits. Classes are those of the whole pile, so that labels mean the same in every
-    split; they are sorted by name, or by number where all names are numbers. Numbered labels come with no classes until
-    a vocabulary names them.
+def make_split(task: str, split: str, entries: Sequence[Entry], where: str) -> ImageSplit:
+    """One split of some images, sorted by id; `where` is what errors call them all.
+
+    The split `all` has every image. The others are those that the entries name. Where they name none, train, val and
+    test get 50, 20 and 30 % by a hash of each image's id, or of its group: no image moves when others come or go, and
+    no group is in two splits. Classes are those of all images, so that labels mean the same in every split. They are
+    sorted by name, or by number where all names are numbers. Labels that are numbers have no classes until a
+    vocabulary names them.
 
     Raises:
-        UserError: no images, an id that stands twice, an unknown or empty split, labels, captions or groups for some
-            only.
+        UserError: no images, an id that two images have, an unknown or empty split, or labels, captions or groups for
+            some images only.
     """
     if not entries:
         raise UserError(f"data.root {where}: holds no images")
@@ -55,7 +60,8 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
     known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption", "group")}
     groups = known["group"] and [f"{task}/{name}" for name in known["group"]]
     classes = _classes(entries)
-    labels = None if known["label"] is None else _places(known["label"], classes)
+    index = {name: i for i, name in enumerate(classes)}
+    labels = None if known["label"] is None else [index.get(label, label) for label in known["label"]]
     return ImageSplit(
         task,
         split,
@@ -63,7 +69,7 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
         labels,
         classes,
         TEMPLATES,
-        Reader(_read, chosen),
+        Reader(Entry.content, chosen),
         decoding="viewer",
         captions=known["caption"],
         groups=groups,
@@ -71,12 +77,8 @@ def choose(task: str, split: str, entries: Sequence[Entry], where: str) -> Image
     )
 
 
-def _read(entry: Entry) -> bytes:
-    return entry.read()
-
-
 def split_of(name: str) -> str:
-    """The split in which an image of this id, or a group of this name, falls where nothing else says so."""
+    """The split of an image of this id, or of a group of this name, by a hash."""
     place = int.from_bytes(hashlib.sha256(f"split of {name}".encode()).digest()[:8], "big") / 2**64
     return "train" if place < SHARES["train"] else "val" if place < SHARES["train"] + SHARES["val"] else "test"
 
@@ -85,17 +87,9 @@ def _check_ids(entries: Sequence[Entry], where: str) -> None:
     for entry, other in zip(entries, entries[1:]):
         if entry.id == other.id:
             raise UserError(f"{entry.place} and {other.place}: both are image {entry.id!r}, which must stand once")
-    for entry in entries:
-        if not _is_line(entry.id):
+    for entry in entries:  # file systems allow any bytes in a name; Python shows some of them as surrogates
+        if "\n" in entry.id or re.search("[\ud800-\udfff]", entry.id):
             raise UserError(f"{where}: the name {entry.id!r} is not one line of text in UTF-8; rename the file")
-
-
-def _is_line(name: str) -> bool:
-    """Whether a name can stand in lists and hashes of ids; file systems allow any bytes."""
-    try:
-        return b"\n" not in name.encode()
-    except UnicodeEncodeError:
-        return False
 
 
 def _check_chosen(split: str, chosen: Sequence[Entry], known: set[str], where: str) -> None:
@@ -109,7 +103,7 @@ def _check_chosen(split: str, chosen: Sequence[Entry], known: set[str], where: s
 
 
 def _all_or_none(name: str, scope: Sequence[Entry], chosen: Sequence[Entry]) -> list[Any] | None:
-    """What every chosen entry says of its label, caption or group; None where nothing in the scope says anything."""
+    """The label, caption or group of every chosen entry; None where no entry in the scope has one."""
     without = next((entry for entry in scope if getattr(entry, name) is None), None)
     having = next((entry for entry in scope if getattr(entry, name) is not None), None)
     if without and having:
@@ -118,7 +112,7 @@ def _all_or_none(name: str, scope: Sequence[Entry], chosen: Sequence[Entry]) -> 
 
 
 def _classes(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """Names in label order; none where labels are numbers, or there are none."""
+    """Names in label order; () where labels are numbers, or there are none."""
     first = {}  # kind of label -> the first entry that has it
     for entry in entries:
         first.setdefault(type(entry.label), entry)
@@ -130,8 +124,3 @@ def _classes(entries: Sequence[Entry]) -> tuple[str, ...]:
     names = {entry.label for entry in entries if isinstance(entry.label, str)}
     numbers = all(name.isascii() and name.isdigit() for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
-
-
-def _places(labels: list[str | int], classes: tuple[str, ...]) -> list[int]:
-    places = {name: i for i, name in enumerate(classes)}
-    return [places.get(label, label) for label in labels]
