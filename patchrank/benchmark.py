@@ -17,21 +17,29 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_clip_from, positive
+from patchrank.cli.config_flags import add_config_flags, positive
+from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_clip_from, pruning_from
 from patchrank.cli.summary import macs_line, print_row, pruning_title
-from patchrank.config import BenchmarkConfig
+from patchrank.config import DEFAULTS, BenchmarkConfig
 from patchrank.models.clip import Clip
 from patchrank.models.pretrained import find_weights
-from patchrank.utils.command import run_command
+from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.device import check_device, hardware
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
 
+BENCHMARK = BenchmarkConfig()
 WARM_UP = 3  # runs of each tower that count for nothing
 
 
 @torch.inference_mode()
-def measure(model: nn.Module, batch_size: int = 32, repeats: int = 30, seed: int = 0, quiet: bool = True) -> dict:
+def measure(
+    model: nn.Module,
+    batch_size: int = BENCHMARK.batch_size,
+    repeats: int = BENCHMARK.repeats,
+    seed: int = DEFAULTS.seed,
+    quiet: bool = True,
+) -> dict:
     """Milliseconds per image of a pruned tower, and of the same tower with nothing pruned and no prompts.
 
     The two take turns, so that whatever else the machine does falls on both alike; the first runs are thrown away.
@@ -87,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
+    settings = pruning_from(args)
     tower = _tower(args, settings)
     found = measure(tower, args.batch_size, args.repeats, args.seed, quiet=False)
     costs = {"gmacs": tower.macs().image / 1e9, "gmacs_unpruned": tower.macs_unpruned().image / 1e9}
@@ -123,13 +131,10 @@ def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.benchmark", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = create_parser("benchmark", __doc__)
     add_model_flags(parser, out=None)
     add_pruning_flags(parser)
-    defaults = BenchmarkConfig()
-    parser.add_argument("--batch-size", type=positive, default=defaults.batch_size, help="images of a run")
-    parser.add_argument("--repeats", type=positive, default=defaults.repeats, help="runs of each tower, in turns")
+    add_config_flags(parser, BenchmarkConfig, "batch_size", "repeats")
     parser.add_argument("--threads", type=positive, help="that torch may use (default: all cores)")
     return parser
 

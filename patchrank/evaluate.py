@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchrank.cli.config_flags import add_config_flags
 from patchrank.cli.flags import (
     add_data_flags,
     add_model_flags,
@@ -36,6 +37,7 @@ from patchrank.cli.summary import (
     print_row,
     pruning_title,
 )
+from patchrank.config import TrialConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.golden.agreement import matching, prior_of, rank_quality
@@ -45,8 +47,8 @@ from patchrank.layers.reducers import Random, TokenState
 from patchrank.layers.reducers.random import sample_keys
 from patchrank.models.clip import Clip
 from patchrank.models.clip import macs_row as macs_row
-from patchrank.retrieval import add_index_flag, retrieval_from, retrieval_lines
-from patchrank.utils.command import run_command
+from patchrank.retrieval import add_batch_size_flag, add_index_flag, retrieval_from, retrieval_lines
+from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
@@ -236,8 +238,7 @@ def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.evaluate", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = create_parser("evaluate", __doc__)
     parser.add_argument(
         "--task",
         choices=("classification", "retrieval"),
@@ -245,9 +246,10 @@ def _parser() -> argparse.ArgumentParser:
         help="retrieval: what patchrank.retrieval measures (default: classification)",
     )
     add_model_flags(parser, out=None)
-    add_data_flags(parser, "val; of a folder or tars: all", batch_size=BATCH_SIZE)
+    add_data_flags(parser, "val; of a folder or tars: all")
+    add_batch_size_flag(parser)
     add_pruning_flags(parser)
-    parser.add_argument("--controls", nargs="*", default=[], choices=CONTROLS)
+    add_config_flags(parser, TrialConfig, "controls")
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
     add_index_flag(parser)
     return parser

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchrank.cli.config_flags import positive
 from patchrank.cli.flags import (
     add_data_flags,
     add_model_flags,
@@ -36,7 +37,7 @@ from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, exists, read_bytes, resolve, write_atomic
 from patchrank.models.clip import Clip
 from patchrank.models.text import encode_texts
-from patchrank.utils.command import run_command
+from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.nearest import is_within, nearest, own_distance, shared
@@ -309,13 +310,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.retrieval", description=__doc__.split("\n\nShapes:")[0])
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = create_parser("retrieval", __doc__.split("\n\nShapes:")[0])
     add_model_flags(parser, out=None)
-    add_data_flags(parser, "val; of a folder or tars: all", batch_size=BATCH_SIZE)
+    add_data_flags(parser, "val; of a folder or tars: all")
+    add_batch_size_flag(parser)
     add_pruning_flags(parser)
     add_index_flag(parser)
     return parser
+
+
+def add_batch_size_flag(parser: argparse.ArgumentParser) -> None:
+    usual = f"images that run at a time (default: {BATCH_SIZE})"
+    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, help=usual)
 
 
 def add_index_flag(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from patchrank.config import DEFAULTS
 from patchrank.layers.predictors import check_location, create_awaiting, create_predictor, load_predictor
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
 from patchrank.utils.errors import UserError, near
@@ -34,15 +35,15 @@ class Pruning:
     seed: of the reducer `random`.
     """
 
-    keep_rate: float = 1.0
-    locations: Sequence[int] = (4, 6, 8, 10)
-    drop_counts: Sequence[int] | None = None
-    reducer: str = "predictor"
-    leftovers: str = "drop"
+    keep_rate: float = DEFAULTS.pruning.keep_rate
+    locations: Sequence[int] = DEFAULTS.pruning.locations
+    drop_counts: Sequence[int] | None = DEFAULTS.pruning.drop_counts
+    reducer: str = DEFAULTS.pruning.reducer
+    leftovers: str = DEFAULTS.pruning.leftovers
     cls_only_last: bool | str = "auto"
     predictor_path: str | Path | None = None
     predictor_init: str | Mapping | None = None
-    seed: int = 0
+    seed: int = DEFAULTS.seed
 
     def check(self) -> None:
         """Raises `UserError` for a value that no tower could use."""

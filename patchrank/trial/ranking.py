@@ -32,6 +32,10 @@ def fit_tasks(trial: TrialConfig) -> list[str]:
     return trial.data.tasks if trial.predictor.fit_on == "own" else trial.predictor.fit_on
 
 
+def predictor_shape(trial: TrialConfig) -> dict:
+    return fit.predictor_shape(trial.predictor.name, trial.predictor.dim, trial.predictor.head)
+
+
 def num_epochs(trial: TrialConfig) -> int:
     """How many epochs of fitting a trial has in all, if it finds no predictor that is fitted already."""
     if not is_fitted(trial) or "prior" in (trial.pruning.reducer, trial.predictor.name):
@@ -112,8 +116,8 @@ def _fitted(
         return cached.to(clip.logit_scale.device)
     settings = trial.predictor.model_dump()
     how = {name: settings[name] for name in ("name", "loss", "epochs", "lr")} | {"seed": trial.seed, "quiet": quiet}
-    predictor = fit.fit_predictor(train, grid, **how, **fit.predictor_shape(trial), after_epoch=after_epoch)
-    about = fit.describe(clip, settings["name"], location, trial.golden.metric, **fit.predictor_shape(trial))
+    predictor = fit.fit_predictor(train, grid, **how, **predictor_shape(trial), after_epoch=after_epoch)
+    about = fit.describe(clip, settings["name"], location, trial.golden.metric, **predictor_shape(trial))
     save_predictor(predictor, path, about)
     return predictor
 

@@ -22,7 +22,6 @@ from patchrank import evaluate as evaluation
 from patchrank import fit
 from patchrank.config import TrialConfig
 from patchrank.data.image_split import ImageSplit
-from patchrank.fit import predictor_shape as predictor_shape
 from patchrank.golden import scores
 from patchrank.golden.agreement import matching
 from patchrank.golden.make_shards import make_shards as score_split
@@ -36,6 +35,7 @@ from patchrank.trial.epochs import Steps
 from patchrank.trial.inputs import Inputs, mean_over
 from patchrank.trial.prompts import Learned, learns, lessons_id, prompted
 from patchrank.trial.ranking import fit_tasks, is_fitted
+from patchrank.trial.ranking import predictor_shape as predictor_shape
 from patchrank.utils.errors import StoreError, UserError
 
 SCHEMA = 1

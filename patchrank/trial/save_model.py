@@ -7,7 +7,6 @@ from pathlib import Path
 
 from patchrank import fit
 from patchrank.config import TrialConfig
-from patchrank.fit import predictor_shape
 from patchrank.io import check_writable, read_json, write_json
 from patchrank.layers.predictors import save_predictor
 from patchrank.layers.prompts import Prompts
@@ -17,7 +16,7 @@ from patchrank.models.prompt_files import describe, save_prompts
 from patchrank.report.pareto import is_number
 from patchrank.trial.inputs import Inputs, mean_over
 from patchrank.trial.prompts import learns, prompted
-from patchrank.trial.ranking import is_fitted, rank
+from patchrank.trial.ranking import is_fitted, predictor_shape, rank
 from patchrank.trial.run import evaluate_part, make_shards
 from patchrank.utils.errors import UserError
 

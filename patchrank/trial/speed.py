@@ -10,13 +10,13 @@ from torch import nn
 
 from patchrank.benchmark import measure
 from patchrank.config import BenchmarkConfig, TrialConfig
-from patchrank.fit import predictor_shape
 from patchrank.io import content_id, join, read_json, write_json
 from patchrank.layers.norm_gains import layer_norms
 from patchrank.layers.predictors import create_predictor
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import create_clip
 from patchrank.prompt.presets import complete
+from patchrank.trial.ranking import predictor_shape
 from patchrank.utils.device import check_device, hardware
 
 SCHEMA = 1

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchrank.config import DEFAULTS
 from patchrank.golden.scores import METRICS, score_images
 from patchrank.layers.predictors import load_predictor
 from patchrank.layers.pruning import check_locations, num_kept, windows
@@ -22,7 +23,6 @@ from patchrank.utils.progress import progress
 from patchrank.visualize.pictures import Pictures
 
 KEEP_RATES = (0.8, 0.6, 0.4)
-LOCATIONS = (4,)  # where table 1 prunes
 
 
 class Kept(NamedTuple):
@@ -76,7 +76,7 @@ def kept_by(
     head: Tensor,
     ranker: str,
     keep_rates: Sequence[float] = KEEP_RATES,
-    locations: Sequence[int] = LOCATIONS,
+    locations: Sequence[int] = DEFAULTS.pruning.locations,
     seed: int = 0,
     scores: Tensor | None = None,
 ) -> list[Kept]:
@@ -120,10 +120,10 @@ def rank_pictures(
     pictures: Pictures,
     rankers: Sequence[str] | None = None,
     keep_rates: Sequence[float] = KEEP_RATES,
-    locations: Sequence[int] = LOCATIONS,
-    window: int = 2,
-    stride: int = 1,
-    remove_at: int = 4,
+    locations: Sequence[int] = DEFAULTS.pruning.locations,
+    window: int = DEFAULTS.golden.window,
+    stride: int = DEFAULTS.golden.stride,
+    remove_at: int = DEFAULTS.golden.remove_at,
     seed: int = 0,
     quiet: bool = True,
 ) -> Rankings:

@@ -222,7 +222,7 @@ def test_missing_and_unknown_files():
         load_sweep("sweeps/location.yaml")
     with pytest.raises(UserError, match="key 'name' is missing"):
         validate(SweepConfig, {"schema": 1}, "x")
-    assert validate(TrialConfig, {}, "x").pruning.keep_rate == 0.6
+    assert validate(TrialConfig, {}, "x").pruning.keep_rate == 1
 
 
 FREE = {"wandb": {"project": "x", "tags": ["a", {"b": [1]}]}}

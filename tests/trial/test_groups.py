@@ -170,7 +170,7 @@ def test_a_trial_saves_what_its_images_are_drawn_by(tmp_path):
         trial = TrialConfig.model_validate(
             {
                 "data": {"tasks": [task], "root": root, "n_train": 4, "n_val": 4, "n_test": 8},
-                "pruning": {"reducer": "center"},
+                "pruning": {"reducer": "center", "keep_rate": 0.6},
             }
         )
         record = run_trial(trial, load_inputs(trial), str(tmp_path), str(tmp_path), "test", quiet=True)

@@ -21,7 +21,9 @@ SMALL = {"n_train": 24, "n_val": 16, "n_test": 16}
 
 
 def config(**changes) -> TrialConfig:
-    raw = TrialConfig(data={"tasks": ["digits"], **SMALL}, predictor={"epochs": 3}).model_dump()
+    raw = TrialConfig(
+        data={"tasks": ["digits"], **SMALL}, predictor={"epochs": 3}, pruning={"keep_rate": 0.6}
+    ).model_dump()
     for path, value in changes.items():
         section, _, key = path.partition("__")
         raw[section] = value if not key else raw[section] | {key: value}

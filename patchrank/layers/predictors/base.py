@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from patchrank.config import DEFAULTS
 from patchrank.utils.errors import UserError, near
 
 PREDICTORS: dict[str, type[nn.Module]] = {}
 HEADS = ("linear", "mean")
+USUAL = DEFAULTS.predictor  # the settings of predictors where nobody gives others
 
 
 def register_predictor(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
