@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.cli.config_flags import add_config_flags, positive
-from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_clip_from, pruning_from
+from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_pruned_clip_from, pruning_from
 from patchrank.cli.summary import macs_line, print_row, pruning_title
 from patchrank.config import DEFAULTS, BenchmarkConfig
 from patchrank.models.clip import Clip
@@ -91,7 +91,12 @@ def _seconds(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    parser = create_parser("benchmark", __doc__)
+    add_model_flags(parser, out=None)
+    add_pruning_flags(parser)
+    add_config_flags(parser, BenchmarkConfig, "batch_size", "repeats")
+    parser.add_argument("--threads", type=positive, help="that torch may use (default: all cores)")
+    args = parser.parse_args(argv)
     check_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -123,20 +128,11 @@ def _lines(row: dict) -> list[tuple[str, str]]:
 def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
     """With weights where flags name some or some ship, since files fit theirs alone; with random ones elsewhere."""
     if any((args.checkpoint, args.prompts, args.predictor, find_weights(args.model).file)):
-        return create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings).visual
+        return create_pruned_clip_from(args).visual
     torch.manual_seed(args.seed)
     tower = timm.create_model(args.model, predictor_init="random", seed=args.seed, **settings)
     print("weights are random, which changes no time", file=sys.stderr)
     return tower.eval().to(args.device)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = create_parser("benchmark", __doc__)
-    add_model_flags(parser, out=None)
-    add_pruning_flags(parser)
-    add_config_flags(parser, BenchmarkConfig, "batch_size", "repeats")
-    parser.add_argument("--threads", type=positive, help="that torch may use (default: all cores)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -19,14 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchrank.cli.config_flags import add_config_flags
-from patchrank.cli.flags import (
-    add_data_flags,
-    add_model_flags,
-    add_pruning_flags,
-    create_pruned_clip_from,
-    evaluation_row,
-    load_split_from,
-)
+from patchrank.cli.flags import create_pruned_clip_from, evaluation_row, load_split_from, pruned_parser
 from patchrank.cli.summary import (
     ACCURACIES,
     MATCHING,
@@ -47,8 +40,8 @@ from patchrank.layers.reducers import Random, TokenState
 from patchrank.layers.reducers.random import sample_keys
 from patchrank.models.clip import Clip
 from patchrank.models.clip import macs_row as macs_row
-from patchrank.retrieval import add_batch_size_flag, add_index_flag, retrieval_from, retrieval_lines
-from patchrank.utils.command import create_parser, run_command
+from patchrank.retrieval import SPLIT, add_index_flag, retrieval_from, retrieval_lines
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
@@ -238,17 +231,13 @@ def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = create_parser("evaluate", __doc__)
+    parser = pruned_parser("evaluate", __doc__, SPLIT, batch_size=BATCH_SIZE)
     parser.add_argument(
         "--task",
         choices=("classification", "retrieval"),
         default="classification",
         help="retrieval: what patchrank.retrieval measures (default: classification)",
     )
-    add_model_flags(parser, out=None)
-    add_data_flags(parser, "val; of a folder or tars: all")
-    add_batch_size_flag(parser)
-    add_pruning_flags(parser)
     add_config_flags(parser, TrialConfig, "controls")
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
     add_index_flag(parser)

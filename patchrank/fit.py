@@ -7,6 +7,7 @@ python -m patchrank.fit --shards $TRAIN --val-shards $VAL --location 4 --out run
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import warnings
@@ -30,7 +31,6 @@ from patchrank.utils.errors import UserError, near
 from patchrank.utils.progress import progress
 
 VERSION = 1  # of the fitting: bump it when the same shards would give another predictor
-TRAINING = ("name", "loss", "epochs", "lr")  # the settings of a predictor that training reads
 BATCH_SIZE = 64
 LAST_LR_SHARE = 0.1  # the cosine ends at this share of the first rate
 WEIGHT_DECAY = 1e-4
@@ -126,16 +126,7 @@ def _source(path: str) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = create_parser("fit", __doc__)
-    add_model_flags(parser, out="runs/predictor.safetensors")
-    parser.add_argument("--shards", required=True, nargs="+", help="folders of golden-rank shards to fit to, pooled")
-    parser.add_argument("--val-shards", required=True, help="folder of shards to measure matching on")
-    first = DEFAULTS.pruning.locations[0]
-    what = f"layer, from 1, whose input the predictor reads (default: {first})"
-    parser.add_argument("--location", type=reader(int), default=first, help=what)
-    add_config_flags(parser, GoldenConfig, "metric")
-    add_config_flags(parser, PredictorConfig, "dim", "head", "loss", "epochs", "lr", predictor_name="name")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     config = read_config(args, PredictorConfig, predictor_name="name")
     clip, started = create_clip_from(args), time.time()
     check_location(config.name, args.location)
@@ -145,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--val-shards {args.val_shards}: of {what}, as --shards {path}; take a split of its own")
     train = pooled([read_ranked(clip, path, args.metric, args.location) for path in args.shards])
     val = read_ranked(clip, args.val_shards, args.metric, args.location)
-    shape, how = predictor_shape(config.name, config.dim, config.head), config.model_dump(include=set(TRAINING))
+    shape = predictor_shape(config.name, config.dim, config.head)
+    how = config.model_dump(include={"name", "loss", "epochs", "lr"})
     predictor = fit_predictor(train, clip.visual.patch_embed.grid_size, seed=args.seed, **how, **shape)
     about = describe(clip, config.name, args.location, args.metric, **shape)
     save_predictor(predictor, args.out, about)
@@ -154,16 +146,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     row = {**found, "seconds": round(time.time() - started, 1)}
     where = f"{len(val.golden):,} images of {'/'.join(_source(args.val_shards))}"
     title = f"{config.name} fitted to {len(train.golden):,} images, measured on {where}"
-    print_row(row, title, [*percentages(row, MATCHING), *_lines(row)])
+    lines = percentages(row, MATCHING)
+    lines += [("Kendall's tau with the golden ranking", f"{row['kendall']:.3f}")]
+    lines += [("NDCG of the golden top patches", f"{row['ndcg']:.3f}"), ("time", f"{row['seconds']:.1f} s")]
+    print_row(row, title, lines)
 
 
-def _lines(row: dict[str, float]) -> list[tuple[str, str]]:
-    """What a command's table tells beside the matching rates."""
-    return [
-        ("Kendall's tau with the golden ranking", f"{row['kendall']:.3f}"),
-        ("NDCG of the golden top patches", f"{row['ndcg']:.3f}"),
-        ("time", f"{row['seconds']:.1f} s"),
-    ]
+def _parser() -> argparse.ArgumentParser:
+    parser = create_parser("fit", __doc__)
+    add_model_flags(parser, out="runs/predictor.safetensors")
+    parser.add_argument("--shards", required=True, nargs="+", help="folders of golden-rank shards to fit to, pooled")
+    parser.add_argument("--val-shards", required=True, help="folder of shards to measure matching on")
+    first = DEFAULTS.pruning.locations[0]
+    what = f"layer, from 1, whose input the predictor reads (default: {first})"
+    parser.add_argument("--location", type=reader(int), default=first, help=what)
+    add_config_flags(parser, GoldenConfig, "metric")
+    add_config_flags(parser, PredictorConfig, "dim", "head", "loss", "epochs", "lr", predictor_name="name")
+    return parser
 
 
 if __name__ == "__main__":

@@ -22,28 +22,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchrank.cli.config_flags import positive
-from patchrank.cli.flags import (
-    add_data_flags,
-    add_model_flags,
-    add_pruning_flags,
-    create_pruned_clip_from,
-    evaluation_row,
-    load_split_from,
-)
+from patchrank.cli.flags import create_pruned_clip_from, evaluation_row, load_split_from, pruned_parser
 from patchrank.cli.summary import images_line, macs_line, print_row, pruning_title
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, exists, read_bytes, resolve, write_atomic
 from patchrank.models.clip import Clip
 from patchrank.models.text import encode_texts
-from patchrank.utils.command import create_parser, run_command
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.nearest import is_within, nearest, own_distance, shared
 from patchrank.utils.progress import progress
 
 BATCH_SIZE = 64
+SPLIT = "val; of a folder or tars: all"  # where `--split` names none
 KS = (1, 5, 10)
 PROBES = 64  # images of a split that an index is checked with
 LABELS = {  # of the figures of a row, for people
@@ -310,18 +303,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = create_parser("retrieval", __doc__.split("\n\nShapes:")[0])
-    add_model_flags(parser, out=None)
-    add_data_flags(parser, "val; of a folder or tars: all")
-    add_batch_size_flag(parser)
-    add_pruning_flags(parser)
+    parser = pruned_parser("retrieval", __doc__.split("\n\nShapes:")[0], SPLIT, batch_size=BATCH_SIZE)
     add_index_flag(parser)
     return parser
-
-
-def add_batch_size_flag(parser: argparse.ArgumentParser) -> None:
-    usual = f"images that run at a time (default: {BATCH_SIZE})"
-    parser.add_argument("--batch-size", type=positive, default=BATCH_SIZE, help=usual)
 
 
 def add_index_flag(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from patchrank.io import join
 from patchrank.models.clip import Clip, create_clip, macs_row
 from patchrank.models.prompt_files import describe
 from patchrank.models.text import template_set
+from patchrank.utils.command import create_parser
 from patchrank.utils.device import check_device
 
 PRUNING = ("keep_rate", "locations", "reducer", "leftovers")  # settings of a trial that have a flag
@@ -43,6 +44,20 @@ def add_data_flags(parser: argparse.ArgumentParser, default_split: str) -> None:
 def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     add_config_flags(parser, PruningConfig, *PRUNING)
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
+
+
+def pruned_parser(
+    stage: str, description: str, default_split: str, out: str | None = None, batch_size: int | None = None
+) -> argparse.ArgumentParser:
+    """The parser of a stage that runs a pruned pair on the images of a split; without a batch size it has no flag."""
+    parser = create_parser(stage, description)
+    add_model_flags(parser, out)
+    add_data_flags(parser, default_split)
+    if batch_size is not None:
+        usual = f"images that run at a time (default: {batch_size})"
+        parser.add_argument("--batch-size", type=positive, default=batch_size, help=usual)
+    add_pruning_flags(parser)
+    return parser
 
 
 def pruning_from(args: argparse.Namespace) -> dict:

@@ -21,9 +21,7 @@ class DataConfig(Strict):
     tasks: ListOf[str] = Field(("digits",), min_length=1, description="what is classified; results are means of tasks")
     root: str | None = Field(None, description="folder, list or tars of the images; embedded tasks need none")
     vocabulary: str | None = Field(None, description="YAML file of class names and templates")
-    templates: Literal["plain", "openai7", "openai80"] | None = Field(
-        None, description="set of templates that takes the place of all others"
-    )
+    templates: Literal["plain", "openai7", "openai80"] | None = Field(None, description="templates in place of others")
     n_train: int | None = Field(256, ge=1, description="images of each task that rankings are fitted to")
     n_val: int | None = Field(128, ge=1, description="images of each task that choices are made on")
     n_test: int | None = Field(None, ge=0, description="images of each task that are reported on; 0: test is not read")
@@ -31,9 +29,8 @@ class DataConfig(Strict):
 
 
 class GoldenConfig(Strict):
-    metric: Literal["label", "confidence", "preservation"] = Field(
-        "preservation", description="golden scores: by what is lost of the label, the answer or the embedding"
-    )
+    # what is lost of the true class, of the answer, of the embedding
+    metric: Literal["label", "confidence", "preservation"] = Field("preservation", description="which golden scores")
     window: int = Field(2, ge=1, description="golden scores: side of the removed square, in tokens")
     stride: int = Field(1, ge=1, description="golden scores: tokens from one square to the next")
     # first: the first of `pruning.locations`
@@ -64,9 +61,8 @@ class PromptConfig(Strict):
     """How learned tokens are tuned; None: the preset's, or what the tower asks for (`patchrank.prompt.presets`)."""
 
     mode: Literal["none", "T", "V", "TV"] = Field("TV", description="whose tokens learn: text, visual or both")
-    loss: Literal["cross_entropy", "distill"] = Field(
-        "cross_entropy", description="distill: back to the whole image's embedding, without labels, in mode V"
-    )
+    # distill: back to the whole image's embedding
+    loss: Literal["cross_entropy", "distill"] = Field("cross_entropy", description="distill: mode V, without labels")
     norm_gains: bool = Field(False, description="the image tower's LayerNorms learn gains as well")
     num_tokens: int | None = Field(None, ge=1, description="learned tokens (default: 16, or 4 below 100 patches)")
     preset: Literal["coop", "maple", "digits", "distill"] | None = Field(
@@ -107,9 +103,7 @@ class TrialConfig(Strict):
     golden: GoldenConfig = GoldenConfig()
     predictor: PredictorConfig = PredictorConfig()
     pruning: PruningConfig = PruningConfig()
-    controls: ListOf[Literal["random", "reversed"]] = Field(
-        (), description="other orders in which a predictor's trial drops as many patches"
-    )
+    controls: ListOf[Literal["random", "reversed"]] = Field((), description="other orders to drop as many patches in")
     prompt: PromptConfig | None = None
 
 

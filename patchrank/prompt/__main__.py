@@ -21,14 +21,7 @@ from itertools import islice
 import torch
 
 from patchrank.cli.config_flags import add_config_flags, read_config
-from patchrank.cli.flags import (
-    add_data_flags,
-    add_model_flags,
-    add_pruning_flags,
-    create_clip_from,
-    load_split_from,
-    pruning_from,
-)
+from patchrank.cli.flags import create_pruned_clip_from, load_split_from, pruned_parser, pruning_from
 from patchrank.cli.summary import ACCURACIES, cosine_line, images_line, macs_line, percentages, print_row, pruning_title
 from patchrank.config import PromptConfig
 from patchrank.data.dataset_factory import find_task
@@ -41,7 +34,7 @@ from patchrank.prompt.batches import Feed, check_named, load_train
 from patchrank.prompt.presets import complete, learning_rates
 from patchrank.prompt.train_step import ready, start, step
 from patchrank.prompt.tuning import check_distillation, finished, run_id, seen, tune_prompts
-from patchrank.utils.command import create_parser, run_command
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 
 DRY_STEPS = 4  # one that warms up, and those that are timed
@@ -50,7 +43,7 @@ DRY_STEPS = 4  # one that warms up, and those that are timed
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     _check(args)
-    clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **pruning_from(args))
+    clip = create_pruned_clip_from(args)
     config = complete(read_config(args, PromptConfig), clip, args.data)
     if config.mode == "none" and args.dry_run:
         raise UserError("--dry-run: mode none tunes nothing; near: --mode TV")
@@ -202,10 +195,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = create_parser("prompt", __doc__)
-    add_model_flags(parser, out="runs/prompts.safetensors")
-    add_data_flags(parser, "val, for the row; images to learn from are drawn from train or adapt")
-    add_pruning_flags(parser)
+    split = "val, for the row; images to learn from are drawn from train or adapt"
+    parser = pruned_parser("prompt", __doc__, split, out="runs/prompts.safetensors")
     add_config_flags(parser, PromptConfig, *PromptConfig.model_fields)
     parser.add_argument("--dry-run", action="store_true", help="print time and memory of a few steps, and stop")
     return parser

@@ -35,9 +35,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from patchrank.tune.driver import run_sweep
 
-    names = ("quick", "fresh", "dry_run", "address", "wait", "dashboard", "best", "out")
-    options = {key: getattr(args, key) for key in names}
-    run_command(lambda: run_sweep(args.sweep, args.overrides, **options).exit_code)
+    options = vars(args)
+    run_command(lambda: run_sweep(options.pop("sweep"), **options).exit_code)
 
 
 if __name__ == "__main__":
