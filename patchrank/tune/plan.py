@@ -46,6 +46,13 @@ class Plan:
         grid = [key for key, rule in self.sweep.axes.items() if rule.kind == "grid"]
         return [key for key in grid if not any(key in cell.values for cell in self.cells)]
 
+    def prunes(self) -> bool:
+        """Whether any trial drops patches, or a search may draw one that does."""
+        if not self.sampled.keys().isdisjoint(("pruning.keep_rate", "pruning.drop_counts")):
+            return True
+        pruning = [self.trial(cell.values).pruning for cell in self.cells]
+        return any(each.keep_rate < 1 or each.drop_counts for each in pruning)
+
     def missing(self) -> int:
         """How many trials have neither finished nor been ended early."""
         return sum(max(0, cell.samples - len(list(self.records_of(cell)))) for cell in self.cells)

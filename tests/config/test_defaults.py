@@ -103,7 +103,7 @@ def flags(stage: str, monkeypatch) -> list[argparse.Action]:
 def is_made_from(action: argparse.Action, field: FieldInfo) -> bool:
     """Whether a flag has the words and the default of a field."""
     is_default = action.default == field.default or (action.default in ([], None) and field.default in ((), None))
-    return is_default and field.description is not None and action.help.startswith(field.description)
+    return is_default and field.description is not None and (action.help or "").startswith(field.description)
 
 
 def test_python_functions_have_the_defaults_of_the_schemas():
