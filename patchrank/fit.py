@@ -127,7 +127,7 @@ def _source(path: str) -> tuple[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    config = read_config(args, PredictorConfig, predictor_name="name")
+    config = read_config(args, PredictorConfig)
     clip, started = create_clip_from(args), time.time()
     check_location(config.name, args.location)
     for path in args.shards:

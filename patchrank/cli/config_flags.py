@@ -17,19 +17,21 @@ Config = TypeVar("Config", bound=Strict)
 
 def add_config_flags(parser: argparse.ArgumentParser, schema: type[Strict], *fields: str, **renamed: str) -> None:
     """Adds a flag for each field that is named: `--keep-rate` for "keep_rate", `--model` for `model="name"`."""
-    for flag, name in (renamed | {field: field for field in fields}).items():
+    flags = {name: flag for flag, name in renamed.items()} | {name: name for name in fields}
+    for name, flag in flags.items():
         parser.add_argument(f"--{flag.replace('_', '-')}", **_argument(schema.model_fields[name]))
+    others = parser.get_default(schema.__name__) or {}
+    parser.set_defaults(**{schema.__name__: others | flags})  # for `read_config`
 
 
-def read_config(args: argparse.Namespace, schema: type[Config], **renamed: str) -> Config:
-    """What the flags say of a schema, renamed as `add_config_flags` was told to; other fields have their defaults.
+def read_config(args: argparse.Namespace, schema: type[Config]) -> Config:
+    """What the flags say that `add_config_flags` made for a schema; fields without a flag have their defaults.
 
     Raises:
         UserError: values that do not fit each other.
     """
-    flags = {name: name for name in schema.model_fields} | {field: flag for flag, field in renamed.items()}
-    given = {name: getattr(args, flag) for name, flag in flags.items() if hasattr(args, flag)}
-    return validate(schema, given, "flags")
+    flags = getattr(args, schema.__name__)
+    return validate(schema, {name: getattr(args, flag) for name, flag in flags.items()}, "flags")
 
 
 def reader(kind: Any) -> Callable[[str], Any]:
