@@ -49,7 +49,7 @@ def write_model(
     target = _find_target(folder)
     check_writable(target.parent)
     data = trial.data.model_copy(update={"n_test": None})
-    trial, own = trial.model_copy(update={"data": data, "controls": []}), Inputs(inputs.clip, data)
+    trial, own = trial.model_copy(update={"data": data, "controls": ()}), Inputs(inputs.clip, data)
     try:
         metrics, prompts = _read_test(trial, own, shards, quiet)
         numbers = {key: value for key, value in row["metrics"].items() if is_number(value)}
