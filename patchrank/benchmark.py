@@ -17,22 +17,29 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_clip_from, positive
+from patchrank.cli.config_flags import add_config_flags, positive
+from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_pruned_clip_from, pruning_from
 from patchrank.cli.summary import macs_line, print_row, pruning_title
-from patchrank.config import BenchmarkConfig
+from patchrank.config import DEFAULTS, BenchmarkConfig
 from patchrank.models.clip import Clip
 from patchrank.models.pretrained import find_weights
-from patchrank.utils.command import run_command
+from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.device import check_device, hardware
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
 
-VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
+BENCHMARK = BenchmarkConfig()
 WARM_UP = 3  # runs of each tower that count for nothing
 
 
 @torch.inference_mode()
-def measure(model: nn.Module, batch_size: int = 32, repeats: int = 30, seed: int = 0, quiet: bool = True) -> dict:
+def measure(
+    model: nn.Module,
+    batch_size: int = BENCHMARK.batch_size,
+    repeats: int = BENCHMARK.repeats,
+    seed: int = DEFAULTS.seed,
+    quiet: bool = True,
+) -> dict:
     """Milliseconds per image of a pruned tower, and of the same tower with nothing pruned and no prompts.
 
     The two take turns, so that whatever else the machine does falls on both alike; the first runs are thrown away.
@@ -84,11 +91,16 @@ def _seconds(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    parser = create_parser("benchmark", __doc__)
+    add_model_flags(parser, out=None)
+    add_pruning_flags(parser)
+    add_config_flags(parser, BenchmarkConfig, "batch_size", "repeats")
+    parser.add_argument("--threads", type=positive, help="that torch may use (default: all cores)")
+    args = parser.parse_args(argv)
     check_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    settings = {key: getattr(args, key) for key in ("keep_rate", "locations", "reducer", "leftovers")}
+    settings = pruning_from(args)
     tower = _tower(args, settings)
     found = measure(tower, args.batch_size, args.repeats, args.seed, quiet=False)
     costs = {"gmacs": tower.macs().image / 1e9, "gmacs_unpruned": tower.macs_unpruned().image / 1e9}
@@ -119,23 +131,11 @@ def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
     Elsewhere weights are random: they change no time.
     """
     if any((args.checkpoint, args.prompts, args.predictor, find_weights(args.model).file)):
-        return create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings).visual
+        return create_pruned_clip_from(args).visual
     torch.manual_seed(args.seed)
     tower = timm.create_model(args.model, predictor_init="random", seed=args.seed, **settings)
     print("weights are random, which changes no time", file=sys.stderr)
     return tower.eval().to(args.device)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.benchmark", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_flags(parser, out=None)
-    add_pruning_flags(parser)
-    defaults = BenchmarkConfig()
-    parser.add_argument("--batch-size", type=positive, default=defaults.batch_size, help="images of a run")
-    parser.add_argument("--repeats", type=positive, default=defaults.repeats, help="runs of each tower, in turns")
-    parser.add_argument("--threads", type=positive, help="that torch may use (default: all cores)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -12,14 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from patchrank.cli.flags import (
-    add_data_flags,
-    add_model_flags,
-    add_pruning_flags,
-    create_pruned_clip_from,
-    evaluation_row,
-    load_split_from,
-)
+from patchrank.cli.config_flags import add_config_flags
+from patchrank.cli.flags import create_pruned_clip_from, evaluation_row, load_split_from, pruned_parser
 from patchrank.cli.summary import (
     ACCURACIES,
     MATCHING,
@@ -30,6 +24,7 @@ from patchrank.cli.summary import (
     print_row,
     pruning_title,
 )
+from patchrank.config import TrialConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.golden.agreement import matching, prior_of, rank_quality
@@ -40,10 +35,10 @@ from patchrank.models.clip import macs_row as macs_row
 from patchrank.models.embed import BATCH_SIZE
 from patchrank.models.embed import embed_shared as embed_shared
 from patchrank.models.embed import embed_unpruned as embed_unpruned
-from patchrank.models.zero_shot import CONTROLS, evaluate
 from patchrank.models.zero_shot import Evaluation as Evaluation
+from patchrank.models.zero_shot import evaluate
 from patchrank.models.zero_shot import random_scores as random_scores
-from patchrank.retrieval import add_index_flag, retrieval_from, retrieval_lines
+from patchrank.retrieval import SPLIT, add_index_flag, retrieval_from, retrieval_lines
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 
@@ -97,18 +92,14 @@ def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.evaluate", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = pruned_parser("evaluate", __doc__, SPLIT, batch_size=BATCH_SIZE)
     parser.add_argument(
         "--task",
         choices=("classification", "retrieval"),
         default="classification",
         help="retrieval: what patchrank.retrieval measures (default: classification)",
     )
-    add_model_flags(parser, out=None)
-    add_data_flags(parser, "val; of a folder or tars: all", batch_size=BATCH_SIZE)
-    add_pruning_flags(parser)
-    parser.add_argument("--controls", nargs="*", default=[], choices=CONTROLS)
+    add_config_flags(parser, TrialConfig, "controls")
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
     add_index_flag(parser)
     return parser

@@ -17,15 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchrank.cli.flags import add_model_flags, create_clip_from, positive, positive_float
+from patchrank.cli.config_flags import add_config_flags, read_config, reader
+from patchrank.cli.flags import add_model_flags, create_clip_from
 from patchrank.cli.summary import MATCHING, percentages, print_row
+from patchrank.config import DEFAULTS, GoldenConfig, PredictorConfig
 from patchrank.golden.agreement import matching, prior_of, rank_quality
 from patchrank.golden.dataset import Ranked, pooled, read_ranked
-from patchrank.golden.scores import METRICS
 from patchrank.golden.shards import read_manifest
 from patchrank.layers.predictors import Prior, check_location, create_predictor, save_predictor
 from patchrank.models.clip import Clip
-from patchrank.utils.command import run_command
+from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.progress import progress
 
@@ -43,17 +44,17 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # the paper's own, to the letter
     "eq8": lambda scores, golden: -(golden.sigmoid() * F.logsigmoid(scores)).mean(),
 }
-WARNINGS = {"eq8": "loss eq8 is one-sided, as the paper prints it: high scores for all tokens minimise it; near: bce"}
+WARNINGS = {"eq8": "loss eq8 is one-sided, as the paper prints it: high scores for all tokens minimise it; try bce"}
 
 
 def fit_predictor(
     data: Ranked,
     grid_size: tuple[int, int],
-    name: str = "mix_mlp",
-    loss: str = "bce",
-    epochs: int = 50,
-    lr: float = 1e-3,
-    seed: int = 0,
+    name: str = DEFAULTS.predictor.name,
+    loss: str = DEFAULTS.predictor.loss,
+    epochs: int = DEFAULTS.predictor.epochs,
+    lr: float = DEFAULTS.predictor.lr,
+    seed: int = DEFAULTS.seed,
     quiet: bool = False,
     after_epoch: Callable[[int, nn.Module], None] | None = None,
     **kwargs,
@@ -125,48 +126,43 @@ def _source(path: str) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.fit", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_flags(parser, out="runs/predictor.safetensors")
-    parser.add_argument("--shards", required=True, nargs="+", help="folders of golden-rank shards to fit to, pooled")
-    parser.add_argument("--val-shards", required=True, help="folder of shards to measure matching on")
-    parser.add_argument("--location", type=int, default=4, help="layer, from 1, whose input the predictor reads")
-    parser.add_argument("--metric", default="preservation", choices=METRICS, help="golden scores to fit to")
-    parser.add_argument("--predictor-name", default="mix_mlp", help="mix_mlp (default), mlp, transformer or prior")
-    parser.add_argument("--dim", type=positive, default=16, help="the predictor's width (default: 16)")
-    parser.add_argument("--head", default="linear", help="how tokens become scores: linear (default) or mean")
-    parser.add_argument("--loss", default="bce", help=f"{', '.join(LOSSES)} (default: bce)")
-    parser.add_argument("--epochs", type=positive, default=50, help="default: 50")
-    parser.add_argument("--lr", type=positive_float, default=1e-2, help="learning rate at the start (default: 0.01)")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
+    config = read_config(args, PredictorConfig)
     clip, started = create_clip_from(args), time.time()
-    check_location(args.predictor_name, args.location)
+    check_location(config.name, args.location)
     for path in args.shards:
         if _source(path) == _source(args.val_shards):
             what = "/".join(_source(path))
             raise UserError(f"--val-shards {args.val_shards}: of {what}, as --shards {path}; take a split of its own")
     train = pooled([read_ranked(clip, path, args.metric, args.location) for path in args.shards])
     val = read_ranked(clip, args.val_shards, args.metric, args.location)
-    shape = predictor_shape(args.predictor_name, args.dim, args.head)
-    how = {key: getattr(args, key) for key in ("loss", "epochs", "lr", "seed")}
-    predictor = fit_predictor(train, clip.visual.patch_embed.grid_size, args.predictor_name, **how, **shape)
-    about = describe(clip, args.predictor_name, args.location, args.metric, **shape)
+    shape = predictor_shape(config.name, config.dim, config.head)
+    how = config.model_dump(include={"name", "loss", "epochs", "lr"})
+    predictor = fit_predictor(train, clip.visual.patch_embed.grid_size, seed=args.seed, **how, **shape)
+    about = describe(clip, config.name, args.location, args.metric, **shape)
     save_predictor(predictor, args.out, about)
     print(f"predictor: {args.out}", file=sys.stderr)
     found = matching(rank_quality(predictor, prior_of(train), val), clip.visual.num_patches)
     row = {**found, "seconds": round(time.time() - started, 1)}
     where = f"{len(val.golden):,} images of {'/'.join(_source(args.val_shards))}"
-    title = f"{args.predictor_name} fitted to {len(train.golden):,} images, measured on {where}"
-    print_row(row, title, [*percentages(row, MATCHING), *_lines(row)])
+    title = f"{config.name} fitted to {len(train.golden):,} images, measured on {where}"
+    lines = percentages(row, MATCHING)
+    lines += [("Kendall's tau with the golden ranking", f"{row['kendall']:.3f}")]
+    lines += [("NDCG of the golden top patches", f"{row['ndcg']:.3f}"), ("time", f"{row['seconds']:.1f} s")]
+    print_row(row, title, lines)
 
 
-def _lines(row: dict[str, float]) -> list[tuple[str, str]]:
-    """What a command's table tells beside the matching rates."""
-    return [
-        ("Kendall's tau with the golden ranking", f"{row['kendall']:.3f}"),
-        ("NDCG of the golden top patches", f"{row['ndcg']:.3f}"),
-        ("time", f"{row['seconds']:.1f} s"),
-    ]
+def _parser() -> argparse.ArgumentParser:
+    parser = create_parser("fit", __doc__)
+    add_model_flags(parser, out="runs/predictor.safetensors")
+    parser.add_argument("--shards", required=True, nargs="+", help="folders of golden-rank shards to fit to, pooled")
+    parser.add_argument("--val-shards", required=True, help="folder of shards to measure matching on")
+    first = DEFAULTS.pruning.locations[0]
+    what = f"layer, from 1, whose input the predictor reads (default: {first})"
+    parser.add_argument("--location", type=reader(int), default=first, help=what)
+    add_config_flags(parser, GoldenConfig, "metric")
+    add_config_flags(parser, PredictorConfig, "dim", "head", "loss", "epochs", "lr", predictor_name="name")
+    return parser
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Resumable: running again continues from the last checkpoint, and batch t depends
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -20,17 +19,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from patchrank.cli.flags import positive, positive_float
+from patchrank.cli.config_flags import add_config_flags, positive, positive_float
+from patchrank.config import DEFAULTS, TrialConfig
 from patchrank.data.digits.captions import draw_template
 from patchrank.data.digits.scenes import CLASSES, TEMPLATES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.embed import classify, embed
-from patchrank.utils.command import run_command
+from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
 
 STEPS = 11_430
 BATCH_SIZE = 64
+LR = 1e-3
 CURRICULUM_STEPS = 2500
 WARMUP_STEPS = 300
 DECAY_SHARE = 0.3  # of all steps, at the end, over which the rate falls linearly to 0
@@ -110,7 +111,7 @@ def create_optimizer(clip: Clip, lr: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
-def train(out: Path, steps: int, lr: float = 1e-3, seed: int = 0, every: int = 500) -> Clip:
+def train(out: Path, steps: int = STEPS, lr: float = LR, seed: int = DEFAULTS.seed, every: int = 500) -> Clip:
     """Trains (or goes on training) the pair in `out`, and returns it. Writes `last.safetensors` and `log.jsonl`."""
     torch.manual_seed(seed)
     clip = create_clip("patchrank_clip_digits", pretrained=False).train()
@@ -184,12 +185,11 @@ def export_weights(clip: Clip, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.pretrain", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = create_parser("pretrain", __doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of checkpoint, log and weights")
-    parser.add_argument("--steps", type=positive, default=STEPS)
-    parser.add_argument("--lr", type=positive_float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=positive, default=STEPS, help=f"batches in all (default: {STEPS})")
+    parser.add_argument("--lr", type=positive_float, default=LR, help=f"learning rate at its highest (default: {LR})")
+    add_config_flags(parser, TrialConfig, "seed")
     args = parser.parse_args(argv)
     clip = train(args.out, args.steps, args.lr, args.seed)
     export_weights(clip, args.out / "patchrank_clip_digits.safetensors")

@@ -21,14 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchrank.cli.flags import (
-    add_data_flags,
-    add_model_flags,
-    add_pruning_flags,
-    create_pruned_clip_from,
-    evaluation_row,
-    load_split_from,
-)
+from patchrank.cli.flags import create_pruned_clip_from, evaluation_row, load_split_from, pruned_parser
 from patchrank.cli.summary import images_line, macs_line, print_row, pruning_title
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
@@ -41,6 +34,7 @@ from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.nearest import is_within, nearest, own_distance, shared
 
+SPLIT = "val; of a folder or tars: all"  # where `--split` names none
 KS = (1, 5, 10)
 PROBES = 64  # images of a split that an index is checked with
 LABELS = {  # of the figures of a row, for people
@@ -272,11 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.retrieval", description=__doc__.split("\n\nShapes:")[0])
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_flags(parser, out=None)
-    add_data_flags(parser, "val; of a folder or tars: all", batch_size=BATCH_SIZE)
-    add_pruning_flags(parser)
+    parser = pruned_parser("retrieval", __doc__.split("\n\nShapes:")[0], SPLIT, batch_size=BATCH_SIZE)
     add_index_flag(parser)
     return parser
 

@@ -15,6 +15,7 @@ from patchrank.config.search import Resources as Resources
 from patchrank.config.search import Rule as Rule
 from patchrank.config.search import SearchConfig as SearchConfig
 from patchrank.config.sweep import SweepConfig as SweepConfig
+from patchrank.config.trial import DEFAULTS as DEFAULTS
 from patchrank.config.trial import DataConfig as DataConfig
 from patchrank.config.trial import GoldenConfig as GoldenConfig
 from patchrank.config.trial import ModelConfig as ModelConfig
@@ -24,5 +25,6 @@ from patchrank.config.trial import PruningConfig as PruningConfig
 from patchrank.config.trial import TrialConfig as TrialConfig
 from patchrank.config.validation import known_keys as known_keys
 from patchrank.config.validation import leaves as leaves
+from patchrank.config.validation import rule_of as rule_of
 from patchrank.config.validation import validate as validate
 from patchrank.config.validation import value_at as value_at

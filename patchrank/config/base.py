@@ -7,8 +7,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, WrapSerializer
 
 Item = TypeVar("Item")
-# A list in YAML, in records and in `model_dump()`; a tuple in Python, so that configurations are hashable. `strict` holds
-# for the list alone: its items keep their types.
+# A list in YAML, in records and in `model_dump()`, and a tuple in Python, so that configurations are hashable. Only the
+# list itself is not strict: its items keep their types.
 ListOf = Annotated[tuple[Item, ...], Field(strict=False), WrapSerializer(lambda items, dump: list(dump(items)))]
 
 

@@ -58,8 +58,8 @@ class Constraint(Strict):
 class BenchmarkConfig(Strict):
     """How milliseconds are measured, where an objective or a constraint asks for them."""
 
-    batch_size: int = Field(32, ge=1)
-    repeats: int = Field(30, ge=3)  # of each tower, in turns
+    batch_size: int = Field(32, ge=1, description="images of a run")
+    repeats: int = Field(30, ge=3, description="runs of each tower, in turns")
 
 
 class Loggers(Strict):

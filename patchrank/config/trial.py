@@ -1,4 +1,7 @@
-"""What one trial depends on: the settings that a sweep may vary."""
+"""What one trial depends on: the settings that a sweep may vary, and the one place of their defaults.
+
+Python functions read them from `DEFAULTS`; the commands make their flags from these very fields, descriptions included.
+"""
 
 from __future__ import annotations
 
@@ -10,69 +13,74 @@ from patchrank.config.base import ListOf, Strict
 
 
 class ModelConfig(Strict):
-    name: str = "patchrank_clip_digits"
-    checkpoint: str | None = None
+    name: str = Field("patchrank_clip_digits", description="a timm entrypoint of ours")
+    checkpoint: str | None = Field(None, description="file of a pair, whoever saved it (default: the tag's own)")
 
 
 class DataConfig(Strict):
-    tasks: ListOf[str] = Field(("digits",), min_length=1)  # results are means over them
-    root: str | None = None
-    vocabulary: str | None = None  # YAML file of class names and templates
-    templates: Literal["plain", "openai7", "openai80"] | None = None  # prompts in place of each task's own
-    n_train: int | None = Field(256, ge=1)  # images of each task
-    n_val: int | None = Field(128, ge=1)
-    n_test: int | None = Field(None, ge=0)  # 0: trials do not look at test
-    n_oracle: int | None = Field(None, ge=1)  # the first test images, which alone `golden` rankings are made for
+    tasks: ListOf[str] = Field(("digits",), min_length=1, description="what is classified; results are means of tasks")
+    root: str | None = Field(None, description="folder, list or tars of the images; embedded tasks need none")
+    vocabulary: str | None = Field(None, description="YAML file of class names and templates")
+    templates: Literal["plain", "openai7", "openai80"] | None = Field(None, description="templates in place of others")
+    n_train: int | None = Field(256, ge=1, description="images of each task that rankings are fitted to")
+    n_val: int | None = Field(128, ge=1, description="images of each task that choices are made on")
+    n_test: int | None = Field(None, ge=0, description="images of each task that are reported on; 0: test is not read")
+    n_oracle: int | None = Field(None, ge=1, description="first test images, which alone golden rankings are made for")
 
 
 class GoldenConfig(Strict):
-    metric: Literal["label", "confidence", "preservation"] = "preservation"
-    window: int = Field(2, ge=1)
-    stride: int = Field(1, ge=1)
-    remove_at: int | Literal["first"] = 4
-    rounds: int = Field(1, ge=1)
+    # what is lost of the true class, of the answer, of the embedding
+    metric: Literal["label", "confidence", "preservation"] = Field("preservation", description="which golden scores")
+    window: int = Field(2, ge=1, description="golden scores: side of the removed square, in tokens")
+    stride: int = Field(1, ge=1, description="golden scores: tokens from one square to the next")
+    # first: the first of `pruning.locations`
+    remove_at: int | Literal["first"] = Field(4, description="golden scores: layer, from 1, before which it leaves")
+    rounds: int = Field(1, ge=1, description="golden scores: how often what is left is scored")
 
 
 class PredictorConfig(Strict):
-    name: str = "mix_mlp"
-    dim: int = Field(16, ge=1)
-    head: Literal["linear", "mean"] = "linear"
-    loss: str = "bce"
-    epochs: int = Field(50, ge=1)
-    lr: float = Field(0.01, gt=0)
-    # each task its own predictor, or one for all, fitted on these tasks
+    name: str = Field("mix_mlp", description="mix_mlp, mlp, transformer, prior, or one of your own")
+    dim: int = Field(16, ge=1, description="channels of the predictor")
+    head: Literal["linear", "mean"] = Field("linear", description="how the channels of a token become its score")
+    loss: str = Field("bce", description="bce, listwise or eq8")
+    epochs: int = Field(50, ge=1, description="passes over the training images")
+    lr: float = Field(0.01, gt=0, allow_inf_nan=False, description="learning rate at the start")
+    # own: each task has a predictor of its own; else one for all tasks, fitted on these
     fit_on: Literal["own"] | Annotated[ListOf[str], Field(min_length=1)] = "own"
 
 
 class PruningConfig(Strict):
-    reducer: str = "predictor"
-    leftovers: str = "drop"
-    keep_rate: float = Field(0.6, gt=0, le=1)
-    drop_counts: ListOf[int] | None = None
-    locations: ListOf[int] = Field((4, 6, 8, 10), min_length=1)
+    reducer: str = Field("predictor", description="who ranks patches")
+    leftovers: str = Field("drop", description="what becomes of the patches that are not kept")
+    keep_rate: float = Field(1.0, gt=0, le=1, description="share of patches that are left at the end")
+    drop_counts: ListOf[int] | None = Field(None, description="patches that leave at each location; beats keep_rate")
+    locations: ListOf[int] = Field((4, 6, 8, 10), min_length=1, description="layers, from 1, before which they leave")
 
 
 class PromptConfig(Strict):
     """How learned tokens are tuned; None: the preset's, or what the tower asks for (`patchrank.prompt.presets`)."""
 
-    name: str = "coupled"  # the prompt layer, as it is registered
-    mode: Literal["none", "T", "V", "TV"] = "TV"
-    loss: Literal["cross_entropy", "distill"] = "cross_entropy"  # distill: back to the whole image's embedding
-    norm_gains: bool = False  # gains of the image tower's LayerNorms are learned as well
-    num_tokens: int | None = Field(None, ge=1)
-    preset: Literal["coop", "maple", "digits", "distill"] | None = None
-    shots: int = Field(16, ge=1)  # images of each class, with their labels
-    images: int | None = Field(None, ge=1)  # that distillation sees, without labels
-    epochs: int | None = Field(None, ge=1)
-    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
-    batch_size: int | None = Field(None, ge=1)
-    bias: bool = False  # of the map to visual tokens; the paper's has none, MaPLe's has
-    class_specific: bool = False
-    words: str | None = Field(None, min_length=1)  # to start from, in place of N(0, 0.02)
-    augment: bool | None = None  # CoOp's crops and flips; None: photographs alone, since flips change digits
-    patience: int | None = Field(None, ge=1)  # epochs that are no better on val, after which it stops
-    precision: Literal["fp32", "bf16"] = "fp32"  # of the frozen towers; what is learned is fp32
-    checkpointing: bool = False  # computes activations twice instead of keeping them
+    name: str = Field("coupled", description="the prompt layer, as it is registered")
+    mode: Literal["none", "T", "V", "TV"] = Field("TV", description="whose tokens learn: text, visual or both")
+    # distill: back to the whole image's embedding
+    loss: Literal["cross_entropy", "distill"] = Field("cross_entropy", description="distill: mode V, without labels")
+    norm_gains: bool = Field(False, description="the image tower's LayerNorms learn gains as well")
+    num_tokens: int | None = Field(None, ge=1, description="learned tokens (default: 16, or 4 below 100 patches)")
+    preset: Literal["coop", "maple", "digits", "distill"] | None = Field(
+        None, description="default: coop in mode T, distill for that loss, digits for the embedded model, else maple"
+    )
+    shots: int = Field(16, ge=1, description="labelled images of each class")
+    images: int | None = Field(None, ge=1, description="images that distillation sees, without labels (default: 1024)")
+    epochs: int | None = Field(None, ge=1, description="passes over the training images (default: the preset's)")
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False, description="learning rate (default: the preset's)")
+    batch_size: int | None = Field(None, ge=1, description="images of a step (default: the preset's)")
+    bias: bool = Field(False, description="gives the map to visual tokens a bias, as MaPLe does")
+    class_specific: bool = Field(False, description="each class has tokens of its own, in mode T")
+    words: str | None = Field(None, min_length=1, description="text to start from, in place of random tokens")
+    augment: bool | None = Field(None, description="CoOp's crops and flips (default: for photographs)")
+    patience: int | None = Field(None, ge=1, description="epochs that are no better on val before it stops")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the frozen towers; what is learned stays fp32")
+    checkpointing: bool = Field(False, description="less memory: activations are computed twice")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> PromptConfig:
@@ -90,11 +98,14 @@ class PromptConfig(Strict):
 class TrialConfig(Strict):
     """Everything that one trial depends on."""
 
-    seed: int = 0
+    seed: int = Field(0, description="of all that is drawn at random")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     golden: GoldenConfig = GoldenConfig()
     predictor: PredictorConfig = PredictorConfig()
     pruning: PruningConfig = PruningConfig()
-    controls: ListOf[Literal["random", "reversed"]] = ()  # other orders in which a predictor's trial drops as much
+    controls: ListOf[Literal["random", "reversed"]] = Field((), description="other orders to drop as many patches in")
     prompt: PromptConfig | None = None
+
+
+DEFAULTS = TrialConfig()

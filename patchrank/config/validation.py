@@ -31,14 +31,19 @@ def _first_problem(schema: type[BaseModel], raw: dict, error: ValidationError) -
         return f"key {path!r} does not exist; {near(str(place[-1]), known_keys(schema, place[:-1]))}"
     if problems[0]["type"] == "value_error" and isinstance(value, dict):  # of keys that do not fit each other
         return f"{path}: {problems[0]['ctx']['error']}".removeprefix(": ")
-    rules = [_rule(each["msg"]) for each in problems if each["loc"][: len(place)] == place]
-    return f"{path} is {value!r}, but {', or '.join(dict.fromkeys(rules))}"
+    return f"{path} is {value!r}, but {rule_of(error, place)}"
 
 
-def _rule(message: str) -> str:
-    """pydantic's own words, where what it calls a tuple is a list in the file."""
-    message = message.removeprefix("Input ").removeprefix("Tuple ").split(" after validation")[0]
-    return message.replace("valid tuple", "valid list")
+def rule_of(error: ValidationError, place: tuple = ()) -> str:
+    """The rules that the value at a place broke, as in "should be a valid integer"."""
+    messages = [each["msg"] for each in error.errors() if each["loc"][: len(place)] == place]
+    return ", or ".join(dict.fromkeys(map(_plain, messages)))
+
+
+def _plain(message: str) -> str:
+    """pydantic's own words; what is a tuple to it is a list in the file."""
+    message = message.removeprefix("Input ").removeprefix("Tuple ").replace("valid tuple", "valid list")
+    return message.split(" after validation")[0].split(", unable to parse")[0]
 
 
 def _written(loc: tuple, raw: Any) -> tuple[tuple, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from patchrank.config import DEFAULTS
 from patchrank.data.image_split import ImageSplit
 from patchrank.golden.scores import METRICS, VERSION, batch_size_of, check_rounds, known_metrics, score_images
 from patchrank.golden.shards import SHARD_SIZE, Sample, ShardFolder
@@ -17,11 +18,11 @@ def shard_folder(
     clip: Clip,
     split: ImageSplit,
     root: str,
-    window: int,
-    stride: int,
-    remove_at: int,
-    rounds: int = 1,
-    metric: str = "preservation",
+    window: int = DEFAULTS.golden.window,
+    stride: int = DEFAULTS.golden.stride,
+    remove_at: int = DEFAULTS.golden.remove_at,
+    rounds: int = DEFAULTS.golden.rounds,
+    metric: str = DEFAULTS.golden.metric,
     sha256: str | None = None,
 ) -> ShardFolder:
     """The folder that holds, or will hold, these scores; its name depends on all that they depend on.

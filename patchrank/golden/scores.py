@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchrank.config import DEFAULTS
 from patchrank.layers import pruning
 from patchrank.utils.device import full_precision
 from patchrank.utils.errors import UserError, near
@@ -40,10 +41,10 @@ def score_images(
     head: Tensor | None = None,
     labels: Tensor | None = None,
     logit_scale: float = 100.0,
-    window: int = 2,
-    stride: int = 1,
-    remove_at: int = 4,
-    rounds: int = 1,
+    window: int = DEFAULTS.golden.window,
+    stride: int = DEFAULTS.golden.stride,
+    remove_at: int = DEFAULTS.golden.remove_at,
+    rounds: int = DEFAULTS.golden.rounds,
     metrics: Sequence[str] = METRICS,
     batch_size: int | None = None,
 ) -> GoldenScores:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from patchrank.config import DEFAULTS, PruningConfig, validate
 from patchrank.layers.predictors import check_location, create_awaiting, create_predictor, load_predictor
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
 from patchrank.utils.errors import UserError, near
@@ -34,19 +35,21 @@ class Pruning:
     seed: of the reducer `random`.
     """
 
-    keep_rate: float = 1.0
-    locations: Sequence[int] = (4, 6, 8, 10)
-    drop_counts: Sequence[int] | None = None
-    reducer: str = "predictor"
-    leftovers: str = "drop"
+    keep_rate: float = DEFAULTS.pruning.keep_rate
+    locations: Sequence[int] = DEFAULTS.pruning.locations
+    drop_counts: Sequence[int] | None = DEFAULTS.pruning.drop_counts
+    reducer: str = DEFAULTS.pruning.reducer
+    leftovers: str = DEFAULTS.pruning.leftovers
     cls_only_last: bool | str = "auto"
     predictor_path: str | Path | None = None
     predictor_init: str | Mapping | None = None
-    seed: int = 0
+    seed: int = DEFAULTS.seed
 
     def check(self) -> None:
         """Raises `UserError` for a value that no tower could use."""
-        self._check_numbers()
+        validate(PruningConfig, {name: getattr(self, name) for name in PruningConfig.model_fields}, "pruning")
+        if type(self.seed) is not int:
+            raise UserError(f"seed must be a whole number, but is {self.seed!r}")
         if self.reducer not in REDUCERS:
             raise UserError(f"reducer {self.reducer!r} is not registered; {near(self.reducer, REDUCERS)}")
         if self.leftovers not in LEFTOVERS:
@@ -57,16 +60,6 @@ class Pruning:
             raise UserError(
                 f"predictor_init must be 'random', a record of a predictor or left out, but is {self.predictor_init!r}"
             )
-
-    def _check_numbers(self) -> None:
-        if type(self.keep_rate) not in (int, float):
-            raise UserError(f"keep_rate must be a number above 0 and at most 1, but is {self.keep_rate!r}")
-        if type(self.seed) is not int:
-            raise UserError(f"seed must be a whole number, but is {self.seed!r}")
-        for name, values in (("locations", self.locations), ("drop_counts", self.drop_counts)):
-            whole = isinstance(values, Sequence) and all(type(value) is int for value in values)
-            if not whole and not (name == "drop_counts" and values is None):
-                raise UserError(f"{name} must be a list of whole numbers, but is {values!r}")
 
 
 def with_predictor(settings: Pruning, changes: dict) -> dict:

@@ -17,22 +17,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import get_args
 
 import torch
 
-from patchrank.cli.flags import (
-    PRUNING,
-    add_data_flags,
-    add_model_flags,
-    add_pruning_flags,
-    create_clip_from,
-    load_split_from,
-    positive,
-    positive_float,
-)
+from patchrank.cli.config_flags import add_config_flags, read_config
+from patchrank.cli.flags import create_pruned_clip_from, load_split_from, pruned_parser, pruning_from
 from patchrank.cli.summary import ACCURACIES, cosine_line, images_line, macs_line, percentages, print_row, pruning_title
-from patchrank.config import PromptConfig, validate
+from patchrank.config import PromptConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, content_id, read_json, resolve, write_json
@@ -40,8 +31,8 @@ from patchrank.models.clip import Clip, macs_row
 from patchrank.models.embed import embed_unpruned
 from patchrank.models.text import template_set
 from patchrank.models.zero_shot import Evaluation, evaluate
-from patchrank.prompt.batches import PRECISIONS, Feed, check_named, load_train
-from patchrank.prompt.presets import IMAGES, PRESETS, complete, learning_rates
+from patchrank.prompt.batches import Feed, check_named, load_train
+from patchrank.prompt.presets import complete, learning_rates
 from patchrank.prompt.train_step import ready, start, step
 from patchrank.prompt.tuning import check_distillation, finished, run_id, seen, tune_prompts
 from patchrank.utils.command import run_command
@@ -54,10 +45,8 @@ DRY_STEPS = 4  # one that warms up, and those that are timed
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     _check(args)
-    settings = {key: getattr(args, key) for key in PRUNING}
-    clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **settings)
-    named = {key: getattr(args, key) for key in PromptConfig.model_fields}
-    config = complete(validate(PromptConfig, named, "flags"), clip, args.data)
+    clip = create_pruned_clip_from(args)
+    config = complete(read_config(args, PromptConfig), clip, args.data)
     if config.mode == "none" and args.dry_run:
         raise UserError("--dry-run: mode none tunes nothing; try --mode TV")
     check_distillation(config, clip.visual)
@@ -150,7 +139,7 @@ def _row(
 ) -> dict:
     """The result row; `before` is the same pruning without prompts, None where there are none."""
     row = {"model": args.model, "data": args.data, "split": args.split or "val", "n_images": len(found.kept)}
-    row |= {"seed": args.seed} | {key: getattr(args, key) for key in PRUNING} | {"mode": config.mode}
+    row |= {"seed": args.seed} | pruning_from(args) | {"mode": config.mode}
     unused = "images" if config.loss == "cross_entropy" else "shots"
     for key in ("num_tokens", "preset", "shots", "images", "epochs", "lr", "norm_gains", "precision"):
         row[key] = None if before is None or key == unused else getattr(config, key)
@@ -205,39 +194,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.prompt", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_flags(parser, out="runs/prompts.safetensors")
-    add_data_flags(parser, "val, for the row; images to learn from are drawn from train or adapt", batch_size=None)
-    add_pruning_flags(parser)
-    _add_prompt_flags(parser, PromptConfig())
+    split = "val, for the row; images to learn from are drawn from train or adapt"
+    parser = pruned_parser("prompt", __doc__, split, out="runs/prompts.safetensors")
+    add_config_flags(parser, PromptConfig, *PromptConfig.model_fields)
     parser.add_argument("--dry-run", action="store_true", help="print time and memory of a few steps, and stop")
     return parser
-
-
-def _add_prompt_flags(parser: argparse.ArgumentParser, defaults: PromptConfig) -> None:
-    """The settings of `PromptConfig`."""
-    losses = get_args(PromptConfig.model_fields["loss"].annotation)
-    which = "coop in mode T, distill for that loss, digits for the embedded model, else maple"
-    parser.add_argument("--name", default=defaults.name, help="the prompt layer, as it is registered")
-    parser.add_argument(
-        "--mode", default=defaults.mode, choices=("none", "T", "V", "TV"), help="whose tokens learn (default: TV)"
-    )
-    parser.add_argument("--loss", default=defaults.loss, choices=losses, help="distill: without labels, in mode V")
-    parser.add_argument("--norm-gains", action="store_true", help="the image tower's LayerNorms learn gains as well")
-    parser.add_argument("--num-tokens", type=positive, help="default: 16; below 100 patches 4")
-    parser.add_argument("--preset", choices=tuple(PRESETS), help=f"default: {which}")
-    parser.add_argument("--shots", type=positive, default=defaults.shots, help="of each class, labelled (default: 16)")
-    parser.add_argument("--images", type=positive, help=f"that distillation sees, without labels (default: {IMAGES})")
-    parser.add_argument("--epochs", type=positive, help="default: the preset's, as for --lr and --batch-size")
-    parser.add_argument("--lr", type=positive_float)
-    parser.add_argument("--bias", action="store_true", help="gives the map to visual tokens one, as MaPLe does")
-    parser.add_argument("--class-specific", action="store_true", help="tokens of each class's own, in mode T")
-    parser.add_argument("--words", metavar="TEXT", help="to start from, in place of random tokens")
-    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, help="default: photographs alone")
-    parser.add_argument("--patience", type=positive, help="epochs that are no better on val before it stops")
-    parser.add_argument("--precision", default=defaults.precision, choices=tuple(PRECISIONS), help="of both towers")
-    parser.add_argument("--checkpointing", action="store_true", help="less memory: activations are computed twice")
 
 
 if __name__ == "__main__":

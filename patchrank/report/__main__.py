@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
 
 from patchrank.report.index import write_index
-from patchrank.utils.command import run_command
+from patchrank.utils.command import create_parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.report", description=__doc__)
+    parser = create_parser("report", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="folder or URL that a sweep was written to")
     parser.add_argument("--out", required=True, help="folder of the copies and their README.md")
     args = parser.parse_args(argv)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+from patchrank.utils.command import create_parser, run_command
 
 DESCRIPTION = """Runs a sweep: plans, makes golden shards, runs what is missing with Ray Tune, writes the report.
 
@@ -16,9 +17,7 @@ Running again does only what is missing. Exit status: 0 done, 1 a trial failed, 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m patchrank.tune", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = create_parser("tune", DESCRIPTION)
     parser.add_argument("sweep", help="sweep file, or the name of one that ships (locations, scores, ...)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, values read as YAML")
     parser.add_argument("--quick", action="store_true", help="a smoke run on few images, in a folder of its own")
@@ -35,11 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"reading {args.sweep} ...", file=sys.stderr, flush=True)  # the imports below take seconds
 
     from patchrank.tune.driver import run_sweep
-    from patchrank.utils.command import run_command
 
-    names = ("quick", "fresh", "dry_run", "address", "wait", "dashboard", "best", "out")
-    options = {key: getattr(args, key) for key in names}
-    run_command(lambda: run_sweep(args.sweep, args.overrides, **options).exit_code)
+    options = vars(args)
+    run_command(lambda: run_sweep(options.pop("sweep"), **options).exit_code)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def print_plan(plan: Plan, jobs: list[Job], missing: int) -> None:
         say(f"  note: {note}")
     for key in plan.unmet_axes():
         say(f"  note: {key} is not swept, since no point of the grid meets its `when`")
+    if not plan.prunes():
+        say("  note: keep_rate is 1 in all trials, so nothing is pruned; try trial.pruning.keep_rate=0.6")
     if plan.left_out:
         say(f"  note: {plan.left_out} points of the grid break the bound on GMACs and are left out")
     configs = [plan.trial(cell.values).config for cell in plan.cells]

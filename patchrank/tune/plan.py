@@ -53,6 +53,12 @@ class Plan:
             self._trials[key] = configure(self.sweep.config.trial, values)
         return self._trials[key]
 
+    def prunes(self) -> bool:
+        """Whether any trial drops patches, or a search may draw one that does."""
+        if not self.sampled.keys().isdisjoint(("pruning.keep_rate", "pruning.drop_counts")):
+            return True
+        return any(self.trial(cell.values).prunes for cell in self.cells)
+
     def staged(self) -> list[ResolvedTrial]:
         """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
         choices = {key: rule.choice for key, rule in self.sampled.items() if rule.kind == "choice"}

@@ -6,15 +6,17 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from patchrank.cli.flags import add_model_flags, create_clip_from, positive
+from patchrank.cli.config_flags import add_config_flags, positive, read_config
+from patchrank.cli.flags import add_model_flags, create_clip_from
+from patchrank.config import DEFAULTS, DataConfig, GoldenConfig, PruningConfig
 from patchrank.data import digits
 from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.io import check_writable, resolve, write_atomic
-from patchrank.utils.command import run_command
+from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.errors import UserError
 from patchrank.visualize.figure import draw_rankings
 from patchrank.visualize.pictures import Pictures, read_pictures, split_pictures
-from patchrank.visualize.rankings import KEEP_RATES, LOCATIONS
+from patchrank.visualize.rankings import KEEP_RATES
 
 DESCRIPTION = """Draws which patches each ranker keeps, and whether the model's answer survives (figures 3 and 4).
 
@@ -27,6 +29,7 @@ cls_attention, random, ...)."""
 
 OF_FILES, OF_TASKS = ("label", "classes", "template"), ("split", "limit", "data_root", "vocabulary")
 
+GOLDEN = ("window", "stride", "remove_at")  # of golden scores, for the rankers that are made of them
 TEMPLATES = ("a photo of a {}.",)  # for classes of one's own
 
 
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(args)
     pictures, out = _pictures(args), resolve(args.out)
     check_writable(os.path.dirname(out))
-    golden = {key: getattr(args, key) for key in ("window", "stride", "remove_at")}
+    golden = read_config(args, GoldenConfig).model_dump(include=set(GOLDEN))
     settings = {"keep_rates": args.keep_rates, "locations": args.locations, "seed": args.seed, **golden}
     clip = create_clip_from(args, predictor_path=args.predictor)
     write_atomic(out, draw_rankings(clip, pictures, args.rank, quiet=False, **settings))
@@ -43,25 +46,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m patchrank.visualize", description=DESCRIPTION)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = create_parser("visualize", DESCRIPTION)
     add_model_flags(parser, out="runs/visualize.png")
     parser.add_argument("--image", nargs="+", metavar="FILE", help="images of your own, in any format Pillow reads")
     parser.add_argument("--label", nargs="+", metavar="NAME", help="with --image: the right class of each")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="with --image: what the model may answer")
     parser.add_argument("--template", nargs="+", help=f"with --image: captions (default: {TEMPLATES[0]!r})")
-    parser.add_argument("--data", help="task (default, without --image: digits)")
-    parser.add_argument("--data-root", help="folder of the task's images; embedded tasks need none")
-    parser.add_argument("--vocabulary", metavar="YAML", help="of the task: file of class names and templates")
+    parser.add_argument("--data", help=f"task (default, without --image: {DEFAULTS.data.tasks[0]})")
+    add_config_flags(parser, DataConfig, "vocabulary", data_root="root")
     parser.add_argument("--split", help="of the task (default: test; of a folder or tars: all)")
     parser.add_argument("--limit", type=positive, help="of the task: its first so many images (default: 4)")
     parser.add_argument("--rank", nargs="+", metavar="NAME", help="rows, from the top (default: those of the paper)")
     parser.add_argument("--keep-rates", type=float, nargs="+", default=KEEP_RATES, help="columns of each image")
-    parser.add_argument("--locations", type=int, nargs="+", default=LOCATIONS, help="layers, from 1 (default: 4)")
+    add_config_flags(parser, PruningConfig, "locations")
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
-    parser.add_argument("--window", type=int, default=2, help="golden scores: side of the removed square, in tokens")
-    parser.add_argument("--stride", type=int, default=1, help="golden scores: step of the square")
-    parser.add_argument("--remove-at", type=int, default=4, help="golden scores: layer, from 1, before which it leaves")
+    add_config_flags(parser, GoldenConfig, *GOLDEN)
     return parser
 
 
@@ -79,7 +78,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _pictures(args: argparse.Namespace) -> Pictures:
     if not args.image:
-        task = args.data or "digits"
+        task = args.data or DEFAULTS.data.tasks[0]
         split = args.split or ("all" if find_task(task).checked else "test")
         return split_pictures(load_split(task, split, args.limit or 4, args.data_root, args.vocabulary))
     classes = args.classes or digits.CLASSES

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patchrank.config import DEFAULTS
 from patchrank.golden.scores import METRICS, score_images
 from patchrank.layers.predictors import load_predictor
 from patchrank.layers.pruning import check_locations, num_kept, windows
@@ -21,7 +22,6 @@ from patchrank.utils.progress import progress
 from patchrank.visualize.pictures import Pictures
 
 KEEP_RATES = (0.8, 0.6, 0.4)
-LOCATIONS = (4,)  # where table 1 prunes
 
 
 class Kept(NamedTuple):
@@ -75,7 +75,7 @@ def kept_by(
     head: Tensor,
     ranker: str,
     keep_rates: Sequence[float] = KEEP_RATES,
-    locations: Sequence[int] = LOCATIONS,
+    locations: Sequence[int] = DEFAULTS.pruning.locations,
     seed: int = 0,
     scores: Tensor | None = None,
 ) -> list[Kept]:
@@ -119,10 +119,10 @@ def rank_pictures(
     pictures: Pictures,
     rankers: Sequence[str] | None = None,
     keep_rates: Sequence[float] = KEEP_RATES,
-    locations: Sequence[int] = LOCATIONS,
-    window: int = 2,
-    stride: int = 1,
-    remove_at: int = 4,
+    locations: Sequence[int] = DEFAULTS.pruning.locations,
+    window: int = DEFAULTS.golden.window,
+    stride: int = DEFAULTS.golden.stride,
+    remove_at: int = DEFAULTS.golden.remove_at,
     seed: int = 0,
     quiet: bool = True,
 ) -> Rankings:

@@ -5,6 +5,7 @@ import pytest
 from patchrank.config import PromptConfig, Rule, SweepConfig, TrialConfig, validate, value_at
 from patchrank.config.canonical import canonical
 from patchrank.io.yaml import parse_yaml
+from patchrank.tune.console import print_plan
 from patchrank.tune.plan import make_plan
 from patchrank.tune.sweep import find_sweep, load_sweep
 from patchrank.utils.errors import UserError
@@ -246,7 +247,7 @@ def test_missing_and_unknown_files():
         load_sweep("sweeps/location.yaml")
     with pytest.raises(UserError, match="key 'name' is missing"):
         validate(SweepConfig, {"schema": 1}, "x")
-    assert validate(TrialConfig, {}, "x").pruning.keep_rate == 0.6
+    assert validate(TrialConfig, {}, "x").pruning.keep_rate == 1
 
 
 FREE = {"wandb": {"project": "x", "tags": ["a", {"b": [1]}]}}
@@ -286,3 +287,26 @@ def test_a_setting_that_records_leave_out_is_read_as_its_default():
     assert value_at(canonical(TrialConfig()), "prompt.name") is None
     other = canonical(TrialConfig(prompt=PromptConfig(name="own")))
     assert value_at(other, "prompt.name") == "own"
+
+
+@pytest.mark.parametrize(
+    "rule, is_noted",
+    [
+        ("seed: {grid: [0, 1]}", True),
+        ("pruning.keep_rate: {grid: [1.0, 0.5]}", False),
+        ("pruning.drop_counts: {grid: [[8, 8, 8, 8]]}", False),
+    ],
+)
+def test_a_sweep_that_prunes_nothing_says_so(rule, is_noted, tmp_path, capsys):
+    sweep = (ROOT / "sweeps/locations.yaml").read_text().replace("../search_spaces/locations.yaml", "space.yaml")
+    (tmp_path / "sweep.yaml").write_text(sweep.replace(" keep_rate: 0.6,", ""))
+    (tmp_path / "space.yaml").write_text(rule)
+    plan = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), [f"root={tmp_path}/runs"]))
+    print_plan(plan, [], plan.size)
+    assert ("keep_rate is 1 in all trials, so nothing is pruned" in capsys.readouterr().err) is is_noted
+
+
+def test_a_search_over_keep_rates_is_not_said_to_prune_nothing(tmp_path):
+    (tmp_path / "space.yaml").write_text("pruning.keep_rate: {uniform: [0.5, 1.0]}")
+    changes = [f"spaces=[{tmp_path}/space.yaml]", "search={method: optuna, samples: 2}", f"root={tmp_path}/runs"]
+    assert make_plan(load_sweep("scores", [*changes, "report.claims=[]"])).prunes()

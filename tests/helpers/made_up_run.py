@@ -28,7 +28,7 @@ class Run:
         (root / "trials").mkdir(parents=True)
 
     def add(self, lost=None, tasks=TASKS, controls=(), seed=0, seen=None, **settings):
-        config = TrialConfig().model_dump() | {"seed": seed}
+        config = TrialConfig(pruning={"keep_rate": 0.6}).model_dump() | {"seed": seed}
         config["data"] |= {"tasks": list(tasks)}
         for path, value in settings.items():
             section, _, key = path.partition("__")

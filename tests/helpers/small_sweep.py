@@ -26,7 +26,7 @@ search: {{method: grid}}
 trial:
   data: {{tasks: [digits], n_train: 16, n_val: 16, n_test: 16}}
   predictor: {{epochs: 2}}
-  pruning: {{reducer: {reducer}}}
+  pruning: {{reducer: {reducer}, keep_rate: 0.6}}
 report: {{table: small}}
 {more}
 """

@@ -464,7 +464,7 @@ BASE = {
     "data": {"tasks": ["digits"], "n_train": 16, "n_val": 8, "n_test": 12},
     "golden": {"stride": 2, "remove_at": 12},
     "predictor": {"epochs": 1, "dim": 8},
-    "pruning": {"locations": [12]},
+    "pruning": {"locations": [12], "keep_rate": 0.6},
 }
 
 

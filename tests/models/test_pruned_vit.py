@@ -143,7 +143,10 @@ def test_compiled_shapes_are_static(tower, images):
     "settings, message",
     [
         ({"keep_rate": 0.5}, "no weights to rank by"),
-        ({"keep_rate": 1.5}, "keep_rate must lie in"),
+        ({"keep_rate": 1.5}, "keep_rate is 1.5, but should be less than or equal to 1"),
+        ({"keep_rate": True}, "keep_rate is True, but should be a valid number"),
+        ({"locations": (4, "6")}, "locations.1 is '6', but should be a valid integer"),
+        ({"locations": 4}, "locations is 4, but should be a valid list"),
         ({"locations": (0,)}, "from 1 to the tower's depth 12"),
         ({"locations": (13,)}, "from 1 to the tower's depth 12"),
         ({"locations": (6, 4)}, "must increase"),

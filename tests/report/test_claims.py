@@ -24,7 +24,7 @@ def ids(task, n=N, split="test"):
 
 def setting(arrays, tasks=("digits",), **changes):
     """Arrays {name: values of every task, or {task: values}}, a list of them for seeds; changes: section__key=value."""
-    config = TrialConfig().model_dump(mode="json") | {"controls": []}  # as it comes from disk
+    config = TrialConfig(pruning={"keep_rate": 0.6}).model_dump(mode="json") | {"controls": []}  # as it comes from disk
     config["data"]["tasks"] = list(tasks)
     for path, value in changes.items():
         section, key = path.split("__")

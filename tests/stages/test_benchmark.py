@@ -16,7 +16,7 @@ from patchrank.utils.device import hardware
 from patchrank.utils.errors import UserError
 
 FEW = BenchmarkConfig(batch_size=2, repeats=3)
-BASE = TrialConfig()
+BASE = TrialConfig(pruning={"keep_rate": 0.6})
 
 
 def test_towers_take_turns_and_the_first_runs_do_not_count(monkeypatch):

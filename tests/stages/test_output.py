@@ -109,7 +109,7 @@ def test_labels_stand_left_and_values_below_each_other():
     [
         (evaluate.main, ["--controls", "random"], ["accuracy, pruned", "accuracy, unpruned", "at random", "images"]),
         (retrieval.main, [], ["recall of the image itself", "k = 1, 5", "drift", "images"]),
-        (benchmark.main, ["--batch-size", "2", "--repeats", "1"], ["ms (quartiles", "speed-up", "measured on"]),
+        (benchmark.main, ["--batch-size", "2", "--repeats", "3"], ["ms (quartiles", "speed-up", "measured on"]),
     ],
 )
 def test_commands_print_a_table_and_a_row(main, flags, shown, capsys):

@@ -25,7 +25,7 @@ def pictures():
 def rankings(pictures):
     import patchrank
 
-    return rank_pictures(patchrank.create_clip("patchrank_clip_digits"), pictures, RANKERS, (0.8, 0.3))
+    return rank_pictures(patchrank.create_clip("patchrank_clip_digits"), pictures, RANKERS, (0.8, 0.3), (4,))
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def test_a_trial_saves_what_its_images_are_drawn_by(tmp_path):
         trial = TrialConfig.model_validate(
             {
                 "data": {"tasks": [task], "root": root, "n_train": 4, "n_val": 4, "n_test": 8},
-                "pruning": {"reducer": "center"},
+                "pruning": {"reducer": "center", "keep_rate": 0.6},
             }
         )
         inputs = load_inputs(trial.model, trial.data)

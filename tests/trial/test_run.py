@@ -24,7 +24,7 @@ BASE = TrialConfig.model_validate(
         "data": {"tasks": ["digits", "digits_ink"], "n_train": 24, "n_val": 12, "n_test": 30, "n_oracle": 10},
         "golden": {"stride": 2},
         "predictor": {"epochs": 3, "dim": 16},
-        "pruning": {"locations": [4]},
+        "pruning": {"locations": [4], "keep_rate": 0.6},
     }
 )
 

@@ -23,7 +23,9 @@ SPACE = "pruning.keep_rate: {grid: [0.9, 0.8]}"
 
 
 def resolved(**changes) -> ResolvedTrial:
-    raw = TrialConfig(data={"tasks": ["digits"], **SMALL}, predictor={"epochs": 3}).model_dump()
+    raw = TrialConfig(
+        data={"tasks": ["digits"], **SMALL}, predictor={"epochs": 3}, pruning={"keep_rate": 0.6}
+    ).model_dump()
     for path, value in changes.items():
         section, _, key = path.partition("__")
         raw[section] = value if not key else raw[section] | {key: value}

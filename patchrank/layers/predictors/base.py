@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from patchrank.config import DEFAULTS
 from patchrank.layers.registry import Class, Registry
 from patchrank.utils.errors import UserError, near
 
 PREDICTORS = Registry("predictor")
 HEADS = ("linear", "mean")
+USUAL = DEFAULTS.predictor  # the settings of predictors where nobody gives others
 
 
 def register_predictor(name: str) -> Callable[[Class], Class]:

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from patchrank.layers.predictors.base import create_head, linear_macs, narrowing, register_predictor
+from patchrank.layers.predictors.base import USUAL, create_head, linear_macs, narrowing, register_predictor
 from patchrank.utils.private_names import traceable_assert
 
 
@@ -30,7 +30,7 @@ class MixMlp(nn.Module):
 
     reads_cls = False
 
-    def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = 64, head: str = "linear"):
+    def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = USUAL.dim, head: str = USUAL.head):
         super().__init__()
         self.settings = {"dim": dim, "head": head}
         self.grid_size, self.dim = grid_size, dim

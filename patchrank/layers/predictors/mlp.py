@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from patchrank.layers.predictors.base import check_head, linear_macs, narrowing, register_predictor
+from patchrank.layers.predictors.base import USUAL, check_head, linear_macs, narrowing, register_predictor
 from patchrank.utils.errors import UserError
 
 HIDDEN = 256
@@ -21,7 +21,7 @@ class Mlp(nn.Module):
 
     reads_cls = True  # `check_location` refuses it where the class token has seen no image yet
 
-    def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = 64, head: str = "linear"):
+    def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = USUAL.dim, head: str = USUAL.head):
         super().__init__()
         self.settings = {"dim": dim, "head": head}
         check_head("mlp", head)

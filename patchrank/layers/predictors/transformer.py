@@ -8,7 +8,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from patchrank.layers.macs import block_macs
-from patchrank.layers.predictors.base import create_head, linear_macs, narrowing, register_predictor
+from patchrank.layers.predictors.base import USUAL, create_head, linear_macs, narrowing, register_predictor
 
 MIN_HEAD_DIM = 16
 
@@ -22,7 +22,7 @@ class Transformer(nn.Module):
 
     reads_cls = False
 
-    def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = 64, head: str = "linear"):
+    def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = USUAL.dim, head: str = USUAL.head):
         super().__init__()
         self.settings = {"dim": dim, "head": head}
         self.num_tokens = math.prod(grid_size)

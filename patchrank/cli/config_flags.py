@@ -1,0 +1,75 @@
+"""Flags made from the fields of the schemas in `config/`: their type, choices, default and description."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from patchrank.config import Strict, rule_of, validate
+
+Config = TypeVar("Config", bound=Strict)
+
+
+def add_config_flags(parser: argparse.ArgumentParser, schema: type[Strict], *fields: str, **renamed: str) -> None:
+    """Adds a flag for each field that is named: `--keep-rate` for "keep_rate", `--model` for `model="name"`."""
+    flags = {name: flag for flag, name in renamed.items()} | {name: name for name in fields}
+    for name, flag in flags.items():
+        parser.add_argument(f"--{flag.replace('_', '-')}", **_argument(schema.model_fields[name]))
+    others = parser.get_default(schema.__name__) or {}
+    parser.set_defaults(**{schema.__name__: others | flags})  # for `read_config`
+
+
+def read_config(args: argparse.Namespace, schema: type[Config]) -> Config:
+    """What the flags say that `add_config_flags` made for a schema; fields without a flag have their defaults.
+
+    Raises:
+        UserError: values that do not fit each other.
+    """
+    flags = getattr(args, schema.__name__)
+    return validate(schema, {name: getattr(args, flag) for name, flag in flags.items()}, "flags")
+
+
+def reader(kind: Any) -> Callable[[str], Any]:
+    """What makes a value of a type from a flag's text, for argparse, which tells what does not fit in one line."""
+    adapter = TypeAdapter(kind)
+
+    def read(text: str) -> Any:
+        try:
+            return adapter.validate_python(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{rule_of(error)}, but is {text!r}") from error
+
+    return read
+
+
+positive = reader(Annotated[int, Field(ge=1)])
+positive_float = reader(Annotated[float, Field(gt=0, allow_inf_nan=False)])
+
+
+def _argument(field: FieldInfo) -> dict[str, Any]:
+    """What argparse is to know of a field; where several types may stand, a flag takes the first."""
+    kind, default = field.annotation, field.default
+    if get_origin(kind) in (Union, UnionType):
+        kind = get_args(kind)[0]
+    made = {"default": default, "help": _help(field)}
+    if kind is bool:
+        return made | {"action": "store_true" if default is False else argparse.BooleanOptionalAction}
+    if get_origin(kind) is tuple:
+        kind, field = get_args(kind)[0], Field()
+        made["nargs"] = "+" if default else "*"
+    if get_origin(kind) is Literal:
+        return made | {"choices": get_args(kind)}
+    return made | {"type": reader(Annotated[kind, field])}
+
+
+def _help(field: FieldInfo) -> str:
+    text, default = (field.description or "").replace("%", "%%"), field.default
+    if default is None or default is False or default == ():
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default).removesuffix(".0")
+    return f"{text} (default: {shown})"

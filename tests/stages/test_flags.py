@@ -1,0 +1,85 @@
+"""Flags that are made from schemas: what they take, what they refuse, what they are read back as."""
+
+import importlib
+
+import pytest
+
+from patchrank.cli.config_flags import add_config_flags, read_config
+from patchrank.config import GoldenConfig, ModelConfig, PromptConfig, PruningConfig, TrialConfig
+from patchrank.utils.command import create_parser
+from patchrank.utils.errors import UserError
+
+
+@pytest.fixture
+def parser():
+    return create_parser("golden", "Tests flags.")
+
+
+@pytest.mark.parametrize(
+    "stage, flags, message",
+    [
+        ("evaluate", "--keep-rate 2", "--keep-rate: should be less than or equal to 1, but is '2'"),
+        ("evaluate", "--keep-rate nan", "--keep-rate: should be less than or equal to 1, but is 'nan'"),
+        ("evaluate", "--keep-rate half", "--keep-rate: should be a valid number, but is 'half'"),
+        ("evaluate", "--locations 4 x", "--locations: should be a valid integer, but is 'x'"),
+        ("evaluate", "--locations", "--locations: expected at least one argument"),
+        ("evaluate", "--controls shuffled", "--controls: invalid choice: 'shuffled'"),
+        ("evaluate", "--templates openai8", "--templates: invalid choice: 'openai8'"),
+        ("evaluate", "--keep 0.5 --foo", "unrecognized arguments: --foo"),
+        ("fit", "--dim 0", "--dim: should be greater than or equal to 1, but is '0'"),
+        ("fit", "--lr inf", "--lr: should be a finite number, but is 'inf'"),
+        ("fit", "--head max", "--head: invalid choice: 'max'"),
+        ("fit", "", "the following arguments are required: --shards, --val-shards"),
+        ("golden", "--remove-at first", "--remove-at: should be a valid integer, but is 'first'"),
+        ("benchmark", "--repeats 2", "--repeats: should be greater than or equal to 3, but is '2'"),
+        ("prompt", "--mode VT", "--mode: invalid choice: 'VT'"),
+        ("prompt", "--images -3", "--images: should be greater than or equal to 1, but is '-3'"),
+        ("tune", "x --wait long", "--wait: invalid float value: 'long'"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line_that_names_the_flag(stage, flags, message, capsys):
+    module = importlib.import_module(f"patchrank.{stage}")
+    module = importlib.import_module(f"patchrank.{stage}.__main__") if hasattr(module, "__path__") else module
+    with pytest.raises(SystemExit) as ended:
+        module.main(flags.split())
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.startswith(f"error: {message}") and told.endswith("; try --help\n")
+    assert len(told.splitlines()) == 1
+
+
+def test_flags_that_do_not_fit_each_other_are_refused(parser):
+    add_config_flags(parser, PromptConfig, *PromptConfig.model_fields)
+    with pytest.raises(UserError, match="flags: loss 'distill' learns visual tokens alone, so mode must be 'V'"):
+        read_config(parser.parse_args(["--loss", "distill"]), PromptConfig)
+
+
+def test_without_flags_a_configuration_is_the_schemas_own(parser):
+    add_config_flags(parser, PromptConfig, *PromptConfig.model_fields)
+    add_config_flags(parser, PruningConfig, "keep_rate", "locations")
+    args = parser.parse_args([])
+    assert read_config(args, PromptConfig) == PromptConfig() and read_config(args, PruningConfig) == PruningConfig()
+
+
+def test_flags_are_read_back_as_a_configuration(parser):
+    add_config_flags(parser, PruningConfig, "keep_rate", "locations")
+    add_config_flags(parser, PromptConfig, "norm_gains", "augment", "words", "lr")
+    add_config_flags(parser, ModelConfig, "checkpoint", model="name")
+    add_config_flags(parser, TrialConfig, "controls", "seed")
+    text = "--keep-rate 0.5 --locations 2 5 --norm-gains --no-augment --words 12 --lr 1e-3 --model a --controls random"
+    args = parser.parse_args(text.split())
+    assert read_config(args, PruningConfig) == PruningConfig(keep_rate=0.5, locations=(2, 5))
+    assert read_config(args, PromptConfig) == PromptConfig(norm_gains=True, augment=False, words="12", lr=0.001)
+    assert read_config(args, ModelConfig) == ModelConfig(name="a")
+    assert read_config(args, TrialConfig) == TrialConfig(controls=("random",))
+
+
+def test_help_has_the_description_and_the_default_of_a_field(parser, capsys):
+    add_config_flags(parser, GoldenConfig, "window", "metric")
+    add_config_flags(parser, PruningConfig, "keep_rate", "locations", "drop_counts")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and said.startswith("usage: python -m patchrank.golden")
+    assert "--window WINDOW golden scores: side of the removed square, in tokens (default: 2)" in said
+    assert "--metric {label,confidence,preservation}" in said and "(default: preservation)" in said
+    assert "(default: 1)" in said and "(default: 4 6 8 10)" in said and "None" not in said
