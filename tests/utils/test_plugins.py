@@ -22,27 +22,8 @@ from patchrank.utils.errors import UserError
 from patchrank.utils.plugins import import_modules
 
 GUIDE = (Path(__file__).parents[2] / "docs/contributing.md").read_text()
-EXAMPLE, *OTHERS = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
-PROMPT_EXAMPLE = next(
-    (block for block in OTHERS if "register_prompt(" in block),
-    """
-from torch import nn
-
-from patchrank.layers.prompts import Prompts, register_prompt
-
-
-@register_prompt("independent")
-class Independent(Prompts):
-    def __init__(self, *args, **settings):
-        super().__init__(*args, **settings)
-        if self.inserts_visual:
-            self.tokens = nn.Parameter(super().visual().detach())
-            self.to_visual = None
-
-    def visual(self):
-        return self.tokens
-""",
-)
+EXAMPLE, PROMPT_EXAMPLE = re.findall(r"```python
+(.*?)```", GUIDE, re.S)
 
 
 @pytest.fixture
