@@ -22,8 +22,7 @@ from patchrank.utils.errors import UserError
 from patchrank.utils.plugins import import_modules
 
 GUIDE = (Path(__file__).parents[2] / "docs/contributing.md").read_text()
-EXAMPLE, PROMPT_EXAMPLE = re.findall(r"```python
-(.*?)```", GUIDE, re.S)
+EXAMPLE, PROMPT_EXAMPLE = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
 
 
 @pytest.fixture
