@@ -123,8 +123,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         """Raises `UserError` for a predictor that was fitted to other weights, or that has no weights itself."""
         if awaits_weights(self):
             raise UserError(UNFILLED)
-        about = {} if self.pruner is None else getattr(self.pruner.reducer, "about", {})
-        fitted_to = about.get("model")
+        fitted_to = getattr(getattr(self.pruner, "reducer", None), "about", {}).get("model")
         if fitted_to and fitted_to["sha256"] != (own := self.blocks_sha256()):
             raise UserError(
                 f"predictor {self.pruning.predictor_path or ''} was fitted to {fitted_to['name']} with weights "
@@ -179,8 +178,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         """Embeddings (B, E) of the tower as it came: nothing dropped, and no prompts.
 
         Args:
-            tokens: as for `forward_pruned`, to go on from; prompts change a sequence from its start, so beside them
-                everything is run anew.
+            tokens: as for `forward_pruned`; not used where there are prompts, which change a sequence from its start.
         """
         if tokens is None or self.prompts is not None:
             return self._suffix(self._embed(images, None), 1, None)
