@@ -57,7 +57,7 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
     intervals = [paired_interval(found.values, 0, found.clusters) for _, found in made]
     adjusted = holm([interval.p for interval in intervals])
     comparisons = [
-        Comparison(what, interval, float(p), verdict_of(claim, interval), counted(found.clusters, found.units))
+        Comparison(what, interval, float(p), verdict_of(claim, interval), counted(found))
         for (what, found), interval, p in zip(made, intervals, adjusted)
     ]
     overall = None

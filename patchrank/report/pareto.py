@@ -19,6 +19,8 @@ class Front:
     constraints. infeasible: rows that break one. incomplete: rows that lack a figure.
     """
 
+    objectives: Sequence[Objective]
+    constraints: Sequence[Constraint]
     best: list[dict] = field(default_factory=list)
     equal: list[dict] = field(default_factory=list)
     beaten: list[dict] = field(default_factory=list)
@@ -33,7 +35,7 @@ def pareto_front(
 
     Figures are compared exactly, never rounded. Of rows with equal objectives the one of the lowest id stands for all.
     """
-    front, complete, kept = Front(), [], []
+    front, complete, kept = Front(objectives, constraints), [], []
     for row in rows:
         is_complete = all(is_number(row["metrics"].get(each.metric)) for each in (*objectives, *constraints))
         (complete if is_complete else front.incomplete).append(row)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from patchrank.config import Constraint, Objective
 from patchrank.report.labels import swept
@@ -15,61 +14,53 @@ from patchrank.report.results import Setting
 ALWAYS = ("val_accuracy", "val_cosine", "gmacs", "ms", "speedup")  # columns, where any row has them
 
 
-@dataclass(frozen=True)
-class FrontSection:
-    """Part of a page, and the pictures that it shows, PNG by file name."""
-
-    markdown: str
-    pictures: dict[str, bytes]
-
-
 def front_section(
     rows: Sequence[dict],
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
     axes: Sequence[str],
     name: str = "front",
-) -> FrontSection:
-    """The front of a sweep as a table and, where there is any, as a picture `<name>.png`.
+) -> tuple[str, dict[str, bytes]]:
+    """The front of a sweep as Markdown with a table, and the PNG that it shows, if there is any, as `<name>.png`.
 
     Args:
         rows: result rows; `metrics` may have `ms`, `ms_unpruned` and `speedup`, and `speed` the record that they are
             from (`patchrank.benchmark.measure_trial`).
         axes: dotted paths of the swept settings.
     """
-    found = pareto_front(rows, objectives, constraints)
-    sentence = _sentence(found, len(rows), objectives, constraints)
-    if not found.best:
-        return FrontSection(sentence, {})
-    content, caption = draw_front(found, objectives, constraints)
-    parts = [sentence, front_table(found, objectives, axes), _timed(rows), f"{caption}\n\n![Pareto front]({name}.png)"]
-    return FrontSection("\n\n".join(filter(None, parts)), {f"{name}.png": content})
+    front = pareto_front(rows, objectives, constraints)
+    sentence = _sentence(front, len(rows))
+    if not front.best:
+        return sentence, {}
+    content, caption = draw_front(front)
+    parts = [sentence, front_table(front, axes), _timed(rows), f"{caption}\n\n![Pareto front]({name}.png)"]
+    return "\n\n".join(filter(None, parts)), {f"{name}.png": content}
 
 
-def front_table(front: Front, objectives: Sequence[Objective], axes: Sequence[str]) -> str:
+def front_table(front: Front, axes: Sequence[str]) -> str:
     """Markdown: the unpruned tower, and the front by cost, numbered as the picture numbers it."""
     names = swept([Setting([row], [{}]) for row in front.best], axes)
-    metrics = [each.metric for each in objectives if each.metric not in ALWAYS]
-    metrics = [each for each in (*ALWAYS, *metrics) if any(each in row["metrics"] for row in front.best)]
+    metrics = dict.fromkeys([*ALWAYS, *(each.metric for each in front.objectives)])
+    metrics = [each for each in metrics if any(each in row["metrics"] for row in front.best)]
     unpruned = {metric: unpruned_figure(front.best, metric) for metric in metrics}
-    lines = [["", "nothing pruned", *[""] * (len(names) - 1), *_figures(unpruned, metrics)]]
-    for n, row in enumerate(front.best):
-        lines.append([str(n + 1), *(texts[n] for texts in names.values()), *_figures(row["metrics"], metrics)])
+    lines = [["", "nothing pruned", *[""] * (len(names) - 1)]]
+    lines += [[str(n + 1), *(texts[n] for texts in names.values())] for n in range(len(front.best))]
+    for line, found in zip(lines, [unpruned, *(row["metrics"] for row in front.best)]):
+        for metric in metrics:
+            known = found.get(metric) is not None
+            line.append(format(found[metric], COLUMNS[metric].layout) if known else "")
     return table(["#", *names, *(COLUMNS[metric].head for metric in metrics)], lines, texts=1 + len(names))
 
 
-def _figures(found: Mapping[str, float | None], metrics: Sequence[str]) -> list[str]:
-    return ["" if found.get(metric) is None else format(found[metric], COLUMNS[metric].layout) for metric in metrics]
-
-
-def _sentence(front: Front, count: int, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> str:
+def _sentence(front: Front, count: int) -> str:
     """What the front is of, and what became of all other trials."""
-    by = ", ".join(f"{each.metric} ({each.mode})" for each in objectives)
-    kept = f" among those that keep {said(constraints)}" if constraints else ""
+    by = ", ".join(f"{each.metric} ({each.mode})" for each in front.objectives)
+    bounds = said(front.constraints)
+    kept = f" among those that keep {bounds}" if bounds else ""
     what = "no other is better in one of these and no worse in the rest"
     text = f"**Pareto front** of {by}{kept}: {len(front.best)} of {count} trials; {what}."
     rest = {
-        f"breaking {said(constraints)}": front.infeasible,
+        f"breaking {bounds}": front.infeasible,
         "lacking a figure and left out": front.incomplete,
         "with exactly the figures of one in it and not repeated": front.equal,
     }

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from patchrank.config import value_at
-from patchrank.report.compare import all_tasks, change, subset
 from patchrank.report.labels import KEEP_RATE, LOCATIONS, layers, plain, say, usual_values
 from patchrank.report.markdown import listed
-from patchrank.report.results import Setting
+from patchrank.report.results import Setting, all_tasks, change, subset
 
 FIXED = {  # what is said of a setting that the sweep does not vary
     KEEP_RATE: "{} of patch tokens kept",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank.report.compare import all_tasks, change, mean, subset
 from patchrank.report.labels import RANKED_BY, swept
 from patchrank.report.markdown import signed, table
 from patchrank.report.paper import papers_figure
-from patchrank.report.results import Setting
+from patchrank.report.results import Setting, all_tasks, change, mean, subset
 from patchrank.utils.stats import Interval, spread
 
 CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
@@ -78,7 +77,7 @@ def _row(setting: Setting, few: int | None) -> dict[str, str]:
         row[RANKING] = f"{1000 * m['gmacs_predictor']:.2f}"
     if "ms" in m:
         row |= {"ms": f"{m['ms']:.3f}", "speed-up": f"{m['speedup']:.2f}"}
-    return row | _val(setting, "val_accuracy")
+    return row | {"val": val_text(setting, "val_accuracy")}
 
 
 def _seen(setting: Setting) -> dict[str, str]:
@@ -96,7 +95,7 @@ def _unpruned(setting: Setting, few: int | None) -> dict[str, str]:
     row |= {"mean": f"{mean(setting, 'unpruned'):.1f}", "GMACs": f"{setting.metrics['gmacs_unpruned']:.4f}"}
     if few:
         row[_on(few)] = f"{mean(setting, 'unpruned', limit=few):.1f}"
-    return row | _val(setting, "val_accuracy_unpruned")
+    return row | {"val": val_text(setting, "val_accuracy_unpruned")}
 
 
 def _accuracies(setting: Setting, measure: str, few: int | None) -> dict[str, str]:
@@ -118,9 +117,9 @@ def _on(few: int | None) -> str:
     return f"on the oracles' {few}"
 
 
-def _val(setting: Setting, key: str) -> dict[str, str]:
-    """Beside figures of test images."""
-    return {"val": f"{setting.metrics[key]:.1f}"} if key in setting.metrics and not setting.on_val else {}
+def val_text(setting: Setting, key: str) -> str:
+    """A figure of validation images, to stand beside figures of test images."""
+    return f"{setting.metrics[key]:.1f}" if key in setting.metrics and not setting.on_val else ""
 
 
 def towers(settings: Sequence[Setting]) -> list[Setting]:

@@ -18,9 +18,8 @@ from patchrank.data.digits.scenes import CREDIT, STYLES
 from patchrank.data.readers.entries import split_of
 from patchrank.io import content_id
 from patchrank.report import write_report
-from patchrank.report.compare import change
 from patchrank.report.labels import counted
-from patchrank.report.results import Setting, drawn_by
+from patchrank.report.results import Setting, change, drawn_by
 from patchrank.trial.identity import fingerprint
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from patchrank.config import value_at
-from patchrank.report.compare import all_tasks, change, mean, subset
 from patchrank.report.labels import KEEP_RATE, LOCATIONS, labels, layers, plain, ranking, swept_rates
 from patchrank.report.plots.style import MARKERS, PALETTE, add_legend, colour_of, log_note, png, scale_points
-from patchrank.report.results import Setting
+from patchrank.report.results import Setting, all_tasks, change, mean, subset
 
 CAPTION = (
     "Change of accuracy against the unpruned tower (dashed line), in points, by share of patch tokens kept; bands are "

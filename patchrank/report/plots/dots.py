@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from patchrank.config import value_at
-from patchrank.report.compare import all_tasks, change, subset
 from patchrank.report.labels import KEEP_RATE, labels, plain, swept_rates
 from patchrank.report.markdown import signed
 from patchrank.report.plots.style import PALETTE, add_legend, colour_of, log_note, png, scale_points, wrap
-from patchrank.report.results import Setting
+from patchrank.report.results import Setting, all_tasks, change, subset
 from patchrank.utils.stats import Interval
 
 CAPTION = "Change of accuracy against the unpruned tower, in points, with 95 % intervals{}{}."

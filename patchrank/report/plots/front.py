@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchrank.config import Constraint, Objective
+from patchrank.config import Objective
 from patchrank.report.labels import RANKINGS
 from patchrank.report.pareto import Front, pareto_front
 from patchrank.report.plots.style import MARKERS, add_legend, colour_of, png
@@ -38,23 +38,19 @@ HOLLOW = "; hollow: trials that break a constraint (dotted)"
 NEAR = (0.035, 0.06)  # shares of a panel's width and height within which a second number would cover the first
 
 
-def draw_front(
-    front: Front, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()
-) -> tuple[bytes, str]:
+def draw_front(front: Front) -> tuple[bytes, str]:
     """PNG and caption: a panel for every pair of a value and a cost. Numbers are those of the front's table."""
     from matplotlib.figure import Figure
 
-    values = [each for each in objectives if each.mode == "max"]
-    costs = [each for each in objectives if each.mode == "min"]
+    values = [each for each in front.objectives if each.mode == "max"]
+    costs = [each for each in front.objectives if each.mode == "min"]
     if not values or not costs:  # the last stands for a cost
-        values, costs = objectives[:-1], objectives[-1:]
+        values, costs = front.objectives[:-1], front.objectives[-1:]
     figure = Figure(figsize=(4.6 * len(costs) + 0.4, 3.2 * len(values) + 0.5), layout="constrained")
     panels = figure.subplots(len(values), len(costs), squeeze=False)
     for row, value in zip(panels, values):
         for panel, cost in zip(row, costs):
-            _draw(panel, front, value, cost)
-            _draw_bounds(panel, constraints, value, cost)
-            _write_numbers(panel, front, value, cost)
+            _draw(panel, front, cost, value)
     add_legend(figure, panels[0][:1], columns=6)
     return png(figure), CAPTION.format(HOLLOW if front.infeasible else "")
 
@@ -68,13 +64,11 @@ def unpruned_figure(rows: Sequence[dict], metric: str) -> float | None:
     return float(np.median(found)) if found else None
 
 
-def _draw(panel, front: Front, value: Objective, cost: Objective) -> None:
-    faint, hollow = {"alpha": 0.35, "lw": 0}, {"alpha": 0.6, "facecolors": "none", "lw": 0.8}
-    strong = {"lw": 0.6, "edgecolors": "black", "zorder": 3}
-    for rows, look in ((front.beaten, faint), (front.infeasible, hollow), (front.best + front.equal, strong)):
-        for reducer in dict.fromkeys(row["config"]["pruning"]["reducer"] for row in rows):
-            _scatter(panel, [row for row in rows if row["config"]["pruning"]["reducer"] == reducer], value, cost, look)
-    line = [(row["metrics"][cost.metric], row["metrics"][value.metric]) for row in _best_here(front, value, cost)]
+def _draw(panel, front: Front, cost: Objective, value: Objective) -> None:
+    """All trials, those of the front that nothing beats in these two alone, the unpruned tower, and bounds."""
+    _scatter(panel, front, cost, value)
+    best = pareto_front(front.best, [cost, value]).best
+    line = [(row["metrics"][cost.metric], row["metrics"][value.metric]) for row in best]
     panel.plot(*zip(*line), color="black", lw=1, zorder=2)
     star = [unpruned_figure(front.best, each.metric) for each in (cost, value)]
     if None not in star:
@@ -84,38 +78,35 @@ def _draw(panel, front: Front, value: Objective, cost: Objective) -> None:
     panel.tick_params(labelsize=8)
     panel.grid(lw=0.4, color="#e5e5e5")
     panel.spines[["top", "right"]].set_visible(False)
-
-
-def _scatter(panel, rows: Sequence[dict], value: Objective, cost: Objective, look: dict) -> None:
-    """Points of one reducer, which colour and mark tell."""
-    reducer = rows[0]["config"]["pruning"]["reducer"]
-    x, y = ([row["metrics"][each.metric] for row in rows] for each in (cost, value))
-    colour = colour_of(reducer)
-    mark = "P" if reducer == "random" else MARKERS.get(reducer, "h")
-    fill = {"edgecolors": colour} if look.get("facecolors") == "none" else {"facecolors": colour}
-    panel.scatter(x, y, s=30, marker=mark, label=RANKINGS.get(reducer, reducer), **(fill | look))
-
-
-def _best_here(front: Front, value: Objective, cost: Objective) -> list[dict]:
-    """The rows of the front that nothing beats in these two objectives alone, by cost."""
-    return pareto_front(front.best, [cost, value]).best
-
-
-def _draw_bounds(panel, constraints: Sequence[Constraint], value: Objective, cost: Objective) -> None:
-    for each in constraints:
-        bound = each.at_most if each.at_least is None else each.at_least
+    for each in front.constraints:
         for objective, draw in ((cost, panel.axvline), (value, panel.axhline)):
             if objective.metric == each.metric:
-                draw(bound, color="#c2410c", lw=1, ls=":")
+                draw(each.at_most if each.at_least is None else each.at_least, color="#c2410c", lw=1, ls=":")
+    numbers = {row["id"]: n + 1 for n, row in enumerate(front.best)}
+    _write_numbers(panel, [numbers[row["id"]] for row in best], line)
 
 
-def _write_numbers(panel, front: Front, value: Objective, cost: Objective) -> None:
+def _scatter(panel, front: Front, cost: Objective, value: Objective) -> None:
+    """A point of every trial. Its colour and mark tell the reducer, its strength what became of it."""
+    faint, hollow = {"alpha": 0.35, "lw": 0}, {"alpha": 0.6, "facecolors": "none", "lw": 0.8}
+    strong = {"lw": 0.6, "edgecolors": "black", "zorder": 3}
+    for rows, look in ((front.beaten, faint), (front.infeasible, hollow), (front.best + front.equal, strong)):
+        points: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            point = row["metrics"][cost.metric], row["metrics"][value.metric]
+            points.setdefault(row["config"]["pruning"]["reducer"], []).append(point)
+        for reducer, places in points.items():
+            colour = colour_of(reducer)
+            mark = "P" if reducer == "random" else MARKERS.get(reducer, "h")
+            fill = {"edgecolors": colour} if look is hollow else {"facecolors": colour}
+            panel.scatter(*zip(*places), s=30, marker=mark, label=RANKINGS.get(reducer, reducer), **(fill | look))
+
+
+def _write_numbers(panel, numbers: Sequence[int], line: Sequence[tuple[float, float]]) -> None:
     """Numbers of the table beside the points of the line, where there is room."""
     (left, right), (low, high), taken = panel.get_xlim(), panel.get_ylim(), []
-    numbers = {row["id"]: n + 1 for n, row in enumerate(front.best)}
-    for row in _best_here(front, value, cost):
-        x, y = (row["metrics"][each.metric] for each in (cost, value))
+    for number, (x, y) in zip(numbers, line):
         place = (x - left) / (right - left), (y - low) / (high - low)
         if all(any(abs(a - b) > near for a, b, near in zip(place, other, NEAR)) for other in taken):
             taken.append(place)
-            panel.annotate(str(numbers[row["id"]]), (x, y), (4, -9), textcoords="offset points", fontsize=8, zorder=5)
+            panel.annotate(str(number), (x, y), (4, -9), textcoords="offset points", fontsize=8, zorder=5)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from patchrank.config import value_at
-from patchrank.report.compare import all_tasks
 from patchrank.report.labels import KEEP_RATE, labels, plain
 from patchrank.report.plots.style import png, wrap
-from patchrank.report.results import Setting
+from patchrank.report.results import Setting, all_tasks
 from patchrank.utils.veil import veil_dropped
 
 MAX_ROWS, MAX_COLUMNS = 12, 9
