@@ -128,9 +128,8 @@ def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     its line's number.
     """
     few, found = subset(settings), towers(settings)
-    lines = [
-        ["setting", "accuracy, val" if settings[0].on_val else "accuracy", "change, 95 % interval", "GMACs", "val"]
-    ]
+    head = "accuracy, val" if settings[0].on_val else "accuracy"
+    lines = [["setting", head, "change, 95 % interval", "GMACs", "val"]]
     for tower in found:
         which = f" ({tower.config['model']['name']}; {', '.join(tower.tasks)})" if len(found) > 1 else ""
         gmacs, val = f"{tower.metrics['gmacs_unpruned']:.4f}", val_text(tower, "val_accuracy_unpruned")

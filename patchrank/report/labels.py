@@ -24,7 +24,7 @@ RANKINGS = {
 
 
 def counted(found: Values) -> str:
-    """What figures are of: "1077 images of 359 digits"; "1077 images" where each stands for itself; both where mixed."""
+    """What figures are of, as "1077 images of 359 digits"; "1077 images" where each stands for itself."""
     parts = []
     for unit in dict.fromkeys(found.units.tolist()):
         clusters = found.clusters[found.units == unit]

@@ -9,19 +9,17 @@ from typing import Any
 
 from patchrank.config import Claim, Constraint, Objective, ReportConfig
 from patchrank.io import join, write_atomic, write_json
+from patchrank.report import findings, prose
 from patchrank.report.beside import read_beside, told_apart_by
 from patchrank.report.claims import judge
-from patchrank.report.findings import NO_RESULT, Change, answer, best_and_worst, brief_table, changes_of, moved
-from patchrank.report.findings import question, verdicts
 from patchrank.report.judgement import Judgement
 from patchrank.report.labels import labels
 from patchrank.report.markdown import literal
 from patchrank.report.markdown import table as markdown_table
 from patchrank.report.paper import paper_rows, paper_section
 from patchrank.report.pareto_section import front_section
-from patchrank.report.plots import draw_sweep, is_crowded
+from patchrank.report.plots.accuracy import draw_sweep, is_crowded
 from patchrank.report.plots.tokens import draw_tokens
-from patchrank.report.prose import how_made, legend, what_was_measured, without_interval
 from patchrank.report.results import Setting, read_settings
 from patchrank.report.table import main_table
 from patchrank.utils.errors import UserError
@@ -49,7 +47,7 @@ class _Sweep:
     rows: Sequence[dict]
     axes: Sequence[str]
     settings: list[Setting]
-    changes: list[Change]
+    changes: list[findings.Change]
     notes: list[str]
     judgements: list[Judgement]
 
@@ -105,7 +103,7 @@ def write_report(
         *(paper_section(paper), _credit(sweep.settings, credits)),
     ]
     write_atomic(join(root, "report.md"), "\n\n".join(filter(None, parts)) + "\n")
-    return Report(join(root, "report.md"), brief_table(sweep.settings, sweep.axes) if rows else "")
+    return Report(join(root, "report.md"), findings.brief_table(sweep.settings, sweep.axes) if rows else "")
 
 
 def _read(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], unfinished: int) -> _Sweep:
@@ -116,7 +114,7 @@ def _read(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[
         settings = read_settings(rows, root, beside)
         axes = told_apart_by(settings, axes)
     # a setting begins with its own rows, so the sweep's own come first
-    changes = changes_of(own, labels(settings, axes))
+    changes = findings.changes_of(own, labels(settings, axes))
     return _Sweep(rows, axes, settings, changes, notes, [_judged(each, settings, unfinished) for each in config.claims])
 
 
@@ -157,11 +155,11 @@ def _body(sweep: _Sweep, summary: dict, front: str, paper: dict | None) -> list[
     table = main_table(sweep.settings, sweep.axes, paper)
     claims = ["**Claims**\n", *(f"- {claim['line']}" for claim in summary["claims"])]
     return [
-        *(summary["question"], summary["found"], front, table, without_interval(sweep.settings)),
-        " ".join(filter(None, [moved(sweep.changes), legend(sweep.settings, table)])),
+        *(summary["question"], summary["found"], front, table, prose.without_interval(sweep.settings)),
+        " ".join(filter(None, [findings.moved(sweep.changes), prose.legend(sweep.settings, table)])),
         "\n".join(claims) if summary["claims"] else "",
-        " ".join([how_made(sweep.rows, summary["command"]), *sweep.notes]),
-        what_was_measured(sweep.settings, sweep.axes),
+        " ".join([prose.how_made(sweep.rows, summary["command"]), *sweep.notes]),
+        prose.what_was_measured(sweep.settings, sweep.axes),
     ]
 
 
@@ -188,7 +186,9 @@ def _summary(
     sweep: _Sweep, config: ReportConfig, command: str, unfinished: int, pictures: Sequence[str]
 ) -> dict[str, Any]:
     """What an index of sweeps says of this one, as plain JSON; `pictures` are its pictures, the telling one first."""
-    found = f"{best_and_worst(sweep.changes)} {verdicts(sweep.judgements)}" if sweep.rows else NO_RESULT
+    found = findings.NO_RESULT
+    if sweep.rows:
+        found = f"{findings.best_and_worst(sweep.changes)} {findings.verdicts(sweep.judgements)}"
     return {
         "schema": SUMMARY_SCHEMA,
         "sweep": sweep.rows[0]["sweep"] if sweep.rows else config.table,
@@ -197,8 +197,8 @@ def _summary(
         "unfinished": unfinished,
         "command": command,
         "date": max([row["date"] for row in sweep.rows] or [f"{datetime.date.today()}"]),
-        "question": question(config.question, sweep.axes),
+        "question": findings.question(config.question, sweep.axes),
         "found": found,
-        **answer(sweep.changes, sweep.judgements, pictures),
+        **findings.answer(sweep.changes, sweep.judgements, pictures),
         "claims": [{"line": judgement.line(), **judgement.to_json()} for judgement in sweep.judgements],
     }

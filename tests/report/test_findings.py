@@ -354,21 +354,19 @@ def test_rows_that_stand_in_both_count_once(tmp_path):
     )
 
 
+DAMAGED = "stands 1 trial of `ROOT`. Left out of its 2: 1 whose record or arrays are missing or damaged."
 FAULTS = {
     "nothing": ("is shown beside, since its results.jsonl cannot be read", 2),
     "no text": ("since its results.jsonl cannot be read", 2),
-    "damaged": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record or arrays are missing or damaged.", 1),
-    "no config": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record or arrays are missing or damaged.", 1),
-    "no metrics": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record or arrays are missing or damaged.", 1),
+    "damaged": (DAMAGED, 1),
+    "no config": (DAMAGED, 1),
+    "no metrics": (DAMAGED, 1),
     "no figure": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record lacks gmacs.", 1),
-    "no file": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record or arrays are missing or damaged.", 1),
-    "cut file": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record or arrays are missing or damaged.", 1),
-    "no zip": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record or arrays are missing or damaged.", 1),
+    "no file": (DAMAGED, 1),
+    "cut file": (DAMAGED, 1),
+    "no zip": (DAMAGED, 1),
     "no array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays lack digits_ink.cosine.", 1),
-    "scalar array": (
-        "stands 1 trial of `ROOT`. Left out of its 2: 1 whose record or arrays are missing or damaged.",
-        1,
-    ),
+    "scalar array": (DAMAGED, 1),
     "short array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays differ in length.", 1),
 }
 

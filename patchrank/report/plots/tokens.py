@@ -55,14 +55,13 @@ def _choose(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[list[int]
 
 def _strips(settings: Sequence[Setting], task: str, count: int) -> list[np.ndarray]:
     """The images of a task as they are, then as each setting leaves them, all (n, S, S, 3); white without the task."""
-    arrays = [setting.arrays[0] if task in setting.tasks else None for setting in settings]
-    images = next(found[f"{task}.pictures"] for found in arrays if found is not None)[:count]
-    strips = [images]
-    for found in arrays:
-        if found is None:
-            strips.append(np.full_like(images, 255))
+    strips = [next(each.arrays[0][f"{task}.pictures"] for each in settings if task in each.tasks)[:count]]
+    for setting in settings:
+        if task in setting.tasks:
+            found = setting.arrays[0]
+            strips.append(veil_dropped(strips[0], found[f"{task}.pictures_kept"][:count], found["grid"]))
         else:
-            strips.append(veil_dropped(images, found[f"{task}.pictures_kept"][:count], found["grid"]))
+            strips.append(np.full_like(strips[0], 255))
     return strips
 
 
