@@ -12,40 +12,31 @@ import numpy as np
 from patchrank.config import TrialConfig, leaves, validate
 from patchrank.io import join, read_bytes
 from patchrank.report.markdown import plural
-from patchrank.report.results import FITTED, Arrays, Setting, configuration, drawn_by, prefix_of, read_arrays
+from patchrank.report.results import FITTED, Setting, Trial, configuration, drawn_by, prefix_of, read_trial
 
 
 class _LeftOut(Exception):
-    """Why a row is not shown: because it is damaged, or else because it cannot be compared."""
+    """Why a row is not shown; `damaged` if its sweep would mend that, and not where it cannot be compared."""
 
     def __init__(self, why: str, damaged: bool = True):
         super().__init__(why)
         self.damaged = damaged
 
 
-def read_beside(
-    roots: Sequence[str], own: Sequence[dict], own_root: str
-) -> tuple[list[tuple[dict, Arrays]], list[str]]:
-    """The rows of other sweeps that are of the same model and data, without those that are among one's own.
+def read_beside(roots: Sequence[str], own: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
+    """The trials of other sweeps that are of the same model and data, without those that are among one's own.
 
     Rows that cannot be shown cost no report. A note of each sweep counts them and says why, and which command helps.
-
-    Args:
-        own: the sweep's own rows, whose arrays lie in `<own_root>/trials`.
     """
     shown, notes = [], []
-    first = {_images_of(row["config"]): row for row in reversed(own)}
-    images = {key: read_arrays(own_root, row) for key, row in first.items()}
     for root in roots:
-        found, note = _read_sweep(root, own, images, {row["id"] for row in [*own, *(row for row, _ in shown)]})
+        found, note = _read_sweep(root, own, {row["id"] for row, _ in [*own, *shown]})
         shown += found
         notes.append(note)
     return shown, notes
 
 
-def _read_sweep(
-    root: str, own: Sequence[dict], images: dict[str, Arrays], known: set[str]
-) -> tuple[list[tuple[dict, Arrays]], str]:
+def _read_sweep(root: str, own: Sequence[Trial], known: set[str]) -> tuple[list[Trial], str]:
     """What of a sweep is shown, its `known` rows aside, and the note."""
     name = root.removeprefix(f"{os.getcwd()}/")  # a report may be read elsewhere, where our folder says nothing
     try:
@@ -56,7 +47,7 @@ def _read_sweep(
     shown, reasons = [], []
     for line in lines:
         try:
-            shown += _read_trial(root, line, own, images, known)
+            shown += _read_trial(root, line, own, known)
         except _LeftOut as reason:
             reasons.append(reason)
     if not shown and not reasons:
@@ -80,9 +71,7 @@ def _remedy(root: str) -> str:
     return f"run the sweep whose root it is (going by its name, `{command}`)"
 
 
-def _read_trial(
-    root: str, line: str, own: Sequence[dict], images: dict[str, Arrays], known: set[str]
-) -> list[tuple[dict, Arrays]]:
+def _read_trial(root: str, line: str, own: Sequence[Trial], known: set[str]) -> list[Trial]:
     """A row with its whole configuration, and its arrays; nothing where it is `known`.
 
     Raises:
@@ -90,21 +79,21 @@ def _read_trial(
     """
     try:
         row = json.loads(line)
-        config = validate(TrialConfig, row["config"], str(row["id"])).model_dump(mode="json")
-        row |= {"id": str(row["id"]), "config": config}
+        row["config"] = validate(TrialConfig, row["config"], str(row["id"])).model_dump(mode="json")
+        row["id"] = str(row["id"])
         if row["id"] in known:
             return []
         _check_record(row, own)
-        arrays = read_arrays(root, row)
-        _check_arrays(arrays, config, images.get(_images_of(config), arrays))
-        return [(row, arrays)]
+        trial = read_trial(root, row)
+        _check_arrays(trial, own)
+        return [trial]
     except _LeftOut:
         raise
     except Exception as error:  # damaged files make JSON, zipfile, zlib and NumPy stumble over anything
         raise _LeftOut("whose record or arrays are missing or damaged") from error
 
 
-def _check_record(row: dict, own: Sequence[dict]) -> None:
+def _check_record(row: dict, own: Sequence[Trial]) -> None:
     """Raises `_LeftOut` where a figure is lacking, or model or data are those of none of the sweep's own rows."""
     config = row["config"]
     prefix = "val_" if config["data"]["n_test"] == 0 else ""
@@ -113,14 +102,16 @@ def _check_record(row: dict, own: Sequence[dict]) -> None:
     if lacking := [key for key in needed if not isinstance(row["metrics"].get(key), int | float)]:
         raise _LeftOut(f"whose record lacks {lacking[0]}")
     theirs, differing = leaves({key: config[key] for key in ("model", "data")}), []
-    for ours in (leaves(each["config"]) for each in own):
+    for ours in (leaves(each["config"]) for each, _ in own):
         differing.append([key for key, value in theirs.items() if ours.get(key) != value])
     if fewest := min(differing, key=len):
         raise _LeftOut(f"of another model or other data ({', '.join(fewest)})", damaged=False)
 
 
-def _check_arrays(arrays: Arrays, config: dict, ours: Arrays) -> None:
+def _check_arrays(trial: Trial, own: Sequence[Trial]) -> None:
     """Raises `_LeftOut` for arrays that lack something, or are of other images than our own."""
+    arrays, config = trial[1], trial[0]["config"]
+    ours = next((each for row, each in own if _images_of(row["config"]) == _images_of(config)), arrays)
     on_val = config["data"]["n_test"] == 0
     for task in config["data"]["tasks"]:
         prefix = prefix_of(task, on_val)

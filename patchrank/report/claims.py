@@ -43,16 +43,14 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
         UserError: several settings for one comparison, or sides with different images.
     """
     selected = [setting for setting in settings if is_about(claim, setting)]
-    pairs = pair_up(claim, selected, settings)
     made, missing = [], []
-    for pair in pairs:
-        what = _what(claim, pair, selected)
-        found = _differences(claim, pair)
+    for pair in pair_up(claim, selected, settings):
+        what, found = _what(claim, pair, selected), _differences(claim, pair)
         if isinstance(found, Values):
             made.append((what, found))
         else:
             missing.append(f"{', '.join(values_in_words(what))}: {found}" if what else found)
-    if not pairs:
+    if not made and not missing:
         missing = ["no such setting in this run"]
     intervals = [paired_interval(found.values, 0, found.clusters) for _, found in made]
     adjusted = holm([interval.p for interval in intervals])
@@ -85,27 +83,21 @@ def pair_up(claim: Claim, selected: Sequence[Setting], settings: Sequence[Settin
     Raises:
         UserError: several settings for one comparison.
     """
-    _check_one_each(claim, selected)
-    pairs = []
+    pairs, first = [], {}
     for setting in selected:
+        values = json.dumps([value_at(setting.config, path) for path in claim.each if path != "task"], sort_keys=True)
+        one, two = configuration(first.setdefault(values, setting).config), configuration(setting.config)
+        if differing := sorted(path for path in one | two if one.get(path) != two.get(path)):
+            raise UserError(
+                f"claim {claim.say!r}: several settings match, which differ in {', '.join(differing)}; "
+                "say which in `of`, or name it in `each`"
+            )
         other = _other(claim, setting, settings)
         is_itself = isinstance(claim.against, dict) and other is not None and other[0] is setting
         if not is_itself:
             tasks = setting.tasks if "task" in claim.each else [None]
             pairs += [Pair(setting, other, task) for task in tasks]
     return pairs
-
-
-def _check_one_each(claim: Claim, selected: Sequence[Setting]) -> None:
-    first: dict[str, Setting] = {}
-    for setting in selected:
-        values = json.dumps([value_at(setting.config, path) for path in claim.each if path != "task"], sort_keys=True)
-        one, other = configuration(first.setdefault(values, setting).config), configuration(setting.config)
-        if differing := sorted(path for path in one | other if one.get(path) != other.get(path)):
-            raise UserError(
-                f"claim {claim.say!r}: several settings match, which differ in {', '.join(differing)}; "
-                "say which in `of`, or name it in `each`"
-            )
 
 
 def _other(claim: Claim, setting: Setting, settings: Sequence[Setting]) -> Side | float | None:

@@ -14,7 +14,6 @@ RANKED_BY, PROMPTS = "ranked by", "prompts"
 KEEP_RATE, LOCATIONS = "pruning.keep_rate", "pruning.locations"
 MODES = {"T": "text", "V": "visual", "TV": "text + visual"}
 RANKINGS = {
-    "predictor": "predictor",
     "prior": "position prior",
     "center": "image centre",
     "random": "at random",

@@ -20,7 +20,7 @@ from patchrank.report.paper import paper_rows, paper_section
 from patchrank.report.pareto_section import front_section
 from patchrank.report.plots.accuracy import draw_sweep, is_crowded
 from patchrank.report.plots.tokens import draw_tokens
-from patchrank.report.results import Setting, read_settings
+from patchrank.report.results import Setting, read_settings, read_trial
 from patchrank.report.table import main_table
 from patchrank.utils.errors import UserError
 
@@ -107,11 +107,12 @@ def write_report(
 
 
 def _read(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], unfinished: int) -> _Sweep:
-    own = settings = read_settings(rows, root)
+    trials = [read_trial(root, row) for row in rows]
+    own = settings = read_settings(trials)
     notes: list[str] = []
     if rows and config.beside:
-        beside, notes = read_beside(config.beside, rows, root)
-        settings = read_settings(rows, root, beside)
+        beside, notes = read_beside(config.beside, trials)
+        settings = read_settings(trials + beside)
         axes = told_apart_by(settings, axes)
     # a setting begins with its own rows, so the sweep's own come first
     changes = findings.changes_of(own, labels(settings, axes))

@@ -17,6 +17,10 @@ FIXED = {  # what is said of a setting that the sweep does not vary
     "predictor.name": "predictor {}",
 }
 UNSEEN = "**No trial looked at test: all figures here are of validation images, by which choices are made.**"
+ORACLES = (
+    "Oracles (golden) are ranked by scores of the very {which} images and could not be deployed; they saw the first "
+    "{count} images of each task."
+)
 
 
 def how_made(rows: Sequence[dict], command: str) -> str:
@@ -35,24 +39,14 @@ def what_was_measured(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     tasks, models = all_tasks(settings), _alternatives(f"`{setting.config['model']['name']}`" for setting in settings)
     others = [setting for setting in settings if not setting.is_oracle] or settings
     counts = _alternatives(setting.count(task) for setting in others for task in setting.tasks)
-    each = " each" if len(tasks) > 1 else ""
-    on_val = settings[0].on_val
-    images = f"{counts} {'validation' if on_val else 'test'} images{each} of {listed(f'`{task}`' for task in tasks)}"
-    what = "Accuracy" if _learning(settings) else "Zero-shot accuracy"
-    sentences = [f"{what} in percent of {models} on {images}.", UNSEEN if on_val else ""]
-    sentences += [_fitted(settings), _learned(settings), _seeds(settings), _oracles(settings)]
+    which, each = "validation" if settings[0].on_val else "test", " each" if len(tasks) > 1 else ""
+    images = f"{counts} {which} images{each} of {listed(f'`{task}`' for task in tasks)}"
+    what = "Accuracy" if any("n_prompt_images" in setting.metrics for setting in settings) else "Zero-shot accuracy"
+    sentences = [f"{what} in percent of {models} on {images}.", UNSEEN if settings[0].on_val else ""]
+    sentences += [_fitted(settings), _learned(settings), _seeds(settings)]
+    if seen := [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]:
+        sentences.append(ORACLES.format(which=which, count=min(seen)))
     return " ".join(filter(None, [*sentences, _fixed(settings, axes), *_defaults(settings, axes)]))
-
-
-def _oracles(settings: Sequence[Setting]) -> str:
-    counts = [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]
-    if not counts:
-        return ""
-    which = "validation" if settings[0].on_val else "test"
-    return (
-        f"Oracles (golden) are ranked by scores of the very {which} images and could not be deployed; they saw the "
-        f"first {min(counts)} images of each task."
-    )
 
 
 def legend(settings: Sequence[Setting], table: str) -> str:
@@ -106,27 +100,20 @@ def _control_seeds(settings: Sequence[Setting]) -> str:
 
 def _fitted(settings: Sequence[Setting]) -> str:
     val = _alternatives(len(setting.arrays[0][f"{task}.val_ids"]) for setting in settings for task in setting.tasks)
-    fitted = [setting for setting in settings if setting.is_fitted]
-    if not fitted:
+    train = _alternatives(int(setting.metrics["n_train"]) for setting in settings if setting.is_fitted)
+    if not train:
         return f"Validation: {val} images of each task."
-    train = _alternatives(int(setting.metrics["n_train"]) for setting in fitted)
     return f"Rankings were fitted on {train} other images; validation: {val} images of each task."
-
-
-def _learning(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings that tuned prompts."""
-    return [setting for setting in settings if "n_prompt_images" in setting.metrics]
 
 
 def _learned(settings: Sequence[Setting]) -> str:
     """What prompts were tuned on."""
-    said = []
+    said, learning = [], [setting for setting in settings if "n_prompt_images" in setting.metrics]
     for loss, how in (("cross_entropy", "with their labels"), ("distill", "without labels, by distillation")):
-        having = [setting for setting in _learning(settings) if setting.config["prompt"]["loss"] == loss]
-        counts = _alternatives(int(setting.metrics["n_prompt_images"]) for setting in having)
-        said.append(f"{counts} images of each task {how}" if having else "")
-    said = " or ".join(filter(None, said))
-    return f"Prompts were tuned on {said}; the unpruned tower has none." if said else ""
+        having = [setting for setting in learning if setting.config["prompt"]["loss"] == loss]
+        if counts := _alternatives(int(setting.metrics["n_prompt_images"]) for setting in having):
+            said.append(f"{counts} images of each task {how}")
+    return f"Prompts were tuned on {' or '.join(said)}; the unpruned tower has none." if said else ""
 
 
 def _seeds(settings: Sequence[Setting]) -> str:

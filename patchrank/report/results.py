@@ -43,6 +43,7 @@ CONTROLS = {"random", "reversed"}  # a setting may have run these with some of i
 OLD_SCENE = re.compile(r"digits\w*/\w+/(\d{4})-\d+")  # the id of an embedded scene, and in it the digit's number
 
 Arrays = dict[str, np.ndarray]  # what a trial saved of its images, by name
+Trial = tuple[dict, Arrays]  # a result row and what belongs to it
 
 
 class Values(NamedTuple):
@@ -214,27 +215,23 @@ def configuration(config: dict) -> dict[str, Any]:
     return found
 
 
-def read_settings(rows: Sequence[dict], root: str, beside: Iterable[tuple[dict, Arrays]] = ()) -> list[Setting]:
-    """Turns rows in plan order into settings, in the order of their first row.
+def read_settings(trials: Sequence[Trial]) -> list[Setting]:
+    """Turns trials in plan order into settings, in the order of their first trial.
 
-    Where several rows are of one setting and seed, the first counts. It takes controls that it lacks from the others.
-
-    Args:
-        rows: of the sweep itself, whose arrays lie in `<root>/trials`.
-        beside: rows of other sweeps, with their arrays.
+    Where several trials are of one setting and seed, the first counts. It takes controls that it lacks from the others.
     """
-    groups: dict[str, dict[int, tuple[dict, Arrays]]] = {}
-    for row, arrays in [*((row, read_arrays(root, row)) for row in rows), *beside]:
+    groups: dict[str, dict[int, Trial]] = {}
+    for row, arrays in trials:
         seeds = groups.setdefault(json.dumps(configuration(row["config"]), sort_keys=True), {})
         first, known = seeds.get(row["config"]["seed"], (row, arrays))
         controls = {name: values for name, values in arrays.items() if name.rpartition(".right_")[2] in CONTROLS}
         seeds[row["config"]["seed"]] = first, controls | known
-    on_val = any(row["config"]["data"]["n_test"] == 0 for row in rows)  # all rows of a table show the same images
+    on_val = any(row["config"]["data"]["n_test"] == 0 for row, _ in trials)  # all rows of a table show the same images
     members = [list(seeds.values()) for seeds in groups.values()]
     return [Setting([row for row, _ in each], [arrays for _, arrays in each], on_val) for each in members]
 
 
-def read_arrays(root: str, row: dict) -> Arrays:
-    """What a trial saved of each image, by name."""
+def read_trial(root: str, row: dict) -> Trial:
+    """A row of the sweep in `root`, with what its trial saved of each image."""
     with np.load(io.BytesIO(read_bytes(join(root, "trials", f"{row['id']}.npz"))), allow_pickle=False) as arrays:
-        return dict(arrays)
+        return row, dict(arrays)
