@@ -8,13 +8,11 @@ from textwrap import shorten
 from typing import NamedTuple
 
 from patchrank.report.judgement import Judgement
-from patchrank.report.labels import counted, labels
+from patchrank.report.labels import counted
 from patchrank.report.markdown import listed, signed
-from patchrank.report.results import Setting, change, mean, subset
-from patchrank.report.table import ON_SUBSET, change_text, mean_text, towers, val_text
+from patchrank.report.results import Setting, change
 from patchrank.utils.stats import Interval
 
-WIDTH = 100  # characters of a line in a terminal
 NO_RESULT = "No trial has a result."
 WORDS = {  # verdict -> what is said of one claim, and of several
     "true": ("holds", "hold"),
@@ -119,48 +117,3 @@ def answer(changes: Sequence[Change], judgements: Sequence[Judgement], pictures:
         return {"answer": f"{what} changes by {points[0]}", "figure": figure}
     worst, best = (f"{points[n]} ({shorten(changes[n].name, 28, placeholder=' …')})" for n in (0, -1))
     return {"answer": f"{what}: best {best}, worst {worst}", "figure": figure}
-
-
-def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
-    """One line for the unpruned tower and one for each setting, no wider than a terminal: plain text, not Markdown.
-
-    A name that is too long loses its middle, which an ellipsis marks. Where two would then read alike, each ends in
-    its line's number.
-    """
-    few, found = subset(settings), towers(settings)
-    head = "accuracy, val" if settings[0].on_val else "accuracy"
-    lines = [["setting", head, "change, 95 % interval", "GMACs", "val"]]
-    for tower in found:
-        which = f" ({tower.config['model']['name']}; {', '.join(tower.tasks)})" if len(found) > 1 else ""
-        gmacs, val = f"{tower.metrics['gmacs_unpruned']:.4f}", val_text(tower, "val_accuracy_unpruned")
-        lines.append([f"nothing pruned{which}", f"{mean(tower, 'unpruned'):.1f}", "", gmacs, val])
-    for setting, name in zip(settings, labels(settings, axes)):
-        accuracy = mean_text(setting) + (ON_SUBSET if few and setting.is_oracle else "")
-        gmacs, val = f"{setting.metrics['gmacs']:.4f}", val_text(setting, "val_accuracy")
-        lines.append([name, accuracy, change_text(change(setting), bold=False), gmacs, val])
-    if not any(line[-1] for line in lines[1:]):
-        lines = [line[:-1] for line in lines]
-    texts = _aligned(lines)
-    return "\n".join([*texts, f"{ON_SUBSET} on the first {few} images of each task alone"] if few else texts)
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a name and figures as text, names shortened so far that no line is wider than a terminal."""
-    names, *columns = zip(*lines)
-    widths = [max(map(len, column)) for column in columns]
-    width = min(max(map(len, names)), WIDTH - sum(widths) - 2 * len(widths))
-    texts = [_without_middle(name, width) for name in names]
-    counts = Counter(texts)
-    for n, (name, text) in enumerate(zip(names, texts)):
-        if text != name and counts[text] > 1:
-            texts[n] = f"{_without_middle(name, width - len(f' #{n}'))} #{n}"
-    padded = [[text.ljust(width) for text in texts]]
-    padded += [[cell.rjust(width) for cell in column] for column, width in zip(columns, widths)]
-    return ["  ".join(cells).rstrip() for cells in zip(*padded)]
-
-
-def _without_middle(name: str, width: int) -> str:
-    if len(name) <= width:
-        return name
-    behind = (width - 1) // 2
-    return f"{name[: width - 1 - behind]}…{name[len(name) - behind :]}"

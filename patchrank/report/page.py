@@ -17,11 +17,12 @@ from patchrank.report.labels import labels
 from patchrank.report.markdown import literal
 from patchrank.report.markdown import table as markdown_table
 from patchrank.report.paper import paper_rows, paper_section
+from patchrank.report.pareto import pareto_front
 from patchrank.report.pareto_section import front_section
 from patchrank.report.plots.accuracy import draw_sweep, is_crowded
 from patchrank.report.plots.tokens import draw_tokens
 from patchrank.report.results import Setting, read_settings, read_trial
-from patchrank.report.table import main_table
+from patchrank.report.table import brief_table, main_table
 from patchrank.utils.errors import UserError
 
 SUMMARY_SCHEMA = 2  # of claims.json
@@ -103,7 +104,7 @@ def write_report(
         *(paper_section(paper), _credit(sweep.settings, credits)),
     ]
     write_atomic(join(root, "report.md"), "\n\n".join(filter(None, parts)) + "\n")
-    return Report(join(root, "report.md"), findings.brief_table(sweep.settings, sweep.axes) if rows else "")
+    return Report(join(root, "report.md"), brief_table(sweep.settings, sweep.axes) if rows else "")
 
 
 def _read(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], unfinished: int) -> _Sweep:
@@ -140,7 +141,8 @@ def _draw(
     crowded = is_crowded(sweep.settings, sweep.axes)
     if crowded or len(objectives) > 1:
         objectives = objectives if len(objectives) > 1 else WORTH_AND_COST
-        front, pictures = front_section(sweep.rows, objectives, constraints, sweep.axes, f"{table}-front")
+        best = pareto_front(sweep.rows, objectives, constraints)
+        front, pictures = front_section(best, sweep.rows, sweep.axes, f"{table}-front")
     drawn = {} if crowded else {f"{table}-accuracy.png": draw_sweep(sweep.settings, sweep.axes)}
     drawn[f"{table}-tokens.png"] = draw_tokens(sweep.settings, sweep.axes)
     for name, (picture, caption) in drawn.items():

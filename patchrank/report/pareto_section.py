@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchrank.config import Constraint, Objective
+from patchrank.config import Objective
 from patchrank.report.labels import RANKINGS, swept
 from patchrank.report.markdown import table
 from patchrank.report.pareto import Front, pareto_front, said
@@ -42,21 +42,14 @@ HOLLOW = "; hollow: trials that break a constraint (dotted)"
 NEAR = (0.035, 0.06)  # shares of a panel's width and height within which a second number would cover the first
 
 
-def front_section(
-    rows: Sequence[dict],
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
-    axes: Sequence[str],
-    name: str = "front",
-) -> tuple[str, dict[str, bytes]]:
+def front_section(front: Front, rows: Sequence[dict], axes: Sequence[str], name: str) -> tuple[str, dict[str, bytes]]:
     """The front of a sweep as Markdown with a table, and the PNG that it shows, if there is any, as `<name>.png`.
 
     Args:
-        rows: result rows; `metrics` may have `ms`, `ms_unpruned` and `speedup`, and `speed` the record that they are
-            from (`patchrank.benchmark.measure_trial`).
+        rows: all result rows; `metrics` may have `ms`, `ms_unpruned` and `speedup`, and `speed` the record that they
+            are from (`patchrank.benchmark.measure_trial`).
         axes: dotted paths of the swept settings.
     """
-    front = pareto_front(rows, objectives, constraints)
     sentence = _sentence(front, len(rows))
     if not front.best:
         return sentence, {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-from patchrank.report.labels import RANKED_BY, swept
+from patchrank.report.labels import RANKED_BY, labels, swept
 from patchrank.report.markdown import signed, table
 from patchrank.report.paper import papers_figure
 from patchrank.report.results import Setting, all_tasks, change, mean, subset
@@ -17,6 +18,7 @@ MEASURED = (
     "agreement", "cosine", DRIFT, "matching, prior, chance", "Kendall", "NDCG", "images seen", "labels seen",
     "GMACs", RANKING, "ms", "speed-up", "val", PAPER,
 )  # fmt: skip
+WIDTH = 100  # characters of a line in a terminal
 ON_SUBSET = "°"  # marks figures that were measured on the oracles' subset alone
 
 
@@ -49,6 +51,51 @@ def main_table(settings: Sequence[Setting], axes: Sequence[str], paper: dict | N
     return table(heads, [[row.get(column, "") for column in columns] for row in rows], texts=len(titles))
 
 
+def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
+    """One line for the unpruned tower and one for each setting, no wider than a terminal: plain text, not Markdown.
+
+    A name that is too long loses its middle, which an ellipsis marks. Where two would then read alike, each ends in
+    its line's number.
+    """
+    few, found = subset(settings), towers(settings)
+    head = "accuracy, val" if settings[0].on_val else "accuracy"
+    lines = [["setting", head, "change, 95 % interval", "GMACs", "val"]]
+    for tower in found:
+        which = f" ({tower.config['model']['name']}; {', '.join(tower.tasks)})" if len(found) > 1 else ""
+        row = _unpruned(tower, None)
+        lines.append([f"nothing pruned{which}", row["mean"], "", row["GMACs"], row["val"]])
+    for setting, name in zip(settings, labels(settings, axes)):
+        accuracy = mean_text(setting) + (ON_SUBSET if few and setting.is_oracle else "")
+        gmacs, val = f"{setting.metrics['gmacs']:.4f}", _val(setting, "val_accuracy")
+        lines.append([name, accuracy, change_text(change(setting), bold=False), gmacs, val])
+    if not any(line[-1] for line in lines[1:]):
+        lines = [line[:-1] for line in lines]
+    texts = _aligned(lines)
+    return "\n".join([*texts, f"{ON_SUBSET} on the first {few} images of each task alone"] if few else texts)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a name and figures as text, names shortened so far that no line is wider than a terminal."""
+    names, *columns = zip(*lines)
+    widths = [max(map(len, column)) for column in columns]
+    width = min(max(map(len, names)), WIDTH - sum(widths) - 2 * len(widths))
+    texts = [_without_middle(name, width) for name in names]
+    counts = Counter(texts)
+    for n, (name, text) in enumerate(zip(names, texts)):
+        if text != name and counts[text] > 1:
+            texts[n] = f"{_without_middle(name, width - len(f' #{n}'))} #{n}"
+    padded = [[text.ljust(width) for text in texts]]
+    padded += [[cell.rjust(width) for cell in column] for column, width in zip(columns, widths)]
+    return ["  ".join(cells).rstrip() for cells in zip(*padded)]
+
+
+def _without_middle(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    behind = (width - 1) // 2
+    return f"{name[: width - 1 - behind]}…{name[len(name) - behind :]}"
+
+
 def change_text(interval: Interval, bold: bool = True) -> str:
     """A change with its 95 % interval, where there is one; in Markdown bold where the interval excludes 0."""
     estimate, low, high = map(signed, interval[:3])
@@ -77,7 +124,7 @@ def _row(setting: Setting, few: int | None) -> dict[str, str]:
         row[RANKING] = f"{1000 * m['gmacs_predictor']:.2f}"
     if "ms" in m:
         row |= {"ms": f"{m['ms']:.3f}", "speed-up": f"{m['speedup']:.2f}"}
-    return row | {"val": val_text(setting, "val_accuracy")}
+    return row | {"val": _val(setting, "val_accuracy")}
 
 
 def _seen(setting: Setting) -> dict[str, str]:
@@ -95,7 +142,7 @@ def _unpruned(setting: Setting, few: int | None) -> dict[str, str]:
     row |= {"mean": f"{mean(setting, 'unpruned'):.1f}", "GMACs": f"{setting.metrics['gmacs_unpruned']:.4f}"}
     if few:
         row[_on(few)] = f"{mean(setting, 'unpruned', limit=few):.1f}"
-    return row | {"val": val_text(setting, "val_accuracy_unpruned")}
+    return row | {"val": _val(setting, "val_accuracy_unpruned")}
 
 
 def _accuracies(setting: Setting, measure: str, few: int | None) -> dict[str, str]:
@@ -117,7 +164,7 @@ def _on(few: int | None) -> str:
     return f"on the oracles' {few}"
 
 
-def val_text(setting: Setting, key: str) -> str:
+def _val(setting: Setting, key: str) -> str:
     """A figure of validation images, to stand beside figures of test images."""
     return f"{setting.metrics[key]:.1f}" if key in setting.metrics and not setting.on_val else ""
 

@@ -58,14 +58,19 @@ def default_rankers(clip: Clip, pictures: Pictures) -> list[str]:
     return rankers + predictor + ["cls_attention", "random"]
 
 
-def check_rankers(rankers: Sequence[str], labelled: bool) -> None:
-    """Raises `UserError` for a ranker that does not exist, or one that needs labels that are not there."""
+def _check(
+    tower: nn.Module, rankers: Sequence[str], keep_rates: Sequence[float], locations: Sequence[int], golden: dict
+) -> None:
+    """Refuses unknown rankers and impossible settings before minutes are spent."""
     known = [*METRICS, *(name for name in REDUCERS if name != "golden")]  # golden is the metrics' own reducer
     for name in rankers:
         if name not in known:
             raise UserError(f"ranker {name!r} does not exist; {near(name, known)}")
-        if name == "label" and not labelled:
-            raise UserError("ranker 'label' needs the images' labels, and they have none")
+    for keep_rate in keep_rates:
+        num_kept(tower.num_patches, keep_rate)
+    for layers in (locations, (golden["remove_at"],)):
+        check_locations(layers, len(tower.blocks))
+    windows(tower.patch_embed.grid_size, golden["window"], golden["stride"])
 
 
 @torch.inference_mode()
@@ -136,10 +141,11 @@ def rank_pictures(
     Raises:
         UserError: an unknown ranker, one that lacks what it needs, or an impossible setting.
     """
-    tower, golden = clip.visual, {"window": window, "stride": stride, "remove_at": remove_at}
+    golden = {"window": window, "stride": stride, "remove_at": remove_at}
     rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
-    check_rankers(rankers, pictures.labels is not None)
-    _check_settings(tower, keep_rates, locations, **golden)
+    if "label" in rankers and pictures.labels is None:
+        raise UserError("ranker 'label' needs the images' labels, and they have none")
+    _check(clip.visual, rankers, keep_rates, locations, golden)
     transform, device = clip.transform(), clip.logit_scale.device
     images = torch.stack([transform(image) for image in pictures.images]).to(device)
     head = clip.zero_shot_head(pictures.classes, pictures.templates)
@@ -155,11 +161,14 @@ def rank_pictures(
     if metrics := [name for name in rankers if name in METRICS]:
         scores = golden_scores(clip, images, head, labels, metrics, quiet, **golden)
         rows |= {name: kept_by(clip, images, head, name, scores=scores[name], **pruning) for name in metrics}
-    predictor, layers = tower.pruning.predictor_path, "layers" if len(locations) > 1 else "layer"
+    predictor, layers = clip.visual.pruning.predictor_path, "layers" if len(locations) > 1 else "layer"
+    # what `clip.transform` made, as pixels (B, H, W, 3) again
+    zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
+    pixels = (((images - zero) / (one - zero)).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
     return Rankings(
         pictures,
-        pixels=_pixels(clip, images),
-        grid=tower.patch_embed.grid_size,
+        pixels=pixels.cpu().numpy(),
+        grid=clip.visual.patch_embed.grid_size,
         keep_rates=tuple(keep_rates),
         unpruned=whole,
         rows={name: rows[name] for name in rankers},
@@ -167,21 +176,3 @@ def rank_pictures(
         golden=golden,
         fitted_to=None if predictor is None else load_predictor(predictor)[1]["metric"],
     )
-
-
-def _check_settings(
-    tower: nn.Module, keep_rates: Sequence[float], locations: Sequence[int], window: int, stride: int, remove_at: int
-) -> None:
-    """Refuses impossible settings before minutes are spent."""
-    for keep_rate in keep_rates:
-        num_kept(tower.num_patches, keep_rate)
-    check_locations(locations, len(tower.blocks))
-    check_locations((remove_at,), len(tower.blocks))
-    windows(tower.patch_embed.grid_size, window, stride)
-
-
-def _pixels(clip: Clip, images: Tensor) -> np.ndarray:
-    """What `clip.transform` made, as pixels (B, H, W, 3) again."""
-    zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
-    pixels = ((images - zero) / (one - zero)).clamp(0, 1) * 255
-    return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()

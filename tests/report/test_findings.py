@@ -10,8 +10,9 @@ from helpers.made_up_run import CREDITS, TASKS, Run
 from patchrank.config import Claim, Objective, PromptConfig, ReportConfig
 from patchrank.report import write_report
 from patchrank.report.claims import judge
-from patchrank.report.findings import WIDTH, brief_table, question, verdicts
+from patchrank.report.findings import question, verdicts
 from patchrank.report.results import change, mean
+from patchrank.report.table import WIDTH, brief_table
 from patchrank.tune.sweep import load_sweep
 
 KEEP_RATE = "pruning.keep_rate"

@@ -71,7 +71,7 @@ def test_rows_that_lack_a_figure_are_left_out_and_counted(value):
     rows[1]["metrics"]["ms"] = value
     found = pareto_front(rows, ALL, ())
     assert ids(found.best) == ["a"] and ids(found.incomplete) == ["b"]
-    assert "lacking a figure and left out: 1" in front_section(rows, ALL, (), [])[0]
+    assert "lacking a figure and left out: 1" in front_section(found, rows, [], "front")[0]
     assert ids(pareto_front(rows, [ACCURACY, GMACS], ()).best) == ["b"]  # of which it lacks none
 
 
@@ -90,13 +90,15 @@ def test_a_section_says_what_became_of_all_trials_and_on_what_they_were_timed():
     machine = {"system": "Linux", "cpu": "Some CPU", "threads": 2, "gpu": None, "torch": "2"}
     for each in rows:
         each["speed"] = {"hardware": machine, "benchmark": {"batch_size": 32, "repeats": 30}}
-    markdown, pictures = front_section(rows, [ACCURACY, GMACS], [CHEAP], [], "pareto-front")
+    markdown, pictures = front_section(pareto_front(rows, [ACCURACY, GMACS], [CHEAP]), rows, [], "pareto-front")
     assert "of val_accuracy (max), gmacs (min) among those that keep gmacs <= 5: 1 of 4 trials" in markdown
     assert "breaking gmacs <= 5: 1; with exactly the figures of one in it and not repeated: 1." in markdown
     assert "30 runs of 32 images on Some CPU (threads: 2), Linux, torch 2." in markdown
     assert list(pictures) == ["pareto-front.png"] and "(pareto-front.png)" in markdown
     assert pictures["pareto-front.png"].startswith(b"\x89PNG")
-    markdown, pictures = front_section(rows, [ACCURACY, GMACS], [Constraint(metric="gmacs", at_most=1)], [])
+    markdown, pictures = front_section(
+        pareto_front(rows, [ACCURACY, GMACS], [Constraint(metric="gmacs", at_most=1)]), rows, [], "x"
+    )
     assert not pictures and "0 of 4 trials" in markdown
 
 
