@@ -12,15 +12,15 @@ import numpy as np
 from patchrank.config import TrialConfig, leaves, validate
 from patchrank.io import join, read_bytes
 from patchrank.report.markdown import plural
+from patchrank.report.pareto import is_number
 from patchrank.report.results import FITTED, Setting, Trial, configuration, drawn_by, prefix_of, read_trial
+
+DAMAGED = "whose record or arrays are missing or damaged"
+OLD = "of an earlier version, which draws images otherwise"
 
 
 class _LeftOut(Exception):
-    """Why a row is not shown; `damaged` if its sweep would mend that, and not where it cannot be compared."""
-
-    def __init__(self, why: str, damaged: bool = True):
-        super().__init__(why)
-        self.damaged = damaged
+    """Why a row is not shown."""
 
 
 def read_beside(roots: Sequence[str], own: Sequence[Trial]) -> tuple[list[Trial], list[str]]:
@@ -49,16 +49,16 @@ def _read_sweep(root: str, own: Sequence[Trial], known: set[str]) -> tuple[list[
         try:
             shown += _read_trial(root, line, own, known)
         except _LeftOut as reason:
-            reasons.append(reason)
+            reasons.append(str(reason))
     if not shown and not reasons:
         return [], f"All trials of `{name}` are shown already." if lines else f"`{name}` has no finished trial to show."
     note = f"Nothing of `{name}` is shown beside."
     if shown:
         note = f"Beside them {'stands' if len(shown) == 1 else 'stand'} {plural(len(shown), 'trial')} of `{name}`."
     if reasons:
-        counts = [f"{times} {why}" for why, times in Counter(map(str, reasons)).items()]
+        counts = [f"{times} {why}" for why, times in Counter(reasons).items()]
         note += f" Left out of its {len(lines)}: {'; '.join(counts)}."
-    if any(reason.damaged for reason in reasons):
+    if {DAMAGED, OLD} & set(reasons):
         note += f" To mend what is damaged or old, {_remedy(name)}."
     return shown, note
 
@@ -83,48 +83,38 @@ def _read_trial(root: str, line: str, own: Sequence[Trial], known: set[str]) -> 
         row["id"] = str(row["id"])
         if row["id"] in known:
             return []
-        _check_record(row, own)
+        theirs, differing = leaves({key: row["config"][key] for key in ("model", "data")}), []
+        for ours in (leaves(each["config"]) for each, _ in own):
+            differing.append([key for key, value in theirs.items() if ours.get(key) != value])
+        if fewest := min(differing, key=len):
+            raise _LeftOut(f"of another model or other data ({', '.join(fewest)})")
         trial = read_trial(root, row)
-        _check_arrays(trial, own)
+        _check_images(trial, own)
         return [trial]
     except _LeftOut:
         raise
     except Exception as error:  # damaged files make JSON, zipfile, zlib and NumPy stumble over anything
-        raise _LeftOut("whose record or arrays are missing or damaged") from error
+        raise _LeftOut(DAMAGED) from error
 
 
-def _check_record(row: dict, own: Sequence[Trial]) -> None:
-    """Raises `_LeftOut` where a figure is lacking, or model or data are those of none of the sweep's own rows."""
-    config = row["config"]
-    prefix = "val_" if config["data"]["n_test"] == 0 else ""
-    needed = ["gmacs", "gmacs_unpruned", f"{prefix}cosine", f"{prefix}agreement"]
-    needed += ["n_train"] if config["pruning"]["reducer"] in FITTED else []
-    if lacking := [key for key in needed if not isinstance(row["metrics"].get(key), int | float)]:
-        raise _LeftOut(f"whose record lacks {lacking[0]}")
-    theirs, differing = leaves({key: config[key] for key in ("model", "data")}), []
-    for ours in (leaves(each["config"]) for each, _ in own):
-        differing.append([key for key, value in theirs.items() if ours.get(key) != value])
-    if fewest := min(differing, key=len):
-        raise _LeftOut(f"of another model or other data ({', '.join(fewest)})", damaged=False)
-
-
-def _check_arrays(trial: Trial, own: Sequence[Trial]) -> None:
-    """Raises `_LeftOut` for arrays that lack something, or are of other images than our own."""
-    arrays, config = trial[1], trial[0]["config"]
+def _check_images(trial: Trial, own: Sequence[Trial]) -> None:
+    """Raises `_LeftOut` where something lacks that a page shows, or images are others than our own."""
+    (row, arrays), config = trial, trial[0]["config"]
     ours = next((each for row, each in own if _images_of(row["config"]) == _images_of(config)), arrays)
     on_val = config["data"]["n_test"] == 0
+    figures = ["gmacs", "gmacs_unpruned", *(f"val_{name}" if on_val else name for name in ("cosine", "agreement"))]
+    figures += ["n_train"] if config["pruning"]["reducer"] in FITTED else []
+    is_whole = all(is_number(row["metrics"].get(key)) for key in figures)
     for task in config["data"]["tasks"]:
         prefix = prefix_of(task, on_val)
-        of_images = [prefix + name for name in ("ids", "right_pruned", "right_unpruned", "cosine")]
-        needed = [f"{task}.val_ids", "grid", f"{task}.pictures", f"{task}.pictures_kept", *of_images]
-        if lacking := [name for name in needed if name not in arrays]:
-            raise _LeftOut(f"whose arrays lack {lacking[0]}")
-        if len({len(arrays[name]) for name in of_images}) > 1:
-            raise _LeftOut("whose arrays differ in length")
+        lengths = {len(arrays[prefix + name]) for name in ("ids", "right_pruned", "right_unpruned", "cosine")}
+        shown = {"grid", f"{task}.val_ids", f"{task}.pictures", f"{task}.pictures_kept"}
+        if not is_whole or len(lengths) > 1 or not shown <= arrays.keys():
+            raise _LeftOut(DAMAGED)
         if not np.array_equal(arrays[f"{prefix}ids"], ours[f"{prefix}ids"]):
-            raise _LeftOut("of other images", damaged=False)
+            raise _LeftOut("of other images")
         if not np.array_equal(drawn_by(arrays, task, on_val)[0], drawn_by(ours, task, on_val)[0]):
-            raise _LeftOut("of an earlier version, which draws images otherwise")
+            raise _LeftOut(OLD)
 
 
 def _images_of(config: dict) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from patchrank.config import Claim, Constraint, Objective, ReportConfig
 from patchrank.io import join, write_atomic, write_json
-from patchrank.report import findings, prose
+from patchrank.report import prose
 from patchrank.report.beside import read_beside, told_apart_by
 from patchrank.report.claims import judge
 from patchrank.report.judgement import Judgement
@@ -17,8 +17,7 @@ from patchrank.report.labels import labels
 from patchrank.report.markdown import literal
 from patchrank.report.markdown import table as markdown_table
 from patchrank.report.paper import paper_rows, paper_section
-from patchrank.report.pareto import pareto_front
-from patchrank.report.pareto_section import front_section
+from patchrank.report.pareto import front_section, pareto_front
 from patchrank.report.plots.accuracy import draw_sweep, is_crowded
 from patchrank.report.plots.tokens import draw_tokens
 from patchrank.report.results import Setting, read_settings, read_trial
@@ -48,7 +47,7 @@ class _Sweep:
     rows: Sequence[dict]
     axes: Sequence[str]
     settings: list[Setting]
-    changes: list[findings.Change]
+    changes: list[prose.Change]
     notes: list[str]
     judgements: list[Judgement]
 
@@ -95,11 +94,15 @@ def write_report(
     write_json(join(root, "claims.json"), summary)
     undone = f"**{unfinished} trials of this sweep are not done.** " if unfinished else ""
     undone += f"{stopped} trials were ended early (ASHA), and are not shown." if stopped else ""
+    if failures:
+        lines = [[literal(settings), literal(cause)] for settings, cause in failures]
+        head = f"**Failed trials**: {len(failures)}; running the sweep again tries them again."
+        captions.append(f"{head}\n\n{markdown_table(['settings', 'cause'], lines, texts=2)}")
     several = [judgement for judgement in sweep.judgements if len(judgement.comparisons) > 1]
     parts = [
         *(f"# {config.table}", SMOKE if summary["quick"] else "", undone.strip()),
         *_body(sweep, summary, front, paper),
-        *(*captions, _failed(failures)),
+        *captions,
         *(f"Claim in detail: {each.claim.say}:\n\n{each.details()}" for each in several),
         *(paper_section(paper), _credit(sweep.settings, credits)),
     ]
@@ -116,7 +119,7 @@ def _read(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[
         settings = read_settings(trials + beside)
         axes = told_apart_by(settings, axes)
     # a setting begins with its own rows, so the sweep's own come first
-    changes = findings.changes_of(own, labels(settings, axes))
+    changes = prose.changes_of(own, labels(settings, axes))
     return _Sweep(rows, axes, settings, changes, notes, [_judged(each, settings, unfinished) for each in config.claims])
 
 
@@ -159,7 +162,7 @@ def _body(sweep: _Sweep, summary: dict, front: str, paper: dict | None) -> list[
     claims = ["**Claims**\n", *(f"- {claim['line']}" for claim in summary["claims"])]
     return [
         *(summary["question"], summary["found"], front, table, prose.without_interval(sweep.settings)),
-        " ".join(filter(None, [findings.moved(sweep.changes), prose.legend(sweep.settings, table)])),
+        " ".join(filter(None, [prose.moved(sweep.changes), prose.legend(sweep.settings, table)])),
         "\n".join(claims) if summary["claims"] else "",
         " ".join([prose.how_made(sweep.rows, summary["command"]), *sweep.notes]),
         prose.what_was_measured(sweep.settings, sweep.axes),
@@ -176,22 +179,13 @@ def _credit(settings: Sequence[Setting], credits: Mapping[str, str]) -> str:
     return " ".join(dict.fromkeys(credits[task] for task in tasks if task in credits))
 
 
-def _failed(failures: Sequence[tuple[str, str]]) -> str:
-    """Every trial that failed, and why."""
-    if not failures:
-        return ""
-    lines = [[literal(settings), literal(cause)] for settings, cause in failures]
-    text = markdown_table(["settings", "cause"], lines, texts=2)
-    return f"**Failed trials**: {len(failures)}; running the sweep again tries them again.\n\n{text}"
-
-
 def _summary(
     sweep: _Sweep, config: ReportConfig, command: str, unfinished: int, pictures: Sequence[str]
 ) -> dict[str, Any]:
     """What an index of sweeps says of this one, as plain JSON; `pictures` are its pictures, the telling one first."""
-    found = findings.NO_RESULT
+    found = prose.NO_RESULT
     if sweep.rows:
-        found = f"{findings.best_and_worst(sweep.changes)} {findings.verdicts(sweep.judgements)}"
+        found = f"{prose.best_and_worst(sweep.changes)} {prose.verdicts(sweep.judgements)}"
     return {
         "schema": SUMMARY_SCHEMA,
         "sweep": sweep.rows[0]["sweep"] if sweep.rows else config.table,
@@ -200,8 +194,8 @@ def _summary(
         "unfinished": unfinished,
         "command": command,
         "date": max([row["date"] for row in sweep.rows] or [f"{datetime.date.today()}"]),
-        "question": findings.question(config.question, sweep.axes),
+        "question": prose.question(config.question, sweep.axes),
         "found": found,
-        **findings.answer(sweep.changes, sweep.judgements, pictures),
+        **prose.answer(sweep.changes, sweep.judgements, pictures),
         "claims": [{"line": judgement.line(), **judgement.to_json()} for judgement in sweep.judgements],
     }

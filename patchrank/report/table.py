@@ -13,7 +13,7 @@ from patchrank.utils.stats import Interval, spread
 
 CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
 MATCHING = ("matching_rate", "matching_prior", "matching_chance")
-PAPER, RANKING, DRIFT = "paper (see below)", "ranking MMACs", "1000 (1 - cosine)"
+PAPER, RANKING, DRIFT, SUBSET = "paper (see below)", "ranking MMACs", "1000 (1 - cosine)", "on the oracles'"
 MEASURED = (
     "agreement", "cosine", DRIFT, "matching, prior, chance", "Kendall", "NDCG", "images seen", "labels seen",
     "GMACs", RANKING, "ms", "speed-up", "val", PAPER,
@@ -41,14 +41,15 @@ def main_table(settings: Sequence[Setting], axes: Sequence[str], paper: dict | N
                 rows.append(name | {RANKED_BY: words} | _accuracies(setting, control, few))
     titles = [column for column in names if len({row.get(column, "") for row in rows}) > 1] or [RANKED_BY]
     rows = [{titles[0]: "nothing pruned"} | _unpruned(tower, few) for tower in towers(settings)] + rows
-    columns = [*titles, *all_tasks(settings), "mean", "change", _on(few), *MEASURED]
+    columns = [*titles, *all_tasks(settings), "mean", "change", SUBSET, *MEASURED]
     columns = [column for column in columns if any(row.get(column) for row in rows)]
     if len({row[RANKING] for row in rows if row.get(RANKING)}) == 1:
         columns.remove(RANKING)
     mean_of = "mean" if len(all_tasks(settings)) > 1 else "accuracy"
     head = f"{mean_of}, val" if settings[0].on_val else mean_of
-    heads = [head if column == "mean" else column for column in columns]
-    return table(heads, [[row.get(column, "") for column in columns] for row in rows], texts=len(titles))
+    heads = {"mean": head, SUBSET: f"{SUBSET} {few}"}
+    lines = [[row.get(column, "") for column in columns] for row in rows]
+    return table([heads.get(column, column) for column in columns], lines, texts=len(titles))
 
 
 def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
@@ -141,7 +142,7 @@ def _unpruned(setting: Setting, few: int | None) -> dict[str, str]:
     row = {task: f"{mean(setting, 'unpruned', task):.1f}" for task in setting.tasks if len(setting.tasks) > 1}
     row |= {"mean": f"{mean(setting, 'unpruned'):.1f}", "GMACs": f"{setting.metrics['gmacs_unpruned']:.4f}"}
     if few:
-        row[_on(few)] = f"{mean(setting, 'unpruned', limit=few):.1f}"
+        row[SUBSET] = f"{mean(setting, 'unpruned', limit=few):.1f}"
     return row | {"val": _val(setting, "val_accuracy_unpruned")}
 
 
@@ -156,12 +157,8 @@ def _accuracies(setting: Setting, measure: str, few: int | None) -> dict[str, st
         row |= {"mean": mean_text(setting, measure), "change": change_text(change(setting, measure=measure))}
     if few:
         changed = change_text(change(setting, None, few, measure))
-        row[_on(few)] = f"{mean(setting, measure, limit=few):.1f}, {changed}"
+        row[SUBSET] = f"{mean(setting, measure, limit=few):.1f}, {changed}"
     return row
-
-
-def _on(few: int | None) -> str:
-    return f"on the oracles' {few}"
 
 
 def _val(setting: Setting, key: str) -> str:

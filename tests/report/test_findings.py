@@ -10,7 +10,7 @@ from helpers.made_up_run import CREDITS, TASKS, Run
 from patchrank.config import Claim, Objective, PromptConfig, ReportConfig
 from patchrank.report import write_report
 from patchrank.report.claims import judge
-from patchrank.report.findings import question, verdicts
+from patchrank.report.prose import question, verdicts
 from patchrank.report.results import change, mean
 from patchrank.report.table import WIDTH, brief_table
 from patchrank.tune.sweep import load_sweep
@@ -362,13 +362,13 @@ FAULTS = {
     "damaged": (DAMAGED, 1),
     "no config": (DAMAGED, 1),
     "no metrics": (DAMAGED, 1),
-    "no figure": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose record lacks gmacs.", 1),
+    "no figure": (DAMAGED, 1),
     "no file": (DAMAGED, 1),
     "cut file": (DAMAGED, 1),
     "no zip": (DAMAGED, 1),
-    "no array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays lack digits_ink.cosine.", 1),
+    "no array": (DAMAGED, 1),
     "scalar array": (DAMAGED, 1),
-    "short array": ("stands 1 trial of `ROOT`. Left out of its 2: 1 whose arrays differ in length.", 1),
+    "short array": (DAMAGED, 1),
 }
 
 

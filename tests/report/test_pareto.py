@@ -7,9 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from patchrank.config import Constraint, Objective, TrialConfig
-from patchrank.report import pareto_section
-from patchrank.report.pareto import pareto_front
-from patchrank.report.pareto_section import draw_front, front_section, front_table
+from patchrank.report import pareto
+from patchrank.report.pareto import draw_front, front_section, front_table, pareto_front
 
 ACCURACY, COSINE = (Objective(metric=f"val_{name}", mode="max") for name in ("accuracy", "cosine"))
 GMACS, MS = (Objective(metric=name, mode="min") for name in ("gmacs", "ms"))
@@ -108,7 +107,7 @@ def drawn(monkeypatch):
 
     def draw(rows, objectives, constraints=()):
         figures = []
-        monkeypatch.setattr(pareto_section, "png", lambda figure: figures.append(figure) or b"")
+        monkeypatch.setattr(pareto, "png", lambda figure: figures.append(figure) or b"")
         _, caption = draw_front(pareto_front(rows, objectives, constraints))
         assert isinstance(figures[0], Figure)
         return figures[0].axes, caption
