@@ -58,10 +58,9 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
         Comparison(what, interval, float(p), verdict_of(claim, interval), counted(found))
         for (what, found), interval, p in zip(made, intervals, adjusted)
     ]
-    overall = None
-    if len(made) > 1:  # images that are drawn together stay together, whichever comparison they are in
-        every = joined(found for _, found in made)
-        overall = paired_interval(every.values, 0, every.clusters)
+    every = joined(found for _, found in made) if len(made) > 1 else None
+    # images that are drawn together stay together, whichever comparison they are in
+    overall = every and paired_interval(every.values, 0, every.clusters)
     return Judgement(claim, comparisons, missing, overall)
 
 

@@ -18,8 +18,7 @@ from patchrank.report.markdown import literal
 from patchrank.report.markdown import table as markdown_table
 from patchrank.report.paper import paper_rows, paper_section
 from patchrank.report.pareto import front_section, pareto_front
-from patchrank.report.plots.accuracy import draw_sweep, is_crowded
-from patchrank.report.plots.tokens import draw_tokens
+from patchrank.report.plots.sweep import draw_sweep, draw_tokens, is_crowded
 from patchrank.report.results import Setting, read_settings, read_trial
 from patchrank.report.table import brief_table, main_table
 from patchrank.utils.errors import UserError

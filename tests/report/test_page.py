@@ -12,8 +12,8 @@ from patchrank.report import paper_rows, write_report
 from patchrank.report.__main__ import main
 from patchrank.report.labels import labels, swept
 from patchrank.report.paper import paper_section
-from patchrank.report.plots.accuracy import curve_lines, draw_panel, draw_sweep, is_crowded
 from patchrank.report.plots.style import scale_points
+from patchrank.report.plots.sweep import curve_lines, draw_panel, draw_sweep, is_crowded
 from patchrank.report.results import change, subset
 from patchrank.utils.errors import UserError
 from patchrank.utils.veil import veil_dropped
