@@ -193,8 +193,7 @@ def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
     names = labels(settings, axes, without=[KEEP_RATE] if rate else [])
     chosen, names = [settings[place] for place in places], ["image", *(names[place] for place in places)]
     tasks, count = all_tasks(chosen), max(1, MAX_COLUMNS // len(all_tasks(chosen)))
-    strips = [_strips(chosen, task, count) for task in tasks]
-    canvas, middles = _mosaic(strips)
+    canvas, middles = _mosaic(chosen, tasks, count)
     figure = Figure(figsize=(canvas.shape[1] / 80 + 2.0, canvas.shape[0] / 80 + 0.4), layout="constrained")
     axis = figure.add_subplot()
     axis.imshow(canvas, interpolation="nearest")
@@ -211,37 +210,35 @@ def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
 
 def _choose(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[list[int], str]:
     """Places of at most `MAX_ROWS` settings, evenly chosen. Of many, only those of the middle keep rate (returned)."""
-    places, rate = list(range(len(settings))), ""
-    if len(places) > MAX_ROWS and KEEP_RATE in axes:
-        rates = [value_at(setting.config, KEEP_RATE) for setting in settings]
-        middle = sorted(set(rates))[(len(set(rates)) - 1) // 2]
-        places = [place for place in places if rates[place] == middle]
+    places, rate, rates = list(range(len(settings))), "", swept_rates(settings, axes)
+    if len(places) > MAX_ROWS and rates:
+        middle = rates[(len(rates) - 1) // 2]
+        places = [place for place in places if value_at(settings[place].config, KEEP_RATE) == middle]
         rate = plain(middle, KEEP_RATE)
     if len(places) > MAX_ROWS:
         places = [places[n] for n in np.linspace(0, len(places) - 1, MAX_ROWS).round().astype(int)]
     return places, rate
 
 
-def _strips(settings: Sequence[Setting], task: str, count: int) -> list[np.ndarray]:
-    """The images of a task as they are, then as each setting leaves them, all (n, S, S, 3); white without the task."""
-    strips = [next(each.arrays[0][f"{task}.pictures"] for each in settings if task in each.tasks)[:count]]
-    for setting in settings:
-        if task in setting.tasks:
-            found = setting.arrays[0]
-            strips.append(veil_dropped(strips[0], found[f"{task}.pictures_kept"][:count], found["grid"]))
-        else:
-            strips.append(np.full_like(strips[0], 255))
-    return strips
+def _mosaic(settings: Sequence[Setting], tasks: Sequence[str], count: int) -> tuple[np.ndarray, list[float]]:
+    """All pictures on one white canvas (H, W, 3), and the middle of every task's columns.
 
-
-def _mosaic(tasks: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, list[float]]:
-    """All pictures on one white canvas (H, W, 3), and the middle of every task's columns."""
+    The first `count` images of each task stand on top as they are, and below as each setting leaves them.
+    """
     parts, middles, left = [], [], 0
-    for strips in tasks:
+    for task in tasks:
+        images = next(each.arrays[0][f"{task}.pictures"] for each in settings if task in each.tasks)[:count]
+        strips = [images]
+        for setting in settings:
+            found = setting.arrays[0]
+            if task in setting.tasks:
+                strips.append(veil_dropped(images, found[f"{task}.pictures_kept"][:count], found["grid"]))
+            else:
+                strips.append(np.full_like(images, 255))
         padded = np.pad(np.stack(strips), [(0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
-        rows, count, height, width, _ = padded.shape
-        block = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, count * width, 3)
+        rows, columns, height, width, _ = padded.shape
+        block = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
         parts.append(np.pad(block, [(0, 0), (0, TASK_GAP), (0, 0)], constant_values=255))
-        middles.append(left + (count * width - GAP) / 2)
+        middles.append(left + (columns * width - GAP) / 2)
         left += parts[-1].shape[1]
     return np.concatenate(parts, axis=1)[:, : -TASK_GAP - GAP], middles
