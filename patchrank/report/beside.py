@@ -50,6 +50,8 @@ def _read_sweep(root: str, own: Sequence[Trial], known: set[str]) -> tuple[list[
             shown += _read_trial(root, line, own, known)
         except _LeftOut as reason:
             reasons.append(str(reason))
+        except Exception:  # damaged files make JSON, zipfile, zlib and NumPy stumble over anything
+            reasons.append(DAMAGED)
     if not shown and not reasons:
         return [], f"All trials of `{name}` are shown already." if lines else f"`{name}` has no finished trial to show."
     note = f"Nothing of `{name}` is shown beside."
@@ -75,26 +77,22 @@ def _read_trial(root: str, line: str, own: Sequence[Trial], known: set[str]) -> 
     """A row with its whole configuration, and its arrays; nothing where it is `known`.
 
     Raises:
-        _LeftOut: something is damaged, or lacks what a page shows, or is of another model or other images.
+        _LeftOut: it lacks what a page shows, or is of another model or other images.
+        Exception: any, of a damaged file.
     """
-    try:
-        row = json.loads(line)
-        row["config"] = validate(TrialConfig, row["config"], str(row["id"])).model_dump(mode="json")
-        row["id"] = str(row["id"])
-        if row["id"] in known:
-            return []
-        theirs, differing = leaves({key: row["config"][key] for key in ("model", "data")}), []
-        for ours in (leaves(each["config"]) for each, _ in own):
-            differing.append([key for key, value in theirs.items() if ours.get(key) != value])
-        if fewest := min(differing, key=len):
-            raise _LeftOut(f"of another model or other data ({', '.join(fewest)})")
-        trial = read_trial(root, row)
-        _check_images(trial, own)
-        return [trial]
-    except _LeftOut:
-        raise
-    except Exception as error:  # damaged files make JSON, zipfile, zlib and NumPy stumble over anything
-        raise _LeftOut(DAMAGED) from error
+    row = json.loads(line)
+    row["config"] = validate(TrialConfig, row["config"], str(row["id"])).model_dump(mode="json")
+    row["id"] = str(row["id"])
+    if row["id"] in known:
+        return []
+    theirs, differing = leaves({key: row["config"][key] for key in ("model", "data")}), []
+    for ours in (leaves(each["config"]) for each, _ in own):
+        differing.append([key for key, value in theirs.items() if ours.get(key) != value])
+    if fewest := min(differing, key=len):
+        raise _LeftOut(f"of another model or other data ({', '.join(fewest)})")
+    trial = read_trial(root, row)
+    _check_images(trial, own)
+    return [trial]
 
 
 def _check_images(trial: Trial, own: Sequence[Trial]) -> None:

@@ -68,10 +68,8 @@ def is_about(claim: Claim, setting: Setting) -> bool:
     """Whether a setting has what `of` says. A list stands for any of its values where the setting itself is no list."""
     found = {"prompt.mode": "none"} | leaves(setting.config)
     for path, value in leaves(claim.of).items():
-        if path not in found:
-            return False
-        is_choice = isinstance(value, list) and not isinstance(found[path], list)
-        if found[path] not in (value if is_choice else [value]):
+        is_choice = isinstance(value, list) and not isinstance(found.get(path), list)
+        if path not in found or found[path] not in (value if is_choice else [value]):
             return False
     return True
 

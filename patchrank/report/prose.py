@@ -100,11 +100,10 @@ def verdicts(judgements: Sequence[Judgement]) -> str:
     counts = Counter(judgement.verdict for judgement in judgements)
     if len(judgements) == 1:
         return f"Its one claim {WORDS[judgements[0].verdict][0]}."
-    said = [
-        f"{counts[verdict]} {one if counts[verdict] == 1 else many}"
-        for verdict, (one, many) in WORDS.items()
-        if counts[verdict]
-    ]
+    said = []
+    for verdict, (one, many) in WORDS.items():
+        if count := counts[verdict]:
+            said.append(f"{count} {one if count == 1 else many}")
     return f"Of {len(judgements)} claims, {listed(said)}."
 
 

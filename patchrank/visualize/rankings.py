@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchrank.config import DEFAULTS
 from patchrank.golden.scores import METRICS, score_images
 from patchrank.layers.predictors import load_predictor
-from patchrank.layers.pruning import check_locations, num_kept, windows
+from patchrank.layers.pruning import num_kept
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
 from patchrank.models.embed import embed
@@ -58,19 +58,14 @@ def default_rankers(clip: Clip, pictures: Pictures) -> list[str]:
     return rankers + predictor + ["cls_attention", "random"]
 
 
-def _check(
-    tower: nn.Module, rankers: Sequence[str], keep_rates: Sequence[float], locations: Sequence[int], golden: dict
-) -> None:
-    """Refuses unknown rankers and impossible settings before minutes are spent."""
+def check_rankers(rankers: Sequence[str], labelled: bool) -> None:
+    """Raises `UserError` for a ranker that does not exist, or one that needs labels that are not there."""
     known = [*METRICS, *(name for name in REDUCERS if name != "golden")]  # golden is the metrics' own reducer
     for name in rankers:
         if name not in known:
             raise UserError(f"ranker {name!r} does not exist; {near(name, known)}")
-    for keep_rate in keep_rates:
-        num_kept(tower.num_patches, keep_rate)
-    for layers in (locations, (golden["remove_at"],)):
-        check_locations(layers, len(tower.blocks))
-    windows(tower.patch_embed.grid_size, golden["window"], golden["stride"])
+        if name == "label" and not labelled:
+            raise UserError("ranker 'label' needs the images' labels, and they have none")
 
 
 @torch.inference_mode()
@@ -143,9 +138,9 @@ def rank_pictures(
     """
     golden = {"window": window, "stride": stride, "remove_at": remove_at}
     rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
-    if "label" in rankers and pictures.labels is None:
-        raise UserError("ranker 'label' needs the images' labels, and they have none")
-    _check(clip.visual, rankers, keep_rates, locations, golden)
+    check_rankers(rankers, pictures.labels is not None)
+    for keep_rate in keep_rates:  # before minutes are spent on golden scores
+        num_kept(clip.visual.num_patches, keep_rate)
     transform, device = clip.transform(), clip.logit_scale.device
     images = torch.stack([transform(image) for image in pictures.images]).to(device)
     head = clip.zero_shot_head(pictures.classes, pictures.templates)
