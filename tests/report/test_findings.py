@@ -8,7 +8,8 @@ import pytest
 from helpers.made_up_run import CREDITS, TASKS, Run
 
 from patchrank.config import Claim, Objective, PromptConfig, ReportConfig
-from patchrank.report import write_report
+from patchrank.io import read_bytes
+from patchrank.report import results, write_report
 from patchrank.report.claims import judge
 from patchrank.report.prose import question, verdicts
 from patchrank.report.results import change, mean
@@ -353,6 +354,14 @@ def test_rows_that_stand_in_both_count_once(tmp_path):
     assert f"Beside them stand 3 trials of `{other.root}`. All trials of `{other.root}` are shown already." in page_of(
         ours
     )
+
+
+def test_arrays_are_read_once(tmp_path, monkeypatch):
+    ours, other = two_runs(tmp_path)
+    read = []
+    monkeypatch.setattr(results, "read_bytes", lambda path: read.append(str(path)) or read_bytes(path))
+    ours.report(BY_RATE, beside=[str(other.root)])
+    assert len(read) == len(set(read)) == 4  # on an object store each reading costs
 
 
 DAMAGED = "stands 1 trial of `ROOT`. Left out of its 2: 1 whose record or arrays are missing or damaged."
