@@ -27,7 +27,6 @@ from patchrank.models.text import (
     BATCH_SIZE,
     CONTEXT_LENGTH,
     create_text_tower,
-    embed_words,
     encode_texts,
     encode_tokens,
     text_shape,
@@ -153,7 +152,8 @@ class Clip(nn.Module):
 
     def embed_words(self, words: str) -> Tensor:
         """(n, D_t), what the text tower looks up for the n tokens of some words: a start for prompts."""
-        return embed_words(self.text, self.tokenize([words]).to(self.logit_scale.device))
+        tokens = self.tokenize([words])[0].to(self.logit_scale.device)
+        return self.text.token_embedding(tokens[1 : int(tokens.argmax())]).detach()  # without start and end
 
     def zero_shot_head(self, classes: Sequence[str], templates: Sequence[str], prompted: bool = True) -> Tensor:
         """Class embeddings (C, E): unit vectors of every template, averaged, made unit vectors again.
@@ -246,17 +246,13 @@ def create_clip(
     source = checkpoint if checkpoint is not None or not pretrained else weights.file or download_pair(weights)
     ships = pretrained and checkpoint is None and weights.file is not None
     visual = timm.create_model(name, pretrained=ships, **pruning)  # with its predictor, where one ships
-    clip = Clip(name, visual, create_text_tower(quick_gelu=has_quick_gelu(visual), **TEXT_CFGS[weights.entry]))
+    quick_gelu = type(visual.blocks[0].mlp.act).__name__ == "QuickGELU"  # OpenAI's, which the text tower has as well
+    clip = Clip(name, visual, create_text_tower(quick_gelu, **TEXT_CFGS[weights.entry]))
     if source is not None:
         load_pair(clip, source)
     if prompts is not None:
         clip.set_prompts(load_prompts(prompts)[0].to(device))
     return clip.eval().to(device)
-
-
-def has_quick_gelu(visual: nn.Module) -> bool:
-    """Whether an image tower was built with OpenAI's activation; its text tower has the same."""
-    return type(visual.blocks[0].mlp.act).__name__ == "QuickGELU"
 
 
 def macs_row(clip: Clip) -> dict[str, float]:

@@ -6,6 +6,7 @@ Order and augmentation depend on seed and epoch alone, so there are no random st
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -57,27 +58,35 @@ def save_state(state: State, path: str, run: str) -> None:
     write_tensors(path, KIND, tensors, {"run": run, "history": state.history})
 
 
-def restore_state(state: State, path: str, run: str) -> None:
-    """Fills a new state from a file; leaves it as it is where there is no file, or one of another run."""
+def read_if_sound(read: Callable[..., tuple], path: str, *args) -> tuple | None:
+    """What `read(path, *args)` gives; None for a file that is not there, or is damaged, which stderr then tells."""
     if not exists(path):
-        return
+        return None
     try:
-        tensors, about = read_tensors(path, KIND, ("run", "history"))
-    except StoreError:  # the file may be there
+        return read(path, *args)
+    except StoreError:  # the file may well be there
         raise
     except UserError as error:
-        print(f"{error}: starts anew", file=sys.stderr)
+        print(f"{error}: it is made anew", file=sys.stderr)
+        return None
+
+
+def restore_state(state: State, path: str, run: str) -> None:
+    """Fills a new state from a file; leaves it as it is where there is no file, or one of another run."""
+    found = read_if_sound(read_tensors, path, KIND, ("run", "history"))
+    if found is None:
         return
+    tensors, about = found
     if about["run"] != run:
         print(f"{path}: of a run with other settings, so this one starts anew", file=sys.stderr)
         return
-    parts: dict[str, dict[str, Tensor]] = {"prompts": {}, "best": {}, "optimizer": {}}
-    for key, value in tensors.items():
-        part, _, name = key.partition(".")
-        parts.setdefault(part, {})[name] = value.to(state.prompts.text.device)
-    state.prompts.load_state_dict(parts["prompts"])
-    state.history, state.best = about["history"], parts["best"]
-    parameters = dict(state.prompts.named_parameters())
-    for key, value in parts["optimizer"].items():
+    device, parameters = state.prompts.text.device, dict(state.prompts.named_parameters())
+
+    def part(start: str) -> dict[str, Tensor]:
+        return {key.removeprefix(start): value.to(device) for key, value in tensors.items() if key.startswith(start)}
+
+    state.prompts.load_state_dict(part("prompts."))
+    state.history, state.best = about["history"], part("best.")
+    for key, value in part("optimizer.").items():
         name, _, entry = key.partition(":")
         state.optimizer.state[parameters[name]][entry] = value.cpu() if value.ndim == 0 else value  # Adam's step count

@@ -15,17 +15,17 @@ from torch import nn
 from patchrank.config import PromptConfig
 from patchrank.config.canonical import canonical
 from patchrank.data.image_split import ImageSplit
-from patchrank.io import content_id, exists, remove, weights_sha256
+from patchrank.io import content_id, remove, weights_sha256
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip
 from patchrank.models.embed import classify, embed, split_batches
 from patchrank.models.prompt_files import describe, load_prompts, save_prompts
 from patchrank.models.zero_shot import evaluate
 from patchrank.prompt.batches import Feed
-from patchrank.prompt.checkpoint import State, restore_state, save_state
+from patchrank.prompt.checkpoint import State, read_if_sound, restore_state, save_state
 from patchrank.prompt.presets import PRESETS, learning_rates
 from patchrank.prompt.train_step import head_of, ready, start, train_epoch
-from patchrank.utils.errors import StoreError, UserError
+from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
 
@@ -84,7 +84,10 @@ def tune_prompts(
     if state.best:
         state.prompts.load_state_dict(state.best)
     best = state.best_epoch()
-    about = describe(clip) | {"config": recipe(config)[0], "seed": seed, "seen": seen(train, val, config), "run": run}
+    count = len(train) + (len(val) if config.patience is not None else 0)
+    seen = {"task": train.task, "split": train.split, "images": count}
+    seen["labels"] = 0 if config.loss == "distill" else count
+    about = describe(clip) | {"config": recipe(config)[0], "seed": seed, "seen": seen, "run": run}
     # no times, so that the same run gives the same bytes
     about["history"] = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in state.history]
     about["epoch"] = len(state.history) if best is None else best + 1
@@ -183,20 +186,5 @@ def accuracy(clip: Clip, split: ImageSplit) -> float:
 
 def finished(out: str, run: str) -> Prompts | None:
     """The prompts that this very run left; None where there is no such file, or it is of another."""
-    if not exists(out):
-        return None
-    try:
-        prompts, about = load_prompts(out)
-    except StoreError:  # it may well be there
-        raise
-    except UserError as error:
-        print(f"{error}: it is written anew", file=sys.stderr)
-        return None
-    return prompts if about.get("run") == run else None
-
-
-def seen(train: ImageSplit, val: ImageSplit | None, config: PromptConfig) -> dict:
-    """How many images and labels decided on the prompts, and whose."""
-    count = len(train) + (len(val) if config.patience is not None else 0)
-    labels = 0 if config.loss == "distill" else count
-    return {"task": train.task, "split": train.split, "images": count, "labels": labels}
+    found = read_if_sound(load_prompts, out)
+    return found[0] if found is not None and found[1].get("run") == run else None
