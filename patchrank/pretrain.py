@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -25,12 +24,14 @@ from patchrank.data.dataset_factory import load_split
 from patchrank.data.digits.captions import draw_template
 from patchrank.data.digits.scenes import CLASSES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle, split_digits
 from patchrank.data.image_split import ImageSplit
+from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.zero_shot import evaluate
 from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
 
+KIND = "pre-training"  # of checkpoint files
 STEPS = 11_430
 BATCH_SIZE = 64
 LR = 1e-3
@@ -146,22 +147,18 @@ def accuracy(clip: Clip, split: ImageSplit) -> float:
 
 
 def save_checkpoint(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Weights and Adam's moments in one safetensors file (nothing here is ever unpickled), written atomically."""
-    tensors = {f"model.{k}": v.contiguous() for k, v in clip.state_dict().items()}
+    """Weights and Adam's moments in one file of tensors, whole or not at all."""
+    tensors = {f"model.{k}": v for k, v in clip.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optim.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path) + ".tmp", metadata={"step": str(step)})
-    Path(str(path) + ".tmp").replace(path)
+    write_tensors(path, KIND, tensors, {"step": step})
 
 
 def load_checkpoint(path: Path, clip: Clip, optimizer: torch.optim.Optimizer) -> int:
     """Restores what `save_checkpoint` wrote, if there is any; returns the number of steps done."""
     if not path.exists():
         return 0
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    tensors, about = read_tensors(path, KIND, ("step",))
     clip.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -169,7 +166,7 @@ def load_checkpoint(path: Path, clip: Clip, optimizer: torch.optim.Optimizer) ->
             _, i, name = key.split(".")
             state.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+    return about["step"]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -47,7 +47,9 @@ def _cfg(weights: Weights) -> dict:
 default_cfgs = generate_default_cfgs({name: _cfg(weights) for name, weights in PUBLISHED.items()})
 
 
-def _create_patchrank_clip(variant: str, pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisionTransformer:
+    """An entry's tower; `kwargs` of the caller win over its `shape`."""
+    kwargs = shape | kwargs
     asked = kwargs.pop("pretrained_cfg", None)
     if isinstance(asked, str) and asked:
         find_weights(f"{variant}.{asked}")  # which says more than timm of a tag that does not exist
@@ -93,61 +95,52 @@ def patchrank_clip_digits(pretrained: bool = False, **kwargs) -> PrunedVisionTra
     """The embedded default: 64 x 64 images, 8 x 8 = 64 tokens, 12 layers of width 64; weights ship."""
     if pretrained:
         kwargs.setdefault("predictor_path", str(WEIGHTS / "patchrank_clip_digits.predictor.safetensors"))
-    args = dict(patch_size=8, embed_dim=64, depth=12, num_heads=4)
-    return _create_patchrank_clip("patchrank_clip_digits", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_digits", pretrained, kwargs, patch_size=8, embed_dim=64, depth=12, num_heads=4)
 
 
 @register_model
 def patchrank_clip_b16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """CLIP ViT-B/16: 14 x 14 = 196 tokens, 512-d embeddings."""
-    args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
-    return _create_patchrank_clip("patchrank_clip_b16", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_b16", pretrained, kwargs, patch_size=16, embed_dim=768, depth=12, num_heads=12)
 
 
 @register_model
 def patchrank_clip_b32(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """CLIP ViT-B/32: 7 x 7 = 49 tokens, 512-d embeddings."""
-    args = dict(patch_size=32, embed_dim=768, depth=12, num_heads=12)
-    return _create_patchrank_clip("patchrank_clip_b32", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_b32", pretrained, kwargs, patch_size=32, embed_dim=768, depth=12, num_heads=12)
 
 
 @register_model
 def patchrank_clip_l14(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """CLIP ViT-L/14: 16 x 16 = 256 tokens, 768-d embeddings."""
-    args = dict(patch_size=14, embed_dim=1024, depth=24, num_heads=16)
-    return _create_patchrank_clip("patchrank_clip_l14", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_l14", pretrained, kwargs, patch_size=14, embed_dim=1024, depth=24, num_heads=16)
 
 
 @register_model
 def patchrank_clip_l14_336(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """CLIP ViT-L/14 at 336 x 336: 24 x 24 = 576 tokens, 768-d embeddings."""
-    args = dict(patch_size=14, embed_dim=1024, depth=24, num_heads=16)
-    return _create_patchrank_clip("patchrank_clip_l14_336", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_l14_336", pretrained, kwargs, patch_size=14, embed_dim=1024, depth=24, num_heads=16)
 
 
 @register_model
 def patchrank_clip_xsmall16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """TinyCLIP ViT-8M/16: 14 x 14 = 196 tokens, 512-d embeddings."""
-    args = dict(patch_size=16, embed_dim=256, depth=10, num_heads=4)
-    return _create_patchrank_clip("patchrank_clip_xsmall16", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_xsmall16", pretrained, kwargs, patch_size=16, embed_dim=256, depth=10, num_heads=4)
 
 
 @register_model
 def patchrank_clip_medium32(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """TinyCLIP ViT-40M/32: 7 x 7 = 49 tokens, 512-d embeddings."""
-    args = dict(patch_size=32, embed_dim=512, depth=12, num_heads=8)
-    return _create_patchrank_clip("patchrank_clip_medium32", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_medium32", pretrained, kwargs, patch_size=32, embed_dim=512, depth=12, num_heads=8)
 
 
 @register_model
 def patchrank_clip_medium16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """TinyCLIP ViT-39M/16: 14 x 14 = 196 tokens, 512-d embeddings."""
-    args = dict(patch_size=16, embed_dim=512, depth=12, num_heads=8)
-    return _create_patchrank_clip("patchrank_clip_medium16", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_medium16", pretrained, kwargs, patch_size=16, embed_dim=512, depth=12, num_heads=8)
 
 
 @register_model
 def patchrank_clip_betwixt32(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """TinyCLIP ViT-61M/32: 7 x 7 = 49 tokens, 512-d embeddings."""
-    args = dict(patch_size=32, embed_dim=640, depth=12, num_heads=10)
-    return _create_patchrank_clip("patchrank_clip_betwixt32", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_betwixt32", pretrained, kwargs, patch_size=32, embed_dim=640, depth=12, num_heads=10)

@@ -181,14 +181,16 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             tokens: as for `forward_pruned`; not used where there are prompts, which change a sequence from its start.
         """
         if tokens is None or self.prompts is not None:
-            return self._suffix(self._embed(images, None), 1, None)
-        return self._suffix(tokens, self.shared_layer, None)
+            return self.forward_suffix(self._embed(images, None), 1, prompted=False)
+        return self.forward_suffix(tokens, self.shared_layer, prompted=False)
 
-    def forward_suffix(self, x: Tensor, layer: int) -> Tensor:
-        """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning."""
-        return self._suffix(x, layer, self.prompts)
+    def forward_suffix(self, x: Tensor, layer: int, prompted: bool = True) -> Tensor:
+        """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning.
 
-    def _suffix(self, x: Tensor, layer: int, prompts: nn.Module | None) -> Tensor:
+        Args:
+            prompted: False for sequences without the prompts in use.
+        """
+        prompts = self.prompts if prompted else None
         blocks = self._layers(prompts)
         for block in blocks[layer - 1 : -1]:
             x = self._run(block, x)

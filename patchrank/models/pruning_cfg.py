@@ -103,7 +103,13 @@ def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> t
         _check_fits(settings, about, embed_dim, grid_size)
         return predictor, about
     if isinstance(settings.predictor_init, Mapping):
-        return _described(settings, embed_dim, grid_size)
+        about = dict(settings.predictor_init)
+        lacking = [key for key in RECORD if key not in about]
+        if lacking:
+            needed = ", ".join(RECORD)
+            raise UserError(f"predictor_init: a record of a predictor needs {needed}, but lacks {lacking[0]!r}")
+        _check_fits(settings, about, embed_dim, grid_size)
+        return create_awaiting(about), about if about.get("model") else {}  # {} if it never came from a file
     if settings.predictor_init == "random":
         return create_predictor(REDUCERS[name].untrained, embed_dim, grid_size), {}
     others = ", ".join(sorted(other for other, kind in REDUCERS.items() if not kind.fitted))
@@ -111,16 +117,6 @@ def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> t
         f"pruning by reducer {name!r} has no weights to rank by: give predictor_path, choose another of {others}, "
         "or say predictor_init='random' if that is meant"
     )
-
-
-def _described(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> tuple[nn.Module, dict]:
-    """A predictor without weights, and what its file said of it; {} if it never came from a file."""
-    about = dict(settings.predictor_init)
-    lacking = [key for key in RECORD if key not in about]
-    if lacking:
-        raise UserError(f"predictor_init: a record of a predictor needs {', '.join(RECORD)}, but lacks {lacking[0]!r}")
-    _check_fits(settings, about, embed_dim, grid_size)
-    return create_awaiting(about), about if about.get("model") else {}
 
 
 def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple[int, int]) -> None:

@@ -14,8 +14,8 @@ import argparse
 import os
 import resource
 import sys
-import time
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -25,14 +25,13 @@ from patchrank.cli.summary import ACCURACIES, cosine_line, images_line, macs_lin
 from patchrank.config import PromptConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
-from patchrank.io import check_writable, content_id, read_json, resolve, write_json
+from patchrank.io import check_writable, content_id, join, read_json, resolve, write_json
 from patchrank.models.clip import Clip, macs_row
 from patchrank.models.embed import embed_unpruned
 from patchrank.models.text import template_set
 from patchrank.models.zero_shot import Evaluation, evaluate
-from patchrank.prompt.batches import Feed, check_named, load_train
-from patchrank.prompt.presets import complete, learning_rates
-from patchrank.prompt.train_step import ready, start, step
+from patchrank.prompt.batches import check_named, load_train
+from patchrank.prompt.presets import complete
 from patchrank.prompt.tuning import Tuned, check_distillation, finished, run_id, tune_prompts
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
@@ -154,16 +153,11 @@ def dry_run(args: argparse.Namespace, clip: Clip, train: ImageSplit, config: Pro
     Memory is the device's where it counts its own, else the process's; both with the weights of the pair.
     """
     size, steps = config.batch_size, max(1, len(train) // config.batch_size)
-    with ready(clip, config):
-        state, feed = start(clip, train, config, args.seed), Feed(clip, train.first(size), config, args.seed)
-        state.optimizer.param_groups[0]["lr"] = learning_rates(config.lr, config.epochs)[0]
-        clip.set_prompts(state.prompts)
-        times = [time.perf_counter()]
-        for epoch in range(DRY_STEPS):
-            step(feed, state, *next(feed.batches(epoch)))  # reads the loss back, and so waits for the device
-            times.append(time.perf_counter())
-    each = round((times[-1] - times[1]) / (DRY_STEPS - 1), 4)
-    row = {"mode": config.mode, "batch_size": size, "steps": steps * config.epochs, "seconds_per_step": each}
+    few = config.model_copy(update={"epochs": DRY_STEPS, "patience": None})  # epochs of one step each
+    with TemporaryDirectory() as folder:
+        times = tune_prompts(clip, train.first(size), None, few, args.seed, join(folder, "prompts"), quiet=True).seconds
+    each = sum(times[1:]) / (DRY_STEPS - 1)
+    row = {"mode": config.mode, "batch_size": size, "steps": steps * config.epochs, "seconds_per_step": round(each, 4)}
     row |= {"seconds_per_epoch": round(each * steps, 4), "seconds": round(each * steps * config.epochs, 4)}
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     if memory == 0:
