@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from patchrank.cli.config_flags import add_config_flags
 from patchrank.cli.summary import ACCURACIES, MATCHING, cosine_line, percentages
 from patchrank.config import TrialConfig
-from patchrank.data.image_split import ImageSplit
 from patchrank.golden.agreement import matching, prior_of, rank_quality
 from patchrank.golden.dataset import read_ranked
 from patchrank.models.clip import Clip
@@ -47,16 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.task == "retrieval":
         measured, lines = retrieval_from(args, clip, split)
     else:
-        measured = _classification(args, clip, split)
+        if not split.classes:
+            what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
+            print(f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone", file=sys.stderr)
+        measured = evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
         lines = [*percentages(measured, ACCURACIES), cosine_line(measured)]
     print_measured(args, args.task, clip, split, measured | found, [*lines, *percentages(found, MATCHING)])
-
-
-def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:
-    if not split.classes:
-        what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
-        print(f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone", file=sys.stderr)
-    return evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
 
 
 def _parser() -> argparse.ArgumentParser:

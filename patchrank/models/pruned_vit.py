@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from patchrank.config import validate
 from patchrank.io import weights_sha256
 from patchrank.layers.class_token import check_plain, cls_row, forward_cls, forward_with_row, is_plain
 from patchrank.layers.intermediates import format_intermediates
@@ -29,7 +30,7 @@ from patchrank.layers.reducers.random import sample_keys
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
 from patchrank.models.pruning_cfg import Pruning, create_ranker, with_predictor
-from patchrank.utils.errors import UserError, near
+from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import feature_take_indices, has_model_args, keeping_model_args, update_model_args
 
 __all__ = ["PrunedVisionTransformer"]
@@ -53,11 +54,11 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
 
     def __init__(self, *args, prompts_path: str | Path | None = None, **kwargs):
         """Takes timm's arguments, by keyword the fields of `Pruning`, and the file of prompts to insert."""
-        settings = {field.name: kwargs.pop(field.name) for field in fields(Pruning) if field.name in kwargs}
+        settings = {name: kwargs.pop(name) for name in Pruning.model_fields if name in kwargs}
         super().__init__(*args, **kwargs)
         self.pruning = Pruning()
         self.pruner: PruningBlock | None = None
-        self._prune(replace(self.pruning, **settings))
+        self._prune(settings)
         if prompts_path is not None:
             self._hold(load_visual(prompts_path))  # compared with the weights once these are loaded
 
@@ -87,16 +88,12 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         Raises:
             UserError: an unknown or impossible setting, or a predictor that was fitted to another tower.
         """
-        unknown = set(changes) - set(asdict(self.pruning))
-        if unknown:
-            name = sorted(unknown)[0]
-            raise UserError(f"pruning setting {name!r} does not exist; {near(name, asdict(self.pruning))}")
         before, reducer = (self.pruning, self.pruner), None
         if predictor is not None:  # it takes the place of the file, also in later changes
             changes = with_predictor(self.pruning, changes)
         elif "predictor_path" not in changes and self._goes_on(changes):
             reducer = self.pruner.reducer
-        self._prune(replace(self.pruning, **changes), reducer, predictor)
+        self._prune(changes, reducer, predictor)
         try:
             self.check_predictor()
         except UserError:
@@ -130,9 +127,8 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
                 f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
             )
 
-    def _prune(self, pruning: Pruning, reducer: Reducer | None = None, predictor: nn.Module | None = None) -> None:
-        pruning.check()
-        pruning = replace(pruning, locations=tuple(pruning.locations))
+    def _prune(self, changes: dict, reducer: Reducer | None = None, predictor: nn.Module | None = None) -> None:
+        pruning = validate(Pruning, dict(self.pruning) | changes, "pruning")
         locations = check_locations(pruning.locations, len(self.blocks))
         drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
         pruner = None

@@ -155,7 +155,7 @@ def test_compiled_shapes_are_static(tower, images):
         ({"keeprate": 0.5}, "did you mean 'keep_rate'"),
         ({"reducer": "randm"}, "did you mean 'random'"),
         ({"drop_counts": (0, 20, 0, 0)}, "must begin above 0"),
-        ({"cls_only_last": "yes"}, "cls_only_last must be"),
+        ({"cls_only_last": "yes"}, "cls_only_last is 'yes', but should be a valid boolean, or should be 'auto'"),
     ],
 )
 def test_impossible_settings_are_refused_and_change_nothing(tower, images, settings, message):
