@@ -56,12 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = measuring_parser("evaluate", __doc__)
-    parser.add_argument(
-        "--task",
-        choices=("classification", "retrieval"),
-        default="classification",
-        help="retrieval: what patchrank.retrieval measures (default: classification)",
-    )
+    what = "retrieval: what patchrank.retrieval measures (default: classification)"
+    parser.add_argument("--task", choices=("classification", "retrieval"), default="classification", help=what)
     add_config_flags(parser, TrialConfig, "controls")
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
     return parser

@@ -96,12 +96,6 @@ def contrastive_loss(clip: Clip, pixels: Tensor, labels: Tensor, tokens: Tensor)
     return (F.cross_entropy(logits, labels) + to_images.sum() / (counts > 0).sum()) / 2
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up, plateau, linear decay: a plateau lets a later call train for longer."""
-    left = (steps - step) / (DECAY_SHARE * steps)
-    return peak * min(1.0, (step + 1) / WARMUP_STEPS, left)
-
-
 def create_optimizer(clip: Clip, lr: float) -> torch.optim.AdamW:
     params = [p for p in clip.parameters() if p.requires_grad]
     groups = [
@@ -122,8 +116,10 @@ def train(out: Path, steps: int = STEPS, lr: float = LR, seed: int = DEFAULTS.se
     loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=4)
     bar = progress(loader, initial=start, total=steps, desc="pretrain", unit="step")
     for step, (pixels, labels, template) in enumerate(bar, start + 1):
+        # warm-up, plateau, linear decay: a plateau lets a later call train for longer
+        share = min(1.0, step / WARMUP_STEPS, (steps - step + 1) / (DECAY_SHARE * steps))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step - 1, steps, lr)
+            group["lr"] = lr * share
         tokens = clip.tokenize([template.format(name) for name in CLASSES])
         loss = contrastive_loss(clip, pixels, labels, tokens)
         optimizer.zero_grad()

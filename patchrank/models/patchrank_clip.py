@@ -8,13 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from timm.layers import LayerNorm
-from timm.models import (
-    PretrainedCfg,
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-    resolve_pretrained_cfg,
-)
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
 from patchrank.models.checkpoints.filter import checkpoint_filter_fn
 from patchrank.models.checkpoints.hub import ensure_reachable
@@ -54,10 +48,11 @@ def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisi
     if isinstance(asked, str) and asked:
         find_weights(f"{variant}.{asked}")  # which says more than timm of a tag that does not exist
     cfg = resolve_pretrained_cfg(variant, asked, kwargs.pop("pretrained_cfg_overlay", None))
-    if pretrained and cfg.hf_hub_id and not _is_local(cfg):
+    repo = None if cfg.state_dict or cfg.file else cfg.hf_hub_id  # timm takes those, whatever else a cfg names
+    if pretrained and repo:
         files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-        ensure_reachable(cfg.hf_hub_id, files, kwargs.get("cache_dir"))
-    act_layer = _weights_of(variant, cfg).act_layer
+        ensure_reachable(repo, files, kwargs.get("cache_dir"))
+    act_layer = _weights_of(variant, repo, cfg.tag).act_layer
     kwargs = dict(pre_norm=True, norm_layer=partial(LayerNorm, eps=1e-5), act_layer=act_layer) | kwargs
     out_indices = kwargs.pop("out_indices", 3)
     model = build_model_with_cfg(
@@ -76,17 +71,11 @@ def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisi
     return model
 
 
-def _is_local(cfg: PretrainedCfg) -> bool:
-    """Whether timm takes weights from memory or from a file, whatever else a cfg names."""
-    return bool(cfg.state_dict or cfg.file)
-
-
-def _weights_of(variant: str, cfg: PretrainedCfg) -> Weights:
+def _weights_of(variant: str, repo: str | None, tag: str) -> Weights:
     """The published weights that a cfg means, by its hub repository or tag; the default tag's where neither tells."""
-    repo = None if _is_local(cfg) or not cfg.hf_hub_id else cfg.hf_hub_id.partition("@")[0]
     of_entry = [weights for weights in PUBLISHED.values() if weights.entry == variant]
-    by_repo = [weights for weights in of_entry if repo and weights.hub_id == repo]
-    by_tag = [weights for weights in of_entry if weights.tag == cfg.tag]
+    by_repo = [weights for weights in of_entry if repo and weights.hub_id == repo.partition("@")[0]]
+    by_tag = [weights for weights in of_entry if weights.tag == tag]
     return (by_repo + by_tag + of_entry)[0]
 
 
