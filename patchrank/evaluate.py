@@ -17,7 +17,7 @@ from patchrank.config import TrialConfig
 from patchrank.golden.agreement import matching, prior_of, rank_quality
 from patchrank.golden.dataset import read_ranked
 from patchrank.models.clip import Clip
-from patchrank.models.zero_shot import evaluate
+from patchrank.models.embed import evaluate
 from patchrank.retrieval import measuring_parser, pair_and_split, print_measured, retrieval_from
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError

@@ -26,7 +26,7 @@ from patchrank.data.digits.scenes import CLASSES, UNSEEN_TEMPLATE, DigitScenes, 
 from patchrank.data.image_split import ImageSplit
 from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.models.clip import Clip, create_clip
-from patchrank.models.zero_shot import evaluate
+from patchrank.models.embed import evaluate
 from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress

@@ -27,9 +27,8 @@ from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, content_id, join, read_json, resolve, write_json
 from patchrank.models.clip import Clip, macs_row
-from patchrank.models.embed import embed_unpruned
+from patchrank.models.embed import Evaluation, embed_unpruned, evaluate
 from patchrank.models.text import template_set
-from patchrank.models.zero_shot import Evaluation, evaluate
 from patchrank.prompt.batches import check_named, load_train
 from patchrank.prompt.presets import complete
 from patchrank.prompt.tuning import Tuned, check_distillation, finished, run_id, tune_prompts

@@ -23,9 +23,8 @@ from patchrank.io import content_id, exists, remove, weights_sha256
 from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip
-from patchrank.models.embed import classify, embed, split_batches
+from patchrank.models.embed import classify, embed, evaluate, split_batches
 from patchrank.models.prompt_files import describe, load_prompts, save_prompts
-from patchrank.models.zero_shot import evaluate
 from patchrank.prompt.batches import Feed
 from patchrank.prompt.presets import PRESETS, learning_rates
 from patchrank.prompt.train_step import State, head_of, ready, start, train_epoch

@@ -9,9 +9,8 @@ from torch import nn
 from patchrank.data.dataset_factory import load_split
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip
-from patchrank.models.embed import embed_unpruned
+from patchrank.models.embed import embed_unpruned, evaluate
 from patchrank.models.text import create_text_tower, encode_tokens, tokenize
-from patchrank.models.zero_shot import evaluate
 from patchrank.utils.errors import UserError
 
 CLASSES, TEMPLATES = ("zero", "big_cat", "xoloitzcuintli"), ("a photo of a {}.", "the {}")

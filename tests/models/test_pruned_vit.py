@@ -89,7 +89,7 @@ def test_random_ranking_depends_on_the_sample_alone(tower, images):
 
 @torch.no_grad()
 def test_random_scores_are_uniform_enough():
-    from patchrank.models.zero_shot import random_scores
+    from patchrank.models.embed import random_scores
 
     first = random_scores(torch.randn(4000, 3, 8, 8), 64, seed=0).argmax(1)
     counts = torch.bincount(first, minlength=64).float()

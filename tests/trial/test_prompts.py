@@ -6,7 +6,7 @@ import pytest
 
 from patchrank.config import TrialConfig, known_keys, value_at
 from patchrank.io import content_id
-from patchrank.models.zero_shot import evaluate
+from patchrank.models.embed import evaluate
 from patchrank.prompt import presets, tuning
 from patchrank.trial import requirements
 from patchrank.trial import run as trials

@@ -7,8 +7,7 @@ import pytest
 
 from patchrank.config import TrialConfig
 from patchrank.models.clip import create_clip
-from patchrank.models.embed import embed_shared
-from patchrank.models.zero_shot import evaluate
+from patchrank.models.embed import embed_shared, evaluate
 from patchrank.trial import check as checks
 from patchrank.trial import inputs as inputs_module
 from patchrank.trial.check import check_trial

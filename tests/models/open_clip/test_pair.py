@@ -17,11 +17,11 @@ from patchrank.fit import fit_predictor
 from patchrank.golden.dataset import Ranked, read_ranked
 from patchrank.golden.make_shards import make_shards, shard_folder
 from patchrank.golden.scores import score_images
+from patchrank.models.embed import evaluate
 from patchrank.models.open_clip.pair import from_open_clip, text_tower
 from patchrank.models.open_clip.prune import open_clip_configs
 from patchrank.models.pretrained import WEIGHTS
 from patchrank.models.text import encode_tokens, text_shape
-from patchrank.models.zero_shot import evaluate
 from patchrank.utils.errors import UserError
 
 
