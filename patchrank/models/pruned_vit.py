@@ -25,7 +25,7 @@ from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import UNFILLED, awaits_weights
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock, check_prunable
-from patchrank.layers.reducers import Reducer, TokenState
+from patchrank.layers.reducers import TokenState
 from patchrank.layers.reducers.random import sample_keys
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
@@ -88,12 +88,10 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         Raises:
             UserError: an unknown or impossible setting, or a predictor that was fitted to another tower.
         """
-        before, reducer = (self.pruning, self.pruner), None
+        before = self.pruning, self.pruner
         if predictor is not None:  # it takes the place of the file, also in later changes
             changes = with_predictor(self.pruning, changes)
-        elif "predictor_path" not in changes and self._goes_on(changes):
-            reducer = self.pruner.reducer
-        self._prune(changes, reducer, predictor)
+        self._prune(changes, predictor)
         try:
             self.check_predictor()
         except UserError:
@@ -127,13 +125,17 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
                 f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
             )
 
-    def _prune(self, changes: dict, reducer: Reducer | None = None, predictor: nn.Module | None = None) -> None:
+    def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
         pruning = validate(Pruning, dict(self.pruning) | changes, "pruning")
         locations = check_locations(pruning.locations, len(self.blocks))
         drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
         pruner = None
         if any(drops):
-            if reducer is None:
+            reducer = None if self.pruner is None else self.pruner.reducer
+            # weights in use go on where none are given, but are tied to their reducer and their first location
+            given = predictor is not None or "predictor_path" in changes
+            moved = pruning.locations[0] != self.pruning.locations[0] or pruning.reducer != self.pruning.reducer
+            if reducer is None or not reducer.fitted or given or moved:
                 reducer = create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
                 if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
                     reducer.requires_grad_(False)
@@ -141,13 +143,6 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             check_prunable(self, pruner)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner = pruning, pruner
-
-    def _goes_on(self, changes: dict) -> bool:
-        """Whether the weights in use serve the changed settings as well: they are tied to their first location."""
-        own = self.pruning.reducer
-        if self.pruner is None or not self.pruner.reducer.fitted or changes.get("reducer", own) != own:
-            return False
-        return tuple(changes.get("locations", self.pruning.locations))[:1] == tuple(self.pruning.locations[:1])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if self.pruner is not None and global_pool not in (None, "token", ""):
