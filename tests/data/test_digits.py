@@ -102,7 +102,7 @@ def test_every_task_is_a_function_of_its_name_and_shares_digits_with_the_others(
 
 @pytest.mark.parametrize("task, low, high", [("digits", 93, 100), ("digits_full", 93, 100), ("digits_ink", 70, 90)])
 def test_the_frozen_weights_know_the_tasks(clip, task, low, high):
-    from patchrank.evaluate import evaluate
+    from patchrank.models.embed import evaluate
 
     assert low <= evaluate(clip, load_split(task, "val", 360), quiet=True).row()["accuracy_unpruned"] <= high
 

@@ -5,8 +5,8 @@ import torch
 import patchrank
 from patchrank.data import digits
 from patchrank.data.dataset_factory import load_split
-from patchrank.evaluate import embed_unpruned
 from patchrank.layers.prompts import Prompts
+from patchrank.models.embed import embed_unpruned
 from patchrank.models.pretrained import TEXT_CFGS, WEIGHTS
 from patchrank.models.text import create_text_tower
 from patchrank.utils.errors import UserError

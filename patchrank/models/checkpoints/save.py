@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ from torch import nn
 
 from patchrank.layers.predictors import create_predictor, name_and_settings
 from patchrank.models.pruned_vit import PrunedVisionTransformer
-from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import save_config_for_hf
 
@@ -101,8 +99,7 @@ def _arguments(model: PrunedVisionTransformer) -> dict:
             "prompts are no part of a tower that is saved: set_prompts(None) first; they stay in a file of their own, "
             "for prompts_path"
         )
-    settings = {field.name: getattr(model.pruning, field.name) for field in fields(Pruning)}
-    return settings | {"predictor_path": None, "predictor_init": _record(model), "prompts_path": None}
+    return dict(model.pruning) | {"predictor_path": None, "predictor_init": _record(model), "prompts_path": None}
 
 
 def _record(model: PrunedVisionTransformer) -> dict | None:

@@ -13,11 +13,11 @@ from timm.data import create_transform, resolve_data_config
 
 import patchrank
 from patchrank.data.dataset_factory import load_split
-from patchrank.evaluate import evaluate
 from patchrank.fit import fit_predictor
 from patchrank.golden.dataset import Ranked, read_ranked
 from patchrank.golden.make_shards import make_shards, shard_folder
 from patchrank.golden.scores import score_images
+from patchrank.models.embed import evaluate
 from patchrank.models.open_clip.pair import from_open_clip, text_tower
 from patchrank.models.open_clip.prune import open_clip_configs
 from patchrank.models.pretrained import WEIGHTS
