@@ -51,7 +51,7 @@ class Progress(Callback):
         self.one_at_a_time = False
         self._losses: Counter[str] = Counter()  # of workers, by trial id
         self._again = True
-        self._best = best_values(plan.rows(), plan.sweep.config.objectives)
+        self._best = best_values([row["metrics"] for row in plan.rows()], plan.sweep.config.objectives)
         self._done = plan.size - plan.missing()
         self._drawn_at = self._exported_at = 0.0
         self._busy_at = time.time()
@@ -66,15 +66,25 @@ class Progress(Callback):
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         self.running[trial.trial_id] = Running(trial.config["values"], trial.temporary_state.ray_actor, time.time())
-        self._draw_bar()
 
     def on_step_end(self, iteration, trials, **info) -> None:
+        """Shows how far the sweep is. Where nothing has run for a while, says why: Ray would wait in silence."""
+        config, now = self.plan.sweep.config, time.time()
         self.interrupts.check()
-        self._draw_bar()
-        if time.time() - self._exported_at > REFRESH:
-            self._exported_at = time.time()
-            show_sweep(self.plan.sweep.config.name, self.plan.size, self._done, len(self.failures), self._best)
-        self._tell_why_idle()
+        if now - self._drawn_at > REDRAW:
+            self._drawn_at = now
+            self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
+        if now - self._exported_at > REFRESH:
+            self._exported_at = now
+            show_sweep(config.name, self.plan.size, self._done, len(self.failures), self._best)
+        if self.running:
+            self._busy_at = now
+        elif now - self._busy_at > IDLE:
+            self._busy_at = now
+            try:
+                available_slots(config.resources)
+            except UserError as error:
+                write_line(f"waiting: {error}")
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         self._end(self._remove(trial), trial.last_result or {})
@@ -98,10 +108,8 @@ class Progress(Callback):
         """
         running = list(self.running.values())
         named = [each for each in running if each.actor and actor_id(each.actor) in message]
-        if not named:
-            self.one_at_a_time = True
-        to_blame = running if len(running) == 1 else named
-        for each in to_blame:
+        self.one_at_a_time |= not named
+        for each in running if len(running) == 1 else named:
             self._lose(each.values, NO_MEMORY)
         self.running.clear()
         self._again = True
@@ -113,10 +121,9 @@ class Progress(Callback):
     def _end(self, trial: Running, found: dict) -> None:
         if "id" in found:
             figures = ", ".join(f"{key} {found[key]:.4g}" for key in SHOWN if key in found)
-            self._say(trial.values, f"{figures} ({time.time() - trial.began:.0f} s)")
-            self._best = best_values([{"metrics": self._best}, {"metrics": found}], self.plan.sweep.config.objectives)
+            self._best = best_values([self._best, found], self.plan.sweep.config.objectives)
             self._done += 1
-            self._advance()
+            self._finish(trial.values, f"{figures} ({time.time() - trial.began:.0f} s)")
         elif was_stopped(found):
             self._stop(trial.values, found)
         else:
@@ -131,61 +138,43 @@ class Progress(Callback):
         else:
             self._again = True
             self.lost[identity] = values
-            self._say(values, f"is to be tried again ({cause})")
+            write_line(f"  {describe(values)}: is to be tried again ({cause})")
 
     def _stop(self, values: dict[str, object], found: dict) -> None:
         """Records that a trial was ended early, so that no later run begins it again."""
         settings, config = self.plan.trial(values), self.plan.sweep.config
         identity, reached = self.plan.identify(settings), {key: found[key] for key in (STEP, VALUE)}
-        self._say(values, f"ended after step {found[STEP]} at {found[VALUE]:.4g}, behind others")
-        self._done += 1
-        self._advance()
         record = stopped_record(settings, identity, config.name, config.search.asha.model_dump(), reached)
-        self._write(f"{identity}.stopped.json", record)
+        self._done += 1
+        text = f"ended after step {found[STEP]} at {found[VALUE]:.4g}, behind others"
+        self._finish(values, text, f"{identity}.stopped.json", record)
 
     def _fail(self, values: dict[str, object], cause: str) -> None:
         """Records a failure, which a trial whose worker was lost could not do itself."""
         settings, config = self.plan.trial(values), self.plan.sweep.config
         identity = self.plan.identify(settings)
         self.failures[identity] = Failure(values, cause)
-        self._say(values, cause)
-        self._advance()
-        self._write(f"{identity}.error.json", error_record(settings, identity, config.name, cause) | {"run": self.run})
+        record = error_record(settings, identity, config.name, cause) | {"run": self.run}
+        self._finish(values, cause, f"{identity}.error.json", record)
 
-    def _write(self, name: str, record: dict) -> None:
-        """Writes a record, if its store takes it: Tune must not end for that, and the report at the end still tells."""
-        with suppress(UserError):
-            write_json(join(self.plan.sweep.config.root, "trials", name), record)
+    def _finish(self, values: dict[str, object], text: str, name: str = "", record: dict | None = None) -> None:
+        """Tells how a trial ended and counts it; writes the record, if there is one and its store takes it.
 
-    def _advance(self) -> None:
+        Tune must not end because of a store, and the report at the end still tells.
+        """
+        write_line(f"  {describe(values)}: {text}")
         self.left -= 1
         self.bar.update()
-
-    def _say(self, values: dict[str, object], text: str) -> None:
-        write_line(f"  {describe(values)}: {text}")
-
-    def _draw_bar(self) -> None:
-        if time.time() - self._drawn_at > REDRAW:
-            self._drawn_at = time.time()
-            self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
-
-    def _tell_why_idle(self) -> None:
-        """Tells the user where no node holds a trial and nothing has run for a while: Ray would wait in silence."""
-        if self.running:
-            self._busy_at = time.time()
-        elif time.time() - self._busy_at > IDLE:
-            self._busy_at = time.time()
-            try:
-                available_slots(self.plan.sweep.config.resources)
-            except UserError as error:
-                write_line(f"waiting: {error}")
+        if record is not None:
+            with suppress(UserError):
+                write_json(join(self.plan.sweep.config.root, "trials", name), record)
 
 
 def best_values(rows: Iterable[dict], objectives: Iterable[Objective]) -> dict[str, float]:
-    """The best value of each objective that any row has."""
+    """The best value of each objective that any row of metrics has."""
     best: dict[str, float] = {}
     for each in objectives:
-        values = [row["metrics"][each.metric] for row in rows if each.metric in row["metrics"]]
+        values = [row[each.metric] for row in rows if each.metric in row]
         if values:
             best[each.metric] = max(values) if each.mode == "max" else min(values)
     return best

@@ -13,7 +13,8 @@ import datetime
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,8 @@ def _studies(plan: Plan) -> list[Study]:
     studies = []
     for cell in plan.cells:
         trials = [(drawn, record) for record, drawn in plan.records_of(cell)]
-        for values, record in failed:
-            if cell.values.items() <= values.items():
-                trials.append(({key: value for key, value in values.items() if key in plan.sampled}, record))
+        own = [(values, record) for values, record in failed if cell.values.items() <= values.items()]
+        trials += [({key: values[key] for key in plan.sampled if key in values}, record) for values, record in own]
         studies.append(Study(describe(cell.values), trials))
     return studies
 
@@ -80,7 +80,9 @@ def export_tensorboard(rows: Sequence[dict], root: str, axes: Sequence[str]) -> 
     """
     folder = join(root, "tensorboard")
     wanted = {_event_path(row, axes): row for row in rows}
-    there = set(_files_below(folder))
+    filesystem, name = filesystem_of(folder)
+    filesystem.invalidate_cache(name)
+    there = {str(found)[len(name.rstrip("/")) + 1 :] for found in filesystem.find(name)}
     new = [path for path in wanted if path not in there]
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(WRITERS) as pool:
         events = [_write_events(Path(temporary) / f"{n}", wanted[path], axes) for n, path in enumerate(new)]
@@ -103,14 +105,6 @@ def _short(value: object) -> str:
         return "-".join(f"{key}={_short(inner)}" for key, inner in value.items())
     text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)
-
-
-def _files_below(folder: str) -> Iterator[str]:
-    """Paths of all files in a folder, from it."""
-    filesystem, name = filesystem_of(folder)
-    filesystem.invalidate_cache(name)
-    for found in filesystem.find(name):
-        yield str(found)[len(name.rstrip("/")) + 1 :]
 
 
 def _hparams(row: dict, axes: Sequence[str]) -> dict[str, object]:
@@ -158,36 +152,20 @@ def export_optuna(
     key = content_id([VERSION, list(rules), settings, trials])
     if exists(path) and key.encode() in read_bytes(path):
         return path
+    choices = {axis: Rule(choice=rule.grid) if rule.grid else rule for axis, rule in rules.items()}
+    seen: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as temporary:
         journal = Path(temporary) / "optuna.log"
-        _write_journal(journal, key, studies, rules, objectives, constraints)
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        for study in studies:
+            seen[study.name] += 1
+            name = study.name if seen[study.name] == 1 else f"{study.name} ({seen[study.name]})"
+            made = create_study(storage=storage, study_name=name, directions=directions(objectives))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                made.set_metric_names([objective.metric for objective in objectives])
+            made.set_user_attr("patchrank", key)
+            past = [past_trial(record, drawn, choices, objectives, constraints) for drawn, record in study.trials]
+            made.add_trials(past)
         write_atomic(path, journal.read_bytes())
     return path
-
-
-def _write_journal(
-    path: Path,
-    key: str,
-    studies: Sequence[Study],
-    rules: Mapping[str, Rule],
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
-) -> None:
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    choices = {key: Rule(choice=rule.grid) if rule.grid else rule for key, rule in rules.items()}
-    for name, study in zip(_distinct([study.name for study in studies]), studies):
-        made = create_study(storage=storage, study_name=name, directions=directions(objectives))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            made.set_metric_names([objective.metric for objective in objectives])
-        made.set_user_attr("patchrank", key)
-        trials = [past_trial(record, drawn, choices, objectives, constraints) for drawn, record in study.trials]
-        made.add_trials(trials)
-
-
-def _distinct(names: Sequence[str]) -> Iterator[str]:
-    """Names, with a number behind each that was there already."""
-    seen: dict[str, int] = {}
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        yield name if seen[name] == 1 else f"{name} ({seen[name]})"

@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from patchrank.config import Resources, SweepConfig
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from patchrank.config import SweepConfig
 from patchrank.golden.make_shards import report_faults
 from patchrank.golden.scores import batch_size_of
-from patchrank.golden.shards import ShardFolder
 from patchrank.trial.identity import speed_settings
 from patchrank.trial.requirements import ResolvedTrial
-from patchrank.tune.plan import Plan
+from patchrank.tune.plan import Job, Plan
 from patchrank.tune.speed import device_of, num_threads, settings_key
+from patchrank.tune.worker import score_one, time_one
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
 
 ROUNDS = 3  # looks at what there is, of which a node that was lost may have taken some
 PATIENCE = 60.0  # seconds, after which somebody should know what a measurement waits for
-
-
-@dataclass
-class Job:
-    """One set of shards: a trial that needs it, and the shards to make."""
-
-    trial: ResolvedTrial
-    folder: ShardFolder
-    faults: dict[int, str]
-
-    @property
-    def name(self) -> str:
-        return f"{self.folder.header['data']['task']}/{self.folder.header['data']['split']}"
-
-    def images(self, index: int) -> int:
-        return self.folder.sizes[index]
-
-
-def staging_jobs(plan: Plan) -> list[Job]:
-    """All sets of shards that a sweep needs, each once."""
-    jobs: dict[str, Job] = {}
-    for trial in plan.staged():
-        for _, folder in plan.context(trial).needed_shards.values():
-            if folder.key not in jobs:
-                jobs[folder.key] = Job(trial, folder, folder.faults())
-    return list(jobs.values())
 
 
 def stage(plan: Plan, jobs: list[Job]) -> None:
@@ -54,14 +31,19 @@ def stage(plan: Plan, jobs: list[Job]) -> None:
     Raises:
         UserError: a shard that cannot be made, with its cause.
     """
-    resources, made = plan.sweep.config.resources, [job for job in jobs if job.faults]
+    config, made = plan.sweep.config, [job for job in jobs if job.faults]
+    resources = config.resources
     for job in made:
         report_faults(job.folder, job.faults)
     for _ in range(ROUNDS):
-        wanted = [(job, index) for job in made for index in sorted(job.faults)]
-        if not wanted:
+        waiting = {}
+        for job, index in [(each, index) for each in made for index in sorted(each.faults)]:
+            how = {"num_cpus": resources.cpu, "num_gpus": resources.gpu}
+            task = score_one.options(name=f"score {job.name} shard {index}", **how)
+            waiting[task.remote(job.trial.config, config, job.folder.key, index)] = job, index
+        if not waiting:
             break
-        _await({_submit(plan, job, index): (job, index) for job, index in wanted})
+        _await(waiting)
         for job in made:
             job.faults = job.folder.faults()
     for job in jobs:
@@ -69,20 +51,9 @@ def stage(plan: Plan, jobs: list[Job]) -> None:
             job.folder.finish(batch=batch_size_of(device_of(resources)), threads=num_threads(resources))
 
 
-def _submit(plan: Plan, job: Job, index: int):
-    from patchrank.tune.worker import score_one
-
-    config = plan.sweep.config
-    how = {"num_cpus": config.resources.cpu, "num_gpus": config.resources.gpu}
-    task = score_one.options(name=f"score {job.name} shard {index}", **how)
-    return task.remote(job.trial.config, config, job.folder.key, index)
-
-
-def _await(waiting: dict) -> None:
-    """Waits for all tasks, with a bar that counts images."""
-    import ray
-
-    total = sum(job.images(index) for job, index in waiting.values())
+def _await(waiting: dict[ray.ObjectRef, tuple[Job, int]]) -> None:
+    """Waits for all tasks, each with its job and shard, with a bar that counts images."""
+    total = sum(job.folder.sizes[index] for job, index in waiting.values())
     with progress(total=total, desc="golden scores", unit="image", delay=0, smoothing=0.1) as bar:
         try:
             while waiting:
@@ -90,7 +61,7 @@ def _await(waiting: dict) -> None:
                 for task in done:
                     job, index = waiting.pop(task)
                     _check(task, job, index)
-                    bar.update(job.images(index))
+                    bar.update(job.folder.sizes[index])
         finally:  # where one has failed, or somebody asked for an end
             for task in waiting:
                 ray.cancel(task)
@@ -98,11 +69,9 @@ def _await(waiting: dict) -> None:
 
 def _check(task, job: Job, index: int) -> None:
     """Raises what a task ended with: bad input as itself, all else with the shard that it was about."""
-    import ray
-
     try:
         ray.get(task)
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         if isinstance(getattr(error, "cause", None), UserError):
             raise error.cause from None
         what = f"shard {index} of {job.name} in {job.folder.path}"
@@ -111,8 +80,6 @@ def _check(task, job: Job, index: int) -> None:
 
 def _cause(error: Exception) -> str:
     """What Ray says of a task that failed, in one line: what the task raised, or what became of its worker."""
-    from ray.exceptions import RayTaskError
-
     if isinstance(error, RayTaskError):
         return f"{type(error.cause).__name__}: {error.cause}"
     return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
@@ -126,27 +93,27 @@ def measure_alone(trials: Sequence[ResolvedTrial], config: SweepConfig, check: C
     Args:
         check: called before each; may raise to end it all.
     """
-    import ray
-
     with progress(trials, desc="milliseconds", unit="tower", delay=0) as bar:
         for trial in bar:
             check()
             try:
                 ray.get(_started(trial, config))
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 what = settings_key(speed_settings(trial))
                 write_line(f"  milliseconds of {what} cannot be measured ({_cause(error)})")
 
 
 def _started(trial: ResolvedTrial, config: SweepConfig):
     """A measurement under way; says so where its node is long in coming, since others have a part of it."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from patchrank.tune.worker import time_one
+    def size(node: dict) -> tuple[float, float]:
+        return node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)
 
-    node = _node(config.resources, ray.nodes())
-    whole = {"num_cpus": node["Resources"].get("CPU", 1), "num_gpus": node["Resources"].get("GPU", 0)}
+    wanted, alive = config.resources, [node for node in ray.nodes() if node["Alive"]]
+    holding = [node for node in alive if size(node)[0] >= wanted.gpu and size(node)[1] >= wanted.cpu]
+    # the largest node; of equals the first by address, so that a later run takes the same
+    node = max(sorted(holding, key=lambda node: node["NodeManagerAddress"]), key=size)
+    whole = {"num_gpus": size(node)[0], "num_cpus": size(node)[1]}
     where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     task = time_one.options(scheduling_strategy=where, name=f"milliseconds of {config.name}", **whole)
     found = task.remote(trial.config, config)
@@ -155,13 +122,3 @@ def _started(trial: ResolvedTrial, config: SweepConfig):
         what = ", ".join(f"{key.removeprefix('num_')} {value:g}" for key, value in whole.items() if value)
         write_line(f"  waiting for all of node {node['NodeManagerAddress']} ({what}) to be free")
     return found
-
-
-def _node(resources: Resources, nodes: list[dict]) -> dict:
-    """The largest node that holds a trial; of equals the first by address, so that a later run takes the same."""
-
-    def size(node: dict) -> tuple[float, float]:
-        return node["Resources"].get("GPU", 0), node["Resources"].get("CPU", 0)
-
-    alive = sorted((node for node in nodes if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
-    return max((n for n in alive if size(n)[0] >= resources.gpu and size(n)[1] >= resources.cpu), key=size)

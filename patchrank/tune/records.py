@@ -44,14 +44,11 @@ class Records:
         with ThreadPoolExecutor(READERS) as pool:
             self._read |= zip(new, pool.map(self._load, new))
 
-    def finished(self, identity: str) -> dict | None:
-        """The record of a finished trial whose arrays are there as well."""
+    def ended(self, identity: str, asha: dict | None) -> dict | None:
+        """The record of a trial that finished, with its arrays, or was ended early by these very rules."""
         found = self._read.get(f"{identity}.json")
-        is_whole = found is not None and found.get("status") == "ok" and f"{identity}.npz" in self._names
-        return found if is_whole else None
-
-    def stopped(self, identity: str, asha: dict | None) -> dict | None:
-        """The record of a trial that was ended early by these very rules; None where there are none."""
+        if found is not None and found.get("status") == "ok" and f"{identity}.npz" in self._names:
+            return found
         found = self._read.get(f"{identity}.stopped.json")
         return found if found is not None and asha is not None and found.get("asha") == asha else None
 
@@ -73,27 +70,21 @@ class Records:
     def _load(self, name: str) -> dict | None:
         path = join(self.root, "trials", name)
         try:
-            content = read_bytes(path)
+            found = json.loads(read_bytes(path))
+            schema = found.get("schema") if isinstance(found, dict) else None
+            if schema is None or found.get("id") != name.split(".")[0]:
+                fault = "is not of the trial that its name says; remove it, and that is run again"
+            elif schema != SCHEMA:
+                fault = f"has schema {schema}, but this version reads {SCHEMA}; try another root, or --fresh"
+            else:
+                return found
         except FileNotFoundError:  # removed since it was listed
             return None
-        found, fault = _parsed(content, name.split(".")[0])
-        if fault is not None and not self.lenient and not name.endswith(".error.json"):  # which is a mere note
-            raise UserError(f"record {path} {fault}")
-        return found
-
-
-def _parsed(content: bytes, identity: str) -> tuple[dict | None, str | None]:
-    """A record, or what is wrong with it and what to do."""
-    try:
-        found = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return None, f"is damaged ({error}); remove it, and its trial is run again"
-    if not isinstance(found, dict) or found.get("id") != identity:
-        return None, "is not of the trial that its name says; remove it, and that is run again"
-    if found.get("schema") != SCHEMA:
-        schema = found.get("schema")
-        return None, f"has schema {schema}, but this version reads {SCHEMA}; try another root, or --fresh"
-    return found, None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            fault = f"is damaged ({error}); remove it, and its trial is run again"
+        if self.lenient or name.endswith(".error.json"):  # which is a mere note
+            return None
+        raise UserError(f"record {path} {fault}")
 
 
 def find_outcome(root: str, identity: str, run: str) -> dict | None:

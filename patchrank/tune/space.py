@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import optuna
 
-from patchrank.config import Constraint, PromptConfig, Rule, SearchConfig, TrialConfig, validate, value_at
+from patchrank.config import Constraint, PromptConfig, Rule, SweepConfig, TrialConfig, validate, value_at
 from patchrank.io import content_id
 from patchrank.trial.check import check_trial, counted_gmacs
 from patchrank.trial.requirements import ResolvedTrial
@@ -61,29 +62,21 @@ def grid_points(grid: dict[str, Rule], base: TrialConfig) -> list[dict[str, obje
     """Points of the grid, each once; an axis stands only in those that meet its `when`."""
     points: dict[str, dict[str, object]] = {}
     for values in itertools.product(*(rule.grid for rule in grid.values())):
-        point = _standing(dict(zip(grid, values)), grid, base)
-        points.setdefault(json.dumps(replaced(base, point), sort_keys=True), point)
+        point, dropped = dict(zip(grid, values)), True
+        while dropped:  # an axis that falls may take others with it
+            raw = replaced(base, point)
+            dropped = [key for key in point if not grid[key].holds(functools.partial(value_at, raw))]
+            point = {key: value for key, value in point.items() if key not in dropped}
+        points.setdefault(json.dumps(raw, sort_keys=True), point)
     return list(points.values())
 
 
-def _standing(point: dict[str, object], grid: dict[str, Rule], base: TrialConfig) -> dict[str, object]:
-    """The axes of a point whose `when` is met; an axis that falls may take others with it."""
-    raw = replaced(base, point)
-    left = {key: value for key, value in point.items() if grid[key].holds(lambda path: value_at(raw, path))}
-    return left if left == point else _standing(left, grid, base)
-
-
-def random_points(
-    point: dict[str, object],
-    sampled: dict[str, Rule],
-    base: TrialConfig,
-    search: SearchConfig,
-    bounds: Sequence[Constraint],
-) -> list[dict[str, object]]:
+def random_points(point: dict[str, object], sampled: dict[str, Rule], config: SweepConfig) -> list[dict[str, object]]:
     """Draws around a point of the grid, each once, in an order that the seed alone decides: a plan like any grid.
 
     Draws that break a bound on GMACs, which are counted beforehand, are replaced; a small space gives fewer.
     """
+    search, base = config.search, config.trial
     seed = int(content_id([search.seed, point])[:8], 16)
     study = create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     found: dict[str, dict[str, object]] = {}
@@ -96,7 +89,7 @@ def random_points(
         name = json.dumps(replaced(base, values), sort_keys=True)
         if name in seen:
             repeated += 1
-        elif fits(configure(base, values), bounds):
+        elif fits(configure(base, values), config.constraints):
             found[name] = values
         seen.add(name)
     return list(found.values())
@@ -107,8 +100,8 @@ def fits(trial: ResolvedTrial, bounds: Iterable[Constraint]) -> bool:
     counted = [bound for bound in bounds if bound.metric == "gmacs"]
     if not counted or trial.learns:
         return True
-    gmacs = counted_gmacs(trial)
-    return all(bound.excess({"gmacs": gmacs}) <= 0 for bound in counted)
+    found = {"gmacs": counted_gmacs(trial)}
+    return all(bound.excess(found) <= 0 for bound in counted)
 
 
 def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
@@ -148,18 +141,16 @@ def sample(trial: optuna.Trial, rules: dict[str, Rule], cell: dict[str, object])
     """Draws the sampled axes around a cell; one whose `when` is not met is left at its setting."""
     values = dict(cell)
     for key, rule in rules.items():
-        if rule.holds(values.get):
-            values[key] = _draw(trial, key, rule)
+        if not rule.holds(values.get):
+            continue
+        if rule.kind == "choice":
+            values[key] = json.loads(trial.suggest_categorical(key, distribution(rule).choices))
+        elif rule.kind == "uniform":
+            drawn = trial.suggest_float(key, *rule.uniform, step=rule.step, log=rule.log)
+            values[key] = float(f"{drawn:.10g}")  # steps of 0.1 should read 0.6, not 0.6000000000000001
+        else:
+            values[key] = trial.suggest_int(key, *rule.int_, step=int(rule.step or 1), log=rule.log)
     return values
-
-
-def _draw(trial: optuna.Trial, key: str, rule: Rule) -> object:
-    if rule.kind == "choice":
-        return json.loads(trial.suggest_categorical(key, distribution(rule).choices))
-    if rule.kind == "uniform":
-        drawn = trial.suggest_float(key, *rule.uniform, step=rule.step, log=rule.log)
-        return float(f"{drawn:.10g}")  # steps of 0.1 should read 0.6, not 0.6000000000000001
-    return trial.suggest_int(key, *rule.int_, step=int(rule.step or 1), log=rule.log)
 
 
 def distribution(rule: Rule) -> optuna.distributions.BaseDistribution:

@@ -15,23 +15,17 @@ from patchrank.trial.identity import SCHEMA, speed_settings
 from patchrank.trial.requirements import ResolvedTrial
 from patchrank.utils.device import hardware
 
-FIGURES = ("ms", "ms_unpruned", "speedup")  # of a measurement, that go into a row
-
-
-def wants_milliseconds(config: SweepConfig) -> bool:
-    """Whether an objective or a bound of a sweep is about milliseconds."""
-    return any(each.metric == "ms" for each in (*config.objectives, *config.constraints))
-
 
 class Speeds:
     """Measurements below a root, `<root>/speeds/<id>.json`, of one kind of hardware.
 
     Args:
-        own: the hardware that counts; None, on a cluster, for whichever most was measured on.
+        on_cluster: whether the hardware counts that most was measured on, instead of this machine.
     """
 
-    def __init__(self, config: SweepConfig, own: dict | None):
-        self.config, self.own = config, own
+    def __init__(self, config: SweepConfig, on_cluster: bool):
+        here, self.config = config.resources, config
+        self.own = None if on_cluster else hardware(device_of(here)) | {"threads": num_threads(here)}
         self._found: dict[str, dict] = {}
         self.refresh()
 
@@ -43,11 +37,10 @@ class Speeds:
         counts = Counter(settings_key(record["hardware"]) for record in usable)
         where = settings_key(self.own) if self.own else max(sorted(counts), key=counts.__getitem__, default=None)
         self._found = {settings_key(r["settings"]): r for r in usable if settings_key(r["hardware"]) == where}
-        models = {record["settings"]["model"] for record in self._found.values()}
-        self._unpruned = {model: float(np.median(self._times(model))) for model in models}
-
-    def _times(self, model: str) -> list[float]:
-        return [r["ms_unpruned"] for r in self._found.values() if r["settings"]["model"] == model]
+        times: dict[str, list[float]] = {}
+        for record in self._found.values():
+            times.setdefault(record["settings"]["model"], []).append(record["ms_unpruned"])
+        self._unpruned = {model: float(np.median(measured)) for model, measured in times.items()}
 
     def of(self, trial: ResolvedTrial) -> dict | None:
         """The measurement of a trial's structure; None where there is none.
@@ -61,6 +54,15 @@ class Speeds:
         unpruned = self._unpruned[found["settings"]["model"]]
         return found | {"ms": unpruned / found["speedup"], "ms_unpruned": unpruned}
 
+    def beside(self, record: dict, trial: ResolvedTrial) -> dict:
+        """A trial's record with its milliseconds, and what these were measured on, where that was done."""
+        speed = self.of(trial)
+        if speed is None:
+            return record
+        figures = {key: speed[key] for key in ("ms", "ms_unpruned", "speedup")}
+        about = {key: speed[key] for key in ("id", "hardware", "benchmark")}
+        return record | {"metrics": record["metrics"] | figures, "speed": about}
+
     def lacking(self, trials: Iterable[ResolvedTrial]) -> list[ResolvedTrial]:
         """One trial of each structure that has yet to be measured.
 
@@ -70,20 +72,6 @@ class Speeds:
         by_structure = {settings_key(speed_settings(trial)): trial for trial in trials if trial.can_be_timed}
         left = [trial for key, trial in by_structure.items() if key not in self._found]
         return left if self.own or not left else list(by_structure.values())
-
-
-def beside(record: dict, speed: dict | None) -> dict:
-    """A trial's record with its milliseconds, and what these were measured on."""
-    if speed is None:
-        return record
-    about = {key: speed[key] for key in ("id", "hardware", "benchmark")}
-    figures = {key: speed[key] for key in FIGURES}
-    return record | {"metrics": record["metrics"] | figures, "speed": about}
-
-
-def own_hardware(resources: Resources) -> dict:
-    """This machine, as a worker that takes these resources finds it."""
-    return hardware(device_of(resources)) | {"threads": num_threads(resources)}
 
 
 def device_of(resources: Resources) -> str:

@@ -223,7 +223,7 @@ def test_what_was_ended_early_is_not_begun_again_under_the_same_rules(tmp_path):
     reached = {STEP: 1, VALUE: 70.0}
     write_record(plan, values, ".stopped", status="stopped", asha=rules, reached=reached, metrics={})
     plan.refresh()
-    assert plan.missing() == 4 and not plan.rows() and len(plan.stopped()) == 1
+    assert plan.missing() == 4 and not plan.rows() and len(plan.rows("stopped")) == 1
     (past,) = create_search(plan).studies[0].trials
     assert past.state == optuna.trial.TrialState.PRUNED and past.intermediate_values == {1: 70.0}
     other = plan_of(tmp_path, SEARCHED, search=settings.replace("grace: 1", "grace: 2"), reducer="predictor")
@@ -331,7 +331,7 @@ def test_milliseconds_belong_to_one_hardware_and_are_freed_of_what_the_machine_w
     plan.refresh()
     assert [row["metrics"]["speedup"] for row in plan.rows()] == [2.0, 3.0] and not plan.untimed()
     assert plan.rows()[0]["speed"]["hardware"] == here
-    anywhere = Speeds(config, None)  # on a cluster: whichever hardware most was measured on
+    anywhere = Speeds(config, on_cluster=True)  # on a cluster: whichever hardware most was measured on
     assert anywhere.of(trials[1])["speedup"] == 3.0 and anywhere.lacking(trials) == []
     more = [*trials, plan.trial({"pruning.keep_rate": 0.3})]
     assert anywhere.lacking(more) == more and plan.speeds.lacking(more) == more[2:]
