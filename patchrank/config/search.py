@@ -92,6 +92,11 @@ class Rule(Strict):
         """Of which one must be met, all that it says; an empty one always is."""
         return self.when if isinstance(self.when, tuple) else (self.when or {},)
 
+    @property
+    def depends_on(self) -> set[str]:
+        """Paths that `when` names."""
+        return {path for each in self.conditions for path in each}
+
     def holds(self, values: Callable[[str], Any]) -> bool:
         """Whether one condition is met; `values` gives the value at a path."""
         return any(all(values(path) in allowed for path, allowed in each.items()) for each in self.conditions)

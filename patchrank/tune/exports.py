@@ -64,7 +64,7 @@ def _studies(plan: Plan) -> list[Study]:
     studies = []
     for cell in plan.cells:
         trials = [(drawn, record) for record, drawn in plan.records_of(cell)]
-        own = [(values, record) for values, record in failed if cell.values.items() <= values.items()]
+        own = [(values, record) for values, record in failed if cell.holds(values)]
         trials += [({key: values[key] for key in plan.sampled if key in values}, record) for values, record in own]
         studies.append(Study(describe(cell.values), trials))
     return studies

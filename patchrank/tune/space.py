@@ -14,7 +14,6 @@ from patchrank.config import Constraint, PromptConfig, Rule, SweepConfig, TrialC
 from patchrank.io import content_id
 from patchrank.trial.check import check_trial, counted_gmacs
 from patchrank.trial.requirements import ResolvedTrial
-from patchrank.tune.sweep import depends_on
 from patchrank.utils.errors import UserError
 
 TRIES = 200  # repeated draws, beyond the number of those known, after which a cell counts as exhausted
@@ -27,6 +26,10 @@ class Cell:
 
     values: dict[str, object]
     samples: int
+
+    def holds(self, values: dict[str, object]) -> bool:
+        """Whether swept settings are those of a trial of this cell."""
+        return self.values.items() <= values.items()
 
 
 def configure(base: TrialConfig, values: dict[str, object]) -> ResolvedTrial:
@@ -126,7 +129,7 @@ def in_order(rules: dict[str, Rule]) -> dict[str, Rule]:
     Raises:
         UserError: axes whose conditions go in a circle.
     """
-    names = {key: depends_on(rule) & rules.keys() for key, rule in rules.items()}
+    names = {key: rule.depends_on & rules.keys() for key, rule in rules.items()}
     ordered: dict[str, Rule] = {}
     while len(ordered) < len(rules):
         ready = [key for key in rules if key not in ordered and names[key] <= ordered.keys()]

@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 
 def is_done(plan: Plan) -> bool:
     """Whether nothing is left to run or to measure. A search has to be asked: its space may hold fewer trials."""
-    if plan.untimed():
-        return False
-    if plan.missing() and plan.sampled:
-        from patchrank.tune.search import create_search  # Ray and Optuna load slowly, and a finished plan needs neither
+    if plan.missing() and plan.sampled and not plan.untimed():
+        from patchrank.tune.search import CellSearch  # Ray and Optuna load slowly, and a finished plan needs neither
 
-        create_search(plan).suggest("whether there is anything left")
-    return plan.missing() == 0
+        CellSearch(plan).suggest("whether there is anything left")
+    return plan.missing() == 0 and not plan.untimed()
 
 
 def run_trials(
@@ -60,7 +58,7 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
     from ray import tune
 
     from patchrank.tune.loggers import tracker_callbacks
-    from patchrank.tune.search import create_search
+    from patchrank.tune.search import CellSearch
     from patchrank.tune.worker import run_one
 
     config, notes = plan.sweep.config, tempfile.mkdtemp(prefix="patchrank-")
@@ -69,7 +67,7 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
     tuner = tune.Tuner(
         tune.with_resources(trainable, config.resources.model_dump()),
         tune_config=tune.TuneConfig(
-            search_alg=create_search(plan, progress.failures, progress.lost),
+            search_alg=CellSearch(plan, progress.failures, progress.lost),
             scheduler=create_scheduler(plan),
             num_samples=progress.left,
             max_concurrent_trials=slots,

@@ -15,9 +15,7 @@ from ray import tune
 
 from patchrank.config import SweepConfig, TrialConfig
 from patchrank.golden.make_shards import score_shard
-from patchrank.golden.shards import ShardFolder
 from patchrank.io import exists, join, write_json
-from patchrank.layers.pruning import windows
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -45,23 +43,18 @@ def run_one(config: dict, sweep: SweepConfig, run: str) -> None:
     """
     try:
         _prepare(sweep)
-        found = _run(configure(sweep.trial, config["values"]), sweep, run)
+        trial = configure(sweep.trial, config["values"])
+        inputs = _inputs_of(trial, sweep)
+        identity = trial_id(TrialContext(trial, inputs))
+        found = find_outcome(sweep.root, identity, run)
+        if found is None:
+            with time_limit(sweep, trial, identity, run):
+                steps = reporting(sweep.search.asha) if sweep.search.asha is not None else None
+                record = run_trial(trial, inputs, sweep.root, sweep.shards, sweep.name, quiet=True, steps=steps)
+            found = record["metrics"] | {"id": identity}
     except Exception as error:
         found = {"failure": f"{type(error).__name__}: {error}"}
     tune.report(found)
-
-
-def _run(trial: ResolvedTrial, sweep: SweepConfig, run: str) -> dict:
-    """Metrics of a trial with its id, or the failure that an earlier attempt of the same run ended with."""
-    inputs = _inputs_of(trial, sweep)
-    identity = trial_id(TrialContext(trial, inputs))
-    known = find_outcome(sweep.root, identity, run)
-    if known is not None:
-        return known
-    with time_limit(sweep, trial, identity, run):
-        steps = reporting(sweep.search.asha) if sweep.search.asha is not None else None
-        record = run_trial(trial, inputs, sweep.root, sweep.shards, sweep.name, quiet=True, steps=steps)
-    return record["metrics"] | {"id": identity}
 
 
 @contextmanager
@@ -100,24 +93,14 @@ def score_one(trial: TrialConfig, sweep: SweepConfig, key: str, index: int) -> N
     _prepare(sweep)
     resolved = ResolvedTrial(trial)
     context = TrialContext(resolved, _inputs_of(resolved, sweep), sweep.shards)
-    found = [pair for pair in context.needed_shards.values() if pair[1].key == key]
-    if not found:
+    found = {folder.key: (split, folder) for split, folder in context.needed_shards.values()}
+    if key not in found:
         raise UserError("the images or weights of this node are not those of the driver")
-    split, folder = found[0]
+    split, folder = found[key]
     if folder.fault(index):
         began = time.perf_counter()
         score_shard(context.inputs.clip, split, folder, index)
-        _count(folder, index, time.perf_counter() - began)
-
-
-def _count(folder: ShardFolder, index: int, seconds: float) -> None:
-    """Tells Ray's metrics of a shard that has been made."""
-    about, golden = folder.header, folder.header["golden"]
-    squares = len(windows(tuple(about["grid"]), golden["window"], golden["stride"]))
-    passes = 1 + (golden["rounds"] - 1) * len(about["metrics"])
-    images = folder.sizes[index]
-    task, size = f"{about['data']['task']}/{about['data']['split']}", folder.record(index)["bytes"]
-    count_shard(task, images, images * squares * passes, seconds, size)
+        count_shard(folder, index, time.perf_counter() - began)
 
 
 @ray.remote(max_retries=2, max_calls=0)
