@@ -75,6 +75,15 @@ class Resources(Strict):
     cpu: float = Field(1, gt=0)
     gpu: float = Field(0, ge=0)
 
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpu else "cpu"
+
+    @property
+    def num_threads(self) -> int:
+        """How many threads torch gets."""
+        return max(1, int(self.cpu))
+
 
 class Rule(Strict):
     """How one swept setting varies: exactly one of grid, choice, uniform, int."""

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from patchrank.io import join
 from patchrank.prompt.tuning import run_id, tune_prompts
-from patchrank.trial.epochs import listener
 from patchrank.trial.requirements import TrialContext
 
 
@@ -32,7 +31,7 @@ def prompted(context: TrialContext, task: str) -> Iterator[Learned | None]:
     clip, recipe, seed = inputs.clip, context.recipes[task], trial.config.seed
     train, val = context.lessons(task), inputs.reference(task, "val").split
     path = join(context.shards, "prompts", f"{run_id(clip, train, val, recipe, seed)[:16]}.safetensors")
-    hear = listener(context.steps, "prompt", recipe.epochs * trial.tasks.index(task))
+    hear = context.listener("prompt", recipe.epochs * trial.tasks.index(task))
     tuned = tune_prompts(clip, train, val, recipe, seed, path, quiet=context.quiet, after_epoch=hear)
     with clip.applied(prompts=tuned.prompts):
         images = {*train.ids, *(val.ids if recipe.patience is not None else ())}

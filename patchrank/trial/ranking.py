@@ -13,7 +13,6 @@ from patchrank.golden.agreement import matching_on, prior_of, rank_quality
 from patchrank.golden.dataset import Ranked, pooled, read_ranked
 from patchrank.io import join
 from patchrank.layers.predictors import load_predictor, save_predictor
-from patchrank.trial.epochs import listener
 from patchrank.trial.identity import ranker_id
 from patchrank.trial.requirements import TrialContext
 from patchrank.utils.errors import StoreError, UserError
@@ -77,7 +76,7 @@ def _matching_listener(context: TrialContext, task: str) -> Callable[[int, nn.Mo
     trial = context.trial
     tasks = (task,) if trial.fits_each_task else trial.tasks
     before = trial.fit_epochs * trial.tasks.index(task) if trial.fits_each_task else 0
-    hear = listener(context.steps, "predictor", before)
+    hear = context.listener("predictor", before)
     if hear is None:
         return None
     return lambda epoch, predictor: hear(

@@ -5,6 +5,7 @@ Every rule of the kind "this trial fits nothing" or "a prior has no shape" stand
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -20,7 +21,6 @@ from patchrank.layers.predictors import create_predictor
 from patchrank.layers.reducers import REDUCERS
 from patchrank.prompt.batches import load_train
 from patchrank.prompt.presets import complete
-from patchrank.trial.epochs import Steps
 from patchrank.trial.inputs import Inputs, templates_of
 
 
@@ -163,6 +163,32 @@ class ResolvedTrial:
         return (*fitted, *(Need(task, "val") for task in self.tasks if self.is_fitted))
 
 
+@dataclass
+class Steps:
+    """A listener to a trial's steps: values by which trials are compared while they run, so that one can be ended.
+
+    A step is an epoch of what a trial trains. Steps count from 1 over all trainings, in the order of the tasks: with n
+    epochs each, epoch e of the first training is step e, and epoch e of the second is step n + e. Listening changes
+    nothing about what is trained. A training whose result an earlier trial left behind has no steps.
+
+    of: whose epochs count. The value of a `predictor` is its matching rate (%) on val. The value of a `prompt` is the
+        accuracy (%) on val with pruning and prompts in force; for distillation it is 100 times the mean cosine to the
+        unpruned tower.
+    report: takes step and value. It may raise anything to end the trial; `ended` then says that this is no failure.
+    """
+
+    of: Literal["predictor", "prompt"]
+    report: Callable[[int, float], None]
+    ended: bool = False
+
+    def tell(self, step: int, value: float) -> None:
+        try:
+            self.report(step, value)
+        except BaseException:
+            self.ended = True
+            raise
+
+
 @dataclass(frozen=True, eq=False)
 class TrialContext:
     """A resolved trial at work: with its model and data, and with what only those can tell.
@@ -213,3 +239,15 @@ class TrialContext:
         if of == "prompt":
             return sum(recipe.epochs for recipe in self.recipes.values())
         return self.trial.fit_epochs * (len(self.trial.tasks) if self.trial.fits_each_task else 1)
+
+    def listener(self, of: Literal["predictor", "prompt"], before: int) -> Callable[[int, float], None] | None:
+        """What takes epoch (from 1) and value of one training and tells them as a step; None if nobody listens.
+
+        Args:
+            of: what is trained.
+            before: how many steps the trial has before this training.
+        """
+        steps = self.steps
+        if steps is None or steps.of != of:
+            return None
+        return lambda epoch, value: steps.tell(before + epoch, value)

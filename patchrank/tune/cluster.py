@@ -52,18 +52,21 @@ def check_machine(resources: Resources, where: Where) -> None:
     Raises:
         UserError: says what is asked for and what is there.
     """
-    if where.address is not None:
-        if where.address.startswith("ray://"):
-            raise UserError(
-                f"address {where.address}: a sweep cannot be driven through Ray's client; try ray job submit, or "
-                "--address HOST:PORT from within the cluster's network"
-            )
-        return
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
-    for kind, wanted, there in (("gpu", resources.gpu, gpus), ("cpu", resources.cpu, cpus)):
-        if wanted > there:
-            cure = f"try resources.{kind}={there:g}"
-            raise UserError(f"resources.{kind} is {wanted:g}, but this machine has {there:g}; {cure}")
+    if where.address is not None and where.address.startswith("ray://"):
+        raise UserError(
+            f"address {where.address}: a sweep cannot be driven through Ray's client; try ray job submit, or "
+            "--address HOST:PORT from within the cluster's network"
+        )
+    for kind, there in own_machine().items():
+        wanted = getattr(resources, kind.lower())
+        if where.address is None and wanted > there:
+            what = f"resources.{kind.lower()}"
+            raise UserError(f"{what} is {wanted:g}, but this machine has {there:g}; try {what}={there:g}")
+
+
+def own_machine() -> dict[str, int]:
+    """What this machine has, as Ray names it."""
+    return {"GPU": torch.cuda.device_count(), "CPU": os.cpu_count() or 1}
 
 
 @contextmanager
@@ -107,8 +110,7 @@ def _start(where: Where, modules: Sequence[str]) -> None:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"Ray cluster {where.address or 'of this machine'} cannot be reached ({reason})") from error
-    url = context.dashboard_url
-    if url:
+    if url := context.dashboard_url:
         say(f"dashboard: http://{url.removeprefix('http://')}  (if it asks for a token: ray get-auth-token)")
 
 
@@ -138,8 +140,7 @@ def available_slots(resources: Resources) -> int:
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    names = {node["NodeID"]: f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})" for node in nodes}
-    return slots(resources, {names[node["NodeID"]]: node["Resources"] for node in nodes})
+    return slots(resources, {f"{n['NodeManagerAddress']} ({n['NodeID'][:6]})": n["Resources"] for n in nodes})
 
 
 def slots(resources: Resources, nodes: dict[str, dict]) -> int:

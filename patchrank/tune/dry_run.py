@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -16,15 +15,13 @@ from patchrank.config import Resources
 from patchrank.layers.class_token import is_plain
 from patchrank.layers.macs import block_macs, text_macs, vision_macs
 from patchrank.layers.pruning import windows
-from patchrank.models.clip import Clip
 from patchrank.models.text import text_shape
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import PICTURES
-from patchrank.tune.cluster import Where, slots
+from patchrank.tune.cluster import Where, own_machine, slots
 from patchrank.tune.console import say
 from patchrank.tune.plan import Job, Plan
 from patchrank.tune.space import random_points
-from patchrank.tune.speed import num_threads
 
 START = 30.0  # seconds that Ray, the imports of its workers and the report take; measured on 2 cores
 TRAINING = 3  # forwards that a step of training costs: its own, and a backward pass that costs about two
@@ -66,8 +63,7 @@ def print_estimate(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> No
     if not trials:
         return
     resources, benchmark = plan.sweep.config.resources, plan.sweep.config.benchmark
-    machine = {"this machine": {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}}
-    workers = 1 if where.address else min(slots(resources, machine), len(trials))
+    workers = 1 if where.address else min(slots(resources, {"this machine": own_machine()}), len(trials))
     scoring, running = Work(), Work()
     for job in jobs:
         count_shards(job, plan.context(job.trial), scoring)
@@ -124,10 +120,14 @@ def count_trial(context: TrialContext, worker: int, work: Work) -> None:
     """Counts one trial. What a worker keeps for its next trial counts once a worker, what all share once in all."""
     trial, inputs, data = context.trial, context.inputs, (context.trial.config.model, context.trial.config.data)
     tower = inputs.clip.visual
-    whole, pruned, layer, ranking = _image_macs(trial, inputs.clip)
+    with torch.random.fork_rng(devices=[]):
+        predictor = None if trial.ranker is None else trial.ranker.create(tower)
+    with inputs.clip.applied(predictor=predictor, **trial.pruning):
+        layer, macs = tower.shared_layer, tower.macs()
+    whole, pruned = tower.macs_unpruned().image, macs.image
     shared = prefix_macs(tower, layer)
     if trial.is_fitted:
-        _count_fitting(context, worker, ranking, work)
+        _count_fitting(context, worker, macs.predictor, work)
     for task in trial.tasks:
         for part in trial.parts:
             seen, source = len(inputs.split(task, part)), "test" if part == "oracle" else part
@@ -166,16 +166,6 @@ def _count_tuning(context: TrialContext, task: str, pruned: int, work: Work) -> 
         work.add(steps * len(train.classes), TRAINING * text_macs(*text_shape(clip.text)))
 
 
-def _image_macs(trial: ResolvedTrial, clip: Clip) -> tuple[int, int, int, int]:
-    """MACs of one image whole and pruned, the last layer whose input no pruning touches, and MACs of the ranking."""
-    tower = clip.visual
-    with torch.random.fork_rng(devices=[]):
-        predictor = None if trial.ranker is None else trial.ranker.create(tower)
-    with clip.applied(predictor=predictor, **trial.pruning):
-        found = tower.macs()
-        return tower.macs_unpruned().image, found.image, tower.shared_layer, found.predictor
-
-
 def suffix_macs(tower: nn.Module, length: int, layer: int) -> int:
     """MACs of a sequence of so many tokens from `layer` (1 to depth) to its embedding."""
     depth, hidden, skips = len(tower.blocks), tower.blocks[0].mlp.fc1.out_features, is_plain(tower.blocks[-1])
@@ -196,7 +186,7 @@ def _measure(context: TrialContext, resources: Resources) -> tuple[float, float,
     On a CPU these are seconds of computing, so that other programs that run at the time do not count.
     """
     device = "cuda" if resources.gpu and torch.cuda.is_available() else "cpu"
-    clip, threads = context.inputs.clip.to(device), num_threads(resources)
+    clip, threads = context.inputs.clip.to(device), resources.num_threads
     macs = clip.visual.macs_unpruned().image
     split = context.inputs.split(context.trial.tasks[0], "val").first(max(1, min(TIMED_IMAGES, int(TIMED_MACS / macs))))
     images = torch.cat([batch for batch, _ in split.batches(clip.transform(), len(split))]).to(device)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from patchrank.config import AshaConfig
-from patchrank.trial.epochs import Steps
+from patchrank.trial.requirements import Steps
 from patchrank.utils.errors import UserError
 
 if TYPE_CHECKING:

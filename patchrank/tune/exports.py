@@ -28,8 +28,7 @@ from patchrank.io import content_id, exists, filesystem_of, join, read_bytes, re
 from patchrank.report.pareto import is_number
 from patchrank.tune.console import describe
 from patchrank.tune.plan import Plan
-from patchrank.tune.space import create_study
-from patchrank.tune.studies import directions, past_trial
+from patchrank.tune.space import create_study, directions, past_trial
 
 VERSION = 2  # of both: bump it when the same records would give other files
 WRITERS = 16  # files written at a time; object stores answer slowly, but many at once

@@ -13,9 +13,8 @@ from patchrank.golden.shards import ShardFolder
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
-from patchrank.tune.records import Records
+from patchrank.tune.records import Records, Speeds
 from patchrank.tune.space import Cell, allows, configure, fits, grid_points, in_order, random_points
-from patchrank.tune.speed import Speeds
 from patchrank.tune.sweep import Sweep
 from patchrank.utils.errors import StoreError, UserError
 
@@ -58,8 +57,8 @@ class Plan:
 
     def unmet_axes(self) -> list[str]:
         """Axes of the grid that stand in no cell, since the others' values never meet their `when`."""
-        grid = [key for key, rule in self.sweep.axes.items() if rule.kind == "grid"]
-        return [key for key in grid if not any(key in cell.values for cell in self.cells)]
+        met = {key for cell in self.cells for key in cell.values}
+        return [key for key, rule in self.sweep.axes.items() if rule.kind == "grid" and key not in met]
 
     def trial(self, values: dict[str, object]) -> ResolvedTrial:
         """The sweep's trial with some settings replaced, checked and resolved once."""
@@ -70,9 +69,8 @@ class Plan:
 
     def prunes(self) -> bool:
         """Whether any trial drops patches, or a search may draw one that does."""
-        if not self.sampled.keys().isdisjoint(("pruning.keep_rate", "pruning.drop_counts")):
-            return True
-        return any(self.trial(cell.values).prunes for cell in self.cells)
+        may = not self.sampled.keys().isdisjoint(("pruning.keep_rate", "pruning.drop_counts"))
+        return may or any(self.trial(cell.values).prunes for cell in self.cells)
 
     def staged(self) -> list[ResolvedTrial]:
         """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
@@ -132,13 +130,9 @@ class Plan:
 
     def failures(self) -> list[tuple[dict[str, object], dict]]:
         """Swept settings of trials that failed when they ran last, and what these left."""
-        found = []
-        for cell in self.cells:
-            for identity, drawn in self._known(cell):
-                failure = self.records.failed(identity)
-                if failure is not None and self.record(identity) is None:
-                    found.append((cell.values | drawn, failure))
-        return found
+        known = [(cell.values | drawn, identity) for cell in self.cells for identity, drawn in self._known(cell)]
+        failed = [(values, self.records.failed(identity)) for values, identity in known if not self.record(identity)]
+        return [(values, record) for values, record in failed if record is not None]
 
     def untimed(self) -> list[ResolvedTrial]:
         """One finished trial of each structure whose milliseconds are wanted and not measured yet."""

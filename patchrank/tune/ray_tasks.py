@@ -14,7 +14,7 @@ from patchrank.golden.scores import batch_size_of
 from patchrank.trial.identity import speed_settings
 from patchrank.trial.requirements import ResolvedTrial
 from patchrank.tune.plan import Job, Plan
-from patchrank.tune.speed import device_of, num_threads, settings_key
+from patchrank.tune.records import settings_key
 from patchrank.tune.worker import score_one, time_one
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
@@ -48,7 +48,7 @@ def stage(plan: Plan, jobs: list[Job]) -> None:
             job.faults = job.folder.faults()
     for job in jobs:
         if job in made or not job.folder.complete():
-            job.folder.finish(batch=batch_size_of(device_of(resources)), threads=num_threads(resources))
+            job.folder.finish(batch=batch_size_of(resources.device), threads=resources.num_threads)
 
 
 def _await(waiting: dict[ray.ObjectRef, tuple[Job, int]]) -> None:

@@ -20,8 +20,7 @@ from patchrank.report.pareto import is_number
 from patchrank.tune.console import Failure, describe, say
 from patchrank.tune.early_stopping import STEP, VALUE, was_stopped
 from patchrank.tune.plan import Plan
-from patchrank.tune.space import MOST, TRIES, create_study, encode, fits, sample
-from patchrank.tune.studies import directions, excesses, past_trial
+from patchrank.tune.space import MOST, TRIES, create_study, directions, encode, excesses, fits, past_trial, sample
 
 STUBBORN = 8  # repeated proposals in a row after which a trial is drawn at random
 EMPTY: Mapping = MappingProxyType({})

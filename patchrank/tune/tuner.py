@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from typing import TYPE_CHECKING
@@ -61,32 +60,24 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
     from patchrank.tune.search import CellSearch
     from patchrank.tune.worker import run_one
 
-    config, notes = plan.sweep.config, tempfile.mkdtemp(prefix="patchrank-")
+    config = plan.sweep.config
     trainable = tune.with_parameters(run_one, sweep=config, run=progress.run)
     trainable.__name__ = f"trials of {config.name}"  # which a dashboard shows
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, config.resources.model_dump()),
-        tune_config=tune.TuneConfig(
-            search_alg=CellSearch(plan, progress.failures, progress.lost),
-            scheduler=create_scheduler(plan),
-            num_samples=progress.left,
-            max_concurrent_trials=slots,
-            reuse_actors=True,
-            trial_name_creator=lambda trial: describe(trial.config["values"]),
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name=progress.run,
-            verbose=0,
-            callbacks=[progress, *tracker_callbacks(config.loggers, config.name)],
-            storage_path=notes,
-        ),
+    trainable = tune.with_resources(trainable, config.resources.model_dump())
+    how = tune.TuneConfig(
+        search_alg=CellSearch(plan, progress.failures, progress.lost),
+        scheduler=create_scheduler(plan),
+        num_samples=progress.left,
+        max_concurrent_trials=slots,
+        reuse_actors=True,
+        trial_name_creator=lambda trial: describe(trial.config["values"]),
+        trial_dirname_creator=lambda trial: trial.trial_id,
     )
-    try:
+    callbacks = [progress, *tracker_callbacks(config.loggers, config.name)]
+    with tempfile.TemporaryDirectory(prefix="patchrank-", ignore_cleanup_errors=True) as notes:
+        where = tune.RunConfig(name=progress.run, verbose=0, callbacks=callbacks, storage_path=notes)
         with interrupts.told_to_tune():
-            tuner.fit()
-    finally:
-        shutil.rmtree(notes, ignore_errors=True)
+            tune.Tuner(trainable, tune_config=how, run_config=where).fit()
 
 
 def create_scheduler(plan: Plan):

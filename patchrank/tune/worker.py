@@ -25,7 +25,6 @@ from patchrank.tune.early_stopping import reporting
 from patchrank.tune.prometheus import count_shard
 from patchrank.tune.records import find_outcome
 from patchrank.tune.space import configure
-from patchrank.tune.speed import device_of, num_threads
 from patchrank.utils.errors import StoreError, UserError
 from patchrank.utils.plugins import import_modules
 
@@ -107,15 +106,15 @@ def score_one(trial: TrialConfig, sweep: SweepConfig, key: str, index: int) -> N
 def time_one(trial: TrialConfig, sweep: SweepConfig) -> None:
     """Milliseconds of a trial's structure on this node, which has been cleared for it."""
     _prepare(sweep)
-    measure_trial(ResolvedTrial(trial), device_of(sweep.resources), sweep.benchmark, join(sweep.root, "speeds"))
+    measure_trial(ResolvedTrial(trial), sweep.resources.device, sweep.benchmark, join(sweep.root, "speeds"))
 
 
 def _prepare(sweep: SweepConfig) -> None:
     """Gives torch the threads that a trial takes, and registers the user's own components."""
-    torch.set_num_threads(num_threads(sweep.resources))
+    torch.set_num_threads(sweep.resources.num_threads)
     import_modules(sweep.imports)
 
 
 def _inputs_of(trial: ResolvedTrial, sweep: SweepConfig) -> Inputs:
     """Model and data of a trial; kept for the next one if it has the same."""
-    return _load(trial.config.model, trial.config.data, device_of(sweep.resources), join(sweep.shards, "heads"))
+    return _load(trial.config.model, trial.config.data, sweep.resources.device, join(sweep.shards, "heads"))

@@ -21,9 +21,9 @@ from patchrank.tune.console import Failure, print_plan
 from patchrank.tune.driver import run_sweep
 from patchrank.tune.early_stopping import STEP, VALUE
 from patchrank.tune.plan import make_plan
+from patchrank.tune.records import Speeds
 from patchrank.tune.search import CellSearch
 from patchrank.tune.space import configure
-from patchrank.tune.speed import Speeds
 from patchrank.tune.sweep import load_sweep
 from patchrank.tune.tuner import is_done
 from patchrank.utils.errors import UserError
