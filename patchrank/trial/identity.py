@@ -38,7 +38,11 @@ def fingerprint(context: TrialContext) -> dict[str, str]:
     key = trial.all_tasks, (trial.config.prompt, trial.config.seed) if trial.learns else None
     if key not in known:
         known[key] = {"model": context.inputs.sha256, "data": _data_id(context)}
-        known[key] |= {"lessons": _lessons_id(context)} if trial.learns else {}
+        if trial.learns:  # the images that prompts are tuned on, and how, what a preset fills in among it
+            splits = [context.lessons(task) for task in trial.tasks]
+            images = [[split.ids_sha256(), split.labels, split.classes] for split in splits]
+            recipes = [tuning.recipe(recipe) for recipe in context.recipes.values()]
+            known[key]["lessons"] = content_id([images, recipes])
     return known[key]
 
 
@@ -51,13 +55,6 @@ def _data_id(context: TrialContext) -> str:
     # groups that files tell are data; those of scenes stand in their ids, and other images have none
     about += [[split.groups] for split in splits if split.unit == "group"]
     return content_id(about)
-
-
-def _lessons_id(context: TrialContext) -> str:
-    """Of the images that prompts are tuned on, and of how they are tuned, what a preset fills in among it."""
-    splits = [context.lessons(task) for task in context.trial.tasks]
-    images = [[split.ids_sha256(), split.labels, split.classes] for split in splits]
-    return content_id([images, [tuning.recipe(recipe) for recipe in context.recipes.values()]])
 
 
 def ranker_id(trial: ResolvedTrial, shards: Sequence[str]) -> str:

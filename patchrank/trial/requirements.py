@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import nn
 
@@ -22,13 +22,6 @@ from patchrank.layers.reducers import REDUCERS
 from patchrank.prompt.batches import load_train
 from patchrank.prompt.presets import complete
 from patchrank.trial.inputs import Inputs, templates_of
-
-
-class Need(NamedTuple):
-    """A task, and the part of its data (`train`, `val`, `test`, `oracle`) that golden scores are needed of."""
-
-    task: str
-    part: str
 
 
 @dataclass(frozen=True)
@@ -52,14 +45,14 @@ class ResolvedTrial:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that are evaluated, over which results are means."""
-        return tuple(self.config.data.tasks)
+        return self.config.data.tasks
 
     @property
     def fit_tasks(self) -> tuple[str, ...]:
         """The tasks whose images the ranking is fitted on; none where nothing is fitted."""
         if not self.is_fitted:
             return ()
-        return self.tasks if self.fits_each_task else tuple(self.config.predictor.fit_on)
+        return self.tasks if self.fits_each_task else self.config.predictor.fit_on
 
     @property
     def all_tasks(self) -> tuple[str, ...]:
@@ -152,15 +145,18 @@ class ResolvedTrial:
     def controls(self) -> tuple[str, ...]:
         """Other orders that test images are ranked in. Prompts are tuned for one order, so they exclude others."""
         ranks = self.config.pruning.reducer == "predictor" and not self.learns
-        return tuple(self.config.controls) if ranks else ()
+        return self.config.controls if ranks else ()
 
     @cached_property
-    def needs(self) -> tuple[Need, ...]:
-        """The parts of tasks whose golden scores are read: to fit to, to measure a ranking on, or to rank by."""
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        """Tasks, and parts of their data, whose golden scores are read: to fit to, to measure a ranking on, or to rank.
+
+        Parts are `train`, `val`, `test` and `oracle`.
+        """
         if self.is_oracle:
-            return tuple(Need(task, part) for task in self.tasks for part in self.parts)
-        fitted = [Need(task, "train") for task in self.fit_tasks]
-        return (*fitted, *(Need(task, "val") for task in self.tasks if self.is_fitted))
+            return tuple((task, part) for task in self.tasks for part in self.parts)
+        fitted = [(task, "train") for task in self.fit_tasks]
+        return (*fitted, *((task, "val") for task in self.tasks if self.is_fitted))
 
 
 @dataclass
@@ -206,7 +202,7 @@ class TrialContext:
     quiet: bool = False
 
     @cached_property
-    def needed_shards(self) -> dict[Need, tuple[ImageSplit, ShardFolder]]:
+    def needed_shards(self) -> dict[tuple[str, str], tuple[ImageSplit, ShardFolder]]:
         """The golden shards that the trial reads, made or not, with the images that they are of."""
         settings = self.trial.config.golden.model_dump() | {"remove_at": self.trial.remove_at}
         found = {}
@@ -218,7 +214,7 @@ class TrialContext:
 
     def path(self, task: str, part: str) -> str:
         """The folder of the golden shards of a part of a task's data."""
-        return self.needed_shards[Need(task, part)][1].path
+        return self.needed_shards[task, part][1].path
 
     @cached_property
     def recipes(self) -> dict[str, PromptConfig]:

@@ -13,7 +13,7 @@ from ray.tune import Callback
 
 from patchrank.config import Objective
 from patchrank.io import join, write_json
-from patchrank.trial.run import error_record, stopped_record
+from patchrank.trial.run import new_record
 from patchrank.tune.cluster import available_slots
 from patchrank.tune.console import Failure, describe
 from patchrank.tune.early_stopping import STEP, VALUE, was_stopped
@@ -124,8 +124,11 @@ class Progress(Callback):
             self._best = best_values([self._best, found], self.plan.sweep.config.objectives)
             self._done += 1
             self._finish(trial.values, f"{figures} ({time.time() - trial.began:.0f} s)")
-        elif was_stopped(found):
-            self._stop(trial.values, found)
+        elif was_stopped(found):  # is recorded, so that no later run begins it again
+            self._done += 1
+            text = f"ended after step {found[STEP]} at {found[VALUE]:.4g}, behind others"
+            asha, reached = self.plan.sweep.config.search.asha, {key: found[key] for key in (STEP, VALUE)}
+            self._finish(trial.values, text, "stopped", asha=asha.model_dump(), reached=reached, metrics={})
         else:
             self._fail(trial.values, found.get("failure", "it ended without reporting anything"))
 
@@ -140,34 +143,22 @@ class Progress(Callback):
             self.lost[identity] = values
             write_line(f"  {describe(values)}: is to be tried again ({cause})")
 
-    def _stop(self, values: dict[str, object], found: dict) -> None:
-        """Records that a trial was ended early, so that no later run begins it again."""
-        settings, config = self.plan.trial(values), self.plan.sweep.config
-        identity, reached = self.plan.identify(settings), {key: found[key] for key in (STEP, VALUE)}
-        record = stopped_record(settings, identity, config.name, config.search.asha.model_dump(), reached)
-        self._done += 1
-        text = f"ended after step {found[STEP]} at {found[VALUE]:.4g}, behind others"
-        self._finish(values, text, f"{identity}.stopped.json", record)
-
     def _fail(self, values: dict[str, object], cause: str) -> None:
         """Records a failure, which a trial whose worker was lost could not do itself."""
-        settings, config = self.plan.trial(values), self.plan.sweep.config
-        identity = self.plan.identify(settings)
-        self.failures[identity] = Failure(values, cause)
-        record = error_record(settings, identity, config.name, cause) | {"run": self.run}
-        self._finish(values, cause, f"{identity}.error.json", record)
+        self.failures[self.plan.identify(self.plan.trial(values))] = Failure(values, cause)
+        self._finish(values, cause, "error", error=cause, run=self.run)
 
-    def _finish(self, values: dict[str, object], text: str, name: str = "", record: dict | None = None) -> None:
-        """Tells how a trial ended and counts it; writes the record, if there is one and its store takes it.
-
-        Tune must not end because of a store, and the report at the end still tells.
-        """
+    def _finish(self, values: dict[str, object], text: str, status: str = "ok", **content) -> None:
+        """Tells how a trial ended and counts it; records those that are not `ok`, which have no record of their own."""
         write_line(f"  {describe(values)}: {text}")
         self.left -= 1
         self.bar.update()
-        if record is not None:
-            with suppress(UserError):
-                write_json(join(self.plan.sweep.config.root, "trials", name), record)
+        if status != "ok":
+            trial, config = self.plan.trial(values), self.plan.sweep.config
+            identity = self.plan.identify(trial)
+            record = new_record(trial, identity, config.name, status, **content)
+            with suppress(UserError):  # Tune must not end because of a store, and the report at the end still tells
+                write_json(join(config.root, "trials", f"{identity}.{status}.json"), record)
 
 
 def best_values(rows: Iterable[dict], objectives: Iterable[Objective]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from patchrank.io import exists, join, write_json
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
-from patchrank.trial.run import error_record, run_trial
+from patchrank.trial.run import new_record, run_trial
 from patchrank.trial.speed import measure_trial
 from patchrank.tune.early_stopping import reporting
 from patchrank.tune.prometheus import count_shard
@@ -72,7 +72,7 @@ def time_limit(sweep: SweepConfig, trial: ResolvedTrial, identity: str, run: str
             return
         reason = f"TimeoutError: ran longer than time_limit = {seconds:g} seconds"
         try:
-            write_json(f"{path}.error.json", error_record(trial, identity, sweep.name, reason) | {"run": run})
+            write_json(f"{path}.error.json", new_record(trial, identity, sweep.name, "error", error=reason, run=run))
         finally:
             os._exit(1)
 
