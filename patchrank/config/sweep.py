@@ -117,14 +117,10 @@ class Rule(Strict):
         return self._kinds()[0]
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Rule:
+    def _sensible(self) -> Rule:
         if len(self._kinds()) != 1:
             found = ", ".join(self._kinds()) or "none"
             raise ValueError(f"exactly one of grid, choice, uniform, int must be there, but {found} is")
-        return self
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Rule:
         low, high = self.uniform or self.int_ or (1, 2)
         if low >= high or (self.log and (low <= 0 or self.step)):
             raise ValueError("bounds must rise, a log scale needs them above 0, and log and step exclude each other")

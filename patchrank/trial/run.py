@@ -154,7 +154,10 @@ def _measure_task(context: TrialContext, task: str) -> tuple[dict[str, float], d
         for part in trial.parts:
             found, split = evaluate_part(context, task, part)
             row |= {PREFIXES[part] + key: value for key, value in found.row().items()}
-            arrays |= {PREFIXES[part] + key: array for key, array in _per_image(found, split).items()}
+            each = {f"right_{name}": found.right(name) for name in found.answers}
+            each |= {"same": found.same(), "cosine": found.cosine["pruned"], "ids": np.asarray(split.ids)}
+            each |= {"groups": np.asarray(split.clusters()), "unit": np.asarray(split.unit)}  # for paired statistics
+            arrays |= {PREFIXES[part] + key: array for key, array in each.items()}
         costs = macs_row(inputs.clip)
         row |= {} if learned is None else _seen(context, task, learned)
     arrays |= _pictures(inputs, found, split, max(1, PICTURES // len(trial.tasks)))
@@ -183,13 +186,6 @@ def _summary(context: TrialContext, tasks: dict[str, dict], arrays: dict[str, np
         "n_tokens": inputs.clip.visual.num_patches,
     }
     return mean_over(list(tasks.values())) | counts | {"tasks": tasks}
-
-
-def _per_image(found: Evaluation, split: ImageSplit) -> dict[str, np.ndarray]:
-    """What paired statistics need, in the order of the split."""
-    arrays = {f"right_{name}": found.right(name) for name in found.answers}
-    drawn_by = {"ids": np.asarray(split.ids), "groups": np.asarray(split.clusters()), "unit": np.asarray(split.unit)}
-    return arrays | {"same": found.same(), "cosine": found.cosine["pruned"]} | drawn_by
 
 
 def _pictures(inputs: Inputs, found: Evaluation, split: ImageSplit, count: int) -> dict[str, np.ndarray]:

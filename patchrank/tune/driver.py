@@ -20,11 +20,11 @@ from patchrank.tune.best import parse_bounds, write_best
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
 from patchrank.tune.console import Failure, describe, print_plan, say
 from patchrank.tune.dry_run import print_estimate
+from patchrank.tune.early_stopping import create_scheduler
 from patchrank.tune.exports import export
 from patchrank.tune.plan import Job, Plan, make_plan
 from patchrank.tune.signals import Interrupts
 from patchrank.tune.sweep import load_sweep
-from patchrank.tune.tuner import create_scheduler, is_done, run_trials
 from patchrank.utils.errors import UserError
 
 
@@ -82,6 +82,15 @@ def run_sweep(
     return outcome
 
 
+def is_done(plan: Plan) -> bool:
+    """Whether nothing is left to run or to measure. A search has to be asked: its space may hold fewer trials."""
+    if plan.missing() and plan.sampled and not plan.untimed():
+        from patchrank.tune.search import CellSearch  # Ray and Optuna load slowly, and a finished plan needs neither
+
+        CellSearch(plan).suggest("whether there is anything left")
+    return plan.missing() == 0 and not plan.untimed()
+
+
 def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -> Outcome:
     """Runs what is missing, if anything is, and writes the report."""
     config, interrupts, failed = plan.sweep.config, Interrupts(), {}
@@ -119,6 +128,8 @@ def _round(plan: Plan, slots: int, interrupts: Interrupts, failed: dict[str, Fai
     left = plan.missing() - len(failed)
     if left > 0:
         count = min(left, plan.sweep.config.search.round) if learns_from_time else left
+        from patchrank.tune.tuner import run_trials
+
         failed |= run_trials(plan, count, slots, interrupts, failed)
         plan.refresh()
     if interrupts.happened:

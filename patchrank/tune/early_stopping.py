@@ -18,6 +18,8 @@ from patchrank.utils.errors import UserError
 if TYPE_CHECKING:
     from ray.tune.schedulers import ASHAScheduler
 
+    from patchrank.tune.plan import Plan
+
 STEP, VALUE = "step", "step_value"  # keys of a report that is no result yet
 
 
@@ -52,6 +54,14 @@ def asha_scheduler(asha: AshaConfig, num_steps: int) -> ASHAScheduler:
 
     rungs = {"max_t": num_steps - 1, "grace_period": asha.grace, "reduction_factor": asha.reduction}
     return ASHAScheduler(time_attr=STEP, metric=VALUE, mode="max", stop_last_trials=False, **rungs)
+
+
+def create_scheduler(plan: Plan) -> ASHAScheduler | None:
+    """What ends trials early; None where all run to their end. Raises `UserError` where nothing could be ended."""
+    asha = plan.sweep.config.search.asha
+    if asha is None:
+        return None
+    return asha_scheduler(asha, max(plan.context(trial).num_steps(asha.of) for trial in plan.staged()))
 
 
 def was_stopped(result: Mapping[str, object]) -> bool:

@@ -16,14 +16,14 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from patchrank.config import Constraint, Objective, Rule, leaves, value_at
+from patchrank.config import Rule, SweepConfig, leaves, value_at
 from patchrank.io import content_id, exists, filesystem_of, join, read_bytes, remove, write_atomic
 from patchrank.report.pareto import is_number
 from patchrank.tune.console import describe
@@ -35,8 +35,7 @@ WRITERS = 16  # files written at a time; object stores answer slowly, but many a
 LONGEST = 120  # characters of a name
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(NamedTuple):
     """One study to export: its name, and of each trial the values that its axes took and its record.
 
     Records have the status `ok`, `stopped` or `error`; the latter say why in `error`.
@@ -51,7 +50,7 @@ def export(plan: Plan, rows: Sequence[dict]) -> None:
     config = plan.sweep.config
     export_tensorboard(rows, config.root, list(plan.sweep.axes))
     rules = plan.sampled or plan.sweep.axes
-    export_optuna(_studies(plan), rules, config.objectives, config.constraints, config.root)
+    export_optuna(_studies(plan), rules, config)
 
 
 def _studies(plan: Plan) -> list[Study]:
@@ -78,7 +77,12 @@ def export_tensorboard(rows: Sequence[dict], root: str, axes: Sequence[str]) -> 
         axes: dotted paths of the settings that are swept.
     """
     folder = join(root, "tensorboard")
-    wanted = {_event_path(row, axes): row for row in rows}
+    wanted = {}
+    for row in rows:  # `seed=0,locations=4-6-8-10.1a2b3c4d/events.out.tfevents.<id of all that the file holds>`
+        values = [(axis.rsplit(".", 1)[-1], value_at(row["config"], axis)) for axis in axes]
+        shown = ",".join(f"{key}={_short(value)}" for key, value in values if value is not None) or "trial"
+        held = content_id([VERSION, _hparams(row, axes), row["metrics"], row["date"]])
+        wanted[f"{shown[:LONGEST]}.{row['id'][:8]}/events.out.tfevents.{held[:12]}"] = row
     filesystem, name = filesystem_of(folder)
     filesystem.invalidate_cache(name)
     there = {str(found)[len(name.rstrip("/")) + 1 :] for found in filesystem.find(name)}
@@ -88,14 +92,6 @@ def export_tensorboard(rows: Sequence[dict], root: str, axes: Sequence[str]) -> 
         list(pool.map(lambda path, file: write_atomic(join(folder, path), file.read_bytes()), new, events))
         list(pool.map(lambda path: remove(join(folder, path)), sorted(there - wanted.keys())))
     return folder
-
-
-def _event_path(row: dict, axes: Sequence[str]) -> str:
-    """`seed=0,locations=4-6-8-10.1a2b3c4d/events.out.tfevents.<id of all that the file holds>`."""
-    values = [(axis.rsplit(".", 1)[-1], value_at(row["config"], axis)) for axis in axes]
-    shown = ",".join(f"{key}={_short(value)}" for key, value in values if value is not None) or "trial"
-    held = content_id([VERSION, _hparams(row, axes), row["metrics"], row["date"]])
-    return f"{shown[:LONGEST]}.{row['id'][:8]}/events.out.tfevents.{held[:12]}"
 
 
 def _short(value: object) -> str:
@@ -130,23 +126,17 @@ def _write_events(folder: Path, row: dict, axes: Sequence[str]) -> Path:
     return file
 
 
-def export_optuna(
-    studies: Sequence[Study],
-    rules: Mapping[str, Rule],
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
-    root: str,
-) -> str:
+def export_optuna(studies: Sequence[Study], rules: Mapping[str, Rule], config: SweepConfig) -> str:
     """Writes a journal that `optuna.load_study` and `optuna-dashboard` read; returns its path.
 
     Args:
         studies: one for each cell of the grid, under names that need not differ.
         rules: of all axes that the studies' trials have values for; those of a grid are choices.
-        objectives, constraints: as the sweep file has them; a trial that lacks one of their figures failed.
+        config: the sweep's; a trial that lacks a figure of one of its objectives or constraints failed.
     """
-    path = join(root, "optuna.log")
+    path, objectives = join(config.root, "optuna.log"), config.objectives
     settings = [rule.model_dump(by_alias=True) for rule in rules.values()]
-    settings += [each.model_dump() for each in (*objectives, *constraints)]
+    settings += [each.model_dump() for each in (*objectives, *config.constraints)]
     trials = [[study.name, [[dict(drawn), record] for drawn, record in study.trials]] for study in studies]
     key = content_id([VERSION, list(rules), settings, trials])
     if exists(path) and key.encode() in read_bytes(path):
@@ -164,7 +154,7 @@ def export_optuna(
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 made.set_metric_names([objective.metric for objective in objectives])
             made.set_user_attr("patchrank", key)
-            past = [past_trial(record, drawn, choices, objectives, constraints) for drawn, record in study.trials]
+            past = [past_trial(record, drawn, choices, config) for drawn, record in study.trials]
             made.add_trials(past)
         write_atomic(path, journal.read_bytes())
     return path

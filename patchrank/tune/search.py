@@ -101,7 +101,7 @@ class CellSearch(Searcher):
         seed = int(content_id([search.seed, n, len(known)])[:8], 16)
         study = create_study(sampler=create_sampler(search, seed, len(known)), directions=directions(self.objectives))
         for record, drawn in known:
-            past = past_trial(record, drawn, self.plan.sampled, self.objectives, self.constraints)
+            past = past_trial(record, drawn, self.plan.sampled, self.plan.sweep.config)
             if past.state == TrialState.PRUNED and len(self.objectives) > 1:
                 past.state = TrialState.FAIL  # Optuna compares what was ended early by one objective alone
             study.add_trial(past)

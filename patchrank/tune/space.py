@@ -178,11 +178,7 @@ def encode(rule: Rule, value: object) -> object:
 
 
 def past_trial(
-    record: dict,
-    drawn: Mapping[str, object],
-    rules: Mapping[str, Rule],
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
+    record: dict, drawn: Mapping[str, object], rules: Mapping[str, Rule], config: SweepConfig
 ) -> FrozenTrial:
     """A record as an Optuna trial: with the objectives' values, or with the reason why there are none.
 
@@ -190,11 +186,12 @@ def past_trial(
         record: of status `ok`, `stopped` or `error`.
         drawn: the values that its sampled axes took, by dotted path.
         rules: of those axes, none of them a grid.
+        config: the sweep's, for its objectives and constraints.
     """
-    metrics, reached, cause = record.get("metrics", {}), record.get("reached"), _cause(record, objectives, constraints)
+    metrics, reached, cause = record.get("metrics", {}), record.get("reached"), _cause(record, config)
     about = {"id": record["id"]} | {key: value for key, value in metrics.items() if is_number(value)}
     if cause is None:
-        state, values = TrialState.COMPLETE, [metrics[each.metric] for each in objectives]
+        state, values = TrialState.COMPLETE, [metrics[each.metric] for each in config.objectives]
     else:
         state, values = (
             TrialState.PRUNED if record["status"] == "stopped" else TrialState.FAIL,
@@ -208,20 +205,20 @@ def past_trial(
         distributions={key: distribution(rules[key]) for key in drawn},
         user_attrs=about,
         intermediate_values={reached[STEP]: reached[VALUE]} if reached else None,
-        constraints=excesses(metrics, constraints) if cause is None else None,
+        constraints=excesses(metrics, config.constraints) if cause is None else None,
     )
     day = datetime.datetime.fromisoformat(record.get("date", "1970-01-02"))  # all that a record says of time
     trial.datetime_start = trial.datetime_complete = day
     return trial
 
 
-def _cause(record: dict, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> str | None:
+def _cause(record: dict, config: SweepConfig) -> str | None:
     """Why a trial has no values; None where it has all figures that objectives and constraints ask for."""
     if record["status"] == "stopped":
         return "ended early, since it fell behind others"
     if record["status"] != "ok":
         return record.get("error", "unknown")
-    wanted = dict.fromkeys(each.metric for each in (*objectives, *constraints))
+    wanted = dict.fromkeys(each.metric for each in (*config.objectives, *config.constraints))
     lacking = [metric for metric in wanted if not is_number(record["metrics"].get(metric))]
     return f"{', '.join(lacking)} could not be measured" if lacking else None
 

@@ -27,7 +27,6 @@ class Sweep:
     config: SweepConfig
     axes: dict[str, Rule]
     notes: list[str]
-    quick: bool
 
 
 def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) -> Sweep:
@@ -56,7 +55,7 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     inside = [(key, axis) for key in changed for axis in axes if key.startswith(f"trial.{axis}.")]
     notes += [f"{key} holds where the swept {axis} does not say otherwise" for key, axis in inside]
     trial = _shrunk(config.trial, changed) if quick else config.trial
-    return Sweep(_placed(config, trial, "-quick" if quick else ""), axes, notes, quick)
+    return Sweep(_placed(config, trial, "-quick" if quick else ""), axes, notes)
 
 
 def _placed(config: SweepConfig, trial: TrialConfig, suffix: str) -> SweepConfig:

@@ -168,22 +168,17 @@ def _await(waiting: dict[ray.ObjectRef, tuple[Job, int]]) -> None:
                 done, _ = ray.wait(list(waiting), timeout=1.0)
                 for task in done:
                     job, index = waiting.pop(task)
-                    _check(task, job, index)
+                    try:
+                        ray.get(task)
+                    except RayError as error:
+                        if isinstance(getattr(error, "cause", None), UserError):  # bad input speaks for itself
+                            raise error.cause from None
+                        what = f"shard {index} of {job.name} in {job.folder.path}"
+                        raise UserError(f"{what} cannot be made ({_cause(error)})") from None
                     bar.update(job.folder.sizes[index])
         finally:  # where one has failed, or somebody asked for an end
             for task in waiting:
                 ray.cancel(task)
-
-
-def _check(task, job: Job, index: int) -> None:
-    """Raises what a task ended with: bad input as itself, all else with the shard that it was about."""
-    try:
-        ray.get(task)
-    except RayError as error:
-        if isinstance(getattr(error, "cause", None), UserError):
-            raise error.cause from None
-        what = f"shard {index} of {job.name} in {job.folder.path}"
-        raise UserError(f"{what} cannot be made ({_cause(error)})") from None
 
 
 def _cause(error: Exception) -> str:

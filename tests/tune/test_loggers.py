@@ -14,7 +14,7 @@ import ray
 import yaml
 from ray.util.metrics import Counter
 
-from patchrank.config import Constraint, Loggers, Objective, Resources, Rule
+from patchrank.config import Constraint, Loggers, Objective, Resources, Rule, SweepConfig
 from patchrank.tune.cluster import Where, ray_cluster
 from patchrank.tune.exports import Study, export_optuna, export_tensorboard
 from patchrank.tune.loggers import check_trackers, tracker_callbacks
@@ -222,7 +222,7 @@ def test_tensorboard_runs_are_written_once_and_removed_with_their_trials(tmp_pat
 def test_exports_go_to_urls():
     root = "memory://exports/sweep"
     export_tensorboard([row(0)], root, AXES)
-    path = export_optuna([Study("all", [({"seed": 0}, row(0))])], RULES, OBJECTIVES, [], root)
+    path = export_optuna([Study("all", [({"seed": 0}, row(0))])], RULES, sweep_of(root))
     import fsspec
 
     files = fsspec.filesystem("memory").find("/exports/sweep")
@@ -238,6 +238,11 @@ RULES = {
 }
 OBJECTIVES = [Objective(metric="val_accuracy", mode="max"), Objective(metric="gmacs", mode="min")]
 CONSTRAINTS = [Constraint(metric="gmacs", at_most=0.035), Constraint(metric="val_accuracy", at_least=80.0)]
+
+
+def sweep_of(root) -> SweepConfig:
+    about = {"schema": 1, "name": "small", "root": str(root), "shards": "shards", "spaces": ["space.yaml"]}
+    return SweepConfig(**about, objectives=OBJECTIVES, constraints=CONSTRAINTS, report={"table": "axes"})
 
 
 def studies() -> list[Study]:
@@ -258,7 +263,7 @@ def load(path: str, name: str):
 
 
 def test_optuna_reads_the_studies_back(tmp_path):
-    path = export_optuna(studies(), RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path))
+    path = export_optuna(studies(), RULES, sweep_of(tmp_path))
     study = load(path, "mode none")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "FAIL", "PRUNED"]
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -277,11 +282,11 @@ def test_optuna_reads_the_studies_back(tmp_path):
 
 
 def test_an_export_that_is_up_to_date_is_left_alone(tmp_path):
-    path = Path(export_optuna(studies(), RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path)))
+    path = Path(export_optuna(studies(), RULES, sweep_of(tmp_path)))
     before = path.stat().st_mtime_ns
-    export_optuna(studies(), RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path))
+    export_optuna(studies(), RULES, sweep_of(tmp_path))
     assert path.stat().st_mtime_ns == before
-    export_optuna(studies()[:1], RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path))
+    export_optuna(studies()[:1], RULES, sweep_of(tmp_path))
     assert path.stat().st_mtime_ns != before
     with pytest.raises(KeyError):
         load(str(path), "mode none (2)")

@@ -18,14 +18,13 @@ from patchrank.trial.identity import speed_settings
 from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.speed import random_tower
 from patchrank.tune.console import Failure, print_plan
-from patchrank.tune.driver import run_sweep
+from patchrank.tune.driver import is_done, run_sweep
 from patchrank.tune.early_stopping import STEP, VALUE
 from patchrank.tune.plan import make_plan
 from patchrank.tune.records import Speeds
 from patchrank.tune.search import CellSearch
 from patchrank.tune.space import configure
 from patchrank.tune.sweep import load_sweep
-from patchrank.tune.tuner import is_done
 from patchrank.utils.errors import UserError
 
 SEARCHED = "pruning.keep_rate: {uniform: [0.2, 0.95], step: 0.05}\npruning.locations: {choice: [[4], [4, 6, 8, 10]]}"
