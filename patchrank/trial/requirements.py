@@ -116,15 +116,13 @@ class ResolvedTrial:
         """What is fitted to golden scores; None where nothing is."""
         if not self.is_fitted:
             return None
-        return self._ranker("prior") if self.config.pruning.reducer == "prior" else self.predictor
+        return Ranker("prior", {}) if self.config.pruning.reducer == "prior" else self.predictor
 
     @property
     def predictor(self) -> Ranker:
         """The predictor of the settings, whether or not it ranks."""
-        return self._ranker(self.config.predictor.name)
-
-    def _ranker(self, name: str) -> Ranker:
-        return Ranker(name, predictor_shape(name, self.config.predictor.dim, self.config.predictor.head))
+        settings = self.config.predictor
+        return Ranker(settings.name, predictor_shape(settings.name, settings.dim, settings.head))
 
     @property
     def fit_epochs(self) -> int:

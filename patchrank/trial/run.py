@@ -28,9 +28,8 @@ from patchrank.models.clip import macs_row
 from patchrank.models.zero_shot import Evaluation, evaluate
 from patchrank.trial.identity import SCHEMA, trial_id
 from patchrank.trial.inputs import Inputs
-from patchrank.trial.prompts import Learned, prompted
-from patchrank.trial.ranking import ranked
 from patchrank.trial.requirements import ResolvedTrial, Steps, TrialContext
+from patchrank.trial.training import Learned, prompted, ranked
 from patchrank.utils.errors import StoreError, UserError
 
 PICTURES = 6  # images, over all tasks, whose surviving tokens a report can draw; of test, where that is looked at

@@ -13,10 +13,9 @@ from patchrank.models.checkpoints.save import CONFIG, WEIGHTS, find_target, save
 from patchrank.models.prompt_files import describe, save_prompts
 from patchrank.report.pareto import is_number
 from patchrank.trial.inputs import Inputs
-from patchrank.trial.prompts import prompted
-from patchrank.trial.ranking import describe_ranker, ranked
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import evaluate_part, make_needed_shards, mean_over
+from patchrank.trial.training import describe_ranker, prompted, ranked
 from patchrank.utils.errors import UserError
 
 SCHEMA = 1
@@ -77,17 +76,13 @@ def check_one_model(trial: ResolvedTrial) -> None:
     """
     if trial.is_oracle:
         raise UserError("reducer 'golden' is an oracle, which nobody could deploy; try predictor")
-    tasks = trial.tasks
+    tasks, each = trial.tasks, f"each of its {len(trial.tasks)} tasks"
     if len(tasks) > 1 and trial.fits_each_task and trial.prunes:
-        raise UserError(
-            f"this trial fits a predictor to each of its {len(tasks)} tasks, and a folder holds one; "
-            f"try trial.predictor.fit_on=[{','.join(tasks)}] in the sweep"
-        )
+        cure = f"try trial.predictor.fit_on=[{','.join(tasks)}] in the sweep"
+        raise UserError(f"this trial fits a predictor to {each}, and a folder holds one; {cure}")
     if len(tasks) > 1 and trial.learns:
-        raise UserError(
-            f"this trial learns prompts for each of its {len(tasks)} tasks, and a folder holds those of one; "
-            f"try trial.data.tasks=[{tasks[0]}] in the sweep"
-        )
+        cure = f"try trial.data.tasks=[{tasks[0]}] in the sweep"
+        raise UserError(f"this trial learns prompts for {each}, and a folder holds those of one; {cure}")
 
 
 def _write(context: TrialContext, prompts: Prompts | None, folder: Path) -> None:

@@ -53,10 +53,8 @@ def check_machine(resources: Resources, where: Where) -> None:
         UserError: says what is asked for and what is there.
     """
     if where.address is not None and where.address.startswith("ray://"):
-        raise UserError(
-            f"address {where.address}: a sweep cannot be driven through Ray's client; try ray job submit, or "
-            "--address HOST:PORT from within the cluster's network"
-        )
+        cure = "try ray job submit, or --address HOST:PORT from within the cluster's network"
+        raise UserError(f"address {where.address}: a sweep cannot be driven through Ray's client; {cure}")
     for kind, there in own_machine().items():
         wanted = getattr(resources, kind.lower())
         if where.address is None and wanted > there:
@@ -155,7 +153,6 @@ def slots(resources: Resources, nodes: dict[str, dict]) -> int:
     if not found:
         needs = ", ".join(f"{kind} {amount:g}" for kind, amount in wanted.items())
         has = [f"{name}: cpu {node.get('CPU', 0):g}, gpu {node.get('GPU', 0):g}" for name, node in nodes.items()]
-        raise UserError(
-            f"no node holds a trial: each needs {needs} (resources), and there are {'; '.join(has) or 'no nodes'}"
-        )
+        there = "; ".join(has) or "no nodes"
+        raise UserError(f"no node holds a trial: each needs {needs} (resources), and there are {there}")
     return found

@@ -46,10 +46,8 @@ def asha_scheduler(asha: AshaConfig, num_steps: int) -> ASHAScheduler:
     if num_steps == 0:
         raise UserError(f"search.asha.of is {asha.of!r}, but no trial of this sweep trains one")
     if asha.grace >= num_steps:
-        raise UserError(
-            f"search.asha.grace is {asha.grace}, but must be below the {num_steps} steps of a trial, or none would be "
-            f"ended; try {max(1, num_steps // 4)}"
-        )
+        rule = f"must be below the {num_steps} steps of a trial, or none would be ended; try {max(1, num_steps // 4)}"
+        raise UserError(f"search.asha.grace is {asha.grace}, but {rule}")
     from ray.tune.schedulers import ASHAScheduler
 
     rungs = {"max_t": num_steps - 1, "grace_period": asha.grace, "reduction_factor": asha.reduction}
