@@ -47,25 +47,19 @@ class Study(NamedTuple):
 
 def export(plan: Plan, rows: Sequence[dict]) -> None:
     """Writes both below the sweep's root. Raises `UserError` where nothing can be written there."""
-    config = plan.sweep.config
+    config, failed = plan.sweep.config, plan.failures()
     export_tensorboard(rows, config.root, list(plan.sweep.axes))
-    rules = plan.sampled or plan.sweep.axes
-    export_optuna(_studies(plan), rules, config)
-
-
-def _studies(plan: Plan) -> list[Study]:
-    """One study for each cell that is searched around; a single one where every trial is a point of a plan."""
-    failed = plan.failures()
-    if not plan.sampled:
+    if not plan.sampled:  # a single study where every trial is a point of a plan
         done = [(cell.values, record) for cell in plan.cells for record, _ in plan.records_of(cell)]
-        return [Study(plan.sweep.config.name, done + failed)]
+        export_optuna([Study(config.name, done + failed)], plan.sweep.axes, config)
+        return
     studies = []
-    for cell in plan.cells:
+    for cell in plan.cells:  # otherwise one for each cell that is searched around
         trials = [(drawn, record) for record, drawn in plan.records_of(cell)]
         own = [(values, record) for values, record in failed if cell.holds(values)]
         trials += [({key: values[key] for key in plan.sampled if key in values}, record) for values, record in own]
         studies.append(Study(describe(cell.values), trials))
-    return studies
+    export_optuna(studies, plan.sampled, config)
 
 
 def export_tensorboard(rows: Sequence[dict], root: str, axes: Sequence[str]) -> str:

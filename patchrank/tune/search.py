@@ -14,7 +14,6 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from patchrank.config import SearchConfig
 from patchrank.io import content_id
 from patchrank.report.pareto import is_number
 from patchrank.tune.console import Failure, describe, say
@@ -26,22 +25,14 @@ STUBBORN = 8  # repeated proposals in a row after which a trial is drawn at rand
 EMPTY: Mapping = MappingProxyType({})
 
 
-def create_sampler(search: SearchConfig, seed: int, num_known: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler of a search; NSGA-II's first generation, which is random, is a quarter of the samples.
-
-    Args:
-        num_known: how many trials a study is told from records before it is asked for its first one.
-    """
-    if search.sampler == "nsga2":
-        return ReplayedNSGAII(seed, max(4, min(50, search.samples // 4)), num_known)
-    return optuna.samplers.TPESampler(seed=seed)
-
-
 class ReplayedNSGAII(optuna.samplers.NSGAIISampler):
     """NSGA-II on a study that begins with trials from records.
 
     Modifications: generations are kept here by number of trial. Optuna's own sampler keeps them inside of trials, where
     those from records have none, so that nothing would ever be bred from them.
+
+    Args:
+        num_known: how many trials a study is told from records before it is asked for its first one.
     """
 
     def __init__(self, seed: int, population_size: int, num_known: int):
@@ -99,7 +90,10 @@ class CellSearch(Searcher):
         """A study that knows the records of its cell; its draws do not begin again where earlier runs began."""
         search = self.plan.sweep.config.search
         seed = int(content_id([search.seed, n, len(known)])[:8], 16)
-        study = create_study(sampler=create_sampler(search, seed, len(known)), directions=directions(self.objectives))
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(seed=seed)
+        if search.sampler == "nsga2":  # whose first generation, which is random, is a quarter of the samples
+            sampler = ReplayedNSGAII(seed, max(4, min(50, search.samples // 4)), len(known))
+        study = create_study(sampler=sampler, directions=directions(self.objectives))
         for record, drawn in known:
             past = past_trial(record, drawn, self.plan.sampled, self.plan.sweep.config)
             if past.state == TrialState.PRUNED and len(self.objectives) > 1:
