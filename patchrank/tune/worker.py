@@ -23,7 +23,7 @@ from patchrank.golden.make_shards import report_faults, score_shard
 from patchrank.golden.scores import batch_size_of
 from patchrank.io import exists, join, write_json
 from patchrank.trial.identity import speed_settings, trial_id
-from patchrank.trial.inputs import Inputs, load_inputs
+from patchrank.trial.inputs import load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import new_record, run_trial
 from patchrank.trial.speed import measure_trial
@@ -54,13 +54,13 @@ def run_one(config: dict, sweep: SweepConfig, run: str) -> None:
     try:
         _prepare(sweep)
         trial = configure(sweep.trial, config["values"])
-        inputs = _inputs_of(trial, sweep)
-        identity = trial_id(TrialContext(trial, inputs))
+        context = _context(trial, sweep)
+        identity = trial_id(context)
         found = find_outcome(sweep.root, identity, run)
         if found is None:
             with time_limit(sweep, trial, identity, run):
                 steps = reporting(sweep.search.asha) if sweep.search.asha is not None else None
-                record = run_trial(trial, inputs, sweep.root, sweep.shards, sweep.name, quiet=True, steps=steps)
+                record = run_trial(trial, context.inputs, sweep.root, sweep.shards, sweep.name, quiet=True, steps=steps)
             found = record["metrics"] | {"id": identity}
     except Exception as error:
         found = {"failure": f"{type(error).__name__}: {error}"}
@@ -101,8 +101,7 @@ def time_limit(sweep: SweepConfig, trial: ResolvedTrial, identity: str, run: str
 def score_one(trial: TrialConfig, sweep: SweepConfig, key: str, index: int) -> None:
     """Makes one shard of a folder, if no earlier attempt has."""
     _prepare(sweep)
-    resolved = ResolvedTrial(trial)
-    context = TrialContext(resolved, _inputs_of(resolved, sweep), sweep.shards)
+    context = _context(ResolvedTrial(trial), sweep)
     found = {folder.key: (split, folder) for split, folder in context.needed_shards.values()}
     if key not in found:
         raise UserError("the images or weights of this node are not those of the driver")
@@ -126,9 +125,10 @@ def _prepare(sweep: SweepConfig) -> None:
     import_modules(sweep.imports)
 
 
-def _inputs_of(trial: ResolvedTrial, sweep: SweepConfig) -> Inputs:
-    """Model and data of a trial; kept for the next one if it has the same."""
-    return _load(trial.config.model, trial.config.data, sweep.resources.device, join(sweep.shards, "heads"))
+def _context(trial: ResolvedTrial, sweep: SweepConfig) -> TrialContext:
+    """A trial with its model and data, which are kept for the next one if it has the same."""
+    inputs = _load(trial.config.model, trial.config.data, sweep.resources.device, join(sweep.shards, "heads"))
+    return TrialContext(trial, inputs, sweep.shards)
 
 
 def stage(plan: Plan, jobs: list[Job]) -> None:
