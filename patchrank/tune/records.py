@@ -80,10 +80,9 @@ class Records:
         path = join(self.root, "trials", name)
         try:
             found = json.loads(read_bytes(path))
-            schema = found.get("schema") if isinstance(found, dict) else None
-            if schema is None or found.get("id") != name.split(".")[0]:
+            if not isinstance(found, dict) or found.get("id") != name.split(".")[0]:
                 fault = "is not of the trial that its name says; remove it, and that is run again"
-            elif schema != SCHEMA:
+            elif (schema := found.get("schema")) != SCHEMA:
                 fault = f"has schema {schema}, but this version reads {SCHEMA}; try another root, or --fresh"
             else:
                 return found

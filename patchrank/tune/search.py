@@ -109,8 +109,8 @@ class CellSearch(Searcher):
             found = self._ask(n)
             if found is None:
                 cell, there = self.plan.cells[n], len(self.ids[n])
-                found_all = f"the space gives {there} of {cell.samples} trials that keep its bounds"
-                say(f"  note: {describe(cell.values)}: {found_all}")
+                note = f"the space gives {there} of {cell.samples} trials that keep its bounds"
+                say(f"  note: {describe(cell.values)}: {note}")
                 cell.samples = there
                 continue
             asked, identity, values = found
