@@ -56,7 +56,12 @@ def _argument(field: FieldInfo) -> dict[str, Any]:
     kind, default = field.annotation, field.default
     if get_origin(kind) in (Union, UnionType):
         kind = get_args(kind)[0]
-    made = {"default": default, "help": _help(field)}
+    told, shown = (field.description or "").replace("%", "%%"), default
+    if isinstance(default, tuple):
+        shown = " ".join(map(str, default))
+    if default is not None and default is not False and default != ():
+        told += f" (default: {str(shown).removesuffix('.0')})"
+    made = {"default": default, "help": told}
     if kind is bool:
         return made | {"action": "store_true" if default is False else argparse.BooleanOptionalAction}
     if get_origin(kind) is tuple:
@@ -65,11 +70,3 @@ def _argument(field: FieldInfo) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return made | {"choices": get_args(kind)}
     return made | {"type": reader(Annotated[kind, field])}
-
-
-def _help(field: FieldInfo) -> str:
-    text, default = (field.description or "").replace("%", "%%"), field.default
-    if default is None or default is False or default == ():
-        return text
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default).removesuffix(".0")
-    return f"{text} (default: {shown})"

@@ -12,8 +12,7 @@ from patchrank.cli.config_flags import add_config_flags, positive, read_config
 from patchrank.config import DEFAULTS, DataConfig, ModelConfig, PruningConfig, TrialConfig
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.image_split import ImageSplit
-from patchrank.io import cache_folder as cache_folder
-from patchrank.io import join
+from patchrank.io import cache_folder, join
 from patchrank.models.clip import Clip, create_clip, macs_row
 from patchrank.models.prompt_files import describe
 from patchrank.models.text import template_set

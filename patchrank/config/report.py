@@ -52,16 +52,12 @@ class Claim(Strict):
         return value
 
     @model_validator(mode="after")
-    def _counterpart_exists(self) -> Claim:
+    def _sides_fit(self) -> Claim:
         if isinstance(self.against, str) and self.measure not in BESIDE.get(self.against, {}):
             pairs = [f"{measure} against {other}" for other, measures in BESIDE.items() for measure in measures]
             raise ValueError(f"{self.measure} against {self.against!r} cannot be compared; known: {', '.join(pairs)}")
         if isinstance(self.against, dict) and leaves(self.against).items() <= leaves(self.of).items():
             raise ValueError("against changes nothing of `of`: a setting would be compared with itself")
-        return self
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> Claim:
         if sum(rule is not None for rule in (self.at_least, self.within, self.share)) > 1:
             raise ValueError("at_least and within exclude each other, and share both")
         if self.share is not None and not isinstance(self.against, (str, dict)):

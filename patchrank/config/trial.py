@@ -89,9 +89,8 @@ class PromptConfig(Strict):
         if self.norm_gains and self.mode == "T":
             raise ValueError("norm_gains are the image tower's, so mode must be 'V' or 'TV', but is 'T'")
         if self.class_specific and self.mode not in ("none", "T"):
-            raise ValueError(
-                f"class-specific prompts need mode 'T', since an image's class is not known; mode is {self.mode!r}"
-            )
+            need = "need mode 'T', since an image's class is not known"
+            raise ValueError(f"class-specific prompts {need}; mode is {self.mode!r}")
         return self
 
 

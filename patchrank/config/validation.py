@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -21,39 +22,29 @@ def validate(schema: type[BaseModel], value: Any, where: str) -> Any:
 
 
 def _first_problem(schema: type[BaseModel], raw: dict, error: ValidationError) -> str:
-    problems = error.errors()
-    loc = problems[0]["loc"]
-    if problems[0]["type"] == "missing":
-        return f"key {'.'.join(map(str, loc))!r} is missing"
-    place, value = _written(loc, raw)
+    problem, place, value = error.errors()[0], (), raw
+    if problem["type"] == "missing":
+        return f"key {'.'.join(map(str, problem['loc']))!r} is missing"
+    with suppress(KeyError, IndexError, TypeError):  # where the place ends that the user wrote
+        for part in problem["loc"]:  # to which pydantic adds which allowed type it tried
+            value = value[part]
+            place += (part,)
     path = ".".join(map(str, place))
-    if problems[0]["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden":
         return f"key {path!r} does not exist; {near(str(place[-1]), known_keys(schema, place[:-1]))}"
-    if problems[0]["type"] == "value_error" and isinstance(value, dict):  # of keys that do not fit each other
-        return f"{path}: {problems[0]['ctx']['error']}".removeprefix(": ")
+    if problem["type"] == "value_error" and isinstance(value, dict):  # of keys that do not fit each other
+        return f"{path}: {problem['ctx']['error']}".removeprefix(": ")
     return f"{path} is {value!r}, but {rule_of(error, place)}"
 
 
 def rule_of(error: ValidationError, place: tuple = ()) -> str:
     """The rules that the value at a place broke, as in "should be a valid integer"."""
-    messages = [each["msg"] for each in error.errors() if each["loc"][: len(place)] == place]
-    return ", or ".join(dict.fromkeys(map(_plain, messages)))
-
-
-def _plain(message: str) -> str:
-    """pydantic's own words; what is a tuple to it is a list in the file."""
-    message = message.removeprefix("Input ").removeprefix("Tuple ").replace("valid tuple", "valid list")
-    return message.split(" after validation")[0].split(", unable to parse")[0]
-
-
-def _written(loc: tuple, raw: Any) -> tuple[tuple, Any]:
-    """The part of a problem's place that the user wrote, and its value; pydantic adds which allowed type it tried."""
-    for n, part in enumerate(loc):
-        try:
-            raw = raw[part]
-        except (KeyError, IndexError, TypeError):
-            return loc[:n], raw
-    return loc, raw
+    rules = []
+    for each in error.errors():
+        if each["loc"][: len(place)] == place:  # what is a tuple to pydantic is a list in the file
+            words = each["msg"].removeprefix("Input ").removeprefix("Tuple ").replace("valid tuple", "valid list")
+            rules.append(words.split(" after validation")[0].split(", unable to parse")[0])
+    return ", or ".join(dict.fromkeys(rules))
 
 
 def value_at(config: dict, path: str) -> object:

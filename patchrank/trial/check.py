@@ -46,10 +46,8 @@ def check_trial(trial: ResolvedTrial) -> None:
     trial.predictor.create(tower)
     if config.pruning.reducer == "predictor":
         check_location(config.predictor.name, trial.location)
-    if config.predictor.loss not in LOSSES:
-        raise UserError(
-            f"predictor.loss {config.predictor.loss!r} does not exist; {near(config.predictor.loss, LOSSES)}"
-        )
+    if (loss := config.predictor.loss) not in LOSSES:
+        raise UserError(f"predictor.loss {loss!r} does not exist; {near(loss, LOSSES)}")
     with pair.applied(predictor_init="random", **trial.pruning):
         if trial.learns:
             _check_prompt(trial, tower)
@@ -78,18 +76,14 @@ def _check_prompt(trial: ResolvedTrial, tower: nn.Module) -> None:
         )
     if trial.config.seed < 0:
         raise UserError(f"seed must be a whole number from 0 where prompts are tuned, but is {trial.config.seed}")
-    if prompt.num_tokens is None:
+    if (number := prompt.num_tokens) is None:
         return
-    if prompt.num_tokens > MAX_TOKENS:
-        raise UserError(
-            f"prompt.num_tokens is {prompt.num_tokens}, but must leave room for a class name; try {MAX_TOKENS}"
-        )
+    if number > MAX_TOKENS:
+        raise UserError(f"prompt.num_tokens is {number}, but must leave room for a class name; try {MAX_TOKENS}")
     if prompt.words is not None:
         count = int(tokenize([prompt.words])[0].argmax()) - 1  # without start and end
-        if count != prompt.num_tokens:
-            raise UserError(
-                f"prompt.words {prompt.words!r} are {count} tokens, but prompt.num_tokens is {prompt.num_tokens}"
-            )
+        if count != number:
+            raise UserError(f"prompt.words {prompt.words!r} are {count} tokens, but prompt.num_tokens is {number}")
 
 
 @lru_cache(maxsize=64)

@@ -37,27 +37,19 @@ def fingerprint(context: TrialContext) -> dict[str, str]:
     trial, known = context.trial, context.inputs.fingerprints
     key = trial.all_tasks, (trial.config.prompt, trial.config.seed) if trial.learns else None
     if key not in known:
-        known[key] = {"model": context.inputs.sha256, "data": _data_id(context)}
-        known[key] |= {"lessons": _lessons_id(context)} if trial.learns else {}
+        # of the images of all tasks; where trials do not look at test, neither does this
+        parts = [part for part, count in PARTS.items() if getattr(context.inputs.data, count) != 0]
+        splits = [context.inputs.split(task, part) for task in trial.all_tasks for part in parts]
+        about = [[split.ids_sha256(), split.labels, split.classes, split.templates] for split in splits]
+        # groups that files tell are data; those of scenes stand in their ids, and other images have none
+        about += [[split.groups] for split in splits if split.unit == "group"]
+        known[key] = {"model": context.inputs.sha256, "data": content_id(about)}
+        if trial.learns:  # the images that prompts are tuned on, and how, what a preset fills in among it
+            splits = [context.lessons(task) for task in trial.tasks]
+            images = [[split.ids_sha256(), split.labels, split.classes] for split in splits]
+            recipes = [tuning.recipe(recipe) for recipe in context.recipes.values()]
+            known[key]["lessons"] = content_id([images, recipes])
     return known[key]
-
-
-def _data_id(context: TrialContext) -> str:
-    """Of the images of all tasks; where trials do not look at test, neither does this."""
-    data = context.inputs.data
-    parts = [part for part, count in PARTS.items() if getattr(data, count) != 0]
-    splits = [context.inputs.split(task, part) for task in context.trial.all_tasks for part in parts]
-    about = [[split.ids_sha256(), split.labels, split.classes, split.templates] for split in splits]
-    # groups that files tell are data; those of scenes stand in their ids, and other images have none
-    about += [[split.groups] for split in splits if split.unit == "group"]
-    return content_id(about)
-
-
-def _lessons_id(context: TrialContext) -> str:
-    """Of the images that prompts are tuned on, and of how they are tuned, what a preset fills in among it."""
-    splits = [context.lessons(task) for task in context.trial.tasks]
-    images = [[split.ids_sha256(), split.labels, split.classes] for split in splits]
-    return content_id([images, [tuning.recipe(recipe) for recipe in context.recipes.values()]])
 
 
 def ranker_id(trial: ResolvedTrial, shards: Sequence[str]) -> str:

@@ -68,9 +68,8 @@ class Inputs:
             tokens = self.shared_tokens(task, "test")
             return None if tokens is None else tokens[: self.data.n_oracle]
         split, tower = self.reference(task, part).split, self.clip.visual
-        if tower.num_prompt_tokens:  # those change a sequence from its start
-            return None
-        if 4 * len(split) * (tower.num_patches + tower.num_leading_tokens) * tower.embed_dim > IN_MEMORY:
+        size = 4 * len(split) * (tower.num_patches + tower.num_leading_tokens) * tower.embed_dim
+        if tower.num_prompt_tokens or size > IN_MEMORY:  # learned tokens change a sequence from its start
             return None
         key = "tokens", task, part, tower.shared_layer
         return self.once(key, lambda: embed_shared(self.clip, split))

@@ -5,9 +5,10 @@ Every rule of the kind "this trial fits nothing" or "a prior has no shape" stand
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import nn
 
@@ -20,15 +21,7 @@ from patchrank.layers.predictors import create_predictor
 from patchrank.layers.reducers import REDUCERS
 from patchrank.prompt.batches import load_train
 from patchrank.prompt.presets import complete
-from patchrank.trial.epochs import Steps
 from patchrank.trial.inputs import Inputs, templates_of
-
-
-class Need(NamedTuple):
-    """A task, and the part of its data (`train`, `val`, `test`, `oracle`) that golden scores are needed of."""
-
-    task: str
-    part: str
 
 
 @dataclass(frozen=True)
@@ -52,14 +45,14 @@ class ResolvedTrial:
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that are evaluated, over which results are means."""
-        return tuple(self.config.data.tasks)
+        return self.config.data.tasks
 
     @property
     def fit_tasks(self) -> tuple[str, ...]:
         """The tasks whose images the ranking is fitted on; none where nothing is fitted."""
         if not self.is_fitted:
             return ()
-        return self.tasks if self.fits_each_task else tuple(self.config.predictor.fit_on)
+        return self.tasks if self.fits_each_task else self.config.predictor.fit_on
 
     @property
     def all_tasks(self) -> tuple[str, ...]:
@@ -123,15 +116,13 @@ class ResolvedTrial:
         """What is fitted to golden scores; None where nothing is."""
         if not self.is_fitted:
             return None
-        return self._ranker("prior") if self.config.pruning.reducer == "prior" else self.predictor
+        return Ranker("prior", {}) if self.config.pruning.reducer == "prior" else self.predictor
 
     @property
     def predictor(self) -> Ranker:
         """The predictor of the settings, whether or not it ranks."""
-        return self._ranker(self.config.predictor.name)
-
-    def _ranker(self, name: str) -> Ranker:
-        return Ranker(name, predictor_shape(name, self.config.predictor.dim, self.config.predictor.head))
+        settings = self.config.predictor
+        return Ranker(settings.name, predictor_shape(settings.name, settings.dim, settings.head))
 
     @property
     def fit_epochs(self) -> int:
@@ -152,15 +143,44 @@ class ResolvedTrial:
     def controls(self) -> tuple[str, ...]:
         """Other orders that test images are ranked in. Prompts are tuned for one order, so they exclude others."""
         ranks = self.config.pruning.reducer == "predictor" and not self.learns
-        return tuple(self.config.controls) if ranks else ()
+        return self.config.controls if ranks else ()
 
     @cached_property
-    def needs(self) -> tuple[Need, ...]:
-        """The parts of tasks whose golden scores are read: to fit to, to measure a ranking on, or to rank by."""
+    def needs(self) -> tuple[tuple[str, str], ...]:
+        """Tasks, and parts of their data, whose golden scores are read: to fit to, to measure a ranking on, or to rank.
+
+        Parts are `train`, `val`, `test` and `oracle`.
+        """
         if self.is_oracle:
-            return tuple(Need(task, part) for task in self.tasks for part in self.parts)
-        fitted = [Need(task, "train") for task in self.fit_tasks]
-        return (*fitted, *(Need(task, "val") for task in self.tasks if self.is_fitted))
+            return tuple((task, part) for task in self.tasks for part in self.parts)
+        fitted = [(task, "train") for task in self.fit_tasks]
+        return (*fitted, *((task, "val") for task in self.tasks if self.is_fitted))
+
+
+@dataclass
+class Steps:
+    """A listener to a trial's steps: values by which trials are compared while they run, so that one can be ended.
+
+    A step is an epoch of what a trial trains. Steps count from 1 over all trainings, in the order of the tasks: with n
+    epochs each, epoch e of the first training is step e, and epoch e of the second is step n + e. Listening changes
+    nothing about what is trained. A training whose result an earlier trial left behind has no steps.
+
+    of: whose epochs count. The value of a `predictor` is its matching rate (%) on val. The value of a `prompt` is the
+        accuracy (%) on val with pruning and prompts in force; for distillation it is 100 times the mean cosine to the
+        unpruned tower.
+    report: takes step and value. It may raise anything to end the trial; `ended` then says that this is no failure.
+    """
+
+    of: Literal["predictor", "prompt"]
+    report: Callable[[int, float], None]
+    ended: bool = False
+
+    def tell(self, step: int, value: float) -> None:
+        try:
+            self.report(step, value)
+        except BaseException:
+            self.ended = True
+            raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +200,7 @@ class TrialContext:
     quiet: bool = False
 
     @cached_property
-    def needed_shards(self) -> dict[Need, tuple[ImageSplit, ShardFolder]]:
+    def needed_shards(self) -> dict[tuple[str, str], tuple[ImageSplit, ShardFolder]]:
         """The golden shards that the trial reads, made or not, with the images that they are of."""
         settings = self.trial.config.golden.model_dump() | {"remove_at": self.trial.remove_at}
         found = {}
@@ -192,7 +212,7 @@ class TrialContext:
 
     def path(self, task: str, part: str) -> str:
         """The folder of the golden shards of a part of a task's data."""
-        return self.needed_shards[Need(task, part)][1].path
+        return self.needed_shards[task, part][1].path
 
     @cached_property
     def recipes(self) -> dict[str, PromptConfig]:
@@ -213,3 +233,15 @@ class TrialContext:
         if of == "prompt":
             return sum(recipe.epochs for recipe in self.recipes.values())
         return self.trial.fit_epochs * (len(self.trial.tasks) if self.trial.fits_each_task else 1)
+
+    def listener(self, of: Literal["predictor", "prompt"], before: int) -> Callable[[int, float], None] | None:
+        """What takes epoch (from 1) and value of one training and tells them as a step; None if nobody listens.
+
+        Args:
+            of: what is trained.
+            before: how many steps the trial has before this training.
+        """
+        steps = self.steps
+        if steps is None or steps.of != of:
+            return None
+        return lambda epoch, value: steps.tell(before + epoch, value)

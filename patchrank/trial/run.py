@@ -26,12 +26,10 @@ from patchrank.golden.shards import read_manifest, stream
 from patchrank.io import join, remove, write_atomic, write_json
 from patchrank.models.clip import macs_row
 from patchrank.models.embed import Evaluation, evaluate
-from patchrank.trial.epochs import Steps
 from patchrank.trial.identity import SCHEMA, trial_id
 from patchrank.trial.inputs import Inputs
-from patchrank.trial.prompts import Learned, prompted
-from patchrank.trial.ranking import ranked
-from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.requirements import ResolvedTrial, Steps, TrialContext
+from patchrank.trial.training import Learned, prompted, ranked
 from patchrank.utils.errors import StoreError, UserError
 
 PICTURES = 6  # images, over all tasks, whose surviving tokens a report can draw; of test, where that is looked at
@@ -71,9 +69,10 @@ def run_trial(
         if steps is not None and steps.ended:
             raise
         with suppress(UserError):  # what went wrong first is what counts, and a full disk takes no records
-            write_json(f"{path}.error.json", error_record(trial, identity, sweep, f"{type(error).__name__}: {error}"))
+            failed = new_record(trial, identity, sweep, "error", error=f"{type(error).__name__}: {error}")
+            write_json(f"{path}.error.json", failed)
         raise
-    record = _about(trial, identity, sweep, "ok") | measured
+    record = new_record(trial, identity, sweep, "ok", **measured)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomic(f"{path}.npz", buffer.getvalue())
@@ -83,19 +82,15 @@ def run_trial(
     return record
 
 
-def error_record(trial: ResolvedTrial, identity: str, sweep: str, error: str) -> dict:
-    """What is written of a trial that failed."""
-    return _about(trial, identity, sweep, "error") | {"error": error}
+def new_record(trial: ResolvedTrial, identity: str, sweep: str, status: str, **content) -> dict:
+    """What is written of a trial.
 
-
-def stopped_record(trial: ResolvedTrial, identity: str, sweep: str, asha: dict, reached: dict) -> dict:
-    """What is written of a trial that was ended early: by which rules, and how far it had come."""
-    return _about(trial, identity, sweep, "stopped") | {"asha": asha, "reached": reached, "metrics": {}}
-
-
-def _about(trial: ResolvedTrial, identity: str, sweep: str, status: str) -> dict:
+    Args:
+        status: `ok`, `error`, or `stopped` where the trial was ended early.
+        content: of `ok` what was measured, of `error` the cause, of `stopped` by which rules and how far it had come.
+    """
     about = {"schema": SCHEMA, "id": identity, "sweep": sweep, "status": status, "date": f"{datetime.date.today()}"}
-    return about | {"config": canonical(trial.config)}
+    return about | {"config": canonical(trial.config)} | content
 
 
 def make_needed_shards(context: TrialContext) -> list[str]:
@@ -110,7 +105,11 @@ def evaluate_part(context: TrialContext, task: str, part: str) -> tuple[Evaluati
     trial, inputs = context.trial, context.inputs
     split, unpruned = inputs.reference(task, part)
     controls = trial.controls if part == "test" else ()
-    scores = _golden_scores(context, task, part) if trial.is_oracle else None
+    scores = None
+    if trial.is_oracle:  # golden scores (n, N) of these very images rank them
+        path = context.path(task, part)
+        row = read_manifest(path)["metrics"].index(trial.config.golden.metric)
+        scores = np.stack([sample.scores[row] for sample in stream(path)])
     known = {"unpruned": unpruned, "tokens": inputs.shared_tokens(task, part)}
     found = evaluate(inputs.clip, split, controls, scores, seed=trial.config.seed, quiet=context.quiet, **known)
     return found, split
@@ -154,12 +153,15 @@ def _measure_task(context: TrialContext, task: str) -> tuple[dict[str, float], d
         for part in trial.parts:
             found, split = evaluate_part(context, task, part)
             row |= {PREFIXES[part] + key: value for key, value in found.row().items()}
-            arrays |= {PREFIXES[part] + key: array for key, array in _per_image(found, split).items()}
+            each = {f"right_{name}": found.right(name) for name in found.answers}
+            each |= {"same": found.same(), "cosine": found.cosine["pruned"], "ids": np.asarray(split.ids)}
+            each |= {"groups": np.asarray(split.clusters()), "unit": np.asarray(split.unit)}  # for paired statistics
+            arrays |= {PREFIXES[part] + key: array for key, array in each.items()}
         costs = macs_row(inputs.clip)
-        seen = {} if learned is None else _seen(context, task, learned)
+        row |= {} if learned is None else _seen(context, task, learned)
     arrays |= _pictures(inputs, found, split, max(1, PICTURES // len(trial.tasks)))
     row["n_images"] = 0 if part == "val" else len(split)
-    return row | seen, arrays, costs
+    return row, arrays, costs
 
 
 def _seen(context: TrialContext, task: str, learned: Learned) -> dict[str, int]:
@@ -185,23 +187,8 @@ def _summary(context: TrialContext, tasks: dict[str, dict], arrays: dict[str, np
     return mean_over(list(tasks.values())) | counts | {"tasks": tasks}
 
 
-def _golden_scores(context: TrialContext, task: str, part: str) -> np.ndarray:
-    """Golden scores (n, N) of a part of a task's data, to rank those very images by."""
-    path = context.path(task, part)
-    row = read_manifest(path)["metrics"].index(context.trial.config.golden.metric)
-    return np.stack([sample.scores[row] for sample in stream(path)])
-
-
-def _per_image(found: Evaluation, split: ImageSplit) -> dict[str, np.ndarray]:
-    """What paired statistics need, in the order of the split."""
-    arrays = {f"right_{name}": found.right(name) for name in found.answers}
-    drawn_by = {"ids": np.asarray(split.ids), "groups": np.asarray(split.clusters()), "unit": np.asarray(split.unit)}
-    return arrays | {"same": found.same(), "cosine": found.cosine["pruned"]} | drawn_by
-
-
 def _pictures(inputs: Inputs, found: Evaluation, split: ImageSplit, count: int) -> dict[str, np.ndarray]:
-    """The first images and what survives of them, for a report to draw."""
-    count = min(count, len(split))
-    side = inputs.clip.visual.pretrained_cfg["input_size"][-1]
-    pictures = [np.asarray(ImageOps.fit(split.image(i), (side, side))) for i in range(count)]  # as the tower sees them
-    return {"pictures": np.stack(pictures), "pictures_kept": found.kept[:count]}
+    """The first images as the tower sees them, and what survives of them, for a report to draw."""
+    size = inputs.clip.visual.pretrained_cfg["input_size"][-2:]
+    pictures = [np.asarray(ImageOps.fit(split.image(i), size)) for i in range(min(count, len(split)))]
+    return {"pictures": np.stack(pictures), "pictures_kept": found.kept[: len(pictures)]}

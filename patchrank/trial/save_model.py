@@ -13,10 +13,9 @@ from patchrank.models.checkpoints.save import CONFIG, WEIGHTS, find_target, save
 from patchrank.models.prompt_files import describe, save_prompts
 from patchrank.report.pareto import is_number
 from patchrank.trial.inputs import Inputs
-from patchrank.trial.prompts import prompted
-from patchrank.trial.ranking import describe_ranker, ranked
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import evaluate_part, make_needed_shards, mean_over
+from patchrank.trial.training import describe_ranker, prompted, ranked
 from patchrank.utils.errors import UserError
 
 SCHEMA = 1
@@ -45,7 +44,9 @@ def write_model(
         UserError: a folder that holds other files, an oracle, or a trial with a predictor or prompts for each task.
     """
     check_one_model(trial)
-    target = _find_target(folder)
+    target = find_target(folder, (CONFIG, WEIGHTS, PREDICTOR, PROMPTS, CHOSEN))
+    if target.exists() and any(target.iterdir()) and "settings" not in (read_json(target / CHOSEN) or {}):
+        raise UserError(f"cannot write {folder}: it holds files but no {CHOSEN} of a sweep; try a new directory")
     check_writable(target.parent)
     data = trial.config.data.model_copy(update={"n_test": None})
     whole = ResolvedTrial(trial.config.model_copy(update={"data": data, "controls": ()}))
@@ -61,16 +62,10 @@ def write_model(
     metrics |= {"n_images": sum(each["n_images"] for each in tasks.values()), "tasks": tasks}
     with ranked(context, whole.tasks[0]), staged_directory(target) as staged:  # all tasks have the same ranking
         _write(context, prompts, staged)
-        write_json(staged / CHOSEN, _record(row, whole, metrics, str(folder)))
+        record = {"schema": SCHEMA, "id": row["id"], "sweep": row["sweep"], "date": f"{datetime.date.today()}"}
+        record |= {"settings": canonical(whole.config), "metrics": metrics, "speed": row.get("speed")}
+        write_json(staged / CHOSEN, record | {"load": _how_to_load(whole, str(folder))})
     return metrics
-
-
-def _find_target(folder: str | Path) -> Path:
-    """Where a model may be written: a new folder, an empty one, or one that holds an earlier model of a sweep."""
-    target = find_target(folder, (CONFIG, WEIGHTS, PREDICTOR, PROMPTS, CHOSEN))
-    if target.exists() and any(target.iterdir()) and "settings" not in (read_json(target / CHOSEN) or {}):
-        raise UserError(f"cannot write {folder}: it holds files but no {CHOSEN} of a sweep; name a new directory")
-    return target
 
 
 def check_one_model(trial: ResolvedTrial) -> None:
@@ -81,17 +76,13 @@ def check_one_model(trial: ResolvedTrial) -> None:
     """
     if trial.is_oracle:
         raise UserError("reducer 'golden' is an oracle, which nobody could deploy; try predictor")
-    tasks = trial.tasks
+    tasks, each = trial.tasks, f"each of its {len(trial.tasks)} tasks"
     if len(tasks) > 1 and trial.fits_each_task and trial.prunes:
-        raise UserError(
-            f"this trial fits a predictor to each of its {len(tasks)} tasks, and a folder holds one; "
-            f"try trial.predictor.fit_on=[{','.join(tasks)}] in the sweep"
-        )
+        cure = f"try trial.predictor.fit_on=[{','.join(tasks)}] in the sweep"
+        raise UserError(f"this trial fits a predictor to {each}, and a folder holds one; {cure}")
     if len(tasks) > 1 and trial.learns:
-        raise UserError(
-            f"this trial learns prompts for each of its {len(tasks)} tasks, and a folder holds those of one; "
-            f"try trial.data.tasks=[{tasks[0]}] in the sweep"
-        )
+        cure = f"try trial.data.tasks=[{tasks[0]}] in the sweep"
+        raise UserError(f"this trial learns prompts for {each}, and a folder holds those of one; {cure}")
 
 
 def _write(context: TrialContext, prompts: Prompts | None, folder: Path) -> None:
@@ -106,12 +97,6 @@ def _write(context: TrialContext, prompts: Prompts | None, folder: Path) -> None
         save_predictor(reducer.predictor, folder / PREDICTOR, reducer.about)
     if prompts is not None:
         save_prompts(prompts, folder / PROMPTS, describe(clip))
-
-
-def _record(row: dict, trial: ResolvedTrial, metrics: dict, folder: str) -> dict:
-    record = {"schema": SCHEMA, "id": row["id"], "sweep": row["sweep"], "date": f"{datetime.date.today()}"}
-    record |= {"settings": canonical(trial.config), "metrics": metrics, "speed": row.get("speed")}
-    return record | {"load": _how_to_load(trial, folder)}
 
 
 def _how_to_load(trial: ResolvedTrial, folder: str) -> dict[str, str]:

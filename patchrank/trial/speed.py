@@ -12,7 +12,7 @@ from patchrank import benchmark
 from patchrank.config import BenchmarkConfig
 from patchrank.io import join, read_json, write_json
 from patchrank.layers.norm_gains import layer_norms
-from patchrank.layers.prompts import Prompts, create_prompt
+from patchrank.layers.prompts import create_prompt
 from patchrank.models.clip import create_clip
 from patchrank.trial.identity import SCHEMA, speed_id, speed_settings
 from patchrank.trial.inputs import Inputs
@@ -53,12 +53,8 @@ def random_tower(trial: ResolvedTrial, device: str = "cpu") -> nn.Module:
         tower.set_pruning(predictor, predictor_init="random", **trial.pruning)
         tower.to(device)
         if trial.learns_visual:
-            tower.set_prompts(_random_prompts(trial, tower).to(device))
+            clip = create_clip(trial.config.model.name, pretrained=False)  # whose text tower counts tokens of words
+            recipe = TrialContext(trial, Inputs(clip, trial.config.data)).recipes[trial.tasks[0]]
+            widths, gains = (clip.text.width, tower.embed_dim), len(layer_norms(tower)) if recipe.norm_gains else 0
+            tower.set_prompts(create_prompt(recipe.name, "V", recipe.num_tokens, *widths, num_norms=gains).to(device))
     return tower
-
-
-def _random_prompts(trial: ResolvedTrial, tower: nn.Module) -> Prompts:
-    clip = create_clip(trial.config.model.name, pretrained=False)  # whose text tower tells how many tokens words are
-    recipe = TrialContext(trial, Inputs(clip, trial.config.data)).recipes[trial.tasks[0]]
-    gains = len(layer_norms(tower)) if recipe.norm_gains else 0
-    return create_prompt(recipe.name, "V", recipe.num_tokens, clip.text.width, tower.embed_dim, num_norms=gains)

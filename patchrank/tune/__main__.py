@@ -24,9 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="ignore the records of earlier runs")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and what it takes, and stop")
     parser.add_argument("--address", help="Ray cluster: auto or host:port (default: RAY_ADDRESS, or none)")
-    parser.add_argument(
-        "--wait", type=float, default=0.0, metavar="SECONDS", help="that a cluster may take to get nodes"
-    )
+    waiting = "that a cluster may take to get nodes"
+    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help=waiting)
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard, where Ray is started here")
     parser.add_argument("--best", metavar="BOUNDS", help='write the best model that keeps them, as in "gmacs<=12"')
     parser.add_argument("--out", metavar="FOLDER", help="where --best writes (default: best, below the sweep's root)")

@@ -38,7 +38,7 @@ def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], o
     return folder
 
 
-BOUND = re.compile(r"(\w+)\s*(<=|>=)\s*([-+]?[\d.]+(?:e[-+]?\d+)?)", re.IGNORECASE)
+BOUND = re.compile(r"(\w+)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.IGNORECASE)
 
 
 def parse_bounds(text: str) -> list[Constraint]:
@@ -47,19 +47,17 @@ def parse_bounds(text: str) -> list[Constraint]:
     Raises:
         UserError: another syntax, or a metric that no choice may be made by.
     """
-    return [_parse_bound(part.strip()) for part in text.split(",")]
-
-
-def _parse_bound(text: str) -> Constraint:
-    found = BOUND.fullmatch(text)
-    try:
-        metric, sign, number = found[1], found[2], float(found[3])
-    except (TypeError, ValueError):  # it does not match, or has two points in its number
-        rule = "must read metric<=number or metric>=number; try gmacs<=12,val_cosine>=0.99"
-        raise UserError(f"bound {text!r}: {rule}") from None
-    if metric not in get_args(Measured):
-        raise UserError(f"bound {text!r}: {metric!r} is nothing to choose by; {near(metric, get_args(Measured))}")
-    return Constraint(metric=metric, **{"at_most" if sign == "<=" else "at_least": number})
+    bounds = []
+    for part in map(str.strip, text.split(",")):
+        found = BOUND.fullmatch(part)
+        if found is None:
+            rule = "must read metric<=number or metric>=number; try gmacs<=12,val_cosine>=0.99"
+            raise UserError(f"bound {part!r}: {rule}")
+        metric, sign, number = found.groups()
+        if metric not in get_args(Measured):
+            raise UserError(f"bound {part!r}: {metric!r} is nothing to choose by; {near(metric, get_args(Measured))}")
+        bounds.append(Constraint(metric=metric, **{"at_most" if sign == "<=" else "at_least": float(number)}))
+    return bounds
 
 
 def choose(rows: Sequence[dict], objectives: Sequence[Objective], bounds: Sequence[Constraint]) -> dict:
@@ -80,7 +78,13 @@ def choose(rows: Sequence[dict], objectives: Sequence[Objective], bounds: Sequen
     left = rows
     for n, bound in enumerate(bounds):
         left = _keeping(left, bound, bounds[:n])
-    return min(left, key=lambda row: ([_loss(row, each) for each in objectives], row["id"]))
+
+    def losses(row: dict) -> tuple[list[float], str]:  # lower is better; what is not there comes last
+        signs = {each.metric: 1 if each.mode == "min" else -1 for each in objectives}
+        values = {metric: row["metrics"].get(metric) for metric in signs}
+        return [signs[key] * value if is_number(value) else math.inf for key, value in values.items()], row["id"]
+
+    return min(left, key=losses)
 
 
 def _keeping(rows: Sequence[dict], bound: Constraint, earlier: Sequence[Constraint]) -> list[dict]:
@@ -95,11 +99,3 @@ def _keeping(rows: Sequence[dict], bound: Constraint, earlier: Sequence[Constrai
     values = [row["metrics"][bound.metric] for row in having]
     end = f"the lowest is {min(values):.6g}" if bound.at_least is None else f"the highest is {max(values):.6g}"
     raise UserError(f"{whose} has {said([bound])}; {end}")
-
-
-def _loss(row: dict, objective: Objective) -> float:
-    """Lower is better; what is not there comes last."""
-    value = row["metrics"].get(objective.metric)
-    if not is_number(value):
-        return math.inf
-    return value if objective.mode == "min" else -value

@@ -52,18 +52,19 @@ def check_machine(resources: Resources, where: Where) -> None:
     Raises:
         UserError: says what is asked for and what is there.
     """
-    if where.address is not None:
-        if where.address.startswith("ray://"):
-            raise UserError(
-                f"address {where.address}: a sweep cannot be driven through Ray's client; try ray job submit, or "
-                "--address HOST:PORT from within the cluster's network"
-            )
-        return
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
-    for kind, wanted, there in (("gpu", resources.gpu, gpus), ("cpu", resources.cpu, cpus)):
-        if wanted > there:
-            cure = f"try resources.{kind}={there:g}"
-            raise UserError(f"resources.{kind} is {wanted:g}, but this machine has {there:g}; {cure}")
+    if where.address is not None and where.address.startswith("ray://"):
+        cure = "try ray job submit, or --address HOST:PORT from within the cluster's network"
+        raise UserError(f"address {where.address}: a sweep cannot be driven through Ray's client; {cure}")
+    for kind, there in own_machine().items():
+        wanted = getattr(resources, kind.lower())
+        if where.address is None and wanted > there:
+            what = f"resources.{kind.lower()}"
+            raise UserError(f"{what} is {wanted:g}, but this machine has {there:g}; try {what}={there:g}")
+
+
+def own_machine() -> dict[str, int]:
+    """What this machine has, as Ray names it."""
+    return {"GPU": torch.cuda.device_count(), "CPU": os.cpu_count() or 1}
 
 
 @contextmanager
@@ -107,8 +108,7 @@ def _start(where: Where, modules: Sequence[str]) -> None:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"Ray cluster {where.address or 'of this machine'} cannot be reached ({reason})") from error
-    url = context.dashboard_url
-    if url:
+    if url := context.dashboard_url:
         say(f"dashboard: http://{url.removeprefix('http://')}  (if it asks for a token: ray get-auth-token)")
 
 
@@ -138,8 +138,7 @@ def available_slots(resources: Resources) -> int:
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    names = {node["NodeID"]: f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})" for node in nodes}
-    return slots(resources, {names[node["NodeID"]]: node["Resources"] for node in nodes})
+    return slots(resources, {f"{n['NodeManagerAddress']} ({n['NodeID'][:6]})": n["Resources"] for n in nodes})
 
 
 def slots(resources: Resources, nodes: dict[str, dict]) -> int:
@@ -154,7 +153,6 @@ def slots(resources: Resources, nodes: dict[str, dict]) -> int:
     if not found:
         needs = ", ".join(f"{kind} {amount:g}" for kind, amount in wanted.items())
         has = [f"{name}: cpu {node.get('CPU', 0):g}, gpu {node.get('GPU', 0):g}" for name, node in nodes.items()]
-        raise UserError(
-            f"no node holds a trial: each needs {needs} (resources), and there are {'; '.join(has) or 'no nodes'}"
-        )
+        there = "; ".join(has) or "no nodes"
+        raise UserError(f"no node holds a trial: each needs {needs} (resources), and there are {there}")
     return found

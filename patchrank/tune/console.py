@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from patchrank.fit import WARNINGS
-from patchrank.tune.plan import Plan
-
-if TYPE_CHECKING:
-    from patchrank.tune.ray_tasks import Job
+from patchrank.tune.plan import Job, Plan
 
 SHOWN = 16  # trials that a plan lists by name
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from patchrank.config import Constraint, Loggers
+from patchrank.config import Loggers
 from patchrank.data.dataset_factory import TASKS
 from patchrank.io import check_reachable, check_writable, join, write_atomic
 from patchrank.io.lock import hold
@@ -20,12 +20,11 @@ from patchrank.tune.best import parse_bounds, write_best
 from patchrank.tune.cluster import Where, check_machine, ray_cluster
 from patchrank.tune.console import Failure, describe, print_plan, say
 from patchrank.tune.dry_run import print_estimate
+from patchrank.tune.early_stopping import create_scheduler
 from patchrank.tune.exports import export
-from patchrank.tune.plan import Plan, make_plan
-from patchrank.tune.ray_tasks import Job, measure_alone, stage, staging_jobs
+from patchrank.tune.plan import Job, Plan, make_plan
 from patchrank.tune.signals import Interrupts
 from patchrank.tune.sweep import load_sweep
-from patchrank.tune.tuner import create_scheduler, is_done, run_trials
 from patchrank.utils.errors import UserError
 
 
@@ -67,75 +66,77 @@ def run_sweep(
     for place in (sweep.config.root, sweep.config.shards):
         check_reachable(place)
     plan = make_plan(sweep, fresh, where.address is not None)
-    bounds = None if best is None else _parse_best(plan, best)
+    bounds = [] if best is None else [*parse_bounds(best), *sweep.config.constraints]
+    if plan.speeds is None and any(bound.metric == "ms" for bound in bounds):
+        raise UserError(f"--best {best!r}: this sweep measures no milliseconds; try an objective or constraint on ms")
     missing = plan.size if fresh else plan.missing()
-    jobs = staging_jobs(plan) if missing else []
+    jobs = plan.jobs() if missing else []
     print_plan(plan, jobs, missing)
     if dry_run:
         print_estimate(plan, jobs, fresh, where)
         return Outcome(plan.rows(), 0)
     words = [str(spec), *overrides, *(["--quick"] if quick else [])]
     outcome = _run(plan, jobs, fresh, where, " ".join(words))
-    if bounds is not None and outcome.exit_code != 130:
+    if best is not None and outcome.exit_code != 130:
         write_best(plan, outcome.rows, bounds, out)
     return outcome
 
 
-def _parse_best(plan: Plan, best: str) -> list[Constraint]:
-    """The bounds that a trial must keep to be chosen: those of `--best`, and the sweep's own."""
-    bounds = parse_bounds(best)
-    if plan.speeds is None and any(bound.metric == "ms" for bound in bounds):
-        raise UserError(f"--best {best!r}: this sweep measures no milliseconds; try an objective or constraint on ms")
-    return [*bounds, *plan.sweep.config.constraints]
+def is_done(plan: Plan) -> bool:
+    """Whether nothing is left to run or to measure. A search has to be asked: its space may hold fewer trials."""
+    if plan.missing() and plan.sampled and not plan.untimed():
+        from patchrank.tune.search import CellSearch  # Ray and Optuna load slowly, and a finished plan needs neither
+
+        CellSearch(plan).suggest("whether there is anything left")
+    return plan.missing() == 0 and not plan.untimed()
 
 
 def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -> Outcome:
     """Runs what is missing, if anything is, and writes the report."""
+    config, interrupts, failed = plan.sweep.config, Interrupts(), {}
     if not fresh and is_done(plan):
-        return _conclude(plan, {}, Interrupts(), command)
-    create_scheduler(plan)
-    check_writable(plan.sweep.config.shards)  # better now than after the first trial
-    check_writable(plan.sweep.config.root)
-    interrupts, failed = Interrupts(), {}
-    with hold(plan.sweep.config.root, f"sweep {plan.sweep.config.name}") as lost:
+        return _conclude(plan, failed, interrupts, command)
+    create_scheduler(plan)  # which refuses rules that could end no trial
+    check_writable(config.shards)  # better now than after the first trial
+    check_writable(config.root)
+    with hold(config.root, f"sweep {config.name}") as lost:
         interrupts.lost = lost
         plan.refresh()  # another driver may have been at work until now
         try:
-            _work(plan, jobs, fresh, where, interrupts, failed)
+            # Ray installs a signal handler of its own when it starts, so ours is installed after
+            with ray_cluster(config.resources, where, config.imports) as slots, interrupts.caught():
+                from patchrank.tune.worker import stage  # not before Ray's settings are in the environment
+
+                stage(plan, jobs)
+                if fresh:  # only now, so that nothing that goes wrong earlier costs a record
+                    interrupts.raise_if_lost()
+                    plan.forget()
+                while _round(plan, slots, interrupts, failed):
+                    pass
         except KeyboardInterrupt:
             interrupts.happened = True
         return _conclude(plan, failed, interrupts, command)
 
 
-def _work(
-    plan: Plan, jobs: list[Job], fresh: bool, where: Where, interrupts: Interrupts, failed: dict[str, Failure]
-) -> None:
-    """Makes shards and runs what is missing; adds trials that fail to `failed`, by id."""
-    config = plan.sweep.config
-    # Ray installs a signal handler of its own when it starts, so ours is installed after
-    with ray_cluster(config.resources, where, config.imports) as slots, interrupts.caught():
-        stage(plan, jobs)
-        if fresh:  # only now, so that nothing that goes wrong earlier costs a record
-            interrupts.raise_if_lost()
-            plan.forget()
-        while _round(plan, slots, interrupts, failed):
-            pass
-
-
 def _round(plan: Plan, slots: int, interrupts: Interrupts, failed: dict[str, Failure]) -> bool:
     """Runs trials and then measures their milliseconds; returns whether there is to be another round.
 
-    There is one where a search is to learn from milliseconds and has trials left.
+    There is one where a search is to learn from milliseconds and has trials left. Trials that fail are added to
+    `failed`, by id.
     """
     learns_from_time = bool(plan.sampled) and plan.speeds is not None
     left = plan.missing() - len(failed)
     if left > 0:
         count = min(left, plan.sweep.config.search.round) if learns_from_time else left
+        from patchrank.tune.tuner import run_trials
+
         failed |= run_trials(plan, count, slots, interrupts, failed)
         plan.refresh()
     if interrupts.happened:
         return False
     if untimed := plan.untimed():
+        from patchrank.tune.worker import measure_alone
+
         measure_alone(untimed, plan.sweep.config, interrupts.raise_if_lost)
         plan.refresh()
     return learns_from_time and 0 < plan.missing() - len(failed) < left
@@ -145,17 +146,17 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, co
     """Rebuilds results and report from the records that belong to the plan, and says how it went."""
     interrupts.raise_if_lost()
     plan.refresh()
-    rows, root = plan.rows(), plan.sweep.config.root
+    rows, config = plan.rows(), plan.sweep.config
     unfinished, untimed = plan.missing(), len(plan.untimed())
     told = {record["id"]: Failure(values, record["error"]) for values, record in plan.failures()}
     told |= {identity: failure for identity, failure in failed.items() if not plan.record(identity)}
-    write_atomic(join(root, "results.jsonl"), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    write_atomic(join(config.root, "results.jsonl"), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     if rows or told:
-        config = plan.sweep.config
-        about = {"objectives": config.objectives, "constraints": config.constraints, "stopped": len(plan.stopped())}
+        about = {"objectives": config.objectives, "constraints": config.constraints}
+        about["stopped"] = len(plan.rows("stopped"))
         about["failures"] = [(describe(failure.values), failure.cause) for failure in told.values()]
         about["credits"] = {name: task.credit for name, task in TASKS.items() if task.credit}
-        report = write_report(rows, root, config.report, list(plan.sweep.axes), command, unfinished, **about)
+        report = write_report(rows, config.root, config.report, list(plan.sweep.axes), command, unfinished, **about)
         say(f"\n{report.table}\n\nreport: {report.path}")
         export(plan, rows)
     for failure in told.values():

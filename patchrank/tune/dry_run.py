@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from statistics import median
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from patchrank.benchmark import WARM_UP
+from patchrank.config import Resources
 from patchrank.layers.class_token import is_plain
 from patchrank.layers.macs import block_macs, text_macs, vision_macs
 from patchrank.layers.pruning import windows
-from patchrank.models.clip import Clip
 from patchrank.models.text import text_shape
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import PICTURES
-from patchrank.tune.cluster import Where, slots
+from patchrank.tune.cluster import Where, own_machine, slots
 from patchrank.tune.console import say
-from patchrank.tune.plan import Plan
-from patchrank.tune.ray_tasks import Job
+from patchrank.tune.plan import Job, Plan
 from patchrank.tune.space import random_points
 
 START = 30.0  # seconds that Ray, the imports of its workers and the report take; measured on 2 cores
 TRAINING = 3  # forwards that a step of training costs: its own, and a backward pass that costs about two
-TIMED_IMAGES, TIMED_MACS = 32, 2e9  # of the timed batch, at most
-REPEATS = 5  # of it; the median counts
+TIMED_IMAGES, TIMED_MACS, TIMED_SECONDS = 32, 2e9, 0.5  # of the timed batch, at most, and how long it is repeated
+READING, FORWARD = "list(split.batches(clip.transform(), len(split)))", "clip.visual.forward_whole(images)"
 MEMBERS, MEMBER = 5, 768  # files of an image in a shard, and bytes that a tar adds to each
 
 
@@ -61,28 +59,25 @@ def print_estimate(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> No
 
     A cluster is not asked how large it is: its trials count as if they ran one at a time on this machine.
     """
-    trials = list(_to_run(plan, fresh))
+    trials = _to_run(plan, fresh)
     if not trials:
         return
     resources, benchmark = plan.sweep.config.resources, plan.sweep.config.benchmark
-    machine = {"this machine": {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}}
-    workers = 1 if where.address else min(slots(resources, machine), len(trials))
-    scoring, running, timing = Work(), Work(), Work()
+    workers = 1 if where.address else min(slots(resources, {"this machine": own_machine()}), len(trials))
+    scoring, running = Work(), Work()
     for job in jobs:
         count_shards(job, plan.context(job.trial), scoring)
     for n, trial in enumerate(trials):
         count_trial(plan.context(trial), n % workers, running)
     towers = [] if plan.speeds is None else plan.speeds.lacking(trials)
-    for trial in towers:  # each in turns with its unpruned twin, and one after the other
-        turns = 2 * benchmark.batch_size * (benchmark.repeats + WARM_UP)
-        timing.add(turns, plan.inputs(trial).clip.visual.macs_unpruned().image)
+    turns = 2 * benchmark.batch_size * (benchmark.repeats + WARM_UP)  # with the unpruned twin, one after the other
+    timing = sum(turns * plan.inputs(trial).clip.visual.macs_unpruned().image for trial in towers)
     say(f"  golden shards: {sum(len(job.faults) for job in jobs):,} to make, {scoring.told('windows')}")
     say(f"  trials: {len(trials):,} to run, {running.told('images')}")
     if towers:
-        say(f"  milliseconds: {len(towers):,} towers to measure, {timing.forwards:,} forwards of images")
-    device = "cuda" if resources.gpu and torch.cuda.is_available() else "cpu"
-    per_mac, per_image = _measure(plan.context(trials[0]), device, max(1, int(resources.cpu)))
-    macs = (scoring.macs + running.macs) / workers + timing.macs
+        say(f"  milliseconds: {len(towers):,} towers to measure, {turns * len(towers):,} forwards of images")
+    per_mac, per_image, device = _measure(plan.context(trials[0]), resources)
+    macs = (scoring.macs + running.macs) / workers + timing
     seconds = START + macs * per_mac + (scoring.images_read + running.images_read) / workers * per_image
     say(
         f"  in all about {seconds / 60:.1f} min with {workers} trials at a time on this machine: an estimate by MACs, "
@@ -90,24 +85,24 @@ def print_estimate(plan: Plan, jobs: list[Job], fresh: bool, where: Where) -> No
     )
 
 
-def _to_run(plan: Plan, fresh: bool) -> Iterator[ResolvedTrial]:
+def _to_run(plan: Plan, fresh: bool) -> list[ResolvedTrial]:
     """Trials that have no record; of a search, whose trials nobody knows beforehand, as many at random."""
-    config = plan.sweep.config
+    config, points = plan.sweep.config, []
     for cell in plan.cells:
         left = cell.samples - (0 if fresh else len(list(plan.records_of(cell))))
-        if plan.sampled and left > 0:
+        if left > 0 and plan.sampled:
             search = config.search.model_copy(update={"samples": left})
-            points = random_points(cell.values, plan.sampled, config.trial, search, config.constraints)
-        else:
-            points = [cell.values] * max(0, left)
-        yield from map(plan.trial, points)
+            points += random_points(cell.values, plan.sampled, config.model_copy(update={"search": search}))
+        elif left > 0:
+            points.append(cell.values)
+    return [plan.trial(point) for point in points]
 
 
 def count_shards(job: Job, context: TrialContext, work: Work) -> None:
     """Counts the shards of a job that are not there: every image whole, and without each of its windows."""
     header, tower = job.folder.header, context.inputs.clip.visual
     golden, patches, metrics = header["golden"], tower.num_patches, len(header["metrics"])
-    images = sum(job.images(index) for index in job.faults)
+    images = sum(job.folder.sizes[index] for index in job.faults)
     squares = len(windows(tower.patch_embed.grid_size, golden["window"], golden["stride"]))
     work.add(images, vision_macs(tower, cls_only_last=is_plain(tower.blocks[-1])), read=True)
     for n in range(golden["rounds"]):
@@ -125,10 +120,14 @@ def count_trial(context: TrialContext, worker: int, work: Work) -> None:
     """Counts one trial. What a worker keeps for its next trial counts once a worker, what all share once in all."""
     trial, inputs, data = context.trial, context.inputs, (context.trial.config.model, context.trial.config.data)
     tower = inputs.clip.visual
-    whole, pruned, layer, ranking = _image_macs(trial, inputs.clip)
+    with torch.random.fork_rng(devices=[]):
+        predictor = None if trial.ranker is None else trial.ranker.create(tower)
+    with inputs.clip.applied(predictor=predictor, **trial.pruning):
+        layer, macs = tower.shared_layer, tower.macs()
+    whole, pruned = tower.macs_unpruned().image, macs.image
     shared = prefix_macs(tower, layer)
     if trial.is_fitted:
-        _count_fitting(context, worker, ranking, work)
+        _count_fitting(context, worker, macs.predictor, work)
     for task in trial.tasks:
         for part in trial.parts:
             seen, source = len(inputs.split(task, part)), "test" if part == "oracle" else part
@@ -167,16 +166,6 @@ def _count_tuning(context: TrialContext, task: str, pruned: int, work: Work) -> 
         work.add(steps * len(train.classes), TRAINING * text_macs(*text_shape(clip.text)))
 
 
-def _image_macs(trial: ResolvedTrial, clip: Clip) -> tuple[int, int, int, int]:
-    """MACs of one image whole and pruned, the last layer whose input no pruning touches, and MACs of the ranking."""
-    tower = clip.visual
-    with torch.random.fork_rng(devices=[]):
-        predictor = None if trial.ranker is None else trial.ranker.create(tower)
-    with clip.applied(predictor=predictor, **trial.pruning):
-        found = tower.macs()
-        return tower.macs_unpruned().image, found.image, tower.shared_layer, found.predictor
-
-
 def suffix_macs(tower: nn.Module, length: int, layer: int) -> int:
     """MACs of a sequence of so many tokens from `layer` (1 to depth) to its embedding."""
     depth, hidden, skips = len(tower.blocks), tower.blocks[0].mlp.fc1.out_features, is_plain(tower.blocks[-1])
@@ -191,29 +180,18 @@ def prefix_macs(tower: nn.Module, layer: int) -> int:
 
 
 @torch.inference_mode()
-def _measure(context: TrialContext, device: str, threads: int) -> tuple[float, float]:
-    """Seconds of a MAC and of reading an image, from a batch that goes through the unpruned tower.
+def _measure(context: TrialContext, resources: Resources) -> tuple[float, float, str]:
+    """Seconds of a MAC and of reading an image, from a batch that goes through the unpruned tower, and the device.
 
     On a CPU these are seconds of computing, so that other programs that run at the time do not count.
     """
-    inputs, before = context.inputs, torch.get_num_threads()
-    clip, macs = inputs.clip, inputs.clip.visual.macs_unpruned().image
-    few, place = max(1, min(TIMED_IMAGES, int(TIMED_MACS / macs))), clip.logit_scale.device
-    split = inputs.split(context.trial.tasks[0], "val").first(few)
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    torch.set_num_threads(threads)
-    try:
-        clip.to(device)
-        read, forward = [], []
-        for _ in range(REPEATS):
-            start = clock()
-            images = torch.cat([images for images, _ in split.batches(clip.transform(), few)]).to(device)
-            middle = clock()
-            clip.visual.forward_whole(images).sum().item()  # waits for the device
-            read.append(middle - start)
-            forward.append(clock() - middle)
-    finally:
-        clip.to(place)
-        torch.set_num_threads(before)
-    share = threads if device == "cpu" else 1
-    return median(forward) / share / (len(split) * macs), median(read) / len(split)
+    device = "cuda" if resources.gpu and torch.cuda.is_available() else "cpu"
+    clip, threads = context.inputs.clip.to(device), resources.num_threads
+    macs = clip.visual.macs_unpruned().image
+    split = context.inputs.split(context.trial.tasks[0], "val").first(max(1, min(TIMED_IMAGES, int(TIMED_MACS / macs))))
+    images = torch.cat([batch for batch, _ in split.batches(clip.transform(), len(split))]).to(device)
+    own = {"clip": clip, "split": split, "images": images}
+    clock = {"timer": time.process_time} if device == "cpu" else {}  # otherwise it waits for the device
+    timers = [Timer(what, globals=own, num_threads=threads, **clock) for what in (READING, FORWARD)]
+    read, forward = (timer.blocked_autorange(min_run_time=TIMED_SECONDS).median / len(split) for timer in timers)
+    return forward / macs / (threads if device == "cpu" else 1), read, device

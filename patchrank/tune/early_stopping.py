@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from patchrank.config import AshaConfig
-from patchrank.trial.epochs import Steps
+from patchrank.trial.requirements import Steps
 from patchrank.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import ASHAScheduler
+
+    from patchrank.tune.plan import Plan
 
 STEP, VALUE = "step", "step_value"  # keys of a report that is no result yet
 
@@ -44,14 +46,20 @@ def asha_scheduler(asha: AshaConfig, num_steps: int) -> ASHAScheduler:
     if num_steps == 0:
         raise UserError(f"search.asha.of is {asha.of!r}, but no trial of this sweep trains one")
     if asha.grace >= num_steps:
-        raise UserError(
-            f"search.asha.grace is {asha.grace}, but must be below the {num_steps} steps of a trial, or none would be "
-            f"ended; try {max(1, num_steps // 4)}"
-        )
+        rule = f"must be below the {num_steps} steps of a trial, or none would be ended; try {max(1, num_steps // 4)}"
+        raise UserError(f"search.asha.grace is {asha.grace}, but {rule}")
     from ray.tune.schedulers import ASHAScheduler
 
     rungs = {"max_t": num_steps - 1, "grace_period": asha.grace, "reduction_factor": asha.reduction}
     return ASHAScheduler(time_attr=STEP, metric=VALUE, mode="max", stop_last_trials=False, **rungs)
+
+
+def create_scheduler(plan: Plan) -> ASHAScheduler | None:
+    """What ends trials early; None where all run to their end. Raises `UserError` where nothing could be ended."""
+    asha = plan.sweep.config.search.asha
+    if asha is None:
+        return None
+    return asha_scheduler(asha, max(plan.context(trial).num_steps(asha.of) for trial in plan.staged()))
 
 
 def was_stopped(result: Mapping[str, object]) -> bool:

@@ -13,30 +13,29 @@ import datetime
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from patchrank.config import Constraint, Objective, Rule, leaves, value_at
+from patchrank.config import Rule, SweepConfig, leaves, value_at
 from patchrank.io import content_id, exists, filesystem_of, join, read_bytes, remove, write_atomic
 from patchrank.report.pareto import is_number
 from patchrank.tune.console import describe
 from patchrank.tune.plan import Plan
-from patchrank.tune.space import create_study
-from patchrank.tune.studies import directions, past_trial
+from patchrank.tune.space import create_study, directions, past_trial
 
 VERSION = 2  # of both: bump it when the same records would give other files
 WRITERS = 16  # files written at a time; object stores answer slowly, but many at once
 LONGEST = 120  # characters of a name
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(NamedTuple):
     """One study to export: its name, and of each trial the values that its axes took and its record.
 
     Records have the status `ok`, `stopped` or `error`; the latter say why in `error`.
@@ -48,26 +47,19 @@ class Study:
 
 def export(plan: Plan, rows: Sequence[dict]) -> None:
     """Writes both below the sweep's root. Raises `UserError` where nothing can be written there."""
-    config = plan.sweep.config
+    config, failed = plan.sweep.config, plan.failures()
     export_tensorboard(rows, config.root, list(plan.sweep.axes))
-    rules = plan.sampled or plan.sweep.axes
-    export_optuna(_studies(plan), rules, config.objectives, config.constraints, config.root)
-
-
-def _studies(plan: Plan) -> list[Study]:
-    """One study for each cell that is searched around; a single one where every trial is a point of a plan."""
-    failed = plan.failures()
-    if not plan.sampled:
+    if not plan.sampled:  # a single study where every trial is a point of a plan
         done = [(cell.values, record) for cell in plan.cells for record, _ in plan.records_of(cell)]
-        return [Study(plan.sweep.config.name, done + failed)]
+        export_optuna([Study(config.name, done + failed)], plan.sweep.axes, config)
+        return
     studies = []
-    for cell in plan.cells:
+    for cell in plan.cells:  # otherwise one for each cell that is searched around
         trials = [(drawn, record) for record, drawn in plan.records_of(cell)]
-        for values, record in failed:
-            if cell.values.items() <= values.items():
-                trials.append(({key: value for key, value in values.items() if key in plan.sampled}, record))
+        own = [(values, record) for values, record in failed if cell.holds(values)]
+        trials += [({key: values[key] for key in plan.sampled if key in values}, record) for values, record in own]
         studies.append(Study(describe(cell.values), trials))
-    return studies
+    export_optuna(studies, plan.sampled, config)
 
 
 def export_tensorboard(rows: Sequence[dict], root: str, axes: Sequence[str]) -> str:
@@ -79,8 +71,15 @@ def export_tensorboard(rows: Sequence[dict], root: str, axes: Sequence[str]) -> 
         axes: dotted paths of the settings that are swept.
     """
     folder = join(root, "tensorboard")
-    wanted = {_event_path(row, axes): row for row in rows}
-    there = set(_files_below(folder))
+    wanted = {}
+    for row in rows:  # `seed=0,locations=4-6-8-10.1a2b3c4d/events.out.tfevents.<id of all that the file holds>`
+        values = [(axis.rsplit(".", 1)[-1], value_at(row["config"], axis)) for axis in axes]
+        shown = ",".join(f"{key}={_short(value)}" for key, value in values if value is not None) or "trial"
+        held = content_id([VERSION, _hparams(row, axes), row["metrics"], row["date"]])
+        wanted[f"{shown[:LONGEST]}.{row['id'][:8]}/events.out.tfevents.{held[:12]}"] = row
+    filesystem, name = filesystem_of(folder)
+    filesystem.invalidate_cache(name)
+    there = {str(found)[len(name.rstrip("/")) + 1 :] for found in filesystem.find(name)}
     new = [path for path in wanted if path not in there]
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(WRITERS) as pool:
         events = [_write_events(Path(temporary) / f"{n}", wanted[path], axes) for n, path in enumerate(new)]
@@ -89,28 +88,12 @@ def export_tensorboard(rows: Sequence[dict], root: str, axes: Sequence[str]) -> 
     return folder
 
 
-def _event_path(row: dict, axes: Sequence[str]) -> str:
-    """`seed=0,locations=4-6-8-10.1a2b3c4d/events.out.tfevents.<id of all that the file holds>`."""
-    values = [(axis.rsplit(".", 1)[-1], value_at(row["config"], axis)) for axis in axes]
-    shown = ",".join(f"{key}={_short(value)}" for key, value in values if value is not None) or "trial"
-    held = content_id([VERSION, _hparams(row, axes), row["metrics"], row["date"]])
-    return f"{shown[:LONGEST]}.{row['id'][:8]}/events.out.tfevents.{held[:12]}"
-
-
 def _short(value: object) -> str:
     """A value without the characters that have a meaning in paths, URLs and globs."""
     if isinstance(value, dict):
         return "-".join(f"{key}={_short(inner)}" for key, inner in value.items())
     text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text)
-
-
-def _files_below(folder: str) -> Iterator[str]:
-    """Paths of all files in a folder, from it."""
-    filesystem, name = filesystem_of(folder)
-    filesystem.invalidate_cache(name)
-    for found in filesystem.find(name):
-        yield str(found)[len(name.rstrip("/")) + 1 :]
 
 
 def _hparams(row: dict, axes: Sequence[str]) -> dict[str, object]:
@@ -137,57 +120,35 @@ def _write_events(folder: Path, row: dict, axes: Sequence[str]) -> Path:
     return file
 
 
-def export_optuna(
-    studies: Sequence[Study],
-    rules: Mapping[str, Rule],
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
-    root: str,
-) -> str:
+def export_optuna(studies: Sequence[Study], rules: Mapping[str, Rule], config: SweepConfig) -> str:
     """Writes a journal that `optuna.load_study` and `optuna-dashboard` read; returns its path.
 
     Args:
         studies: one for each cell of the grid, under names that need not differ.
         rules: of all axes that the studies' trials have values for; those of a grid are choices.
-        objectives, constraints: as the sweep file has them; a trial that lacks one of their figures failed.
+        config: the sweep's; a trial that lacks a figure of one of its objectives or constraints failed.
     """
-    path = join(root, "optuna.log")
+    path, objectives = join(config.root, "optuna.log"), config.objectives
     settings = [rule.model_dump(by_alias=True) for rule in rules.values()]
-    settings += [each.model_dump() for each in (*objectives, *constraints)]
+    settings += [each.model_dump() for each in (*objectives, *config.constraints)]
     trials = [[study.name, [[dict(drawn), record] for drawn, record in study.trials]] for study in studies]
     key = content_id([VERSION, list(rules), settings, trials])
     if exists(path) and key.encode() in read_bytes(path):
         return path
+    choices = {axis: Rule(choice=rule.grid) if rule.grid else rule for axis, rule in rules.items()}
+    seen: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as temporary:
         journal = Path(temporary) / "optuna.log"
-        _write_journal(journal, key, studies, rules, objectives, constraints)
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        for study in studies:
+            seen[study.name] += 1
+            name = study.name if seen[study.name] == 1 else f"{study.name} ({seen[study.name]})"
+            made = create_study(storage=storage, study_name=name, directions=directions(objectives))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                made.set_metric_names([objective.metric for objective in objectives])
+            made.set_user_attr("patchrank", key)
+            past = [past_trial(record, drawn, choices, config) for drawn, record in study.trials]
+            made.add_trials(past)
         write_atomic(path, journal.read_bytes())
     return path
-
-
-def _write_journal(
-    path: Path,
-    key: str,
-    studies: Sequence[Study],
-    rules: Mapping[str, Rule],
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
-) -> None:
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    choices = {key: Rule(choice=rule.grid) if rule.grid else rule for key, rule in rules.items()}
-    for name, study in zip(_distinct([study.name for study in studies]), studies):
-        made = create_study(storage=storage, study_name=name, directions=directions(objectives))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            made.set_metric_names([objective.metric for objective in objectives])
-        made.set_user_attr("patchrank", key)
-        trials = [past_trial(record, drawn, choices, objectives, constraints) for drawn, record in study.trials]
-        made.add_trials(trials)
-
-
-def _distinct(names: Sequence[str]) -> Iterator[str]:
-    """Names, with a number behind each that was there already."""
-    seen: dict[str, int] = {}
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        yield name if seen[name] == 1 else f"{name} ({seen[name]})"

@@ -48,8 +48,13 @@ def check_trackers(loggers: Loggers) -> None:
         for key in settings:
             if key not in known:
                 raise UserError(f"loggers.{name}.{key}: {name} knows no such setting here; {near(key, known)}")
-    if loggers.wandb is not None:
-        _check_login(loggers.wandb)
+    if loggers.wandb is None or _wandb_mode(loggers.wandb) in ("offline", "disabled"):
+        return
+    import wandb
+
+    # W&B would ask for a key in the middle of the sweep, or end it
+    if not os.environ.get("WANDB_API_KEY") and not wandb.login(prompt=False):
+        raise UserError(f"loggers.wandb: not logged in; try {FROM_ENVIRONMENT['wandb']}, or mode: offline")
 
 
 def tracker_callbacks(loggers: Loggers, sweep: str) -> list[Callback]:
@@ -110,21 +115,11 @@ def _check_secrets(path: str, value: Any, name: str) -> None:
             if SECRET.search(str(key)):
                 raise UserError(f"{path}.{key}: a sweep file must hold no secret; try {FROM_ENVIRONMENT[name]}")
             _check_secrets(f"{path}.{key}", inner, name)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, list):
         for inner in value:
             _check_secrets(path, inner, name)
     elif isinstance(value, str) and IN_URL.search(value):
         raise UserError(f"{path}: a URL in a sweep file must hold no secret; try {FROM_ENVIRONMENT[name]}")
-
-
-def _check_login(settings: dict[str, Any]) -> None:
-    """Refuses a sweep without a W&B key: W&B would ask for one in the middle of it, or end it."""
-    if _wandb_mode(settings) in ("offline", "disabled") or os.environ.get("WANDB_API_KEY"):
-        return
-    import wandb
-
-    if not wandb.login(prompt=False):
-        raise UserError(f"loggers.wandb: not logged in; try {FROM_ENVIRONMENT['wandb']}, or mode: offline")
 
 
 def _wandb_mode(settings: dict[str, Any]) -> str | None:

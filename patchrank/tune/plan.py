@@ -6,16 +6,30 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from patchrank.config import DataConfig, ModelConfig, Rule, value_at
+from patchrank.golden.shards import ShardFolder
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
-from patchrank.tune.records import Records
+from patchrank.tune.records import Records, Speeds
 from patchrank.tune.space import Cell, allows, configure, fits, grid_points, in_order, random_points
-from patchrank.tune.speed import Speeds, beside, own_hardware, wants_milliseconds
 from patchrank.tune.sweep import Sweep
 from patchrank.utils.errors import StoreError, UserError
+
+
+@dataclass
+class Job:
+    """One set of shards: a trial that needs it, and what is wrong with the shards that are to be made."""
+
+    trial: ResolvedTrial
+    folder: ShardFolder
+    faults: dict[int, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.header['data']['task']}/{self.folder.header['data']['split']}"
 
 
 @dataclass
@@ -43,8 +57,8 @@ class Plan:
 
     def unmet_axes(self) -> list[str]:
         """Axes of the grid that stand in no cell, since the others' values never meet their `when`."""
-        grid = [key for key, rule in self.sweep.axes.items() if rule.kind == "grid"]
-        return [key for key in grid if not any(key in cell.values for cell in self.cells)]
+        met = {key for cell in self.cells for key in cell.values}
+        return [key for key, rule in self.sweep.axes.items() if rule.kind == "grid" and key not in met]
 
     def trial(self, values: dict[str, object]) -> ResolvedTrial:
         """The sweep's trial with some settings replaced, checked and resolved once."""
@@ -55,20 +69,27 @@ class Plan:
 
     def prunes(self) -> bool:
         """Whether any trial drops patches, or a search may draw one that does."""
-        if not self.sampled.keys().isdisjoint(("pruning.keep_rate", "pruning.drop_counts")):
-            return True
-        return any(self.trial(cell.values).prunes for cell in self.cells)
+        may = not self.sampled.keys().isdisjoint(("pruning.keep_rate", "pruning.drop_counts"))
+        return may or any(self.trial(cell.values).prunes for cell in self.cells)
 
     def staged(self) -> list[ResolvedTrial]:
         """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
-        choices = {key: rule.choice for key, rule in self.sampled.items() if rule.kind == "choice"}
-        for key, rule in self.sampled.items():
-            if rule.kind == "int_":
-                choices[key] = range(rule.int_[0], rule.int_[1] + 1, int(rule.step or 1))
         parts = ("model", "data", "golden", "predictor.fit_on", "pruning.locations", "pruning.reducer")
-        scoring = {key: values for key, values in choices.items() if key.startswith(parts)}
+        scoring = {}
+        for key, rule in self.sampled.items():
+            if key.startswith(parts) and rule.kind != "uniform":
+                scoring[key] = rule.choice or range(rule.int_[0], rule.int_[1] + 1, int(rule.step or 1))
         drawn = [dict(zip(scoring, values)) for values in itertools.product(*scoring.values())]
         return [self.trial(cell.values | values) for cell in self.cells for values in drawn]
+
+    def jobs(self) -> list[Job]:
+        """All sets of shards that the sweep needs, each once."""
+        jobs: dict[str, Job] = {}
+        for trial in self.staged():
+            for _, folder in self.context(trial).needed_shards.values():
+                if folder.key not in jobs:
+                    jobs[folder.key] = Job(trial, folder, folder.faults())
+        return list(jobs.values())
 
     def inputs(self, trial: ResolvedTrial) -> Inputs:
         """Model and data of a trial, shared by all trials that have the same."""
@@ -95,33 +116,23 @@ class Plan:
 
     def forget(self) -> None:
         """Removes the records of this plan; shards and predictors stay."""
-        for record in [*self.rows(), *self.stopped(), *(record for _, record in self.failures())]:
-            self.records.forget(record["id"])
+        for cell in self.cells:
+            for identity, _ in self._known(cell):
+                self.records.forget(identity)
 
     def missing(self) -> int:
         """How many trials have neither finished nor been ended early."""
         return sum(max(0, cell.samples - len(list(self.records_of(cell)))) for cell in self.cells)
 
-    def rows(self) -> list[dict]:
-        """Finished records in plan order, with their milliseconds where these are wanted."""
-        return self._with_status("ok")
-
-    def stopped(self) -> list[dict]:
-        """Records of trials that were ended early, in plan order."""
-        return self._with_status("stopped")
-
-    def _with_status(self, status: str) -> list[dict]:
+    def rows(self, status: Literal["ok", "stopped"] = "ok") -> list[dict]:
+        """Records of trials that finished, or were ended early, in plan order; with milliseconds where wanted."""
         return [record for cell in self.cells for record, _ in self.records_of(cell) if record["status"] == status]
 
     def failures(self) -> list[tuple[dict[str, object], dict]]:
         """Swept settings of trials that failed when they ran last, and what these left."""
-        found = []
-        for cell in self.cells:
-            for identity, drawn in self._known(cell):
-                failure = self.records.failed(identity)
-                if failure is not None and self.record(identity) is None:
-                    found.append((cell.values | drawn, failure))
-        return found
+        known = [(cell.values | drawn, identity) for cell in self.cells for identity, drawn in self._known(cell)]
+        failed = [(values, self.records.failed(identity)) for values, identity in known if not self.record(identity)]
+        return [(values, record) for values, record in failed if record is not None]
 
     def untimed(self) -> list[ResolvedTrial]:
         """One finished trial of each structure whose milliseconds are wanted and not measured yet."""
@@ -137,7 +148,7 @@ class Plan:
     def record(self, identity: str) -> dict | None:
         """The record of a trial that need not run again: finished, or ended early under the rules in force."""
         asha = self.sweep.config.search.asha
-        return self.records.finished(identity) or self.records.stopped(identity, asha and asha.model_dump())
+        return self.records.ended(identity, asha and asha.model_dump())
 
     def records_of(self, cell: Cell) -> Iterator[tuple[dict, dict[str, object]]]:
         """Records of a cell that count, each with the values that its sampled axes took."""
@@ -147,7 +158,7 @@ class Plan:
                 continue
             trial = self.trial(cell.values | drawn)
             record = record | {"config": trial.config.model_dump()}  # in full, and as this sweep writes the trial
-            yield record if self.speeds is None else beside(record, self.speeds.of(trial)), drawn
+            yield record if self.speeds is None else self.speeds.beside(record, trial), drawn
 
     def _known(self, cell: Cell) -> Iterator[tuple[str, dict[str, object]]]:
         """Ids of a cell's trials, each with the values that its sampled axes took: those that records tell of."""
@@ -155,18 +166,14 @@ class Plan:
             yield self.identify(self.trial(cell.values)), {}
             return
         for identity, config in self.records.configs().items():
-            drawn = self._match(identity, config, cell)
-            if drawn is not None:
-                yield identity, drawn
-
-    def _match(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
-        """The values that sampled axes took in a trial of this cell; None for one of another cell or sweep."""
-        key = json.dumps(cell.values, sort_keys=True), identity
-        if key not in self._matches:
-            self._matches[key] = self._drawn(identity, config, cell)
-        return self._matches[key]
+            key = json.dumps(cell.values, sort_keys=True), identity
+            if key not in self._matches:
+                self._matches[key] = self._drawn(identity, config, cell)
+            if self._matches[key] is not None:
+                yield identity, self._matches[key]
 
     def _drawn(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
+        """The values that sampled axes took in a trial of this cell; None for one of another cell or sweep."""
         try:
             values = cell.values | {path: value_at(config, path) for path in self.sampled}
             drawn = {path: values[path] for path, rule in self.sampled.items() if allows(rule, values[path], values)}
@@ -198,9 +205,8 @@ def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Pl
     if not kept:
         raise UserError(f"constraints: none of {len(points) or 'the'} points of the search space keeps them")
     cells = [Cell(point, config.search.samples if adaptive else 1) for point in kept]
-    speeds = None
-    if wants_milliseconds(config):
-        speeds = Speeds(config, None if on_cluster else own_hardware(config.resources))
+    wants_milliseconds = any(each.metric == "ms" for each in (*config.objectives, *config.constraints))
+    speeds = Speeds(config, on_cluster) if wants_milliseconds else None
     plan = Plan(sweep, cells, adaptive, Records(config.root, fresh), speeds, len(points) - len(kept))
     _check_objectives(plan)
     return plan
@@ -217,8 +223,7 @@ def _points(sweep: Sweep, sampled: dict[str, Rule], is_random: bool) -> list[dic
             configure(base, points[0] | {key: value})
     if not sampled or not is_random:
         return points
-    around = [random_points(point, sampled, base, search, sweep.config.constraints) for point in points]
-    return [drawn for found in around for drawn in found]
+    return [drawn for point in points for drawn in random_points(point, sampled, sweep.config)]
 
 
 def _check_objectives(plan: Plan) -> None:

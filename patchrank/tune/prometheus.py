@@ -11,6 +11,9 @@ from functools import cache
 
 from ray.util.metrics import Counter, Gauge, Metric
 
+from patchrank.golden.shards import ShardFolder
+from patchrank.layers.pruning import windows
+
 METRICS = {  # name -> kind, description, and labels
     "patchrank_images_scored": (Counter, "Images that golden scores were made for.", ("task",)),
     "patchrank_windows_scored": (Counter, "Windows that were removed to make them, in all rounds.", ("task",)),
@@ -24,13 +27,16 @@ METRICS = {  # name -> kind, description, and labels
 REFRESH = 5.0  # seconds; Ray forgets a gauge that nobody has set for twice its report interval, which is 10 seconds
 
 
-def count_shard(task: str, images: int, windows: int, seconds: float, num_bytes: int) -> None:
-    """Counts one shard that a scoring worker has written; `windows` over all of its images and rounds."""
-    for name, amount in (("images_scored", images), ("windows_scored", windows), ("shard_bytes", num_bytes)):
-        if amount > 0:  # Ray refuses to count nothing
-            _metric(f"patchrank_{name}").inc(amount, {"task": task})
-    if seconds > 0:
-        _metric("patchrank_windows_per_second").set(windows / seconds, {"task": task})
+def count_shard(folder: ShardFolder, index: int, seconds: float) -> None:
+    """Counts one shard that a scoring worker has written, with the windows of all of its images and rounds."""
+    about, golden, images = folder.header, folder.header["golden"], folder.sizes[index]
+    squares = len(windows(tuple(about["grid"]), golden["window"], golden["stride"]))
+    removed = images * squares * (1 + (golden["rounds"] - 1) * len(about["metrics"]))
+    label = {"task": f"{about['data']['task']}/{about['data']['split']}"}
+    _metric("patchrank_images_scored").inc(images, label)
+    _metric("patchrank_windows_scored").inc(removed, label)
+    _metric("patchrank_shard_bytes").inc(folder.record(index)["bytes"], label)
+    _metric("patchrank_windows_per_second").set(removed / seconds, label)
 
 
 def show_sweep(sweep: str, planned: int, done: int, failed: int, best: Mapping[str, float]) -> None:

@@ -1,19 +1,26 @@
-"""A search space: points of its grid, draws of its sampled axes, and the trials that these stand for."""
+"""A search space: points of its grid, draws of its sampled axes, and the trials that these stand for.
+
+At the end stand records as trials of an Optuna study: of a search that goes on from them, and of one that is exported.
+"""
 
 from __future__ import annotations
 
+import datetime
+import functools
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from patchrank.config import Constraint, PromptConfig, Rule, SearchConfig, TrialConfig, validate, value_at
+from patchrank.config import Constraint, Objective, PromptConfig, Rule, SweepConfig, TrialConfig, validate, value_at
 from patchrank.io import content_id
+from patchrank.report.pareto import is_number, said
 from patchrank.trial.check import check_trial, counted_gmacs
 from patchrank.trial.requirements import ResolvedTrial
-from patchrank.tune.sweep import depends_on
+from patchrank.tune.early_stopping import STEP, VALUE
 from patchrank.utils.errors import UserError
 
 TRIES = 200  # repeated draws, beyond the number of those known, after which a cell counts as exhausted
@@ -26,6 +33,10 @@ class Cell:
 
     values: dict[str, object]
     samples: int
+
+    def holds(self, values: dict[str, object]) -> bool:
+        """Whether swept settings are those of a trial of this cell."""
+        return self.values.items() <= values.items()
 
 
 def configure(base: TrialConfig, values: dict[str, object]) -> ResolvedTrial:
@@ -61,29 +72,21 @@ def grid_points(grid: dict[str, Rule], base: TrialConfig) -> list[dict[str, obje
     """Points of the grid, each once; an axis stands only in those that meet its `when`."""
     points: dict[str, dict[str, object]] = {}
     for values in itertools.product(*(rule.grid for rule in grid.values())):
-        point = _standing(dict(zip(grid, values)), grid, base)
-        points.setdefault(json.dumps(replaced(base, point), sort_keys=True), point)
+        point, dropped = dict(zip(grid, values)), True
+        while dropped:  # an axis that falls may take others with it
+            raw = replaced(base, point)
+            dropped = [key for key in point if not grid[key].holds(functools.partial(value_at, raw))]
+            point = {key: value for key, value in point.items() if key not in dropped}
+        points.setdefault(json.dumps(raw, sort_keys=True), point)
     return list(points.values())
 
 
-def _standing(point: dict[str, object], grid: dict[str, Rule], base: TrialConfig) -> dict[str, object]:
-    """The axes of a point whose `when` is met; an axis that falls may take others with it."""
-    raw = replaced(base, point)
-    left = {key: value for key, value in point.items() if grid[key].holds(lambda path: value_at(raw, path))}
-    return left if left == point else _standing(left, grid, base)
-
-
-def random_points(
-    point: dict[str, object],
-    sampled: dict[str, Rule],
-    base: TrialConfig,
-    search: SearchConfig,
-    bounds: Sequence[Constraint],
-) -> list[dict[str, object]]:
+def random_points(point: dict[str, object], sampled: dict[str, Rule], config: SweepConfig) -> list[dict[str, object]]:
     """Draws around a point of the grid, each once, in an order that the seed alone decides: a plan like any grid.
 
     Draws that break a bound on GMACs, which are counted beforehand, are replaced; a small space gives fewer.
     """
+    search, base = config.search, config.trial
     seed = int(content_id([search.seed, point])[:8], 16)
     study = create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     found: dict[str, dict[str, object]] = {}
@@ -96,7 +99,7 @@ def random_points(
         name = json.dumps(replaced(base, values), sort_keys=True)
         if name in seen:
             repeated += 1
-        elif fits(configure(base, values), bounds):
+        elif fits(configure(base, values), config.constraints):
             found[name] = values
         seen.add(name)
     return list(found.values())
@@ -107,8 +110,8 @@ def fits(trial: ResolvedTrial, bounds: Iterable[Constraint]) -> bool:
     counted = [bound for bound in bounds if bound.metric == "gmacs"]
     if not counted or trial.learns:
         return True
-    gmacs = counted_gmacs(trial)
-    return all(bound.excess({"gmacs": gmacs}) <= 0 for bound in counted)
+    found = {"gmacs": counted_gmacs(trial)}
+    return all(bound.excess(found) <= 0 for bound in counted)
 
 
 def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
@@ -133,7 +136,7 @@ def in_order(rules: dict[str, Rule]) -> dict[str, Rule]:
     Raises:
         UserError: axes whose conditions go in a circle.
     """
-    names = {key: depends_on(rule) & rules.keys() for key, rule in rules.items()}
+    names = {key: rule.depends_on & rules.keys() for key, rule in rules.items()}
     ordered: dict[str, Rule] = {}
     while len(ordered) < len(rules):
         ready = [key for key in rules if key not in ordered and names[key] <= ordered.keys()]
@@ -148,18 +151,16 @@ def sample(trial: optuna.Trial, rules: dict[str, Rule], cell: dict[str, object])
     """Draws the sampled axes around a cell; one whose `when` is not met is left at its setting."""
     values = dict(cell)
     for key, rule in rules.items():
-        if rule.holds(values.get):
-            values[key] = _draw(trial, key, rule)
+        if not rule.holds(values.get):
+            continue
+        if rule.kind == "choice":
+            values[key] = json.loads(trial.suggest_categorical(key, distribution(rule).choices))
+        elif rule.kind == "uniform":
+            drawn = trial.suggest_float(key, *rule.uniform, step=rule.step, log=rule.log)
+            values[key] = float(f"{drawn:.10g}")  # steps of 0.1 should read 0.6, not 0.6000000000000001
+        else:
+            values[key] = trial.suggest_int(key, *rule.int_, step=int(rule.step or 1), log=rule.log)
     return values
-
-
-def _draw(trial: optuna.Trial, key: str, rule: Rule) -> object:
-    if rule.kind == "choice":
-        return json.loads(trial.suggest_categorical(key, distribution(rule).choices))
-    if rule.kind == "uniform":
-        drawn = trial.suggest_float(key, *rule.uniform, step=rule.step, log=rule.log)
-        return float(f"{drawn:.10g}")  # steps of 0.1 should read 0.6, not 0.6000000000000001
-    return trial.suggest_int(key, *rule.int_, step=int(rule.step or 1), log=rule.log)
 
 
 def distribution(rule: Rule) -> optuna.distributions.BaseDistribution:
@@ -174,3 +175,59 @@ def distribution(rule: Rule) -> optuna.distributions.BaseDistribution:
 def encode(rule: Rule, value: object) -> object:
     """A value as Optuna holds it: choices, which may be lists, as JSON."""
     return json.dumps(value) if rule.kind == "choice" else value
+
+
+def past_trial(
+    record: dict, drawn: Mapping[str, object], rules: Mapping[str, Rule], config: SweepConfig
+) -> FrozenTrial:
+    """A record as an Optuna trial: with the objectives' values, or with the reason why there are none.
+
+    Args:
+        record: of status `ok`, `stopped` or `error`.
+        drawn: the values that its sampled axes took, by dotted path.
+        rules: of those axes, none of them a grid.
+        config: the sweep's, for its objectives and constraints.
+    """
+    metrics, reached, cause = record.get("metrics", {}), record.get("reached"), _cause(record, config)
+    about = {"id": record["id"]} | {key: value for key, value in metrics.items() if is_number(value)}
+    if cause is None:
+        state, values = TrialState.COMPLETE, [metrics[each.metric] for each in config.objectives]
+    else:
+        state, values = (
+            TrialState.PRUNED if record["status"] == "stopped" else TrialState.FAIL,
+            None,
+        )
+        about["cause"] = cause
+    trial = create_trial(
+        state=state,
+        values=values,
+        params={key: encode(rules[key], value) for key, value in drawn.items()},
+        distributions={key: distribution(rules[key]) for key in drawn},
+        user_attrs=about,
+        intermediate_values={reached[STEP]: reached[VALUE]} if reached else None,
+        constraints=excesses(metrics, config.constraints) if cause is None else None,
+    )
+    day = datetime.datetime.fromisoformat(record.get("date", "1970-01-02"))  # all that a record says of time
+    trial.datetime_start = trial.datetime_complete = day
+    return trial
+
+
+def _cause(record: dict, config: SweepConfig) -> str | None:
+    """Why a trial has no values; None where it has all figures that objectives and constraints ask for."""
+    if record["status"] == "stopped":
+        return "ended early, since it fell behind others"
+    if record["status"] != "ok":
+        return record.get("error", "unknown")
+    wanted = dict.fromkeys(each.metric for each in (*config.objectives, *config.constraints))
+    lacking = [metric for metric in wanted if not is_number(record["metrics"].get(metric))]
+    return f"{', '.join(lacking)} could not be measured" if lacking else None
+
+
+def excesses(metrics: Mapping[str, float], constraints: Sequence[Constraint]) -> dict[str, float]:
+    """By how much each constraint is broken, by its text (`gmacs <= 12`). Samplers learn to stay at or below 0."""
+    return {said([each]): float(each.excess(metrics)) for each in constraints if is_number(metrics.get(each.metric))}
+
+
+def directions(objectives: Sequence[Objective]) -> list[str]:
+    """Optuna's words for the directions that objectives are to go in."""
+    return ["maximize" if objective.mode == "max" else "minimize" for objective in objectives]

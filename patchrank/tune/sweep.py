@@ -27,7 +27,6 @@ class Sweep:
     config: SweepConfig
     axes: dict[str, Rule]
     notes: list[str]
-    quick: bool
 
 
 def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) -> Sweep:
@@ -44,32 +43,33 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
     changed = [_override(raw, text) for text in overrides]
     config = validate(SweepConfig, raw, f"{path}" + (" with overrides" if overrides else ""))
     import_modules(config.imports)
-    axes = _read_axes([path.parent / space for space in config.spaces])
+    plain = TrialConfig(prompt=PromptConfig()).model_dump()
+    known = list(plain | leaves(plain))  # dotted paths of all sections and settings of a trial
+    axes = _read_axes([path.parent / space for space in config.spaces], known)
     if quick and "seed" in axes:
         axes["seed"] = Rule(grid=axes["seed"].grid[:1]) if axes["seed"].grid else axes["seed"]
     pinned = [key for key in changed if key.removeprefix("trial.") in axes]
     axes = {key: rule for key, rule in axes.items() if f"trial.{key}" not in pinned}
-    _check_axes(axes)
+    _check_axes(axes, known)
     notes = [f"{key} is pinned by an override and no longer swept" for key in pinned]
     inside = [(key, axis) for key in changed for axis in axes if key.startswith(f"trial.{axis}.")]
     notes += [f"{key} holds where the swept {axis} does not say otherwise" for key, axis in inside]
     trial = _shrunk(config.trial, changed) if quick else config.trial
-    return Sweep(_placed(config, trial, "-quick" if quick else ""), axes, notes, quick)
+    return Sweep(_placed(config, trial, "-quick" if quick else ""), axes, notes)
 
 
 def _placed(config: SweepConfig, trial: TrialConfig, suffix: str) -> SweepConfig:
-    """A sweep with absolute paths. Smoke runs have a suffix, and so have the sweeps that they are shown beside."""
+    """A sweep with absolute paths, since workers may run elsewhere.
+
+    Smoke runs have a suffix, and so have the sweeps that they are shown beside.
+    """
     beside = tuple(resolve(place) + suffix for place in config.report.beside)
-    report = config.report.model_copy(update={"beside": beside})
-    places = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
-    return config.model_copy(update={**places, "report": report, "trial": _resolved(trial)})
-
-
-def _resolved(trial: TrialConfig) -> TrialConfig:
-    """A trial whose paths are absolute, since workers may run elsewhere."""
+    changed = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
+    changed["report"] = config.report.model_copy(update={"beside": beside})
     model = trial.model.model_copy(update={"checkpoint": _absolute(trial.model.checkpoint)})
     places = {key: _absolute(getattr(trial.data, key)) for key in ("root", "vocabulary")}
-    return trial.model_copy(update={"model": model, "data": trial.data.model_copy(update=places)})
+    changed["trial"] = trial.model_copy(update={"model": model, "data": trial.data.model_copy(update=places)})
+    return config.model_copy(update=changed)
 
 
 def _absolute(place: str | None) -> str | None:
@@ -84,19 +84,16 @@ def _shrunk(trial: TrialConfig, overridden: Sequence[str]) -> TrialConfig:
     """Caps counts for a smoke run, those aside that an override names."""
     smaller = {}
     for part, caps in QUICK.items():
-        section = getattr(trial, part)
+        section, fewer = getattr(trial, part), {}
         if section is None:
             continue
-        caps = {key: cap for key, cap in caps.items() if not _names(overridden, f"trial.{part}.{key}")}
-        counts = {key: getattr(section, key) for key in caps}
-        fewer = {key: cap if counts[key] is None else min(cap, counts[key]) for key, cap in caps.items()}
+        for key, cap in caps.items():
+            is_named = any(f"trial.{part}.{key}.".startswith(f"{each}.") for each in overridden)
+            if not is_named:
+                count = getattr(section, key)
+                fewer[key] = cap if count is None else min(cap, count)
         smaller[part] = section.model_copy(update=fewer)
     return trial.model_copy(update=smaller)
-
-
-def _names(overridden: Sequence[str], path: str) -> bool:
-    """Whether an override sets this setting, or a section that it lies in."""
-    return any(f"{path}.".startswith(f"{key}.") for key in overridden)
 
 
 def find_sweep(spec: str) -> Path:
@@ -128,8 +125,8 @@ def _override(raw: dict, text: str) -> str:
     return key
 
 
-def _read_axes(files: Sequence[Path]) -> dict[str, Rule]:
-    known, axes = _settings(), {}
+def _read_axes(files: Sequence[Path], known: Sequence[str]) -> dict[str, Rule]:
+    axes = {}
     for file in files:
         raw = read_yaml(file)
         if not isinstance(raw, dict):
@@ -141,17 +138,10 @@ def _read_axes(files: Sequence[Path]) -> dict[str, Rule]:
     return axes
 
 
-def _settings() -> list[str]:
-    """Dotted paths of all sections and settings of a trial."""
-    plain = TrialConfig(prompt=PromptConfig()).model_dump()
-    return list(plain | leaves(plain))
-
-
-def _check_axes(axes: dict[str, Rule]) -> None:
+def _check_axes(axes: dict[str, Rule], known: Sequence[str]) -> None:
     """Refuses axes that do not go together, and mappings that are to be sampled."""
-    known = _settings()
     for key, rule in axes.items():
-        for path in depends_on(rule):
+        for path in rule.depends_on:
             if rule.kind != "grid" and path not in axes:
                 raise UserError(f"{key}: when names {path!r}, which is not swept; {near(path, axes)}")
             if rule.kind == "grid" and path in axes and axes[path].kind != "grid":
@@ -160,8 +150,3 @@ def _check_axes(axes: dict[str, Rule]) -> None:
                 raise UserError(f"{key}: when names {path!r}, which is no setting of a trial; {near(path, known)}")
         if any(isinstance(value, dict) for value in rule.choice or ()):
             raise UserError(f"{key}: a mapping can stand in a grid, but not be sampled; try {key}.<setting>")
-
-
-def depends_on(rule: Rule) -> set[str]:
-    """Paths that a rule's `when` names."""
-    return {path for each in rule.conditions for path in each}

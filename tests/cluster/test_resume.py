@@ -19,7 +19,7 @@ from patchrank.tune.__main__ import main
 from patchrank.tune.cluster import slots
 from patchrank.tune.driver import run_sweep
 from patchrank.tune.plan import make_plan
-from patchrank.tune.search import CellSearch, create_search
+from patchrank.tune.search import CellSearch
 from patchrank.tune.sweep import load_sweep
 from patchrank.utils.errors import UserError
 
@@ -229,7 +229,7 @@ def test_a_random_search_is_a_plan_that_the_seed_alone_decides(sampled, tmp_path
     for values in drawn[3:20]:
         finish(plan, values, tmp_path)
     again = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), overrides))
-    search = create_search(again)
+    search = CellSearch(again)
     asked = [search.suggest(f"t{n}") for n in range(23)]
     assert [each["values"] for each in asked] == drawn[:3] + drawn[20:]
     assert search.suggest("end") == CellSearch.FINISHED

@@ -15,11 +15,10 @@ from patchrank.golden.agreement import matching, matching_on, prior_of, rank_qua
 from patchrank.golden.dataset import Ranked
 from patchrank.layers.predictors import PREDICTORS
 from patchrank.prompt import tuning
-from patchrank.trial import ranking
-from patchrank.trial.epochs import Steps
+from patchrank.trial import training
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import load_inputs
-from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.requirements import ResolvedTrial, Steps, TrialContext
 from patchrank.trial.run import run_trial
 from patchrank.utils.errors import UserError
 
@@ -180,7 +179,7 @@ def test_a_trial_knows_how_many_steps_it_will_have(what, of, count, inputs):
 
 
 def test_nothing_is_computed_for_nobody(run, monkeypatch):
-    monkeypatch.setattr(ranking, "matching_on", lambda *_: pytest.fail("nobody listens"))
+    monkeypatch.setattr(training, "matching_on", lambda *_: pytest.fail("nobody listens"))
     monkeypatch.setattr(tuning, "_watch", lambda *_: pytest.fail("nobody listens"))
     run(trial(PROMPTS, tasks=1, pruning={"reducer": "predictor"}))
 
@@ -218,7 +217,7 @@ def test_an_end_is_no_failure_and_leaves_nothing_to_the_next_trial(of, what, rea
 
 
 def test_a_failure_beside_steps_is_one_still(run, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(ranking, "matching_on", lambda *_: 1 / 0)
+    monkeypatch.setattr(training, "matching_on", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(trial(), Told().steps("predictor"))
     identity = trial_id(TrialContext(trial(), inputs))

@@ -9,11 +9,11 @@ import ray
 from helpers.small_sweep import plan_of
 
 from patchrank.config import Resources
-from patchrank.tune import callback
-from patchrank.tune.callback import NO_MEMORY, RETRIES, Progress
+from patchrank.tune import tuner
 from patchrank.tune.cluster import Where, ray_cluster
 from patchrank.tune.early_stopping import STEP, VALUE
 from patchrank.tune.signals import Interrupts
+from patchrank.tune.tuner import NO_MEMORY, RETRIES, Progress
 from patchrank.utils.errors import UserError
 
 SPACE = "pruning.keep_rate: {grid: [0.9, 0.8]}"
@@ -74,7 +74,7 @@ def test_rays_own_actors_print_with_the_ids_that_its_messages_have():
                 return ray.get_runtime_context().get_actor_id()
 
         worker = Worker.remote()
-        assert callback.actor_id(worker) == ray.get(worker.identify.remote())
+        assert tuner.actor_id(worker) == ray.get(worker.identify.remote())
 
 
 def test_where_nobody_is_named_trials_come_round_one_at_a_time(progress):
@@ -94,7 +94,7 @@ def test_a_store_that_takes_nothing_does_not_end_tune(progress, monkeypatch, res
     def write_json(path, value):
         raise UserError("cannot write: No space left on device")
 
-    monkeypatch.setattr(callback, "write_json", write_json)
+    monkeypatch.setattr(tuner, "write_json", write_json)
     asha = SimpleNamespace(model_dump=lambda: {})
     config = progress.plan.sweep.config
     search = config.search.model_copy(update={"asha": asha})
@@ -114,7 +114,7 @@ def test_a_trial_that_reports_nothing_has_failed(progress):
 
 def test_gauges_count_what_has_a_record(progress, monkeypatch):
     shown = []
-    monkeypatch.setattr(callback, "show_sweep", lambda *about: shown.append(about))
+    monkeypatch.setattr(tuner, "show_sweep", lambda *about: shown.append(about))
     metrics = {"id": "x", "val_accuracy": 91.0}
     for rate, name, result in ((0.9, "a", metrics), (0.8, "b", {"failure": "RuntimeError: x"})):
         progress.on_trial_start(0, [], trial_of(rate, name))

@@ -16,7 +16,7 @@ from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import run_trial
 from patchrank.tune.driver import run_sweep
 from patchrank.tune.dry_run import Work, count_shards, count_trial, prefix_macs, suffix_macs
-from patchrank.tune.ray_tasks import Job
+from patchrank.tune.plan import Job
 
 SMALL = {"n_train": 24, "n_val": 16, "n_test": 16}
 SPACE = "pruning.keep_rate: {grid: [0.9, 0.8]}"

@@ -14,7 +14,7 @@ import ray
 import yaml
 from ray.util.metrics import Counter
 
-from patchrank.config import Constraint, Loggers, Objective, Resources, Rule
+from patchrank.config import Constraint, Loggers, Objective, Resources, Rule, SweepConfig
 from patchrank.tune.cluster import Where, ray_cluster
 from patchrank.tune.exports import Study, export_optuna, export_tensorboard
 from patchrank.tune.loggers import check_trackers, tracker_callbacks
@@ -32,8 +32,11 @@ def blocks(language: str) -> list[str]:
 
 def show_all() -> None:
     """Sets every metric that there is."""
-    count_shard("digits", images=64, windows=3136, seconds=2.0, num_bytes=768000)
-    count_shard("digits", images=64, windows=3136, seconds=4.0, num_bytes=768000)
+    header = {"data": {"task": "digits", "split": "train"}, "grid": [8, 8], "metrics": ["label"]}
+    header["golden"] = {"window": 2, "stride": 1, "rounds": 1}  # 49 windows of each image
+    folder = types.SimpleNamespace(header=header, sizes=[64], record=lambda index: {"bytes": 768000})
+    count_shard(folder, 0, seconds=2.0)
+    count_shard(folder, 0, seconds=4.0)
     show_sweep("locations", planned=12, done=5, failed=1, best={"val_accuracy": 97.5, "gmacs": 0.03})
 
 
@@ -70,7 +73,6 @@ def test_rays_own_endpoint_shows_all_metrics():
 
 def test_metrics_lead_nowhere_and_harm_nothing_without_ray():
     show_all()
-    count_shard("digits", 0, 0, 0.0, 0)
 
 
 @pytest.fixture
@@ -220,7 +222,7 @@ def test_tensorboard_runs_are_written_once_and_removed_with_their_trials(tmp_pat
 def test_exports_go_to_urls():
     root = "memory://exports/sweep"
     export_tensorboard([row(0)], root, AXES)
-    path = export_optuna([Study("all", [({"seed": 0}, row(0))])], RULES, OBJECTIVES, [], root)
+    path = export_optuna([Study("all", [({"seed": 0}, row(0))])], RULES, sweep_of(root))
     import fsspec
 
     files = fsspec.filesystem("memory").find("/exports/sweep")
@@ -236,6 +238,11 @@ RULES = {
 }
 OBJECTIVES = [Objective(metric="val_accuracy", mode="max"), Objective(metric="gmacs", mode="min")]
 CONSTRAINTS = [Constraint(metric="gmacs", at_most=0.035), Constraint(metric="val_accuracy", at_least=80.0)]
+
+
+def sweep_of(root) -> SweepConfig:
+    about = {"schema": 1, "name": "small", "root": str(root), "shards": "shards", "spaces": ["space.yaml"]}
+    return SweepConfig(**about, objectives=OBJECTIVES, constraints=CONSTRAINTS, report={"table": "axes"})
 
 
 def studies() -> list[Study]:
@@ -256,7 +263,7 @@ def load(path: str, name: str):
 
 
 def test_optuna_reads_the_studies_back(tmp_path):
-    path = export_optuna(studies(), RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path))
+    path = export_optuna(studies(), RULES, sweep_of(tmp_path))
     study = load(path, "mode none")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL", "FAIL", "PRUNED"]
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -275,11 +282,11 @@ def test_optuna_reads_the_studies_back(tmp_path):
 
 
 def test_an_export_that_is_up_to_date_is_left_alone(tmp_path):
-    path = Path(export_optuna(studies(), RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path)))
+    path = Path(export_optuna(studies(), RULES, sweep_of(tmp_path)))
     before = path.stat().st_mtime_ns
-    export_optuna(studies(), RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path))
+    export_optuna(studies(), RULES, sweep_of(tmp_path))
     assert path.stat().st_mtime_ns == before
-    export_optuna(studies()[:1], RULES, OBJECTIVES, CONSTRAINTS, str(tmp_path))
+    export_optuna(studies()[:1], RULES, sweep_of(tmp_path))
     assert path.stat().st_mtime_ns != before
     with pytest.raises(KeyError):
         load(str(path), "mode none (2)")

@@ -17,14 +17,13 @@ from patchrank.trial.identity import speed_settings
 from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.speed import random_tower
 from patchrank.tune.console import Failure, print_plan
-from patchrank.tune.driver import run_sweep
+from patchrank.tune.driver import is_done, run_sweep
 from patchrank.tune.early_stopping import STEP, VALUE
 from patchrank.tune.plan import make_plan
-from patchrank.tune.search import CellSearch, create_search
+from patchrank.tune.records import Speeds
+from patchrank.tune.search import CellSearch
 from patchrank.tune.space import configure
-from patchrank.tune.speed import Speeds
 from patchrank.tune.sweep import load_sweep
-from patchrank.tune.tuner import is_done
 from patchrank.utils.errors import UserError
 
 SEARCHED = "pruning.keep_rate: {uniform: [0.2, 0.95], step: 0.05}\npruning.locations: {choice: [[4], [4, 6, 8, 10]]}"
@@ -69,7 +68,7 @@ def test_what_breaks_a_bound_on_gmacs_is_never_run(tmp_path):
     assert kept == [0.5, 0.3] and grid.left_out == 2
     drawn = plan_of(tmp_path, SEARCHED, bound, "{method: random, samples: 12}")
     assert drawn.size == 12 and all(counted_gmacs(drawn.trial(cell.values)) <= 0.033 for cell in drawn.cells)
-    search = create_search(plan_of(tmp_path, SEARCHED, bound, "{method: optuna, samples: 12}"))
+    search = CellSearch(plan_of(tmp_path, SEARCHED, bound, "{method: optuna, samples: 12}"))
     asked = [search.suggest(f"t{n}")["values"] for n in range(12)]
     assert all(counted_gmacs(drawn.trial(values)) <= 0.033 for values in asked)
     with pytest.raises(UserError, match="none of 4 points of the search space keeps them"):
@@ -80,7 +79,7 @@ def test_what_breaks_a_bound_on_gmacs_is_never_run(tmp_path):
 def test_a_search_keeps_its_budget_and_learns_from_records(tmp_path, sampler):
     settings = f"{{method: optuna, sampler: {sampler}, samples: 10}}"
     plan, seen = plan_of(tmp_path, SEARCHED, TWO, settings), []
-    search = create_search(plan)
+    search = CellSearch(plan)
     for n in range(4):
         values = search.suggest(f"t{n}")["values"]
         seen.append(write_record(plan, values))
@@ -88,7 +87,7 @@ def test_a_search_keeps_its_budget_and_learns_from_records(tmp_path, sampler):
     search.suggest("under way when the driver is killed")
     again = plan_of(tmp_path, SEARCHED, TWO, settings)
     assert again.missing() == 6
-    resumed = create_search(again)
+    resumed = CellSearch(again)
     (study,) = resumed.studies
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 4
     assert sorted(trial.values[1] for trial in study.trials) == sorted(row["metrics"]["gmacs"] for row in again.rows())
@@ -117,7 +116,7 @@ def test_samplers_are_told_by_how_much_a_bound_is_broken(tmp_path):
     for rate in (0.5, 0.7):
         write_record(plan, {"pruning.keep_rate": rate, "pruning.locations": [4]})
     plan.refresh()
-    search = create_search(plan)
+    search = CellSearch(plan)
     assert sorted(round(t.constraints["val_accuracy >= 60"], 6) for t in search.studies[0].trials) == [-10.0, 10.0]
     values = search.suggest("t")["values"]
     search.on_trial_complete("t", {"val_accuracy": 55.0, "gmacs": 0.03})
@@ -131,14 +130,14 @@ def test_what_failed_in_an_earlier_run_is_tried_first_and_in_this_run_not_again(
     failed = write_record(plan, values, ".error", status="error", error="RuntimeError: x")
     plan.refresh()
     assert [each for each, _ in plan.failures()] == [values] and plan.missing() == 5
-    assert create_search(plan).suggest("t")["values"] == values
-    search = create_search(plan, {failed: Failure(values, "x")})
+    assert CellSearch(plan).suggest("t")["values"] == values
+    search = CellSearch(plan, {failed: Failure(values, "x")})
     asked = [search.suggest(f"t{n}") for n in range(5)]
     assert asked[4] == CellSearch.FINISHED and values not in [each["values"] for each in asked[:4]]
     grid = plan_of(tmp_path, "pruning.keep_rate: {grid: [0.5, 0.6]}")
     first = grid.identify(grid.trial(grid.cells[0].values))
     gone = {first: Failure(grid.cells[0].values, "x")}
-    assert create_search(grid, gone).suggest("t")["values"] == grid.cells[1].values
+    assert CellSearch(grid, gone).suggest("t")["values"] == grid.cells[1].values
 
 
 def test_what_failed_and_could_not_be_recorded_counts_all_the_same(tmp_path):
@@ -146,14 +145,14 @@ def test_what_failed_and_could_not_be_recorded_counts_all_the_same(tmp_path):
     plan = plan_of(tmp_path, SEARCHED, search="{method: optuna, samples: 3}")
     values = {"pruning.keep_rate": 0.35, "pruning.locations": [4]}
     gone = {plan.identify(plan.trial(values)): Failure(values, "disk full")}
-    search = create_search(plan, gone)
+    search = CellSearch(plan, gone)
     assert [search.suggest(f"t{n}") == CellSearch.FINISHED for n in range(3)] == [False, False, True]
 
 
 def test_what_was_lost_comes_first(tmp_path):
     plan = plan_of(tmp_path, SEARCHED, search="{method: optuna, samples: 3}")
     values = {"pruning.keep_rate": 0.35, "pruning.locations": [4]}
-    search = create_search(plan, {}, {plan.identify(plan.trial(values)): values})
+    search = CellSearch(plan, {}, {plan.identify(plan.trial(values)): values})
     assert search.suggest("t")["values"] == values
 
 
@@ -163,7 +162,7 @@ def test_nsga2_breeds_from_records(tmp_path):
     for n in range(12):
         write_record(plan, {"pruning.keep_rate": round(0.3 + 0.05 * n, 2), "pruning.locations": [4]})
     plan.refresh()
-    search = create_search(plan)
+    search = CellSearch(plan)
     search.suggest("t")
     study = search.studies[0]
     sampler = study.sampler
@@ -174,7 +173,7 @@ def test_nsga2_breeds_from_records(tmp_path):
 
 def test_a_sampler_that_repeats_itself_does_not_end_the_search(tmp_path):
     plan = plan_of(tmp_path, SEARCHED, search="{method: optuna, samples: 40}")
-    search, seen = create_search(plan), []
+    search, seen = CellSearch(plan), []
     always = {"pruning.keep_rate": 0.5, "pruning.locations": "[4]"}
     search.studies[0].sampler = optuna.samplers.PartialFixedSampler(always, optuna.samplers.RandomSampler(seed=0))
     for n in range(32):  # 16 keep rates at 2 locations: that is all there is
@@ -184,7 +183,7 @@ def test_a_sampler_that_repeats_itself_does_not_end_the_search(tmp_path):
 
 def test_what_is_not_timed_yet_counts_as_under_way(tmp_path):
     more = "objectives: [{metric: val_accuracy, mode: max}, {metric: ms, mode: min}]"
-    search = create_search(plan_of(tmp_path, SEARCHED, more, "{method: optuna, samples: 9}"))
+    search = CellSearch(plan_of(tmp_path, SEARCHED, more, "{method: optuna, samples: 9}"))
     for n in range(2):
         search.suggest(f"t{n}")
     search.on_trial_complete("t0", {"id": "0", "val_accuracy": 91.0})
@@ -222,8 +221,8 @@ def test_what_was_ended_early_is_not_begun_again_under_the_same_rules(tmp_path):
     reached = {STEP: 1, VALUE: 70.0}
     write_record(plan, values, ".stopped", status="stopped", asha=rules, reached=reached, metrics={})
     plan.refresh()
-    assert plan.missing() == 4 and not plan.rows() and len(plan.stopped()) == 1
-    (past,) = create_search(plan).studies[0].trials
+    assert plan.missing() == 4 and not plan.rows() and len(plan.rows("stopped")) == 1
+    (past,) = CellSearch(plan).studies[0].trials
     assert past.state == optuna.trial.TrialState.PRUNED and past.intermediate_values == {1: 70.0}
     other = plan_of(tmp_path, SEARCHED, search=settings.replace("grace: 1", "grace: 2"), reducer="predictor")
     assert other.missing() == 5
@@ -240,7 +239,7 @@ def test_a_search_of_two_objectives_goes_on_past_what_was_ended_early(tmp_path, 
     for n in range(11):
         write_record(plan, {"pruning.keep_rate": round(0.4 + 0.05 * n, 2), "pruning.locations": [4]})
     plan.refresh()
-    search = create_search(plan)
+    search = CellSearch(plan)
     assert [search.suggest(f"t{n}") == CellSearch.FINISHED for n in range(3)] == [False, False, True]
 
 
@@ -330,7 +329,7 @@ def test_milliseconds_belong_to_one_hardware_and_are_freed_of_what_the_machine_w
     plan.refresh()
     assert [row["metrics"]["speedup"] for row in plan.rows()] == [2.0, 3.0] and not plan.untimed()
     assert plan.rows()[0]["speed"]["hardware"] == here
-    anywhere = Speeds(config, None)  # on a cluster: whichever hardware most was measured on
+    anywhere = Speeds(config, on_cluster=True)  # on a cluster: whichever hardware most was measured on
     assert anywhere.of(trials[1])["speedup"] == 3.0 and anywhere.lacking(trials) == []
     more = [*trials, plan.trial({"pruning.keep_rate": 0.3})]
     assert anywhere.lacking(more) == more and plan.speeds.lacking(more) == more[2:]

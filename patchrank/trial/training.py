@@ -1,9 +1,10 @@
-"""The ranking of a trial: fitted on the spot, or read from where an earlier trial left it."""
+"""The ranking and the prompts of a trial: trained on the spot, or read from where an earlier trial left them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -13,7 +14,7 @@ from patchrank.golden.agreement import matching_on, prior_of, rank_quality
 from patchrank.golden.dataset import Ranked, pooled, read_ranked
 from patchrank.io import join
 from patchrank.layers.predictors import load_predictor, save_predictor
-from patchrank.trial.epochs import listener
+from patchrank.prompt.tuning import run_id, tune_prompts
 from patchrank.trial.identity import ranker_id
 from patchrank.trial.requirements import TrialContext
 from patchrank.utils.errors import StoreError, UserError
@@ -77,9 +78,36 @@ def _matching_listener(context: TrialContext, task: str) -> Callable[[int, nn.Mo
     trial = context.trial
     tasks = (task,) if trial.fits_each_task else trial.tasks
     before = trial.fit_epochs * trial.tasks.index(task) if trial.fits_each_task else 0
-    hear = listener(context.steps, "predictor", before)
+    hear = context.listener("predictor", before)
     if hear is None:
         return None
     return lambda epoch, predictor: hear(
         epoch, float(np.mean([matching_on(predictor, _read(context, name, "val")) for name in tasks]))
     )
+
+
+class Learned(NamedTuple):
+    """Ids of the images that prompts were tuned on, and of those among them whose labels were read."""
+
+    images: set[str]
+    labels: set[str]
+
+
+@contextmanager
+def prompted(context: TrialContext, task: str) -> Iterator[Learned | None]:
+    """The pair with a trial's prompts for the length of a block; yields what these have seen, None without any.
+
+    The pruning of the trial must be in force.
+    """
+    trial, inputs = context.trial, context.inputs
+    if not trial.learns:
+        yield None
+        return
+    clip, recipe, seed = inputs.clip, context.recipes[task], trial.config.seed
+    train, val = context.lessons(task), inputs.reference(task, "val").split
+    path = join(context.shards, "prompts", f"{run_id(clip, train, val, recipe, seed)[:16]}.safetensors")
+    hear = context.listener("prompt", recipe.epochs * trial.tasks.index(task))
+    tuned = tune_prompts(clip, train, val, recipe, seed, path, quiet=context.quiet, after_epoch=hear)
+    with clip.applied(prompts=tuned.prompts):
+        images = {*train.ids, *(val.ids if recipe.patience is not None else ())}
+        yield Learned(images, set() if recipe.loss == "distill" else images)
