@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import functools
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image
 
-# What Pillow's readers raise for files that are damaged, cut off, of no known format, or past its guard against
-# decompression bombs, which stays as it is.
-UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # where warnings are errors
-)
+# Pillow raises errors of nearly every kind for files that are damaged, cut off, of no known format, or past its
+# guard against decompression bombs, which stays as it is.
+UNREADABLE = Exception
 
 # Formats that Pillow knows by name but cannot read, and EPS, for which it would start another program.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -66,7 +49,15 @@ def decode_viewer(content: bytes) -> Image.Image:
     image.load()
     if 0 in image.size:
         raise ValueError("the image has no pixels")
-    shown, turn = _on_white(_eight_bits(image)), _TURNS.get(_orientation(image))
+    shown = _eight_bits(image)
+    if shown.has_transparency_data:
+        shown = shown.convert("RGBA")
+        shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except UNREADABLE:  # a damaged tag; Pillow has turned TIFF files upright already
+        turn = None
+    shown = shown.convert("RGB")
     return shown if turn is None else shown.transpose(turn)
 
 
@@ -128,18 +119,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if isinstance(image.info.get("transparency"), int):
         values[values == image.info["transparency"]] = white
     return Image.fromarray(np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _orientation(image: Image.Image) -> object:
-    """The EXIF tag; 1 where it is missing or damaged. Pillow has turned TIFF files upright already."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except UNREADABLE:
-        return 1

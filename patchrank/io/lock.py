@@ -110,7 +110,9 @@ class _Note:
     def take_over(self, refresh: float, stale: float) -> None:
         """Waits until another driver's note is removed or has become stale, and puts ours in its place."""
         theirs, deadline = self.read(), time.monotonic() + stale
-        print(f"{self.folder}: held by {_who(theirs)}; watching up to {stale:.0f} s for a sign of life", file=sys.stderr)
+        print(
+            f"{self.folder}: held by {_who(theirs)}; watching up to {stale:.0f} s for a sign of life", file=sys.stderr
+        )
         while time.monotonic() < deadline:
             time.sleep(refresh / 5)
             found = self.read()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from patchrank.data.coop.aircraft import list_aircraft
-from patchrank.data.coop.folders import DatasetFolders, how_to_get
-from patchrank.data.coop.imagenet import list_imagenet
-from patchrank.data.coop.listing import Listing
+from patchrank.data.coop.listing import DatasetFolders, Listing, how_to_get
+from patchrank.data.coop.official_lists import list_aircraft, list_imagenet
 from patchrank.data.coop.split_file import PARTS, list_coop_split
 from patchrank.data.image_split import ImageSplit
 from patchrank.utils.errors import UserError, near
@@ -104,25 +102,23 @@ def load_named(task: str, split: str, root: str | None) -> ImageSplit:
     Raises:
         UserError: no such task or split, no root, or files that are missing or not as CoOp has them.
     """
-    dataset = _find(task, split, root)
+    if task not in NAMED:
+        raise UserError(f"dataset {task!r} does not exist; {near(task, NAMED)}")
+    if split not in PARTS:
+        raise UserError(f"{task} has no split {split!r}; {near(split, PARTS)}")
+    dataset = NAMED[task]
+    if root is None:
+        folder = dataset.folders[0]
+        raise UserError(f"{task} needs data.root (--data-root), the folder that holds {folder}; {how_to_get(task)}")
     listing = dataset.listing(DatasetFolders(task, str(root), dataset.folders), split)
-    listing.check_ends()
-    found, known = (len(listing.classes), len(listing.ids)), (dataset.sizes[0], dataset.sizes[1 + PARTS.index(split)])
+    images = ImageSplit(task, split, listing.ids, listing.labels, listing.classes, (dataset.prompt,), listing.reader())
+    for i in (0, len(images) - 1):  # a download that broke off ends early
+        images.content(i)
+    found, known = (len(images.classes), len(images)), (dataset.sizes[0], dataset.sizes[1 + PARTS.index(split)])
     if found != known:
         says = "{} {}: {:,} classes and {:,} images, where CoOp's has {:,} and {:,}"
         write_line(f"warning: {says.format(task, split, *found, *known)}; figures cannot be compared with others'")
-    groups = None if dataset.group is None else _groups(listing, dataset.group)
-    return ImageSplit(
-        task,
-        split,
-        listing.ids,
-        listing.labels,
-        listing.classes,
-        (dataset.prompt,),
-        listing.reader(),
-        groups=groups,
-        unit="image" if groups is None else "group",
-    )
+    return images if dataset.group is None else replace(images, groups=_groups(listing, dataset.group), unit="group")
 
 
 def _groups(listing: Listing, pattern: str) -> list[str]:
@@ -134,14 +130,3 @@ def _groups(listing: Listing, pattern: str) -> list[str]:
             f"{alone[0]!r}; each stands for itself in statistics; try names like v_CLASS_g01_c01.jpg"
         )
     return [f"{listing.task}/{match[1] if match else name}" for name, match in zip(listing.ids, found)]
-
-
-def _find(task: str, split: str, root: str | None) -> NamedDataset:
-    if task not in NAMED:
-        raise UserError(f"dataset {task!r} does not exist; {near(task, NAMED)}")
-    if split not in PARTS:
-        raise UserError(f"{task} has no split {split!r}; {near(split, PARTS)}")
-    if root is None:
-        folder = NAMED[task].folders[0]
-        raise UserError(f"{task} needs data.root (--data-root), the folder that holds {folder}; {how_to_get(task)}")
-    return NAMED[task]
