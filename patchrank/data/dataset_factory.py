@@ -39,8 +39,8 @@ def _digits(task: str, split: str, root: None) -> ImageSplit:
     scenes = digits.DigitScenes(split, task=task)
     reader = Reader(partial(_png, scenes), range(len(scenes)))
     about = {"groups": scenes.groups, "unit": "digit", "version": digits.VERSION, "drawn": True}
-    labels, names = scenes.labels.tolist(), (digits.CLASSES, digits.TEMPLATES)
-    return ImageSplit(task, split, scenes.ids, labels, *names, reader, **about)
+    labels = scenes.labels.tolist()
+    return ImageSplit(task, split, scenes.ids, labels, digits.CLASSES, digits.TEMPLATES, reader, **about)
 
 
 def _png(scenes: digits.DigitScenes, i: int) -> bytes:
