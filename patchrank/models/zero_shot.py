@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchrank.layers.reducers import Random, TokenState
-from patchrank.layers.reducers.random import sample_keys
+from patchrank.layers.reducers import Random, TokenState, sample_keys
 from patchrank.models.clip import Clip
 from patchrank.models.embed import BATCH_SIZE, classify, embed, split_batches
 from patchrank.models.pruned_vit import PrunedOutput

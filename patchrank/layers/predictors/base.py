@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from patchrank.config import DEFAULTS
-from patchrank.layers.registry import Class, Registry
+from patchrank.layers.registry import Registry
 from patchrank.utils.errors import UserError, near
 
-PREDICTORS = Registry("predictor")
-HEADS = ("linear", "mean")
+PREDICTORS = Registry("predictor", always=("embed_dim", "grid_size"))
+# A decorator: makes a module class available to `create_predictor`, and so to YAML, by name. If the class takes other
+# arguments than `embed_dim` and `grid_size`, it keeps them in an attribute `settings`, so that a tower can be saved.
+register_predictor = PREDICTORS.register
 USUAL = DEFAULTS.predictor  # the settings of predictors where nobody gives others
-
-
-def register_predictor(name: str) -> Callable[[Class], Class]:
-    """Makes a module class available to `create_predictor`, and so to YAML, under `name`.
-
-    If it takes other arguments than `embed_dim` and `grid_size`, it keeps them by name in an attribute `settings`, so
-    that a tower can be saved with it.
-    """
-    return PREDICTORS.register(name)
 
 
 def create_predictor(name: str, embed_dim: int, grid_size: tuple[int, int], **kwargs) -> nn.Module:
@@ -31,7 +23,7 @@ def create_predictor(name: str, embed_dim: int, grid_size: tuple[int, int], **kw
     Raises:
         UserError: an unknown name, or a setting that this predictor does not have.
     """
-    return PREDICTORS.create(name, {"embed_dim": embed_dim, "grid_size": tuple(grid_size)}, kwargs)
+    return PREDICTORS.create(name, embed_dim=embed_dim, grid_size=tuple(grid_size), **kwargs)
 
 
 def name_and_settings(predictor: nn.Module) -> tuple[str, dict]:
@@ -41,7 +33,7 @@ def name_and_settings(predictor: nn.Module) -> tuple[str, dict]:
         UserError: its class is not registered, or takes settings and has no attribute `settings`.
     """
     name = PREDICTORS.name_of(predictor)
-    takes = set(inspect.signature(type(predictor)).parameters) - {"embed_dim", "grid_size"}
+    takes = set(inspect.signature(type(predictor)).parameters) - set(PREDICTORS.always)
     if takes and not hasattr(predictor, "settings"):
         raise UserError(f"predictor {name!r} takes {', '.join(sorted(takes))}, but has no attribute `settings`")
     return name, dict(getattr(predictor, "settings", {}))
@@ -87,15 +79,11 @@ class Mean(nn.Module):
         return x.mean(-1)
 
 
-def check_head(name: str, head: str) -> None:
-    """Raises `UserError` for a head that does not exist; `name` is the predictor's."""
-    if head not in HEADS:
-        raise UserError(f"head of {name} must be 'linear' or 'mean', but is {head!r}; {near(head, HEADS)}")
-
-
 def create_head(name: str, head: str, dim: int) -> nn.Module:
     """A head of predictor `name`: `linear` weighs the channels, `mean` averages them as the paper does."""
-    check_head(name, head)
+    if head not in ("linear", "mean"):
+        known = near(head, ("linear", "mean"))
+        raise UserError(f"head of {name} must be 'linear' or 'mean', but is {head!r}; {known}")
     return Head(dim) if head == "linear" else Mean()
 
 

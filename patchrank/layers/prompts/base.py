@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from patchrank.layers.registry import Class, Registry
+from patchrank.layers.registry import Registry
 from patchrank.utils.errors import UserError
 
-PROMPTS = Registry("prompt")
-
-
-def register_prompt(name: str) -> Callable[[Class], Class]:
-    """Makes a class available to `create_prompt`, and so to YAML, under `name`; it derives from `Prompts`."""
-    return PROMPTS.register(name)
+PROMPTS = Registry("prompt", always=("mode", "num_tokens", "text_dim", "image_dim"))
+register_prompt = PROMPTS.register  # a decorator: makes a class that derives from `Prompts` available to YAML by name
 
 
 def create_prompt(
@@ -26,8 +20,7 @@ def create_prompt(
     Raises:
         UserError: an unknown name, a setting that this layer does not have, or a value that it cannot have.
     """
-    always = {"mode": mode, "num_tokens": num_tokens, "text_dim": text_dim, "image_dim": image_dim}
-    return PROMPTS.create(name, always, settings)
+    return PROMPTS.create(name, mode=mode, num_tokens=num_tokens, text_dim=text_dim, image_dim=image_dim, **settings)
 
 
 def insert(x: Tensor, tokens: Tensor, place: int) -> Tensor:

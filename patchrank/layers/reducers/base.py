@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.layers.pruning import rank, take
-from patchrank.layers.registry import Class, Registry
+from patchrank.layers.registry import Registry
 from patchrank.utils.errors import UserError
 
 
@@ -96,13 +96,5 @@ class Reducer(nn.Module):
 
 
 REDUCERS = Registry("reducer")
-
-
-def register_reducer(name: str) -> Callable[[Class], Class]:
-    """Makes a reducer class available to `create_reducer`, and so to YAML, under `name`."""
-    return REDUCERS.register(name)
-
-
-def create_reducer(name: str, **settings) -> Reducer:
-    """Builds a registered reducer. Raises `UserError` for an unknown name, or a setting that it does not have."""
-    return REDUCERS.create(name, {}, settings)
+register_reducer = REDUCERS.register  # a decorator: makes a class available to `create_reducer`, and so to YAML
+create_reducer = REDUCERS.create

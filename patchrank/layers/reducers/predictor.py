@@ -1,10 +1,10 @@
-"""The paper's reducer: a trained predictor of the golden ranking decides (section 3.2)."""
+"""Rankings that were fitted: by the paper's trained predictor (section 3.2), or by the position prior alone."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from patchrank.layers.predictors import UNFILLED
+from patchrank.layers import predictors
 from patchrank.layers.reducers.base import Reducer, TokenState, register_reducer
 from patchrank.utils.errors import UserError
 
@@ -28,7 +28,7 @@ class Predictor(Reducer):
     def score(self, state: TokenState) -> Tensor:
         """Scores (B, N). Raises `UserError` where the predictor still awaits its weights."""
         if not getattr(self.predictor, "filled", True):
-            raise UserError(UNFILLED)
+            raise UserError(predictors.UNFILLED)
         return self.predictor(state.cls, state.tokens)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
@@ -38,3 +38,18 @@ class Predictor(Reducer):
 
     def num_macs(self, tower: nn.Module, reaching: dict[int, int]) -> int:
         return self.predictor.num_macs()
+
+
+@register_reducer("prior")
+class Prior(Predictor):
+    """Ranks by a fitted `prior`, and refuses other predictors, so that a result's label says what ranked."""
+
+    untrained = "prior"
+
+    def __init__(self, predictor: nn.Module):
+        if not isinstance(predictor, predictors.Prior):
+            raise UserError(
+                f"reducer 'prior' ranks by a fitted 'prior', but was given a {type(predictor).__name__}; "
+                "reducer 'predictor' takes any"
+            )
+        super().__init__(predictor)

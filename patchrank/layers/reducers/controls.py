@@ -1,4 +1,4 @@
-"""A control: tokens leave at random, seeded by each sample's pixels, so that batching does not matter."""
+"""Rankings that nothing was fitted for: the oracle above all predictors, and the controls below them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,34 @@ from patchrank.layers.reducers.base import Reducer, TokenState, register_reducer
 _GAMMA, _MIX1, _MIX2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
+@register_reducer("golden")
+class Golden(Reducer):
+    """The oracle: ranks by golden scores that the caller computed for the same images (table 1, columns 3 to 7)."""
+
+    needs = ("scores",)
+
+
+@register_reducer("center")
+class Center(Reducer):
+    """Patches near the centre of the grid stay, whatever the image shows.
+
+    Scores are minus the squared distance, in patches, from a patch's place to the grid's centre.
+    """
+
+    def __init__(self, grid_size: tuple[int, int]):
+        super().__init__()
+        self.grid_size = grid_size
+
+    def score(self, state: TokenState) -> Tensor:
+        # no buffer, since in a tower of half precision it would be rounded, and distances would be tied
+        rows, columns = (torch.arange(side, device=state.index.device) - (side - 1) / 2 for side in self.grid_size)
+        return -(rows[:, None] ** 2 + columns**2).flatten()[state.index]
+
+
 @register_reducer("random")
 class Random(Reducer):
+    """Tokens leave at random, seeded by each sample's pixels, so that batching does not matter."""
+
     needs = ("sample_key",)
 
     def __init__(self, seed: int = 0):
