@@ -87,22 +87,19 @@ def check_keys(
     theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], source: str, adapted: Collection[str] = ()
 ) -> None:
     """Raises `UserError` that names the first key in which weights (`theirs`) differ from a model's (`ours`)."""
-    keys = sorted((set(ours) | set(theirs)) - set(adapted))
-    wrong = [f"{key} {off}" for key in keys if (off := _difference(theirs.get(key), ours.get(key)))]
+    wrong = []
+    for key in sorted((set(ours) | set(theirs)) - set(adapted)):
+        if key not in theirs:
+            wrong.append(f"{key} is missing")
+        elif key not in ours:
+            wrong.append(f"{key} is surplus")
+        elif theirs[key].shape != ours[key].shape:
+            wrong.append(f"{key} has shape {tuple(theirs[key].shape)}, not {tuple(ours[key].shape)}")
+        elif theirs[key].is_floating_point() != ours[key].is_floating_point():
+            wrong.append(f"{key} is of {theirs[key].dtype}, not {ours[key].dtype}")
     if wrong:
         more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
         raise UserError(f"{source}: {wrong[0]}{more}")
-
-
-def _difference(theirs: Tensor | None, ours: Tensor | None) -> str:
-    if theirs is None:
-        return "is missing"
-    if ours is None:
-        return "is surplus"
-    if theirs.shape != ours.shape:
-        return f"has shape {tuple(theirs.shape)}, not {tuple(ours.shape)}"
-    same = theirs.is_floating_point() == ours.is_floating_point()
-    return "" if same else f"is of {theirs.dtype}, not {ours.dtype}"
 
 
 def _with_predictor(weights: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:

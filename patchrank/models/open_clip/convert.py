@@ -9,8 +9,8 @@ from open_clip import transformer as theirs
 from timm.layers import QuickGELU
 from torch import nn
 
-from patchrank.models.checkpoints.key_maps import timm_name
-from patchrank.models.open_clip.visual import NativeTrunk, OpenClipVisual, put, to_timm, with_value
+from patchrank.models.checkpoints.key_maps import timm_name, to_timm
+from patchrank.models.open_clip.visual import NativeTrunk, OpenClipVisual, put, with_value
 from patchrank.utils.errors import UserError
 
 _NORMS = (nn.LayerNorm, theirs.LayerNorm, theirs.LayerNormFp32)
