@@ -1,7 +1,7 @@
 """Published weights of CLIP's towers: where they are, and which images and activation they were trained with.
 
-Their table is `pretrained.yaml`. A tag decides on the activation, since weights do not show it; a tower with the wrong one
-runs, but is less accurate.
+Their table is `pretrained.yaml`. A tag decides on the activation, since weights do not show it; a tower with the wrong
+one runs, but is less accurate.
 """
 
 from __future__ import annotations
