@@ -32,11 +32,8 @@ def rank_quality(predictor: nn.Module, prior: np.ndarray, data: Ranked) -> dict[
 def matching(quality: dict[str, np.ndarray], num_tokens: int) -> dict[str, float]:
     """Means of `rank_quality`: matching rate on images that were not fitted on, beside position prior and chance."""
     means = {key: float(values.mean()) for key, values in quality.items()}
-    return {
-        "matching_rate": means.pop("matching"),
-        **means,
-        "matching_chance": 100 * top_k(num_tokens) / num_tokens,
-    }
+    chance = 100 * top_k(num_tokens) / num_tokens
+    return {"matching_rate": means.pop("matching"), **means, "matching_chance": chance}
 
 
 def prior_of(data: Ranked) -> np.ndarray:
