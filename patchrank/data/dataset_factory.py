@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from patchrank.data import digits
 from patchrank.data.broken_images import fingerprinted, without_broken
 from patchrank.data.class_names import read_vocabulary
 from patchrank.data.coop import NAMED, load_named
+from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit, Reader
 from patchrank.data.readers.folder import load_folder
 from patchrank.data.readers.wds import load_wds

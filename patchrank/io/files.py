@@ -51,9 +51,9 @@ def read_json(path: str | Path) -> dict | None:
         return None
 
 
-def exists(path: str | Path) -> bool:
+def exists(path: str | Path, patience: float | None = None) -> bool:
     filesystem, name = filesystem_of(path)
-    return patiently(path, lambda: filesystem.exists(name))
+    return patiently(path, lambda: filesystem.exists(name), patience=patience)
 
 
 def list_names(folder: str | Path) -> list[str]:
@@ -139,8 +139,7 @@ def write_json(path: str | Path, value: object) -> None:
 
 def check_reachable(folder: str | Path) -> None:
     """Raises `UserError` within about `CHECK_PATIENCE` seconds for a store that does not answer."""
-    filesystem, name = filesystem_of(folder)
-    patiently(folder, lambda: filesystem.exists(name), patience=CHECK_PATIENCE)
+    exists(folder, CHECK_PATIENCE)
 
 
 def check_writable(folder: str | Path) -> None:

@@ -77,7 +77,7 @@ class DigitScenes:
         self.split, self.style, self.seed = split, STYLES[task], seed
         self.digits = split_digits(split)
         self.ids = [f"{task}/{split}/{d:04d}-{s}" for s in range(scenes) for d in self.digits]
-        self.groups = [digit_of(name) for name in self.ids]
+        self.groups = [f"digit/{d:04d}" for _ in range(scenes) for d in self.digits]  # in whatever style it is drawn
         self.labels = np.tile(_digits()[1][self.digits], scenes)
 
     def __len__(self) -> int:
@@ -91,11 +91,6 @@ class DigitScenes:
         """Draws digit number `digit` (0 to 1796) in its scene number `scene`."""
         rng = np.random.default_rng([self.seed, VERSION, int(digit), int(scene)])
         return draw_scene(_digits()[0][digit], _strips(self.split), rng, style or self.style)
-
-
-def digit_of(name: str) -> str:
-    """The digit that a scene shows, by the scene's id: `digits_ink/test/0123-2` shows `digit/0123`."""
-    return f"digit/{name.rsplit('/', 1)[-1].split('-')[0]}"
 
 
 @lru_cache(maxsize=1)

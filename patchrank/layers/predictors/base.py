@@ -45,16 +45,12 @@ def check_location(name: str, location: int) -> None:
     Raises:
         UserError: such a predictor at location 1, or an unknown name.
     """
-    if location == 1 and _reads_cls(PREDICTORS.find(name)):
-        others = ", ".join(sorted(other for other, kind in PREDICTORS.items() if not _reads_cls(kind)))
+    if location == 1 and getattr(PREDICTORS.find(name), "reads_cls", False):
+        others = [other for other, kind in PREDICTORS.items() if not getattr(kind, "reads_cls", False)]
         raise UserError(
             f"predictor {name!r} ranks by the class token alone, which has seen no image before layer 1: "
-            f"choose a first location from 2 on, or one of {others}"
+            f"choose a first location from 2 on, or one of {', '.join(sorted(others))}"
         )
-
-
-def _reads_cls(kind: type[nn.Module]) -> bool:
-    return getattr(kind, "reads_cls", False)
 
 
 def narrowing(embed_dim: int, dim: int) -> nn.Module:

@@ -104,8 +104,10 @@ class Prompts(nn.Module):
         if not self.inserts_text:
             raise UserError(f"{self.source}: of mode V, beside which text is hand-written; try mode T or TV")
         if self.classes is not None and self.classes != tuple(classes):
-            difference = _first_difference(self.classes, tuple(classes))
-            raise UserError(f"{self.source}: learned for classes of its own: {difference}")
+            pairs = enumerate(zip(self.classes, classes))
+            different = [f"class {n} is {own!r}, not {asked!r}" for n, (own, asked) in pairs if own != asked]
+            says = different[0] if different else f"{len(self.classes)}, not {len(classes)}"
+            raise UserError(f"{self.source}: learned for classes of its own: {says}")
         return self.text
 
     def sha256(self) -> str:
@@ -145,10 +147,3 @@ def _check(
             f"words to start from must be ({num_tokens}, {text_dim}), num_tokens and the text tower's width, but are "
             f"{tuple(words.shape)}"
         )
-
-
-def _first_difference(theirs: tuple[str, ...], asked: tuple[str, ...]) -> str:
-    for n, (one, other) in enumerate(zip(theirs, asked)):
-        if one != other:
-            return f"class {n} is {one!r}, not {other!r}"
-    return f"{len(theirs)}, not {len(asked)}"

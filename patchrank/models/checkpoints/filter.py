@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 import timm
@@ -163,14 +162,8 @@ def _check_shape(weights: Mapping[str, Tensor], model: nn.Module, source: str, a
     compared = ours._replace(outputs=theirs.outputs) if "head.weight" in adapted or not theirs.outputs else ours
     if theirs != compared:
         name = _config(model).get("architecture") or "this tower"
-        fits = [entry for entry, shape in _entry_shapes().items() if shape == theirs]
+        with torch.device("meta"):  # towers without content
+            towers = {entry: timm.create_model(entry) for entry in timm.list_models("patchrank_clip_*")}
+        fits = [entry for entry, tower in towers.items() if tower_shape(tower.state_dict()) == theirs]
         fits = " or ".join(fits) or "none of our entries"
         raise UserError(f"{source}: a vision transformer of {theirs}, but {name} has {ours}; {fits} would fit")
-
-
-@lru_cache(maxsize=1)
-def _entry_shapes() -> dict[str, TowerShape | None]:
-    """The shapes of our entries; the towers are built without content."""
-    with torch.device("meta"):
-        towers = {name: timm.create_model(name) for name in timm.list_models("patchrank_clip_*")}
-    return {name: tower_shape(tower.state_dict()) for name, tower in towers.items()}

@@ -76,7 +76,12 @@ def download_pair(weights: Weights) -> str:
     Raises:
         UserError: the hub cannot be reached, or has no such file for us; says what to do instead.
     """
-    repo, files = pair_files(weights)
+    repo, files = weights.clip_repo, CLIP_MODEL_FILES
+    if repo is None:
+        from open_clip.pretrained import get_pretrained_cfg
+
+        repo, _, name = get_pretrained_cfg(*weights.open_clip)["hf_hub"].rpartition("/")
+        files = (name,) if name else OPEN_CLIP_FILES
     ensure_reachable(repo, files)
     for name in files:
         try:
@@ -90,13 +95,3 @@ def download_pair(weights: Weights) -> str:
                 f"weights {repo}: {name} cannot be downloaded ({_one_line(error)}); give a checkpoint file"
             ) from error
     raise UserError(f"weights {repo}: has none of {', '.join(files)}; give a checkpoint file")
-
-
-def pair_files(weights: Weights) -> tuple[str, tuple[str, ...]]:
-    """The hub repository of a pair, and the names that its file may have, the preferred one first."""
-    if weights.clip_repo is not None:
-        return weights.clip_repo, CLIP_MODEL_FILES
-    from open_clip.pretrained import get_pretrained_cfg
-
-    repo, _, name = get_pretrained_cfg(*weights.open_clip)["hf_hub"].rpartition("/")
-    return repo, (name,) if name else OPEN_CLIP_FILES
