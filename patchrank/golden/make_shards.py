@@ -14,13 +14,7 @@ from patchrank.models.clip import Clip
 from patchrank.utils.progress import progress, write_line
 
 
-def shard_folder(
-    clip: Clip,
-    split: ImageSplit,
-    root: str,
-    sha256: str | None = None,
-    **settings,
-) -> ShardFolder:
+def shard_folder(clip: Clip, split: ImageSplit, root: str, sha256: str | None = None, **settings) -> ShardFolder:
     """The folder that holds, or will hold, these scores; its name depends on all that they depend on.
 
     One round scores all metrics at once; more rounds are a search for each, and made for `metric` alone.
