@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from patchrank.layers.reducers import TokenState, register_reducer
-from patchrank.layers.reducers.controls import Center
+from patchrank.layers.reducers.unfitted import Center
 
 MARKS = Path(os.environ.get("FAULTY_MARKS", "."))
 

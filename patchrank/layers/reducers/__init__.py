@@ -5,7 +5,6 @@ from patchrank.layers.reducers.base import Reducer as Reducer
 from patchrank.layers.reducers.base import TokenState as TokenState
 from patchrank.layers.reducers.base import create_reducer as create_reducer
 from patchrank.layers.reducers.base import register_reducer as register_reducer
-from patchrank.layers.reducers.cls_attention import ClsAttention as ClsAttention
-from patchrank.layers.reducers.controls import Random as Random
-from patchrank.layers.reducers.controls import sample_keys as sample_keys
-from patchrank.layers.reducers.predictor import Predictor as Predictor
+from patchrank.layers.reducers.fitted import Predictor as Predictor
+from patchrank.layers.reducers.unfitted import Random as Random
+from patchrank.layers.reducers.unfitted import sample_keys as sample_keys
