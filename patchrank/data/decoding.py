@@ -10,10 +10,6 @@ from collections.abc import Callable
 import numpy as np
 from PIL import ExifTags, Image
 
-# Pillow raises errors of nearly every kind for files that are damaged, cut off, of no known format, or past its
-# guard against decompression bombs, which stays as it is.
-UNREADABLE = Exception
-
 # Formats that Pillow knows by name but cannot read, and EPS, for which it would start another program.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -42,7 +38,8 @@ def decode_viewer(content: bytes) -> Image.Image:
     colour or grey without an orientation gives exactly what `decode_plain` gives.
 
     Raises:
-        UNREADABLE: the bytes are no image, or a damaged one; a part of an image is never returned.
+        Exception: the bytes are no image, or a damaged one; a part of an image is never returned. Pillow's errors are
+            of nearly every kind for files that are cut off, of no known format, or past its guard against bombs.
     """
     silence_metadata_warnings()
     image = Image.open(io.BytesIO(content), formats=image_formats())
@@ -55,7 +52,7 @@ def decode_viewer(content: bytes) -> Image.Image:
         shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except UNREADABLE:  # a damaged tag; Pillow has turned TIFF files upright already
+    except Exception:  # a damaged tag; Pillow has turned TIFF files upright already
         turn = None
     shown = shown.convert("RGB")
     return shown if turn is None else shown.transpose(turn)
@@ -68,7 +65,7 @@ def fault(content: bytes, decoding: str) -> str | None:
     """In one line why encoded bytes cannot be decoded in full; None if they can."""
     try:
         DECODERS[decoding](content)
-    except UNREADABLE as error:
+    except Exception as error:
         return why(error, content)
     return None
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchrank.data.decoding import DECODERS, UNREADABLE, why
+from patchrank.data.decoding import DECODERS, why
 from patchrank.utils.errors import UserError
 
 THREADS = min(8, os.cpu_count() or 1)  # that read and decode images
@@ -92,7 +92,7 @@ class ImageSplit:
         """Image i from its bytes. Raises `UserError` where they are no image, or a damaged one."""
         try:
             return DECODERS[self.decoding](content)
-        except UNREADABLE as error:
+        except Exception as error:
             name = f"{self.task}/{self.split}: image {self.ids[i]}"
             raise UserError(f"{name} cannot be decoded ({why(error, content)})") from error
 

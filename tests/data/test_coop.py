@@ -3,7 +3,6 @@
 import json
 import pickle
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -327,7 +326,7 @@ def test_other_sizes_than_coops_are_said_on_stderr(tmp_path, capsys, monkeypatch
     said = "warning: dtd train: 3 classes and 9 images, where CoOp's has 47 and 2,820; figures cannot be compared"
     said += " with others'\n"
     assert capsys.readouterr() == ("", said)
-    monkeypatch.setitem(NAMED, "dtd", replace(NAMED["dtd"], sizes=(3, 9, 3, 6)))
+    monkeypatch.setitem(NAMED, "dtd", NAMED["dtd"].model_copy(update={"sizes": (3, 9, 3, 6)}))
     for split in SPLITS:
         load_named("dtd", split, str(tmp_path))
     assert capsys.readouterr().err == ""

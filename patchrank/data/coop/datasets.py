@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from patchrank.config import ListOf, Strict
 from patchrank.data.coop.listing import DatasetFolders, Listing, how_to_get
 from patchrank.data.coop.official_lists import list_aircraft, list_imagenet
 from patchrank.data.coop.split_file import PARTS, list_coop_split
@@ -18,26 +18,19 @@ from patchrank.utils.progress import write_line
 OWN_LISTS = {"fgvc_aircraft": list_aircraft, "imagenet": list_imagenet}  # others have a split file of CoOp's
 
 
-@dataclass(frozen=True)
-class NamedDataset:
+class NamedDataset(Strict):
     """How one dataset is read; `datasets.yaml` says what the fields mean."""
 
-    folders: tuple[str, ...]
+    folders: ListOf[str]
     prompt: str
-    sizes: tuple[int, int, int, int]
+    sizes: ListOf[int]
     images: str | None = None
     split_file: str | None = None
     own_val: bool = True
     group: str | None = None
 
 
-def _table() -> Iterator[tuple[str, NamedDataset]]:
-    for name, about in read_yaml(Path(__file__).with_suffix(".yaml")).items():
-        about["folders"], about["sizes"] = tuple(about["folders"]), tuple(about["sizes"])
-        yield name, NamedDataset(**about)
-
-
-NAMED = dict(_table())
+NAMED = {name: NamedDataset(**about) for name, about in read_yaml(Path(__file__).with_suffix(".yaml")).items()}
 
 
 def load_named(task: str, split: str, root: str | None) -> ImageSplit:

@@ -81,8 +81,6 @@ def _tars(root: str) -> list[Tar]:
         urls = expand_urls(root)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(f"data.root {root}: braces or variables cannot be filled in ({error})") from error
-    if any(url.startswith("pipe:") for url in urls):
-        raise UserError(f"data.root {root}: pipe: would run a shell command, and is refused; give paths or URLs")
     filesystem, name = filesystem_of(urls[0])
     if len(urls) == 1 and filesystem.isdir(name):
         return _in_folder(filesystem, name, root)
