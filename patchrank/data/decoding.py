@@ -10,6 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import ExifTags, Image
 
+from patchrank.utils.errors import one_line
+
 # Formats that Pillow knows by name but cannot read, and EPS, for which it would start another program.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -76,7 +78,7 @@ def why(error: Exception, content: bytes) -> str:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):  # its own text is the address of a buffer
         return "in no image format that can be read"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def extension_of(content: bytes) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchrank.data.decoding import DECODERS, why
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import UserError, one_line
 
 THREADS = min(8, os.cpu_count() or 1)  # that read and decode images
 
@@ -85,7 +85,7 @@ class ImageSplit:
         except UserError:
             raise
         except Exception as error:  # file systems behind URLs have errors of their own, without a common class
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            reason = getattr(error, "strerror", None) or one_line(error)
             raise UnreadError(f"{self.task}/{self.split}: image {self.ids[i]} cannot be read ({reason})") from error
 
     def decode(self, i: int, content: bytes) -> Image.Image:

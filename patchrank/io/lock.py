@@ -67,8 +67,7 @@ def _locked(note: _Note) -> FileLock:
     _, path = filesystem_of(note.folder)
     lock = FileLock(join(path, LOCK), timeout=0)
     try:
-        os.makedirs(path, exist_ok=True)
-        lock.acquire()
+        lock.acquire()  # which makes the folder
     except Timeout as error:
         raise note.taken(note.read()) from error
     except OSError as error:
@@ -136,10 +135,8 @@ class _Note:
                 self.write()
 
     def taken(self, by: dict) -> UserError:
-        return UserError(
-            f"{self.folder}: held by {_who(by)}, and one driver at a time may work on a folder; wait until it ends, "
-            "stop it, or name another folder"
-        )
+        rule = "one driver at a time may work on a folder; wait until it ends, stop it, or name another folder"
+        return UserError(f"{self.folder}: held by {_who(by)}, and {rule}")
 
 
 def _who(note: dict) -> str:

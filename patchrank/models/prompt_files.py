@@ -119,10 +119,8 @@ def check_pair(clip: nn.Module, prompts: Prompts) -> None:
     """
     theirs = prompts.about.get("model")
     if theirs and theirs["sha256"] != (own := clip.sha256()):
-        raise UserError(
-            f"{prompts.source}: tuned with {theirs['name']} with weights {theirs['sha256'][:12]}, but this model is "
-            f"{clip.name} with {own[:12]}"
-        )
+        says = f"tuned with {theirs['name']} with weights {theirs['sha256'][:12]}"
+        raise UserError(f"{prompts.source}: {says}, but this model is {clip.name} with {own[:12]}")
     width, own_width = prompts.text.shape[-1], getattr(clip.text, "width", None)
     if width != own_width:
         raise UserError(f"{prompts.source}: of text width {width}, but the text tower of {clip.name} has {own_width}")

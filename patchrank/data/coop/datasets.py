@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from patchrank.config import ListOf, Strict
-from patchrank.data.coop.listing import DatasetFolders, Listing, how_to_get
+from patchrank.data.coop.listing import DatasetFolders, Listing, how_to_get, read_listed
 from patchrank.data.coop.official_lists import list_aircraft, list_imagenet
 from patchrank.data.coop.split_file import PARTS, list_coop_split
-from patchrank.data.image_split import ImageSplit
+from patchrank.data.image_split import ImageSplit, Reader
 from patchrank.io.yaml import read_yaml
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.progress import write_line
@@ -57,7 +58,8 @@ def load_named(task: str, split: str, root: str | None) -> ImageSplit:
         listing = OWN_LISTS[task](folders, split)
     else:
         listing = list_coop_split(folders, split, dataset.images, dataset.split_file)
-    images = ImageSplit(task, split, listing.ids, listing.labels, listing.classes, (dataset.prompt,), listing.reader())
+    reader = Reader(partial(read_listed, task, listing.source, listing.images), listing.ids)
+    images = ImageSplit(task, split, listing.ids, listing.labels, listing.classes, (dataset.prompt,), reader)
     for i in (0, len(images) - 1):  # a download that broke off ends early
         images.content(i)
     found, known = (len(images.classes), len(images)), (dataset.sizes[0], dataset.sizes[1 + PARTS.index(split)])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
-from patchrank.data.image_split import Reader
 from patchrank.io import exists, join, read_bytes, read_text
 from patchrank.utils.errors import UserError
 
@@ -68,12 +66,8 @@ class Listing:
     labels: list[int]
     classes: tuple[str, ...]
 
-    def reader(self) -> Reader:
-        """Reads images by their index; it keeps no reference to the listing."""
-        return Reader(partial(_read_listed, self.task, self.source, self.images), self.ids)
 
-
-def _read_listed(task: str, source: str, images: str, name: str) -> bytes:
+def read_listed(task: str, source: str, images: str, name: str) -> bytes:
     """The bytes of an image. Raises `UserError` where there is no such file."""
     path = join(images, name)
     try:

@@ -107,9 +107,8 @@ def _with_predictor(weights: dict[str, Tensor], model: nn.Module, source: str) -
     brought = {key: value for key, value in weights.items() if key.startswith(PREDICTOR)}
     if not brought and awaits_weights(model):
         raise UserError(f"{source}: brings no predictor ({PREDICTOR}*), but this tower's predictor_init awaits one")
-    if not brought or not own or model.pruning.predictor_path is not None:
-        brought = own
-    return {key: value for key, value in weights.items() if not key.startswith(PREDICTOR)} | brought
+    predictor = brought if brought and own and model.pruning.predictor_path is None else own
+    return {key: value for key, value in weights.items() if not key.startswith(PREDICTOR)} | predictor
 
 
 def _is_resized(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
