@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchrank.layers.reducers import Random, TokenState
-from patchrank.layers.reducers.random import sample_keys
+from patchrank.layers.reducers import Random, TokenState, sample_keys
 from patchrank.models.clip import Clip
 from patchrank.models.pruned_vit import PrunedOutput
 from patchrank.utils.metrics import percent

@@ -25,8 +25,7 @@ from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import UNFILLED, awaits_weights
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock, check_prunable
-from patchrank.layers.reducers import TokenState
-from patchrank.layers.reducers.random import sample_keys
+from patchrank.layers.reducers import TokenState, sample_keys
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
 from patchrank.models.pruning_cfg import Pruning, create_ranker, with_predictor

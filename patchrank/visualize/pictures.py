@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from patchrank.data import digits
 from patchrank.data.decoding import decode_viewer, fault
+from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import read_bytes
 from patchrank.utils.errors import UserError, near

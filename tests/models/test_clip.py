@@ -3,8 +3,8 @@ import timm
 import torch
 
 import patchrank
-from patchrank.data import digits
 from patchrank.data.dataset_factory import load_split
+from patchrank.data.digits import scenes as digits
 from patchrank.layers.prompts import Prompts
 from patchrank.models.embed import embed_unpruned
 from patchrank.models.pretrained import TEXT_CFGS, WEIGHTS
