@@ -66,6 +66,17 @@ def test_the_table_has_every_room_and_no_other():
     assert sorted(set(FLOORS.values())) == list(range(1, MOST_FLOORS + 1))
 
 
+def test_modules_that_the_page_names_are_there():
+    page = (ROOT / "docs/contributing.md").read_text()
+    rows = re.findall(r"^\| \d+ \| `(\w+)` \| ([^|]*)", page, re.M)
+    named = {f"patchrank.{room}.{module}" for room, text in rows for module in re.findall(r"`(\w+)`", text)}
+    paths = re.findall(
+        r"`(\w+(?:/\w+)*/\w+\.py|\w+\.py)`", page.partition("The way of one image")[2].partition("A component")[0]
+    )
+    missing = [name for name in named if name not in FILES] + [path for path in paths if not (PACKAGE / path).is_file()]
+    assert named and paths and missing == []
+
+
 def test_imports_go_down_only():
     assert [f"{source} -> {target}" for source, target in arrows() if breaks(source, target)] == []
 
