@@ -30,7 +30,10 @@ def main() -> int:
     """
     stage, rest = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if stage in ("-h", "--help"):
-        print(_listing())
+        print("usage: patchrank STAGE ...     or     python -m patchrank.STAGE ...\n")
+        print("stages, each with --help and an example:")
+        for name, what in STAGES.items():
+            print(f"  {name:10} {what}")
         return 0
     if stage not in STAGES:
         print(f"error: stage {stage!r} does not exist; {near(stage, STAGES)}", file=sys.stderr)
@@ -40,12 +43,6 @@ def main() -> int:
         sys.path.insert(0, os.getcwd())
     runpy.run_module(f"patchrank.{stage}", run_name="__main__", alter_sys=True)
     return 0
-
-
-def _listing() -> str:
-    lines = [f"  {stage:10} {what}" for stage, what in STAGES.items()]
-    usage = "usage: patchrank STAGE ...     or     python -m patchrank.STAGE ..."
-    return "\n".join([usage, "", "stages, each with --help and an example:", *lines])
 
 
 if __name__ == "__main__":

@@ -8,37 +8,17 @@ python -m patchrank.evaluate --model patchrank_clip_b16 --checkpoint clip.pt --d
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from patchrank.cli.config_flags import add_config_flags
-from patchrank.cli.flags import create_pruned_clip_from, evaluation_row, load_split_from, pruned_parser
-from patchrank.cli.summary import (
-    ACCURACIES,
-    MATCHING,
-    cosine_line,
-    images_line,
-    macs_line,
-    percentages,
-    print_row,
-    pruning_title,
-)
+from patchrank.cli.summary import ACCURACIES, MATCHING, cosine_line, percentages
 from patchrank.config import TrialConfig
-from patchrank.data.dataset_factory import find_task
-from patchrank.data.image_split import ImageSplit
 from patchrank.golden.agreement import matching, prior_of, rank_quality
 from patchrank.golden.dataset import read_ranked
-from patchrank.io import check_writable, resolve
 from patchrank.models.clip import Clip
-from patchrank.models.clip import macs_row as macs_row
-from patchrank.models.embed import BATCH_SIZE
-from patchrank.models.embed import embed_shared as embed_shared
-from patchrank.models.embed import embed_unpruned as embed_unpruned
-from patchrank.models.zero_shot import Evaluation as Evaluation
-from patchrank.models.zero_shot import evaluate
-from patchrank.models.zero_shot import random_scores as random_scores
-from patchrank.retrieval import SPLIT, add_index_flag, retrieval_from, retrieval_lines
+from patchrank.models.embed import evaluate
+from patchrank.retrieval import measuring_parser, pair_and_split, print_measured, retrieval_from
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 
@@ -58,50 +38,28 @@ def shard_matching(clip: Clip, path: str) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    _check(args)
-    clip = create_pruned_clip_from(args)
-    split = load_split_from(args)
-    found = shard_matching(clip, args.shards) if args.shards else {}
-    if args.task == "retrieval":
-        measured = retrieval_from(args, clip, split)
-        lines = retrieval_lines(measured)
-    else:
-        measured = _classification(args, clip, split)
-        lines = [*percentages(measured, ACCURACIES), cosine_line(measured)]
-    row = evaluation_row(args, args.task, clip, split, measured) | found
-    lines += [*percentages(row, MATCHING), macs_line(row), images_line(row)]
-    print_row(row, pruning_title(args, f"on {args.data}/{split.split}"), lines, args.out)
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Refuses flags that contradict each other, and places that cannot be written to, before anything is computed."""
-    find_task(args.data)
     for flag, task in (("index", "retrieval"), ("controls", "classification")):
         if getattr(args, flag) and args.task != task:
             raise UserError(f"--{flag} goes with --task {task}, which is not given")
-    for place in (args.out, args.index):
-        if place is not None:
-            check_writable(os.path.dirname(resolve(place)))
-
-
-def _classification(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:
-    if not split.classes:
-        what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
-        print(f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone", file=sys.stderr)
-    return evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
+    clip, split = pair_and_split(args)
+    found = shard_matching(clip, args.shards) if args.shards else {}
+    if args.task == "retrieval":
+        measured, lines = retrieval_from(args, clip, split)
+    else:
+        if not split.classes:
+            what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
+            print(f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone", file=sys.stderr)
+        measured = evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
+        lines = [*percentages(measured, ACCURACIES), cosine_line(measured)]
+    print_measured(args, args.task, clip, split, measured | found, [*lines, *percentages(found, MATCHING)])
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = pruned_parser("evaluate", __doc__, SPLIT, batch_size=BATCH_SIZE)
-    parser.add_argument(
-        "--task",
-        choices=("classification", "retrieval"),
-        default="classification",
-        help="retrieval: what patchrank.retrieval measures (default: classification)",
-    )
+    parser = measuring_parser("evaluate", __doc__)
+    what = "retrieval: what patchrank.retrieval measures (default: classification)"
+    parser.add_argument("--task", choices=("classification", "retrieval"), default="classification", help=what)
     add_config_flags(parser, TrialConfig, "controls")
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
-    add_index_flag(parser)
     return parser
 
 

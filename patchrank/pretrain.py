@@ -14,21 +14,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from patchrank.cli.config_flags import add_config_flags, positive, positive_float
 from patchrank.config import DEFAULTS, TrialConfig
+from patchrank.data.dataset_factory import load_split
 from patchrank.data.digits.captions import draw_template
-from patchrank.data.digits.scenes import CLASSES, TEMPLATES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle
+from patchrank.data.digits.scenes import CLASSES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle, split_digits
+from patchrank.data.image_split import ImageSplit
+from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.models.clip import Clip, create_clip
-from patchrank.models.embed import classify, embed
+from patchrank.models.embed import evaluate
 from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
 
+KIND = "pre-training"  # of checkpoint files
 STEPS = 11_430
 BATCH_SIZE = 64
 LR = 1e-3
@@ -40,12 +43,9 @@ DECAY_SHARE = 0.3  # of all steps, at the end, over which the rate falls linearl
 class CurriculumBatches(Dataset):
     """Item t is the batch of step t: images (64, 3, 64, 64) in [0, 1] as uint8, labels, and one caption template."""
 
-    def __init__(self, steps: int, seed: int = 0):
-        self.steps, self.seed = steps, seed
+    def __init__(self, seed: int = 0):
+        self.seed = seed
         self.scenes = DigitScenes("pretrain", scenes=1, seed=seed)
-
-    def __len__(self) -> int:
-        return self.steps
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, str]:
         rng = np.random.default_rng([self.seed, 77, step])
@@ -79,27 +79,21 @@ def clip_init_(tower: nn.Module) -> None:
     tower.head.bias.requires_grad_(False)  # CLIP's projection has none; timm's head keeps a zero
 
 
-class ContrastiveLoss(nn.Module):
-    """Symmetric InfoNCE over a batch's images and the distinct captions; identical captions count as positives."""
+def contrastive_loss(clip: Clip, pixels: Tensor, labels: Tensor, tokens: Tensor) -> Tensor:
+    """Symmetric InfoNCE over a batch's images and the distinct captions; identical captions count as positives.
 
-    def __init__(self, clip: Clip):
-        super().__init__()
-        self.clip = clip
-
-    def forward(self, pixels: Tensor, labels: Tensor, tokens: Tensor) -> Tensor:
-        images = F.normalize(self.clip.visual(self.clip.normalize(pixels.float() / 255)), dim=-1)
-        texts = F.normalize(self.clip.text(tokens), dim=-1)
-        logits = self.clip.logit_scale.exp().clamp(max=100) * images @ texts.T  # (B, captions)
-        positives = F.one_hot(labels, len(tokens)).T.to(logits.dtype)
-        counts = positives.sum(1)
-        to_images = -(positives * logits.T.log_softmax(1)).sum(1) / counts.clamp(min=1)
-        return (F.cross_entropy(logits, labels) + to_images.sum() / (counts > 0).sum()) / 2
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up, plateau, linear decay: a plateau lets a later call train for longer."""
-    left = (steps - step) / (DECAY_SHARE * steps)
-    return peak * min(1.0, (step + 1) / WARMUP_STEPS, left)
+    Args:
+        pixels: (B, 3, H, W), from 0 to 255.
+        labels: (B,), the place of each image's own caption.
+        tokens: (captions, 77).
+    """
+    images = clip.encode_image(clip.normalize(pixels.float() / 255))
+    texts = F.normalize(clip.text(tokens), dim=-1)
+    logits = clip.logit_scale.exp().clamp(max=100) * images @ texts.T  # (B, captions)
+    positives = F.one_hot(labels, len(tokens)).T.to(logits.dtype)
+    counts = positives.sum(1)
+    to_images = -(positives * logits.T.log_softmax(1)).sum(1) / counts.clamp(min=1)
+    return (F.cross_entropy(logits, labels) + to_images.sum() / (counts > 0).sum()) / 2
 
 
 def create_optimizer(clip: Clip, lr: float) -> torch.optim.AdamW:
@@ -116,22 +110,24 @@ def train(out: Path, steps: int = STEPS, lr: float = LR, seed: int = DEFAULTS.se
     torch.manual_seed(seed)
     clip = create_clip("patchrank_clip_digits", pretrained=False).train()
     clip_init_(clip.visual)
-    optimizer = create_optimizer(clip, lr)
+    optimizer, val = create_optimizer(clip, lr), load_split("digits", "val", 2 * len(split_digits("val")))
     start = load_checkpoint(out / "last.safetensors", clip, optimizer)
-    loss_fn = ContrastiveLoss(clip)
-    batches = CurriculumBatches(steps, seed)
+    batches = CurriculumBatches(seed)
     loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=4)
     bar = progress(loader, initial=start, total=steps, desc="pretrain", unit="step")
     for step, (pixels, labels, template) in enumerate(bar, start + 1):
+        # warm-up, plateau, linear decay: a plateau lets a later call train for longer
+        share = min(1.0, step / WARMUP_STEPS, (steps - step + 1) / (DECAY_SHARE * steps))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step - 1, steps, lr)
-        loss = loss_fn(pixels, labels, clip.tokenize([template.format(name) for name in CLASSES]))
+            group["lr"] = lr * share
+        tokens = clip.tokenize([template.format(name) for name in CLASSES])
+        loss = contrastive_loss(clip, pixels, labels, tokens)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
         optimizer.step()
         if step % every == 0 or step == steps:
-            row = {"step": step, "loss": round(loss.item(), 4), "val": round(accuracy(clip, "val"), 2)}
+            row = {"step": step, "loss": round(loss.item(), 4), "val": round(accuracy(clip, val), 2)}
             bar.set_postfix(row)
             save_checkpoint(out / "last.safetensors", clip, optimizer, step)
             with open(out / "log.jsonl", "a") as log:
@@ -139,36 +135,26 @@ def train(out: Path, steps: int = STEPS, lr: float = LR, seed: int = DEFAULTS.se
     return clip.eval()
 
 
-def accuracy(clip: Clip, split: str, scenes: int = 2, templates: tuple[str, ...] = TEMPLATES) -> float:
-    """Zero-shot accuracy in percent on `scenes` scenes of every digit of a split."""
-    clip.eval()
-    data = DigitScenes(split, scenes)
-    head = clip.zero_shot_head(CLASSES, templates)
-    pixels = torch.stack([torch.from_numpy(np.asarray(data[i]).copy()).permute(2, 0, 1) for i in range(len(data))])
-    parts = [range(start, start + 256) for start in range(0, len(data), 256)]
-    batches = ((clip.normalize(some.float() / 255), part) for some, part in zip(pixels.split(256), parts))
-    vectors, _ = embed(clip, batches, with_unpruned=False)
+def accuracy(clip: Clip, split: ImageSplit) -> float:
+    """Zero-shot accuracy in percent; afterwards the pair is in training mode."""
+    found = evaluate(clip.eval(), split, batch_size=256, quiet=True)
     clip.train()
-    return percent(classify(vectors["pruned"], head) == data.labels)
+    return percent(found.right())
 
 
 def save_checkpoint(path: Path, clip: Clip, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Weights and Adam's moments in one safetensors file (nothing here is ever unpickled), written atomically."""
-    tensors = {f"model.{k}": v.contiguous() for k, v in clip.state_dict().items()}
+    """Weights and Adam's moments in one file of tensors, whole or not at all."""
+    tensors = {f"model.{k}": v for k, v in clip.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optim.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path) + ".tmp", metadata={"step": str(step)})
-    Path(str(path) + ".tmp").replace(path)
+    write_tensors(path, KIND, tensors, {"step": step})
 
 
 def load_checkpoint(path: Path, clip: Clip, optimizer: torch.optim.Optimizer) -> int:
     """Restores what `save_checkpoint` wrote, if there is any; returns the number of steps done."""
     if not path.exists():
         return 0
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    tensors, about = read_tensors(path, KIND, ("step",))
     clip.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -176,12 +162,7 @@ def load_checkpoint(path: Path, clip: Clip, optimizer: torch.optim.Optimizer) ->
             _, i, name = key.split(".")
             state.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
-
-
-def export_weights(clip: Clip, path: Path) -> None:
-    """The pair as fp16 safetensors, the form in which weights ship."""
-    save_file({k: v.half().contiguous() for k, v in clip.state_dict().items()}, str(path))
+    return about["step"]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -192,9 +173,10 @@ def main(argv: list[str] | None = None) -> None:
     add_config_flags(parser, TrialConfig, "seed")
     args = parser.parse_args(argv)
     clip = train(args.out, args.steps, args.lr, args.seed)
-    export_weights(clip, args.out / "patchrank_clip_digits.safetensors")
+    shipped = {key: value.half().contiguous() for key, value in clip.state_dict().items()}
+    save_file(shipped, args.out / "patchrank_clip_digits.safetensors")
     for split in ("val", "test"):
-        seen, unseen = (accuracy(clip, split, 6, t) for t in (TEMPLATES, (UNSEEN_TEMPLATE,)))
+        seen, unseen = (accuracy(clip, load_split("digits", split, templates=t)) for t in (None, (UNSEEN_TEMPLATE,)))
         print(f"{split}: {seen:.2f} % with the task's templates, {unseen:.2f} % with an unseen one")
 
 

@@ -34,7 +34,6 @@ from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.nearest import is_within, nearest, own_distance, shared
 
-SPLIT = "val; of a folder or tars: all"  # where `--split` names none
 KS = (1, 5, 10)
 PROBES = 64  # images of a split that an index is checked with
 LABELS = {  # of the figures of a row, for people
@@ -100,21 +99,21 @@ def retrieval(
     batches = split_batches(clip, split, batch_size, "retrieval", quiet)
     vectors, _ = embed(clip, batches, with_unpruned=index is None)
     pruned, unpruned = vectors["pruned"], vectors["unpruned"] if index is None else index
-    shares, num_texts = image_shares(pruned, unpruned, ks, quiet), None
+    shares, texts = image_shares(pruned, unpruned, ks, quiet), None
     if split.captions is not None:
-        texts, right = _captions(clip, split, quiet)
-        num_texts = len(texts)
+        places = {text: place for place, text in enumerate(dict.fromkeys(split.captions))}
+        right = torch.tensor([places[text] for text in split.captions], device=pruned.device)
+        texts = encode_texts(clip.encode_text, list(places), "captions", quiet)
         shares |= text_shares(pruned, unpruned, texts, right, ks, quiet)
         shares |= text_to_image_shares(pruned, unpruned, texts, right, ks, quiet)
     elif split.classes:
         texts = clip.zero_shot_head(split.classes, split.templates)
         plain = clip.zero_shot_head(split.classes, split.templates, prompted=False)
         right = None if split.labels is None else torch.tensor(split.labels, device=texts.device)
-        num_texts = len(texts)
         shares |= text_shares(pruned, unpruned, texts, right, ks, quiet, plain)
     drift = own_distance(pruned, unpruned, torch.arange(len(pruned), device=pruned.device))
     arrays = {name: share.cpu().numpy() for name, share in shares.items()}
-    return Retrieval(arrays, drift.cpu().numpy(), unpruned, pruned, num_texts)
+    return Retrieval(arrays, drift.cpu().numpy(), unpruned, pruned, None if texts is None else len(texts))
 
 
 def image_shares(pruned: Tensor, unpruned: Tensor, ks: Sequence[int] = KS, quiet: bool = True) -> dict[str, Tensor]:
@@ -189,20 +188,11 @@ def _below(ks: Sequence[int], candidates: int) -> list[int]:
     return sorted({k for k in ks if k < candidates})
 
 
-def _captions(clip: Clip, split: ImageSplit, quiet: bool) -> tuple[Tensor, Tensor]:
-    """Embeddings (T, E) of the different captions of a split, and the place (n,) of each image's own."""
-    places = {text: place for place, text in enumerate(dict.fromkeys(split.captions))}
-    right = torch.tensor([places[text] for text in split.captions], device=clip.logit_scale.device)
-    return encode_texts(clip.encode_text, list(places), "captions", quiet), right
-
-
 def _check_order(clip: Clip, split: ImageSplit, batch_size: int, index: Tensor) -> None:
     """Refuses an index in which images, taken evenly from the split, are not nearest to their own rows."""
     places = [i * len(split) // PROBES for i in range(PROBES)] if len(split) > PROBES else list(range(len(split)))
     plain = embed_unpruned(clip, split.take(places), batch_size).to(index.device)
-    fault = _fault(index, (len(split), plain.shape[1]))
-    if fault:
-        raise UserError(f"index {fault}")
+    _check_rows(index, (len(split), plain.shape[1]), "index")
     own = torch.tensor(places, device=index.device)
     right = int(is_within(nearest(plain, index, 1), own_distance(plain, index, own), 1).sum())
     if right < 0.95 * len(plain):
@@ -237,57 +227,62 @@ def read_index(path: str, split: ImageSplit, embed_dim: int) -> Tensor:
         raise UserError(f"index {path}: must hold floats, but holds {array.dtype}")
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below, as not finite
         index = torch.from_numpy(array.astype(np.float32, copy=False))
-    fault = _fault(index, (len(split), embed_dim))
-    if fault:
-        raise UserError(f"index {path}: {fault}")
+    _check_rows(index, (len(split), embed_dim), f"index {path}:")
     return index
 
 
-def _fault(index: Tensor, shape: tuple[int, int]) -> str | None:
-    """What keeps an array from being an index of (n, E) embeddings, in words."""
-    if tuple(index.shape) != shape:
-        return f"must be of shape {shape}, one row an image and the tower's width, but is {tuple(index.shape)}"
+def _check_rows(index: Tensor, shape: tuple[int, int], name: str) -> None:
+    """Raises `UserError` where an array is no index of (n, E) embeddings; `name` stands at the message's start."""
+    found = tuple(index.shape)
+    if found != shape:
+        raise UserError(f"{name} must be of shape {shape}, one row an image and the tower's width, but is {found}")
     bad = (~index.isfinite().all(1) | (index == 0).all(1)).nonzero()[:, 0]
-    return f"row {int(bad[0])} has no direction: it is not finite, or zero" if len(bad) else None
+    if len(bad):
+        raise UserError(f"{name} row {int(bad[0])} has no direction: it is not finite, or zero")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    args = measuring_parser("retrieval", __doc__.split("\n\nShapes:")[0]).parse_args(argv)
+    clip, split = pair_and_split(args)
+    print_measured(args, "retrieval", clip, split, *retrieval_from(args, clip, split))
+
+
+def measuring_parser(stage: str, description: str) -> argparse.ArgumentParser:
+    """The flags that retrieval and evaluation have in common."""
+    parser = pruned_parser(stage, description, "val; of a folder or tars: all", batch_size=BATCH_SIZE)
+    parser.add_argument("--index", help="search index: .npy of the images' unpruned embeddings; made if not there")
+    return parser
+
+
+def pair_and_split(args: argparse.Namespace) -> tuple[Clip, ImageSplit]:
+    """The pair and the images that flags name; first of all, whether results can be written where they should go."""
     find_task(args.data)
     for place in (args.out, args.index):
         if place is not None:
             check_writable(os.path.dirname(resolve(place)))
-    clip = create_pruned_clip_from(args)
-    split = load_split_from(args)
-    measured = retrieval_from(args, clip, split)
-    row = evaluation_row(args, "retrieval", clip, split, measured)
-    lines = [*retrieval_lines(measured), macs_line(row), images_line(row)]
-    print_row(row, pruning_title(args, f"on {args.data}/{split.split}"), lines, args.out)
+    return create_pruned_clip_from(args), load_split_from(args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = pruned_parser("retrieval", __doc__.split("\n\nShapes:")[0], SPLIT, batch_size=BATCH_SIZE)
-    add_index_flag(parser)
-    return parser
+def print_measured(
+    args: argparse.Namespace, task: str, clip: Clip, split: ImageSplit, measured: Mapping, lines: list[tuple[str, str]]
+) -> None:
+    """Prints the row of what was measured, and a table of `lines` with what it costs below."""
+    row = evaluation_row(args, task, clip, split, measured)
+    where = f"on {args.data}/{split.split}"
+    print_row(row, pruning_title(args, where), [*lines, macs_line(row), images_line(row)], args.out)
 
 
-def add_index_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--index", help="search index: .npy of the images' unpruned embeddings; made if not there")
+def retrieval_from(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> tuple[dict, list[tuple[str, str]]]:
+    """The figures of a command's row, and the lines of its table: of each figure all its k in one, then the drift.
 
-
-def retrieval_from(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> dict[str, float]:
-    """The figures of a command's row; the index that `--index` names is read, or written where there is none yet."""
+    The index that `--index` names is read, or written where there is none yet.
+    """
     known = args.index is not None and exists(args.index)
     index = read_index(args.index, split, clip.visual.num_classes) if known else None
     found = retrieval(clip, split, batch_size=args.batch_size, index=index)
     if args.index is not None and not known:
         write_index(args.index, found.unpruned)
-    return found.row()
-
-
-def retrieval_lines(row: Mapping) -> list[tuple[str, str]]:
-    """Lines of a command's table: of each figure all its k in one, then the drift."""
-    lines = []
+    row, lines = found.row(), []
     for name, label in LABELS.items():
         figure, end = name.split("@k")
         ks = [k for k in KS if f"{figure}@{k}{end}" in row]
@@ -295,7 +290,7 @@ def retrieval_lines(row: Mapping) -> list[tuple[str, str]]:
             values = ", ".join(f"{row[f'{figure}@{k}{end}']:.1f}" for k in ks)
             lines.append((f"{label}, k = {', '.join(map(str, ks))}", f"{values} %"))
     drift = ", ".join(f"{what} {row[f'drift_{what}']:.5f}" for what in ("mean", "p95", "max"))
-    return [*lines, ("drift (1 - cosine to the unpruned embedding)", drift)]
+    return row, [*lines, ("drift (1 - cosine to the unpruned embedding)", drift)]
 
 
 if __name__ == "__main__":

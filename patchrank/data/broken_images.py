@@ -53,8 +53,14 @@ def without_broken(split: ImageSplit, limit: int | None = None, share: float = 0
         print(f"{name}: left out {len(broken) - SHOWN} more", file=sys.stderr)
     looked = len(good) + len(broken)
     if _too_many(broken, looked, share) or (broken and not good):
-        raise UserError(_refusal(split, broken, looked, share))
-    return replace(split.take(good), skipped=split.skipped + len(broken), version=_number(contents.digest()))
+        rule = f"one image, or {100 * share:g} % of those looked at, may be broken" if share else "none may be broken"
+        first, reason = next(iter(broken.items()))
+        raise UserError(
+            f"data {name}: {len(broken)} of {looked} images cannot be decoded, but "
+            f"{rule if good else 'at least one must be left'}; the first is {split.ids[first]} ({reason})"
+        )
+    version = int.from_bytes(contents.digest()[:6], "big")
+    return replace(split.take(good), skipped=split.skipped + len(broken), version=version)
 
 
 def fingerprinted(split: ImageSplit) -> ImageSplit:
@@ -70,11 +76,7 @@ def fingerprinted(split: ImageSplit) -> ImageSplit:
     with ThreadPoolExecutor(THREADS) as pool:
         digests = pool.map(lambda i: hashlib.sha256(split.content(i)).digest(), places)
         contents = hashlib.sha256(str(split.version).encode() + b"".join(digests))
-    return replace(split, version=_number(contents.digest()))
-
-
-def _number(digest: bytes) -> int:
-    return int.from_bytes(digest[:6], "big")
+    return replace(split, version=int.from_bytes(contents.digest()[:6], "big"))
 
 
 def _verdicts(split: ImageSplit, wanted: int) -> Iterator[tuple[int, str | None, bytes]]:
@@ -105,14 +107,3 @@ def _verdict(split: ImageSplit, i: int) -> tuple[str | None, bytes]:
 def _too_many(broken: dict[int, str], looked: int, share: float) -> bool:
     allowed = max(1, share * looked) if share else 0
     return len(broken) > allowed
-
-
-def _refusal(split: ImageSplit, broken: dict[int, str], looked: int, share: float) -> str:
-    first, reason = next(iter(broken.items()))
-    rule = f"one image, or {100 * share:g} % of those looked at, may be broken" if share else "none may be broken"
-    if looked == len(broken):
-        rule = "at least one must be left"
-    return (
-        f"data {split.task}/{split.split}: {len(broken)} of {looked} images cannot be decoded, but {rule}; "
-        f"the first is {split.ids[first]} ({reason})"
-    )

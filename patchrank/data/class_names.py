@@ -44,43 +44,42 @@ class Vocabulary:
             split = replace(split, templates=self.templates)
         if self.classes is None:
             return split
-        classes = self._listed(split) if isinstance(self.classes, tuple) else self._mapped(split)
-        return replace(split, classes=classes)
-
-    def _listed(self, split: ImageSplit) -> tuple[str, ...]:
-        if split.classes and len(split.classes) != len(self.classes):
-            raise UserError(
-                f"{self.path}: classes: holds {len(self.classes)} names, but {split.task} has {len(split.classes)} "
-                f"classes, from {split.classes[0]!r} to {split.classes[-1]!r}"
-            )
-        self._check_labels(split, len(self.classes))
-        return self.classes
-
-    def _mapped(self, split: ImageSplit) -> tuple[str, ...]:
-        known = split.classes or self._numbers(split)
+        if not split.classes:
+            return replace(split, classes=self._of_numbers(split))
+        if isinstance(self.classes, tuple):
+            if len(split.classes) != len(self.classes):
+                raise UserError(
+                    f"{self.path}: classes: holds {len(self.classes)} names, but {split.task} has "
+                    f"{len(split.classes)} classes, from {split.classes[0]!r} to {split.classes[-1]!r}"
+                )
+            return replace(split, classes=self.classes)
         for key in self.classes:
-            if key not in known:
-                raise UserError(f"{self.path}: classes.{key}: {split.task} has no such class; {near(key, known)}")
-        return tuple(self.classes.get(name, name) for name in known)
+            if key not in split.classes:
+                raise UserError(
+                    f"{self.path}: classes.{key}: {split.task} has no such class; {near(key, split.classes)}"
+                )
+        return replace(split, classes=tuple(self.classes.get(name, name) for name in split.classes))
 
-    def _numbers(self, split: ImageSplit) -> tuple[str, ...]:
-        """The keys of a mapping that names numbered labels: "0", "1", ... without gaps."""
-        if split.labels is None:
-            raise UserError(
-                f"{self.path}: classes: is a mapping, but {split.task} has no classes to rename; try a list"
-            )
-        numbers = tuple(map(str, range(len(self.classes))))
-        missing = [number for number in numbers if number not in self.classes]
-        if missing:
-            raise UserError(f"{self.path}: classes.{missing[0]}: is missing; numbered labels need every name from 0 on")
-        self._check_labels(split, len(numbers))
-        return numbers
-
-    def _check_labels(self, split: ImageSplit, count: int) -> None:
+    def _of_numbers(self, split: ImageSplit) -> tuple[str, ...]:
+        """Names for data whose labels are numbers, or that has no labels: a list, or a mapping from "0", "1", ..."""
+        names = self.classes
+        if isinstance(names, dict):
+            if split.labels is None:
+                raise UserError(
+                    f"{self.path}: classes: is a mapping, but {split.task} has no classes to rename; try a list"
+                )
+            numbers = [str(number) for number in range(len(names))]
+            for number in numbers:
+                if number not in names:
+                    raise UserError(
+                        f"{self.path}: classes.{number}: is missing; numbered labels need every name from 0 on"
+                    )
+            names = tuple(names[number] for number in numbers)
         worst = max(split.labels or [0])
-        if worst >= count:
+        if worst >= len(names):
             first = split.ids[split.labels.index(worst)]
-            raise UserError(f"{self.path}: classes: holds {count} names, but the label of {first} is {worst}")
+            raise UserError(f"{self.path}: classes: holds {len(names)} names, but the label of {first} is {worst}")
+        return names
 
 
 def read_vocabulary(path: str) -> Vocabulary:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from patchrank.data import digits
 from patchrank.data.broken_images import fingerprinted, without_broken
 from patchrank.data.class_names import read_vocabulary
 from patchrank.data.coop import NAMED, load_named
+from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit, Reader
 from patchrank.data.readers.folder import load_folder
 from patchrank.data.readers.wds import load_wds
@@ -39,8 +39,8 @@ def _digits(task: str, split: str, root: None) -> ImageSplit:
     scenes = digits.DigitScenes(split, task=task)
     reader = Reader(partial(_png, scenes), range(len(scenes)))
     about = {"groups": scenes.groups, "unit": "digit", "version": digits.VERSION, "drawn": True}
-    labels, names = scenes.labels.tolist(), (digits.CLASSES, digits.TEMPLATES)
-    return ImageSplit(task, split, scenes.ids, labels, *names, reader, **about)
+    labels = scenes.labels.tolist()
+    return ImageSplit(task, split, scenes.ids, labels, digits.CLASSES, digits.TEMPLATES, reader, **about)
 
 
 def _png(scenes: digits.DigitScenes, i: int) -> bytes:

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image
 
-# What Pillow's readers raise for files that are damaged, cut off, of no known format, or past its guard against
-# decompression bombs, which stays as it is.
-UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # where warnings are errors
-)
+from patchrank.utils.errors import one_line
 
 # Formats that Pillow knows by name but cannot read, and EPS, for which it would start another program.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -59,14 +40,23 @@ def decode_viewer(content: bytes) -> Image.Image:
     colour or grey without an orientation gives exactly what `decode_plain` gives.
 
     Raises:
-        UNREADABLE: the bytes are no image, or a damaged one; a part of an image is never returned.
+        Exception: the bytes are no image, or a damaged one; a part of an image is never returned. Pillow's errors are
+            of nearly every kind for files that are cut off, of no known format, or past its guard against bombs.
     """
     silence_metadata_warnings()
     image = Image.open(io.BytesIO(content), formats=image_formats())
     image.load()
     if 0 in image.size:
         raise ValueError("the image has no pixels")
-    shown, turn = _on_white(_eight_bits(image)), _TURNS.get(_orientation(image))
+    shown = _eight_bits(image)
+    if shown.has_transparency_data:
+        shown = shown.convert("RGBA")
+        shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # a damaged tag; Pillow has turned TIFF files upright already
+        turn = None
+    shown = shown.convert("RGB")
     return shown if turn is None else shown.transpose(turn)
 
 
@@ -77,7 +67,7 @@ def fault(content: bytes, decoding: str) -> str | None:
     """In one line why encoded bytes cannot be decoded in full; None if they can."""
     try:
         DECODERS[decoding](content)
-    except UNREADABLE as error:
+    except Exception as error:
         return why(error, content)
     return None
 
@@ -88,7 +78,7 @@ def why(error: Exception, content: bytes) -> str:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):  # its own text is the address of a buffer
         return "in no image format that can be read"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def extension_of(content: bytes) -> str:
@@ -128,18 +118,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if isinstance(image.info.get("transparency"), int):
         values[values == image.info["transparency"]] = white
     return Image.fromarray(np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _orientation(image: Image.Image) -> object:
-    """The EXIF tag; 1 where it is missing or damaged. Pillow has turned TIFF files upright already."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except UNREADABLE:
-        return 1

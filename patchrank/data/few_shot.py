@@ -7,6 +7,7 @@ meets them, not by label.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -42,10 +43,9 @@ def _whole(name: str, value: object, least: int) -> int:
 
 def _draw(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
     """A class with fewer images than shots gives all of them, in order, and draws no random number."""
-    groups: dict[int, list[int]] = {}
+    groups, drawn = defaultdict(list), []
     for i, label in enumerate(labels):
-        groups.setdefault(label, []).append(i)
-    drawn: list[int] = []
+        groups[label].append(i)
     for group in groups.values():
         drawn += rng.sample(group, shots) if len(group) >= shots else group
     return drawn

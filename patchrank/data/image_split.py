@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchrank.data.decoding import DECODERS, UNREADABLE, why
-from patchrank.utils.errors import UserError
+from patchrank.data.decoding import DECODERS, why
+from patchrank.utils.errors import UserError, one_line
 
 THREADS = min(8, os.cpu_count() or 1)  # that read and decode images
 
@@ -85,14 +85,14 @@ class ImageSplit:
         except UserError:
             raise
         except Exception as error:  # file systems behind URLs have errors of their own, without a common class
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            reason = getattr(error, "strerror", None) or one_line(error)
             raise UnreadError(f"{self.task}/{self.split}: image {self.ids[i]} cannot be read ({reason})") from error
 
     def decode(self, i: int, content: bytes) -> Image.Image:
         """Image i from its bytes. Raises `UserError` where they are no image, or a damaged one."""
         try:
             return DECODERS[self.decoding](content)
-        except UNREADABLE as error:
+        except Exception as error:
             name = f"{self.task}/{self.split}: image {self.ids[i]}"
             raise UserError(f"{name} cannot be decoded ({why(error, content)})") from error
 

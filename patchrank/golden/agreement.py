@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from patchrank.golden.dataset import Ranked
-from patchrank.utils.metrics import kendall, matching_each, matching_rate, ndcg, position_prior, top_k
+from patchrank.utils.metrics import kendall, matching_each, matching_rate, ndcg, top_k
 
 
 @torch.inference_mode()
@@ -32,13 +32,10 @@ def rank_quality(predictor: nn.Module, prior: np.ndarray, data: Ranked) -> dict[
 def matching(quality: dict[str, np.ndarray], num_tokens: int) -> dict[str, float]:
     """Means of `rank_quality`: matching rate on images that were not fitted on, beside position prior and chance."""
     means = {key: float(values.mean()) for key, values in quality.items()}
-    return {
-        "matching_rate": means.pop("matching"),
-        **means,
-        "matching_chance": 100 * top_k(num_tokens) / num_tokens,
-    }
+    chance = 100 * top_k(num_tokens) / num_tokens
+    return {"matching_rate": means.pop("matching"), **means, "matching_chance": chance}
 
 
 def prior_of(data: Ranked) -> np.ndarray:
-    """The position prior of the images that a predictor was fitted on."""
-    return position_prior(data.golden.cpu().numpy())
+    """The position prior (N,): the mean golden map of the images that a predictor was fitted on."""
+    return data.golden.cpu().numpy().mean(0)

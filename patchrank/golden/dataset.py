@@ -38,7 +38,10 @@ def read_ranked(clip: Clip, path: str, metric: str, location: int, quiet: bool =
         UserError: shards of another model, grid or metric, damaged ones, or more images than memory has room for.
     """
     manifest = read_manifest(path)
-    row = _check_manifest(clip, manifest, path, metric)
+    _check_manifest(clip, manifest, path)
+    if metric not in manifest["metrics"]:
+        raise UserError(f"metric {metric!r} is not in shards {path}; {near(metric, manifest['metrics'])}")
+    row = manifest["metrics"].index(metric)
     check_locations((location,), len(clip.visual.blocks))
     transform, device = clip.transform(), clip.logit_scale.device
     golden, batch, count = [], [], manifest["data"]["count"]
@@ -71,25 +74,19 @@ def _check_memory(shape: tuple[int, int, int], device: torch.device, path: str) 
         )
 
 
-def _check_manifest(clip: Clip, manifest: dict, path: str, metric: str) -> int:
-    own = clip.sha256()
-    if manifest["model"]["sha256"] != own:
-        raise UserError(
-            f"shards {path} were computed from {manifest['model']['name']} with weights "
-            f"{manifest['model']['sha256'][:12]}, but this model is {clip.name} with {own[:12]}"
-        )
-    theirs, ours = (about.get("prompts", "none")[:12] for about in (manifest["model"], clip.prompts_about()))
+def _check_manifest(clip: Clip, manifest: dict, path: str) -> None:
+    """Raises `UserError` for shards of another model, other prompts, another transform or another grid."""
+    model, grid = manifest["model"], list(clip.visual.patch_embed.grid_size)
+    theirs, ours = (about.get("prompts", "none")[:12] for about in (model, clip.prompts_about()))
+    if model["sha256"] != (own := clip.sha256()):
+        says = f"were computed from {model['name']} with weights {model['sha256'][:12]}"
+        raise UserError(f"shards {path} {says}, but this model is {clip.name} with {own[:12]}")
     if theirs != ours:
         raise UserError(f"shards {path} were computed with prompts {theirs}, but this model has prompts {ours}")
-    if manifest["transform"] != clip.transform_settings():
-        raise UserError(
-            f"shards {path} hold images as {manifest['transform']}, but {clip.name} sees {clip.transform_settings()}"
-        )
-    if manifest["grid"] != list(clip.visual.patch_embed.grid_size):
-        raise UserError(f"shards {path} are of grid {manifest['grid']}, not {list(clip.visual.patch_embed.grid_size)}")
-    if metric not in manifest["metrics"]:
-        raise UserError(f"metric {metric!r} is not in shards {path}; {near(metric, manifest['metrics'])}")
-    return manifest["metrics"].index(metric)
+    if manifest["transform"] != (seen := clip.transform_settings()):
+        raise UserError(f"shards {path} hold images as {manifest['transform']}, but {clip.name} sees {seen}")
+    if manifest["grid"] != grid:
+        raise UserError(f"shards {path} are of grid {manifest['grid']}, not {grid}")
 
 
 def pooled(parts: Sequence[Ranked]) -> Ranked:

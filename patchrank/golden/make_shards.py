@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from patchrank.config import DEFAULTS
+from patchrank.config import GoldenConfig, validate
 from patchrank.data.image_split import ImageSplit
 from patchrank.golden.scores import METRICS, VERSION, batch_size_of, check_rounds, known_metrics, score_images
 from patchrank.golden.shards import SHARD_SIZE, Sample, ShardFolder
@@ -14,31 +14,26 @@ from patchrank.models.clip import Clip
 from patchrank.utils.progress import progress, write_line
 
 
-def shard_folder(
-    clip: Clip,
-    split: ImageSplit,
-    root: str,
-    window: int = DEFAULTS.golden.window,
-    stride: int = DEFAULTS.golden.stride,
-    remove_at: int = DEFAULTS.golden.remove_at,
-    rounds: int = DEFAULTS.golden.rounds,
-    metric: str = DEFAULTS.golden.metric,
-    sha256: str | None = None,
-) -> ShardFolder:
+def shard_folder(clip: Clip, split: ImageSplit, root: str, sha256: str | None = None, **settings) -> ShardFolder:
     """The folder that holds, or will hold, these scores; its name depends on all that they depend on.
 
     One round scores all metrics at once; more rounds are a search for each, and made for `metric` alone.
-    `sha256` is the pair's fingerprint, for callers that know it.
+
+    Args:
+        sha256: the pair's fingerprint, for callers that know it.
+        **settings: of `GoldenConfig`; `remove_at` is a layer.
     """
-    check_rounds(rounds, clip.visual.num_patches)
-    pruning.check_locations((remove_at,), len(clip.visual.blocks))
-    pruning.windows(clip.visual.patch_embed.grid_size, window, stride)
+    golden = validate(GoldenConfig, settings, "golden")
+    check_rounds(golden.rounds, clip.visual.num_patches)
+    pruning.check_locations((golden.remove_at,), len(clip.visual.blocks))
+    pruning.windows(clip.visual.patch_embed.grid_size, golden.window, golden.stride)
+    metrics = METRICS if golden.rounds == 1 else [golden.metric]
     header = {
         "schema": 1,
         "version": VERSION,
-        "metrics": known_metrics(METRICS if rounds == 1 else [metric], split.labels is not None, bool(split.classes)),
+        "metrics": known_metrics(metrics, split.labels is not None, bool(split.classes)),
         "grid": list(clip.visual.patch_embed.grid_size),
-        "golden": {"window": window, "stride": stride, "remove_at": remove_at, "rounds": rounds},
+        "golden": golden.model_dump(exclude={"metric"}),
         "model": {"name": clip.name, "sha256": sha256 or clip.sha256()} | clip.prompts_about(),
         "data": {
             "task": split.task,

@@ -79,7 +79,13 @@ def score_images(
         def damage(alive: Tensor) -> Tensor:  # (B, N) to (B, M, W)
             pieces = _without_windows(tower, tokens, squares, alive, remove_at, batch_size)
             pieces = F.normalize(pieces.double(), dim=-1)
-            return torch.stack(_damages(wanted, whole, pieces, head, labels, float(logit_scale)), dim=1)
+            logits = None if head is None else float(logit_scale) * pieces @ head.double().T  # (B, W, C)
+            ways = {
+                "label": lambda: _improbability(logits, labels[:, None].expand(logits.shape[:2])),
+                "confidence": lambda: _improbability(logits, logits.argmax(-1)),
+                "preservation": lambda: (whole[:, None] - pieces).square().sum(-1) / 2,  # 1 - cos of unit vectors
+            }
+            return torch.stack([ways[name]() for name in wanted], dim=1)
 
         everything = tokens.new_ones(len(tokens), tower.num_patches, dtype=torch.bool)
         first = damage(everything)
@@ -106,7 +112,7 @@ def known_metrics(metrics: Sequence[str], labelled: bool, named: bool) -> list[s
     wanted = [name for name in metrics if had[name]]
     if not wanted:
         what = "labels" if named else "class names"
-        raise UserError(f"metrics {list(metrics)} need {what}, and there are none; near: preservation")
+        raise UserError(f"metrics {list(metrics)} need {what}, and there are none; try preservation")
     return wanted
 
 
@@ -154,24 +160,6 @@ def _without_windows(
                 kept = pruning.take(tokens[image], torch.cat([leading, patches], dim=1))
                 out[image, square] = tower.forward_suffix(kept, layer)
     return out
-
-
-def _damages(
-    metrics: Sequence[str],
-    whole: Tensor,
-    pieces: Tensor,
-    head: Tensor | None,
-    labels: Tensor | None,
-    scale: float,
-) -> list[Tensor]:
-    """Damage (B, W) by each metric, from unit embeddings of full (B, E) and pruned (B, W, E) sequences."""
-    logits = None if head is None else scale * pieces @ head.double().T  # (B, W, C)
-    ways = {
-        "label": lambda: _improbability(logits, labels[:, None].expand(logits.shape[:2])),
-        "confidence": lambda: _improbability(logits, logits.argmax(-1)),
-        "preservation": lambda: (whole[:, None] - pieces).square().sum(-1) / 2,  # 1 - cos of unit vectors
-    }
-    return [ways[name]() for name in metrics]
 
 
 def _improbability(logits: Tensor, classes: Tensor) -> Tensor:

@@ -21,16 +21,7 @@ from typing import IO
 import numpy as np
 
 from patchrank.data.decoding import DECODERS, extension_of
-from patchrank.io import (
-    content_id,
-    filesystem_of,
-    join,
-    patiently,
-    read_bytes,
-    read_json,
-    write_atomic,
-    write_json,
-)
+from patchrank.io import content_id, filesystem_of, join, patiently, read_bytes, read_json, write_atomic, write_json
 from patchrank.utils.errors import UserError
 
 SHARD_SIZE = 64
@@ -74,8 +65,7 @@ class ShardFolder:
 
     def faults(self) -> dict[int, str]:
         """What is wrong with each shard that is not as it should be: `{1: "truncated: 512 of 3072 bytes"}`."""
-        found = {index: self.fault(index) for index in range(len(self.sizes))}
-        return {index: fault for index, fault in found.items() if fault}
+        return {index: fault for index in range(len(self.sizes)) if (fault := self.fault(index))}
 
     def fault(self, index: int) -> str | None:
         """What is wrong with one shard; None where nothing is. Each version of its file is read once per process."""
@@ -91,9 +81,17 @@ class ShardFolder:
         return _fault_of_version(url, str(about), record["bytes"], record["sha256"])
 
     def write(self, index: int, samples: Iterable[Sample]) -> None:
-        """Writes shard number `index` and its record, each whole or not at all."""
-        content, count = _tar(samples, index * self.header["shard_size"])
-        name = f"{_stem(index)}.tar"
+        """Writes shard number `index` and its record, each whole or not at all; equal samples give equal bytes."""
+        from webdataset.writer import TarWriter
+
+        buffer, count, first = io.BytesIO(), 0, index * self.header["shard_size"]
+        with TarWriter(buffer, encoder=True, mtime=0) as tar:
+            for count, sample in enumerate(samples, 1):
+                member = {"__key__": f"{first + count - 1:08d}", extension_of(sample.content): sample.content}
+                member |= {} if sample.label is None else {"cls": sample.label}
+                member |= {"json": {"id": sample.id}, "scores.npy": sample.scores, "windows.npy": sample.windows}
+                tar.write(member)
+        content, name = buffer.getvalue(), f"{_stem(index)}.tar"
         digest = hashlib.sha256(content).hexdigest()
         record = {"file": name, "samples": count, "bytes": len(content), "sha256": digest}
         write_atomic(join(self.path, name), content)
@@ -138,7 +136,10 @@ def stream(path: str) -> Iterator[Sample]:
     urls = [join(path, each["file"]) for each in manifest["shards"]]
     opened = ({"url": url, "stream": open_shard(url, each)} for url, each in zip(urls, manifest["shards"]))
     for member in group_by_keys(tar_file_expander(opened)):
-        yield _sample(member, decoding)
+        content = member[next(key for key in member if key not in _NOT_IMAGES)]
+        label = int(member["cls"]) if "cls" in member else None
+        arrays = (np.load(io.BytesIO(member[key]), allow_pickle=False) for key in ("scores.npy", "windows.npy"))
+        yield Sample(json.loads(member["json"])["id"], content, label, *arrays, decoding)
 
 
 def register_gopen(*schemes: str) -> None:
@@ -191,36 +192,6 @@ def _checked(url: str, size: int, sha256: str) -> tuple[bytes, str | None]:
 @lru_cache(maxsize=1 << 16)
 def _fault_of_version(url: str, version: str, size: int, sha256: str) -> str | None:
     return _checked(url, size, sha256)[1]
-
-
-def _sample(member: dict, decoding: str) -> Sample:
-    about = json.loads(member["json"])
-    return Sample(
-        about["id"],
-        member[next(key for key in member if key not in _NOT_IMAGES)],
-        int(member["cls"]) if "cls" in member else None,
-        _array(member["scores.npy"]),
-        _array(member["windows.npy"]),
-        decoding,
-    )
-
-
-def _array(content: bytes) -> np.ndarray:
-    return np.load(io.BytesIO(content), allow_pickle=False)
-
-
-def _tar(samples: Iterable[Sample], first: int) -> tuple[bytes, int]:
-    """The bytes of a tar, equal for equal samples, and how many it holds."""
-    from webdataset.writer import TarWriter
-
-    buffer, count = io.BytesIO(), 0
-    with TarWriter(buffer, encoder=True, mtime=0) as tar:
-        for count, sample in enumerate(samples, 1):
-            member = {"__key__": f"{first + count - 1:08d}", extension_of(sample.content): sample.content}
-            member |= {} if sample.label is None else {"cls": sample.label}
-            member |= {"json": {"id": sample.id}, "scores.npy": sample.scores, "windows.npy": sample.windows}
-            tar.write(member)
-    return buffer.getvalue(), count
 
 
 def _stem(index: int) -> str:

@@ -7,6 +7,7 @@ from patchrank.io.files import list_names as list_names
 from patchrank.io.files import local_copy as local_copy
 from patchrank.io.files import read_bytes as read_bytes
 from patchrank.io.files import read_json as read_json
+from patchrank.io.files import read_text as read_text
 from patchrank.io.files import remove as remove
 from patchrank.io.files import write_atomic as write_atomic
 from patchrank.io.files import write_json as write_json

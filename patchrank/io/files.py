@@ -33,6 +33,16 @@ def read_bytes(path: str | Path) -> bytes:
     return patiently(path, lambda: filesystem.cat_file(name))
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark. Raises `UserError` where it cannot be read."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not a text file in UTF-8") from error
+
+
 def read_json(path: str | Path) -> dict | None:
     """The content of a JSON file; None where there is no such file, or it is damaged and so to be made again."""
     try:
@@ -41,9 +51,9 @@ def read_json(path: str | Path) -> dict | None:
         return None
 
 
-def exists(path: str | Path) -> bool:
+def exists(path: str | Path, patience: float | None = None) -> bool:
     filesystem, name = filesystem_of(path)
-    return patiently(path, lambda: filesystem.exists(name))
+    return patiently(path, lambda: filesystem.exists(name), patience=patience)
 
 
 def list_names(folder: str | Path) -> list[str]:
@@ -94,13 +104,33 @@ def local_copy(path: str | Path) -> str:
     return target
 
 
-def write_atomic(path: str | Path, content: bytes | str) -> None:
+def write_atomic(path: str | Path, content: bytes | str, patience: float | None = None) -> None:
     """Writes a whole file or nothing: beside its place and then renamed; on object stores in one put.
+
+    Args:
+        patience: seconds that a store is waited for, as in `patiently`.
 
     Raises:
         UserError: the place cannot be written to.
     """
-    _write(path, content.encode() if isinstance(content, str) else content)
+    filesystem, name = filesystem_of(path)
+    content = content.encode() if isinstance(content, str) else content
+
+    def write() -> None:
+        if not _WITHOUT_FOLDERS & protocols(filesystem):
+            filesystem.makedirs(posixpath.dirname(name) or ".", exist_ok=True)
+        if not isinstance(filesystem, LocalFileSystem):
+            put(filesystem, name, content)
+            return
+        with _replacing(name) as temporary, open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    try:
+        patiently(path, write, "write", patience)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -109,8 +139,7 @@ def write_json(path: str | Path, value: object) -> None:
 
 def check_reachable(folder: str | Path) -> None:
     """Raises `UserError` within about `CHECK_PATIENCE` seconds for a store that does not answer."""
-    filesystem, name = filesystem_of(folder)
-    patiently(folder, lambda: filesystem.exists(name), patience=CHECK_PATIENCE)
+    exists(folder, CHECK_PATIENCE)
 
 
 def check_writable(folder: str | Path) -> None:
@@ -120,7 +149,7 @@ def check_writable(folder: str | Path) -> None:
     local = isinstance(filesystem, LocalFileSystem)
     absent = [path for path in (Path(name), *Path(name).parents) if not path.exists()] if local else []
     try:
-        _write(probe, b"", CHECK_PATIENCE)
+        write_atomic(probe, b"", CHECK_PATIENCE)
         remove(probe)
     finally:
         for path in absent:
@@ -134,27 +163,6 @@ def put(filesystem: AbstractFileSystem, name: str, content: bytes, **how: str) -
     if isinstance(filesystem, AsyncFileSystem):  # botocore would wait without limit for the server's "continue"
         limit["timeout"] = PUT_TIMEOUT + len(content) / PUT_SPEED
     filesystem.pipe_file(name, content, **how, **limit)
-
-
-def _write(path: str | Path, content: bytes, patience: float | None = None) -> None:
-    filesystem, name = filesystem_of(path)
-    local = isinstance(filesystem, LocalFileSystem)
-
-    def write() -> None:
-        if not _WITHOUT_FOLDERS & protocols(filesystem):
-            filesystem.makedirs(posixpath.dirname(name) or ".", exist_ok=True)
-        if not local:
-            put(filesystem, name, content)
-            return
-        with _replacing(name) as temporary, open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-    try:
-        patiently(path, write, "write", patience)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
 @contextmanager

@@ -14,18 +14,6 @@ def content_id(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _unusual(model: nn.Module, without: tuple[str, ...]) -> list[str]:
-    """Activations other than plain GELU, and epsilons of norms other than 1e-5, one line each."""
-    found = set()
-    for name, module in model.named_modules():
-        if not name.startswith(without or ("\0",)):
-            if name.endswith((".act", ".gelu")):
-                found.add(f"{type(module).__name__} {getattr(module, 'approximate', 'none')}\n")
-            if isinstance(module, nn.LayerNorm):
-                found.add(f"eps {module.eps}\n")
-    return sorted(found - {"GELU none\n", "eps 1e-05\n"})
-
-
 def weights_sha256(model: nn.Module, without: tuple[str, ...] = ()) -> str:
     """sha256 over names, types, shapes and bytes of a model's tensors.
 
@@ -35,7 +23,15 @@ def weights_sha256(model: nn.Module, without: tuple[str, ...] = ()) -> str:
     Args:
         without: beginnings of names that do not count.
     """
-    digest = hashlib.sha256("".join(_unusual(model, without)).encode())
+    settings = set()
+    for name, module in model.named_modules():
+        if not name.startswith(without):
+            if name.endswith((".act", ".gelu")):
+                settings.add(f"{type(module).__name__} {getattr(module, 'approximate', 'none')}\n")
+            if isinstance(module, nn.LayerNorm):
+                settings.add(f"eps {module.eps}\n")
+    unusual = sorted(settings - {"GELU none\n", "eps 1e-05\n"})
+    digest = hashlib.sha256("".join(unusual).encode())
     for key, value in sorted(model.state_dict().items()):
         if not key.startswith(without):
             value = value.detach().cpu().contiguous()

@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Event, Thread
 
 from filelock import FileLock, Timeout
@@ -45,106 +45,100 @@ def hold(folder: str, what: str = "driver", refresh: float = REFRESH, stale: flo
         UserError: another driver holds the folder, or nothing can be written there. On a store it takes up to `refresh`
             seconds to tell, and up to `stale` seconds to take over from a driver that was killed.
     """
-    mine = {"what": what, "host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-    mine["since"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    lost = Event()
-    with _noted(folder, mine, lost, refresh, stale) if is_remote(folder) else _locked(folder, mine):
+    note, lost, done = _Note(folder, what), Event(), Event()
+    with ExitStack() as at_end:  # the last callback runs first
+        if is_remote(folder):
+            if not note.create():
+                note.take_over(refresh, stale)
+            at_end.callback(note.remove)
+            thread = Thread(target=note.keep_fresh, args=(refresh, done, lost), daemon=True)
+            thread.start()
+            at_end.callback(thread.join, refresh)
+            at_end.callback(done.set)
+        else:
+            at_end.callback(_locked(note).release)
+            at_end.callback(note.remove)
+            note.write()  # this one only tells people who holds the lock
         yield lost
 
 
-@contextmanager
-def _locked(folder: str, mine: dict) -> Iterator[None]:
-    """Holds a file lock. The note beside it only tells people who holds it."""
-    _, path = filesystem_of(folder)
+def _locked(note: _Note) -> FileLock:
+    """The file lock of a local folder, which is held from then on."""
+    _, path = filesystem_of(note.folder)
     lock = FileLock(join(path, LOCK), timeout=0)
     try:
-        os.makedirs(path, exist_ok=True)
-        lock.acquire()
+        lock.acquire()  # which makes the folder
     except Timeout as error:
-        raise _taken(folder, _read(folder)) from error
+        raise note.taken(note.read()) from error
     except OSError as error:
-        raise UserError(f"cannot write {join(folder, LOCK)}: {reason(error)}") from error
-    try:
-        write_json(join(folder, NOTE), mine)
-        yield
-    finally:
-        with suppress(UserError, OSError):
-            remove(join(folder, NOTE))
-        lock.release()
+        raise UserError(f"cannot write {join(note.folder, LOCK)}: {reason(error)}") from error
+    return lock
 
 
-@contextmanager
-def _noted(folder: str, mine: dict, lost: Event, refresh: float, stale: float) -> Iterator[None]:
-    """Holds a note on a store, refreshed by a thread."""
-    if not _create(folder, mine):
-        _take_over(folder, mine, refresh, stale)
-    done = Event()
-    thread = Thread(target=_keep_fresh, args=(folder, mine, lost, done, refresh), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=refresh)
+class _Note:
+    """The note in a folder that says who holds it; `mine` is ours, and an empty one stands for none."""
+
+    def __init__(self, folder: str, what: str):
+        self.folder, self.path = folder, join(folder, NOTE)
+        self.mine = {"what": what, "host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self.mine["since"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
+
+    def read(self) -> dict:
+        found = read_json(self.path)
+        return found if isinstance(found, dict) else {}
+
+    def is_ours(self) -> bool:
+        return self.read().get("token") == self.mine["token"]
+
+    def write(self) -> None:
+        write_json(self.path, self.mine | {"refreshed": time.time()})
+
+    def create(self) -> bool:
+        """Writes our note to a store where there is none; returns whether it stands there now."""
+        filesystem, name = filesystem_of(self.path)
+        content = json.dumps(self.mine).encode()
+        with suppress(FileExistsError):
+            patiently(self.path, lambda: put(filesystem, name, content, mode="create"), "write")
+        return self.is_ours()  # a note that exists may be ours, if an answer was lost
+
+    def remove(self) -> None:
         with suppress(UserError, OSError):  # a note that stays is taken over like that of a killed driver
-            if _read(folder).get("token") == mine["token"]:
-                remove(join(folder, NOTE))
+            if self.is_ours():
+                remove(self.path)
 
-
-def _take_over(folder: str, mine: dict, refresh: float, stale: float) -> None:
-    """Waits until another driver's note is removed or has become stale, and puts ours in its place."""
-    theirs, deadline = _read(folder), time.monotonic() + stale
-    print(f"{folder}: held by {_who(theirs)}; watching up to {stale:.0f} s for a sign of life", file=sys.stderr)
-    while time.monotonic() < deadline:
-        time.sleep(refresh / 5)
-        found = _read(folder)
-        if not found and _create(folder, mine):
-            return
-        if found != theirs:
-            raise _taken(folder, found or _read(folder))
-    print(f"{folder}: taking over from {_who(theirs)}, which is gone", file=sys.stderr)
-    _write(folder, mine)
-    time.sleep(refresh / 5)  # of several drivers that take over at once, the one that writes last has the folder
-    if (found := _read(folder)).get("token") != mine["token"]:
-        raise _taken(folder, found)
-
-
-def _keep_fresh(folder: str, mine: dict, lost: Event, done: Event, refresh: float) -> None:
-    """Refreshes our note until `done` is set, or sets `lost` where it finds another driver's."""
-    while not done.wait(refresh):
-        with suppress(UserError, OSError):  # a store that fails now may take it next time
-            if _read(folder).get("token") not in (mine["token"], None):
-                lost.set()
+    def take_over(self, refresh: float, stale: float) -> None:
+        """Waits until another driver's note is removed or has become stale, and puts ours in its place."""
+        theirs, deadline = self.read(), time.monotonic() + stale
+        print(
+            f"{self.folder}: held by {_who(theirs)}; watching up to {stale:.0f} s for a sign of life", file=sys.stderr
+        )
+        while time.monotonic() < deadline:
+            time.sleep(refresh / 5)
+            found = self.read()
+            if not found and self.create():
                 return
-            _write(folder, mine | {"refreshed": time.time()}, patience=refresh)
+            if found != theirs:
+                raise self.taken(found or self.read())
+        print(f"{self.folder}: taking over from {_who(theirs)}, which is gone", file=sys.stderr)
+        self.write()
+        time.sleep(refresh / 5)  # of several drivers that take over at once, the one that writes last has the folder
+        if not self.is_ours():
+            raise self.taken(self.read())
 
+    def keep_fresh(self, refresh: float, done: Event, lost: Event) -> None:
+        """Refreshes our note until `done` is set, or sets `lost` where it finds another driver's."""
+        while not done.wait(refresh):
+            with suppress(UserError, OSError):  # a store that fails now may take it next time
+                if self.read().get("token") not in (self.mine["token"], None):
+                    lost.set()
+                    return
+                self.write()
 
-def _create(folder: str, mine: dict) -> bool:
-    """Writes our note where there is none; returns whether it stands there now."""
-    with suppress(FileExistsError):
-        _write(folder, mine, mode="create")
-    return _read(folder).get("token") == mine["token"]  # a note that exists may be ours, if an answer was lost
-
-
-def _write(folder: str, note: dict, mode: str = "overwrite", patience: float | None = None) -> None:
-    path = join(folder, NOTE)
-    filesystem, name = filesystem_of(path)
-    content = (json.dumps(note, indent=1) + "\n").encode()
-    patiently(path, lambda: put(filesystem, name, content, mode=mode), "write", patience)
-
-
-def _read(folder: str) -> dict:
-    found = read_json(join(folder, NOTE))
-    return found if isinstance(found, dict) else {}
+    def taken(self, by: dict) -> UserError:
+        rule = "one driver at a time may work on a folder; wait until it ends, stop it, or name another folder"
+        return UserError(f"{self.folder}: held by {_who(by)}, and {rule}")
 
 
 def _who(note: dict) -> str:
     known = [f"{key} {note[key]}" for key in ("pid", "host", "since") if key in note]
     return f"{note.get('what', 'another driver')} ({', '.join(known) or 'which left no note'})"
-
-
-def _taken(folder: str, note: dict) -> UserError:
-    return UserError(
-        f"{folder}: held by {_who(note)}, and one driver at a time may work on a folder; wait until it ends, stop it, "
-        "or name another folder"
-    )

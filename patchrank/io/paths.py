@@ -13,8 +13,6 @@ from patchrank.utils.errors import UserError
 
 LOCAL = ("file://", "local://")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # extras of our package, by protocol
-# Other processes write meanwhile, so a listing that was kept would be out of date.
-_FRESH = {"use_listings_cache": False}
 # `patiently` tries again; botocore alone would wait for a silent server for 5 times 60 seconds.
 _S3 = {"connect_timeout": 10, "read_timeout": 20, "retries": {"max_attempts": 0}}
 _SECRET_BEFORE_HOST = re.compile(r"([\w+.-]+)://(?!arn:)(?![^/@:]*:\d+/)[^/@:]*:[^@]*@")
@@ -97,7 +95,9 @@ def check_free_of_secrets(url: str) -> None:
 
 def _options(url: str) -> dict[str, dict]:
     """Options for each protocol in a URL, those inside of chained URLs too."""
-    found = {protocol: dict(_FRESH) for protocol in ("s3", "s3a", "gs", "gcs", "abfs", "az") if f"{protocol}://" in url}
+    # other processes write meanwhile, so a listing that was kept would be out of date
+    kinds = [protocol for protocol in ("s3", "s3a", "gs", "gcs", "abfs", "az") if f"{protocol}://" in url]
+    found = {protocol: {"use_listings_cache": False} for protocol in kinds}
     for protocol in {"s3", "s3a"} & found.keys():
         found[protocol]["config_kwargs"] = {**_S3, **conf.get(protocol, {}).get("config_kwargs", {})}
     return found

@@ -45,12 +45,19 @@ def patiently(place: str, act: Callable[[], T], verb: str = "read", patience: fl
     """
     if not is_remote(place):
         return act()
-    patience = PATIENCE if patience is None else patience
+    patience, told = PATIENCE if patience is None else patience, False
+
+    def tell(state: RetryCallState) -> None:
+        nonlocal told
+        if not told and state.seconds_since_start + state.upcoming_sleep > QUIET:
+            told, why = True, reason(state.outcome.exception())
+            write_line(f"{place}: {why}; trying again for up to {patience:.0f} s")
+
     tries = Retrying(
         retry=retry_if_exception(is_passing),
         stop=stop_after_delay(patience),
         wait=wait_exponential(multiplier=PAUSE, max=25 * PAUSE) + wait_random(0, PAUSE),
-        before_sleep=_Notice(place, patience),
+        before_sleep=tell,
         reraise=True,
     )
     try:
@@ -98,16 +105,3 @@ def _status(error: BaseException | None) -> int | None:
                 return value
         error = getattr(error, "__cause__", None) or getattr(error, "__context__", None)
     return None
-
-
-class _Notice:
-    """Prints one line on stderr once an operation waits for longer than `QUIET` seconds."""
-
-    def __init__(self, place: str, patience: float):
-        self.place, self.patience, self.told = place, patience, False
-
-    def __call__(self, state: RetryCallState) -> None:
-        if not self.told and state.seconds_since_start + state.upcoming_sleep > QUIET:
-            self.told = True
-            why = reason(state.outcome.exception())
-            write_line(f"{self.place}: {why}; trying again for up to {self.patience:.0f} s")

@@ -35,7 +35,10 @@ def read_tensors(path: str | Path, kind: str, needs: Sequence[str]) -> tuple[dic
     """
     try:
         content = read_bytes(path)
-        tensors, about = load(content), _metadata(content)
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # after 8 bytes of its length
+        about = json.loads(header.get("__metadata__", {}).get(KEY, "{}"))
+        about = about if isinstance(about, dict) else {}
     except StoreError:
         raise
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
@@ -47,10 +50,3 @@ def read_tensors(path: str | Path, kind: str, needs: Sequence[str]) -> tuple[dic
     if lacking:
         raise UserError(f"{kind} file {path}: its metadata lacks {', '.join(lacking)}")
     return tensors, about
-
-
-def _metadata(content: bytes) -> dict:
-    """What the header of a safetensors file says under our key: 8 bytes of length, then JSON."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    about = json.loads(header.get("__metadata__", {}).get(KEY, "{}"))
-    return about if isinstance(about, dict) else {}

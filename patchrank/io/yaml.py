@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from patchrank.io import read_bytes
+from patchrank.io import read_text
 from patchrank.utils.errors import UserError
 
 _BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
@@ -48,10 +48,4 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def read_yaml(path: str | Path) -> Any:
     """A YAML file, local or behind a URL, as plain values. Raises `UserError` that names it, and the line."""
-    try:
-        text = read_bytes(path).decode()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a text file in UTF-8") from error
-    return parse_yaml(text, str(path))
+    return parse_yaml(read_text(path), str(path))

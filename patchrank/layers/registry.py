@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -14,11 +14,14 @@ Class = TypeVar("Class", bound=type[nn.Module])
 
 
 class Registry(dict[str, type[nn.Module]]):
-    """Module classes of one kind by name; `kind` is what messages call them, such as "predictor"."""
+    """Module classes of one kind by name.
 
-    def __init__(self, kind: str):
+    kind: what messages call them, such as "predictor". always: arguments that every class of this kind is given.
+    """
+
+    def __init__(self, kind: str, always: Sequence[str] = ()):
         super().__init__()
-        self.kind = kind
+        self.kind, self.always = kind, always
 
     def register(self, name: str) -> Callable[[Class], Class]:
         """A decorator that files a class under `name`, in place of any other of that name."""
@@ -35,23 +38,15 @@ class Registry(dict[str, type[nn.Module]]):
             raise UserError(f"{self.kind} {name!r} is not registered; {near(name, self)}")
         return self[name]
 
-    def create(self, name: str, always: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
-        """A module of the class `name`.
-
-        Args:
-            always: arguments that every class of this kind is given.
-            settings: arguments that it may have beside those.
-
-        Raises:
-            UserError: an unknown name, or a setting that this class does not have.
-        """
+    def create(self, name: str, **settings: Any) -> Any:
+        """Builds a module of the class `name`. Raises `UserError` for an unknown name, or a setting that it lacks."""
         kind = self.find(name)
         try:
-            inspect.signature(kind).bind(**always, **settings)
+            inspect.signature(kind).bind(**settings)
         except TypeError as error:
-            known = [key for key in inspect.signature(kind).parameters if key not in always]
+            known = [key for key in inspect.signature(kind).parameters if key not in self.always]
             raise UserError(f"{self.kind} {name!r} {error}; its settings: {', '.join(known) or 'none'}") from error
-        return kind(**always, **settings)
+        return kind(**settings)
 
     def name_of(self, module: nn.Module) -> str:
         """The name of a module's class. Raises `UserError` where the class is not registered."""

@@ -19,21 +19,11 @@ from torch import Tensor, nn
 from patchrank.io import content_id, join, read_bytes, weights_sha256, write_atomic
 from patchrank.layers.macs import text_macs
 from patchrank.layers.prompts import Prompts
+from patchrank.models import text as clip_text
 from patchrank.models.checkpoints.hub import download_pair
 from patchrank.models.checkpoints.load import load_pair
 from patchrank.models.pretrained import TEXT_CFGS, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts
-from patchrank.models.text import (
-    BATCH_SIZE,
-    CONTEXT_LENGTH,
-    create_text_tower,
-    embed_words,
-    encode_texts,
-    encode_tokens,
-    text_shape,
-    tokenize,
-    tokenize_prompted,
-)
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import version_of
 
@@ -76,13 +66,13 @@ class Clip(nn.Module):
         """Token ids, (T, 77)."""
         if self.tokenizer is not None:
             return self.tokenizer(list(texts))
-        return tokenize(texts, getattr(self.text, "context_length", CONTEXT_LENGTH))
+        return clip_text.tokenize(texts, getattr(self.text, "context_length", clip_text.CONTEXT_LENGTH))
 
     def encode_image(self, images: Tensor) -> Tensor:
         return F.normalize(self.visual(images), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        return F.normalize(encode_tokens(self.text, self.tokenize(texts).to(self.logit_scale.device)), dim=-1)
+        return F.normalize(clip_text.encode_tokens(self.text, self.tokenize(texts).to(self.logit_scale.device)), dim=-1)
 
     @property
     def prompts(self) -> Prompts | None:
@@ -143,17 +133,18 @@ class Clip(nn.Module):
         ids = self._prompted_ids.get(key)
         if ids is None:  # training asks for the same ones at every step, so the last ones are kept
             with torch.inference_mode(False):  # they may later stand in a graph
-                ids = tokenize_prompted(self.tokenize, classes, prompts.num_tokens)
+                ids = clip_text.tokenize_prompted(self.tokenize, classes, prompts.num_tokens)
             self._prompted_ids = {key: ids}
         ids, rows = ids.to(self.logit_scale.device), []
-        for start in range(0, len(ids), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            rows.append(encode_tokens(self.text, ids[part], learned if learned.ndim == 2 else learned[part]))
+        for start in range(0, len(ids), clip_text.BATCH_SIZE):
+            part = slice(start, start + clip_text.BATCH_SIZE)
+            rows.append(clip_text.encode_tokens(self.text, ids[part], learned if learned.ndim == 2 else learned[part]))
         return F.normalize(torch.cat(rows), dim=-1)
 
     def embed_words(self, words: str) -> Tensor:
         """(n, D_t), what the text tower looks up for the n tokens of some words: a start for prompts."""
-        return embed_words(self.text, self.tokenize([words]).to(self.logit_scale.device))
+        tokens = self.tokenize([words])[0].to(self.logit_scale.device)
+        return self.text.token_embedding(tokens[1 : int(tokens.argmax())]).detach()  # without start and end
 
     def zero_shot_head(self, classes: Sequence[str], templates: Sequence[str], prompted: bool = True) -> Tensor:
         """Class embeddings (C, E): unit vectors of every template, averaged, made unit vectors again.
@@ -196,7 +187,7 @@ class Clip(nn.Module):
             if prompts is not None:
                 return self.prompted_head(classes, prompts)
             texts = [template.format(name.replace("_", " ")) for name in classes for template in templates]
-            rows = encode_texts(self.encode_text, texts, "class embeddings")
+            rows = clip_text.encode_texts(self.encode_text, texts, "class embeddings")
             return F.normalize(rows.view(len(classes), len(templates), -1).mean(1), dim=-1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -246,17 +237,13 @@ def create_clip(
     source = checkpoint if checkpoint is not None or not pretrained else weights.file or download_pair(weights)
     ships = pretrained and checkpoint is None and weights.file is not None
     visual = timm.create_model(name, pretrained=ships, **pruning)  # with its predictor, where one ships
-    clip = Clip(name, visual, create_text_tower(quick_gelu=has_quick_gelu(visual), **TEXT_CFGS[weights.entry]))
+    quick_gelu = type(visual.blocks[0].mlp.act).__name__ == "QuickGELU"  # OpenAI's, which the text tower has as well
+    clip = Clip(name, visual, clip_text.create_text_tower(quick_gelu, **TEXT_CFGS[weights.entry]))
     if source is not None:
         load_pair(clip, source)
     if prompts is not None:
         clip.set_prompts(load_prompts(prompts)[0].to(device))
     return clip.eval().to(device)
-
-
-def has_quick_gelu(visual: nn.Module) -> bool:
-    """Whether an image tower was built with OpenAI's activation; its text tower has the same."""
-    return type(visual.blocks[0].mlp.act).__name__ == "QuickGELU"
 
 
 def macs_row(clip: Clip) -> dict[str, float]:
@@ -266,5 +253,5 @@ def macs_row(clip: Clip) -> dict[str, float]:
         "gmacs": macs.image / 1e9,
         "gmacs_unpruned": plain.image / 1e9,
         "gmacs_predictor": macs.predictor / 1e9,
-        "gmacs_text": text_macs(*text_shape(clip.text)) / 1e9,
+        "gmacs_text": text_macs(*clip_text.text_shape(clip.text)) / 1e9,
     }

@@ -1,4 +1,4 @@
-"""The one loop over images: a pair embeds them as it stands, and beside that as it came.
+"""The one loop over images: a pair embeds and classifies them as it stands, and beside that as it came.
 
 `unpruned` means the pair as it came, with nothing pruned and no prompts: what pruning is measured against.
 
@@ -7,34 +7,26 @@ Shapes: n images, b of a batch, E width of embeddings, N patches of the grid, K 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchrank.layers.reducers import Random, TokenState, sample_keys
 from patchrank.models.clip import Clip
 from patchrank.models.pruned_vit import PrunedOutput
+from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
 
 BATCH_SIZE = 64
+CONTROLS = ("random", "reversed")
 
 Batch = tuple[Tensor, range]  # images (b, 3, H, W), normalised, and their places among all
 Rankings = Callable[[Tensor, PrunedOutput], dict[str, Tensor]]  # of a batch: name of a ranking -> scores (b, N)
-
-
-class Embedded(NamedTuple):
-    """Embeddings of n images, in their order, and the patches that they rest on.
-
-    vectors: variant -> unit vectors (n, E), float32. Variants are `unpruned`, where it was wanted; `pruned`, with the
-    pruning and prompts in force; and the same by other rankings, by their names.
-    kept: (n, K), places of the patches that `pruned` rests on.
-    """
-
-    vectors: dict[str, Tensor]
-    kept: Tensor
 
 
 def split_batches(
@@ -55,7 +47,7 @@ def embed(
     unpruned: Tensor | None = None,
     with_unpruned: bool = True,
     rankings: Rankings | None = None,
-) -> Embedded:
+) -> tuple[dict[str, Tensor], Tensor]:
     """Embeds images by the pair as it stands and as it came; layers that both have in common run once.
 
     Args:
@@ -64,6 +56,11 @@ def embed(
             computed here if left out.
         with_unpruned: False if nobody asks for the embeddings of the pair as it came.
         rankings: scores of other rankings, by which the same images are pruned once more.
+
+    Returns:
+        Unit vectors (n, E), float32, of each variant: `unpruned`, where it was wanted; `pruned`, with the pruning and
+        prompts in force; and the same by other rankings, by their names. And the places (n, K) of the patches that
+        `pruned` rests on.
     """
 
     tower = clip.visual
@@ -88,7 +85,7 @@ def embed(
     parts = over_batches(clip, batches, one_batch)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     kept = joined.pop("kept")
-    return Embedded({name: unit(embeddings) for name, embeddings in joined.items()}, kept)
+    return {name: unit(embeddings) for name, embeddings in joined.items()}, kept
 
 
 def unit(embeddings: Tensor) -> Tensor:
@@ -118,3 +115,88 @@ def over_batches(clip: Clip, batches: Iterable[Batch], function: Callable[[Tenso
     """What `function(images, places)` gives of each batch, with the images on the pair's device."""
     device = clip.logit_scale.device
     return [function(images.to(device), places) for images, places in batches]
+
+
+@dataclass
+class Evaluation:
+    """Per image, in the order of the split: what each variant (unpruned, pruned, controls) answered.
+
+    answers: variant -> class indices (n,), none where classes have no names; cosine: variant -> cosine to the unpruned
+    embedding (n,). labels (n,), or None; kept (n, K), places of the surviving tokens.
+    """
+
+    labels: np.ndarray | None
+    answers: dict[str, np.ndarray]
+    cosine: dict[str, np.ndarray]
+    kept: np.ndarray
+
+    def same(self) -> np.ndarray:
+        """Where the pruned tower answers what the unpruned one does."""
+        return self.answers["pruned"] == self.answers["unpruned"]
+
+    def right(self, variant: str = "pruned") -> np.ndarray:
+        return self.answers[variant] == self.labels
+
+    def row(self) -> dict[str, float]:
+        """Percentages: accuracy of every variant, agreement with the unpruned answers; and the mean cosine.
+
+        Without labels there is no accuracy, and without class names no agreement either.
+        """
+        row: dict[str, float] = {}
+        if self.answers and self.labels is not None:
+            row = {"accuracy": percent(self.right()), "accuracy_unpruned": percent(self.right("unpruned"))}
+            row |= {f"accuracy_{name}": percent(self.right(name)) for name in self.answers if name in CONTROLS}
+        row |= {"agreement": percent(self.same())} if self.answers else {}
+        return row | {"cosine": float(self.cosine["pruned"].mean())}
+
+
+def evaluate(
+    clip: Clip,
+    split: Any,
+    controls: Sequence[str] = (),
+    scores: np.ndarray | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    quiet: bool = False,
+    unpruned: Tensor | None = None,
+    tokens: Tensor | None = None,
+) -> Evaluation:
+    """Classifies an `ImageSplit` with the pruning and prompts in force, beside the pair as it came.
+
+    What is called unpruned has no prompts either. Losses to pruning, and what prompts win back, count from there.
+
+    Args:
+        controls: also rank at `random` (by `seed` and each image's pixels), or `reversed` (the reducer's, negated).
+        scores: (n, N), high = keep, to rank by instead of the reducer's own: oracles.
+        unpruned, tokens: (n, E) and (n, P + N, D), what `embed_unpruned` and `embed_shared` gave for these images;
+            computed here if left out.
+    """
+
+    plain = head = None
+    if split.classes:
+        plain = clip.zero_shot_head(split.classes, split.templates, prompted=False)
+        head = clip.zero_shot_head(split.classes, split.templates)
+
+    def other_scores(images: Tensor, pruned: PrunedOutput) -> dict[str, Tensor]:
+        found = {"random": random_scores(images, clip.visual.num_patches, seed)} if "random" in controls else {}
+        if "reversed" in controls and pruned.scores is not None:
+            found["reversed"] = -pruned.scores
+        return found
+
+    given = None if scores is None else torch.from_numpy(scores)
+    batches = split_batches(clip, split, batch_size, "evaluate", quiet)
+    vectors, kept = embed(clip, batches, given, tokens, unpruned, rankings=other_scores)
+    answers = {name: classify(z, plain if name == "unpruned" else head) for name, z in vectors.items() if split.classes}
+    return Evaluation(
+        labels=None if split.labels is None else np.asarray(split.labels),
+        answers=answers,
+        cosine={name: (z * vectors["unpruned"]).sum(-1).cpu().numpy() for name, z in vectors.items()},
+        kept=kept.cpu().numpy(),
+    )
+
+
+def random_scores(images: Tensor, num_tokens: int, seed: int) -> Tensor:
+    """Scores (B, N) of the `random` reducer for images (B, 3, H, W), without a tower."""
+    index = torch.arange(num_tokens, device=images.device).expand(len(images), -1)
+    state = TokenState(tokens=images, index=index, cls=images, sample_key=sample_keys(images))
+    return Random(seed).score(state)

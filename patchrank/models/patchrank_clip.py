@@ -8,13 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from timm.layers import LayerNorm
-from timm.models import (
-    PretrainedCfg,
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-    resolve_pretrained_cfg,
-)
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
 from patchrank.models.checkpoints.filter import checkpoint_filter_fn
 from patchrank.models.checkpoints.hub import ensure_reachable
@@ -47,15 +41,18 @@ def _cfg(weights: Weights) -> dict:
 default_cfgs = generate_default_cfgs({name: _cfg(weights) for name, weights in PUBLISHED.items()})
 
 
-def _create_patchrank_clip(variant: str, pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
+def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisionTransformer:
+    """An entry's tower; `kwargs` of the caller win over its `shape`."""
+    kwargs = shape | kwargs
     asked = kwargs.pop("pretrained_cfg", None)
     if isinstance(asked, str) and asked:
         find_weights(f"{variant}.{asked}")  # which says more than timm of a tag that does not exist
     cfg = resolve_pretrained_cfg(variant, asked, kwargs.pop("pretrained_cfg_overlay", None))
-    if pretrained and cfg.hf_hub_id and not _is_local(cfg):
+    repo = None if cfg.state_dict or cfg.file else cfg.hf_hub_id  # timm takes those, whatever else a cfg names
+    if pretrained and repo:
         files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-        ensure_reachable(cfg.hf_hub_id, files, kwargs.get("cache_dir"))
-    act_layer = _weights_of(variant, cfg).act_layer
+        ensure_reachable(repo, files, kwargs.get("cache_dir"))
+    act_layer = _weights_of(variant, repo, cfg.tag).act_layer
     kwargs = dict(pre_norm=True, norm_layer=partial(LayerNorm, eps=1e-5), act_layer=act_layer) | kwargs
     out_indices = kwargs.pop("out_indices", 3)
     model = build_model_with_cfg(
@@ -74,17 +71,11 @@ def _create_patchrank_clip(variant: str, pretrained: bool = False, **kwargs) -> 
     return model
 
 
-def _is_local(cfg: PretrainedCfg) -> bool:
-    """Whether timm takes weights from memory or from a file, whatever else a cfg names."""
-    return bool(cfg.state_dict or cfg.file)
-
-
-def _weights_of(variant: str, cfg: PretrainedCfg) -> Weights:
+def _weights_of(variant: str, repo: str | None, tag: str) -> Weights:
     """The published weights that a cfg means, by its hub repository or tag; the default tag's where neither tells."""
-    repo = None if _is_local(cfg) or not cfg.hf_hub_id else cfg.hf_hub_id.partition("@")[0]
     of_entry = [weights for weights in PUBLISHED.values() if weights.entry == variant]
-    by_repo = [weights for weights in of_entry if repo and weights.hub_id == repo]
-    by_tag = [weights for weights in of_entry if weights.tag == cfg.tag]
+    by_repo = [weights for weights in of_entry if repo and weights.hub_id == repo.partition("@")[0]]
+    by_tag = [weights for weights in of_entry if weights.tag == tag]
     return (by_repo + by_tag + of_entry)[0]
 
 
@@ -93,61 +84,52 @@ def patchrank_clip_digits(pretrained: bool = False, **kwargs) -> PrunedVisionTra
     """The embedded default: 64 x 64 images, 8 x 8 = 64 tokens, 12 layers of width 64; weights ship."""
     if pretrained:
         kwargs.setdefault("predictor_path", str(WEIGHTS / "patchrank_clip_digits.predictor.safetensors"))
-    args = dict(patch_size=8, embed_dim=64, depth=12, num_heads=4)
-    return _create_patchrank_clip("patchrank_clip_digits", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_digits", pretrained, kwargs, patch_size=8, embed_dim=64, depth=12, num_heads=4)
 
 
 @register_model
 def patchrank_clip_b16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """CLIP ViT-B/16: 14 x 14 = 196 tokens, 512-d embeddings."""
-    args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
-    return _create_patchrank_clip("patchrank_clip_b16", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_b16", pretrained, kwargs, patch_size=16, embed_dim=768, depth=12, num_heads=12)
 
 
 @register_model
 def patchrank_clip_b32(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """CLIP ViT-B/32: 7 x 7 = 49 tokens, 512-d embeddings."""
-    args = dict(patch_size=32, embed_dim=768, depth=12, num_heads=12)
-    return _create_patchrank_clip("patchrank_clip_b32", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_b32", pretrained, kwargs, patch_size=32, embed_dim=768, depth=12, num_heads=12)
 
 
 @register_model
 def patchrank_clip_l14(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """CLIP ViT-L/14: 16 x 16 = 256 tokens, 768-d embeddings."""
-    args = dict(patch_size=14, embed_dim=1024, depth=24, num_heads=16)
-    return _create_patchrank_clip("patchrank_clip_l14", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_l14", pretrained, kwargs, patch_size=14, embed_dim=1024, depth=24, num_heads=16)
 
 
 @register_model
 def patchrank_clip_l14_336(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """CLIP ViT-L/14 at 336 x 336: 24 x 24 = 576 tokens, 768-d embeddings."""
-    args = dict(patch_size=14, embed_dim=1024, depth=24, num_heads=16)
-    return _create_patchrank_clip("patchrank_clip_l14_336", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_l14_336", pretrained, kwargs, patch_size=14, embed_dim=1024, depth=24, num_heads=16)
 
 
 @register_model
 def patchrank_clip_xsmall16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """TinyCLIP ViT-8M/16: 14 x 14 = 196 tokens, 512-d embeddings."""
-    args = dict(patch_size=16, embed_dim=256, depth=10, num_heads=4)
-    return _create_patchrank_clip("patchrank_clip_xsmall16", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_xsmall16", pretrained, kwargs, patch_size=16, embed_dim=256, depth=10, num_heads=4)
 
 
 @register_model
 def patchrank_clip_medium32(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """TinyCLIP ViT-40M/32: 7 x 7 = 49 tokens, 512-d embeddings."""
-    args = dict(patch_size=32, embed_dim=512, depth=12, num_heads=8)
-    return _create_patchrank_clip("patchrank_clip_medium32", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_medium32", pretrained, kwargs, patch_size=32, embed_dim=512, depth=12, num_heads=8)
 
 
 @register_model
 def patchrank_clip_medium16(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """TinyCLIP ViT-39M/16: 14 x 14 = 196 tokens, 512-d embeddings."""
-    args = dict(patch_size=16, embed_dim=512, depth=12, num_heads=8)
-    return _create_patchrank_clip("patchrank_clip_medium16", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_medium16", pretrained, kwargs, patch_size=16, embed_dim=512, depth=12, num_heads=8)
 
 
 @register_model
 def patchrank_clip_betwixt32(pretrained: bool = False, **kwargs) -> PrunedVisionTransformer:
     """TinyCLIP ViT-61M/32: 7 x 7 = 49 tokens, 512-d embeddings."""
-    args = dict(patch_size=32, embed_dim=640, depth=12, num_heads=10)
-    return _create_patchrank_clip("patchrank_clip_betwixt32", pretrained, **dict(args, **kwargs))
+    return _create("patchrank_clip_betwixt32", pretrained, kwargs, patch_size=32, embed_dim=640, depth=12, num_heads=10)

@@ -1,6 +1,7 @@
 """Published weights of CLIP's towers: where they are, and which images and activation they were trained with.
 
-A tag decides on the activation, since weights do not show it; a tower with the wrong one runs, but is less accurate.
+Their table is `pretrained.yaml`. A tag decides on the activation, since weights do not show it; a tower with the wrong
+one runs, but is less accurate.
 """
 
 from __future__ import annotations
@@ -9,25 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from patchrank.io.yaml import read_yaml
 from patchrank.utils.errors import UserError, near
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-_TEXT_512 = dict(width=512, heads=8, layers=12, output_dim=512)
-_TEXT_768 = dict(width=768, heads=12, layers=12, output_dim=768)
-TEXT_CFGS = {
-    "patchrank_clip_digits": dict(width=64, heads=4, layers=3, output_dim=64),
-    "patchrank_clip_b16": _TEXT_512,
-    "patchrank_clip_b32": _TEXT_512,
-    "patchrank_clip_l14": _TEXT_768,
-    "patchrank_clip_l14_336": _TEXT_768,
-    "patchrank_clip_xsmall16": dict(width=256, heads=4, layers=3, output_dim=512),
-    "patchrank_clip_medium32": dict(width=512, heads=8, layers=6, output_dim=512),
-    "patchrank_clip_medium16": dict(width=512, heads=8, layers=6, output_dim=512),
-    "patchrank_clip_betwixt32": dict(width=512, heads=8, layers=9, output_dim=512),
-}
+TABLE = read_yaml(Path(__file__).with_suffix(".yaml"))
+TEXT_CFGS = {entry: about["text"] for entry, about in TABLE.items()}
 """Shape of the text tower that belongs to each entry."""
 
 
@@ -87,72 +78,18 @@ def find_weights(name: str) -> Weights:
     return of_entry[name]
 
 
-def _rows() -> Iterator[Weights]:
+def _published() -> Iterator[Weights]:
     """All published weights, the default tag of each entry first."""
-    digits = WEIGHTS / "patchrank_clip_digits.safetensors"
-    yield Weights(entry="patchrank_clip_digits", tag="embedded", image_size=64, num_classes=64, file=digits)
-    yield from _clip("patchrank_clip_b16", "vit_base_patch16_clip_224", "ViT-B-16", _B16)
-    yield from _clip("patchrank_clip_b32", "vit_base_patch32_clip_224", "ViT-B-32", _B32)
-    yield from _clip("patchrank_clip_l14", "vit_large_patch14_clip_224", "ViT-L-14", _L14, num_classes=768)
-    yield from _clip(
-        "patchrank_clip_l14_336",
-        "vit_large_patch14_clip_336",
-        "ViT-L-14-336",
-        _L14_336,
-        num_classes=768,
-        image_size=336,
-    )
-    for entry, tower, tag, repo in _TINY_CLIP:
-        hub_id, clip_repo = f"timm/{tower}.{tag}", f"wkcn/TinyCLIP-{repo}"
-        yield Weights(entry=entry, tag=tag, hub_id=hub_id, license="mit", clip_repo=clip_repo)
+    for entry, about in TABLE.items():
+        shape = {"num_classes": about["text"]["output_dim"], "image_size": about.get("image_size", 224)}
+        for tag, stated in about["tags"].items():
+            stated = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
+            if "timm" in about:
+                stated["hub_id"] = f"timm/{about['timm']}.{tag}"
+            if "file" in stated:
+                stated["file"] = WEIGHTS / stated["file"]
+            yield Weights(entry=entry, tag=tag, **shape, **stated)
 
 
-def _clip(entry: str, tower: str, pair: str, rows: tuple, **shape) -> Iterator[Weights]:
-    """The weights of one architecture that timm has as `tower` and open_clip as `pair`."""
-    for tag, theirs, *about in rows:
-        extra = {key: value for one in about for key, value in one.items()}
-        name = f"{pair}-quickgelu" if extra.get("quick_gelu") else pair
-        yield Weights(entry=entry, tag=tag, hub_id=f"timm/{tower}.{tag}", open_clip=(name, theirs), **shape, **extra)
-
-
-_QUICK = dict(quick_gelu=True)
-_MIT, _APPLE, _META = dict(license="mit"), dict(license="apple-ascl"), dict(license="cc-by-nc-4.0")
-_INCEPTION = dict(mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD)
-
-_B16 = (  # timm's tag, open_clip's tag, and all that is not GELU, OpenAI's mean and std, and no stated license
-    ("openai", "openai", _QUICK),
-    ("laion2b", "laion2b_s34b_b88k"),
-    ("laion400m_e32", "laion400m_e32", _MIT),
-    ("datacompxl", "datacomp_xl_s13b_b90k"),
-    ("dfn2b", "dfn2b", _QUICK, _APPLE),
-    ("metaclip_2pt5b", "metaclip_fullcc", _QUICK, _META),
-    ("metaclip_400m", "metaclip_400m", _QUICK, _META),
-)
-_B32 = (
-    ("openai", "openai", _QUICK),
-    ("laion2b", "laion2b_s34b_b79k"),
-    ("laion400m_e32", "laion400m_e32", _QUICK, _MIT),
-    ("datacompxl", "datacomp_xl_s13b_b90k"),
-    ("metaclip_2pt5b", "metaclip_fullcc", _QUICK, _META),
-    ("metaclip_400m", "metaclip_400m", _QUICK, _META),
-)
-_L14 = (
-    ("openai", "openai", _QUICK),
-    ("laion2b", "laion2b_s32b_b82k", _INCEPTION),
-    ("laion400m_e32", "laion400m_e32", _MIT),
-    ("datacompxl", "datacomp_xl_s13b_b90k"),
-    ("dfn2b", "dfn2b", _QUICK, _APPLE),
-    ("dfn2b_s39b", "dfn2b_s39b", _APPLE),
-    ("metaclip_2pt5b", "metaclip_fullcc", _QUICK, _META),
-    ("metaclip_400m", "metaclip_400m", _QUICK, _META),
-)
-_L14_336 = (("openai", "openai", _QUICK),)
-_TINY_CLIP = (  # all of them GELU
-    ("patchrank_clip_xsmall16", "vit_xsmall_patch16_clip_224", "tinyclip_yfcc15m", "ViT-8M-16-Text-3M-YFCC15M"),
-    ("patchrank_clip_medium32", "vit_medium_patch32_clip_224", "tinyclip_laion400m", "ViT-40M-32-Text-19M-LAION400M"),
-    ("patchrank_clip_medium16", "vit_medium_patch16_clip_224", "tinyclip_yfcc15m", "ViT-39M-16-Text-19M-YFCC15M"),
-    ("patchrank_clip_betwixt32", "vit_betwixt_patch32_clip_224", "tinyclip_laion400m", "ViT-61M-32-Text-29M-LAION400M"),
-)
-
-PUBLISHED = {weights.name: weights for weights in _rows()}
+PUBLISHED = {weights.name: weights for weights in _published()}
 """All weights by name, `patchrank_clip_b16.openai`."""

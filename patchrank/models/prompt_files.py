@@ -29,7 +29,19 @@ def save_prompts(prompts: Prompts, path: str | Path, about: Mapping) -> None:
     Raises:
         UserError: the class of the prompts is not registered, or nothing can be written there.
     """
-    write_tensors(path, "prompts", prompts.state_dict(), {**about, **_settings(prompts)})
+    settings = {
+        "mode": prompts.mode,
+        "num_tokens": prompts.num_tokens,
+        "text_width": prompts.text.shape[-1],
+        "image_width": prompts.image_dim,
+        "bias": prompts.bias,
+        "classes": prompts.classes,
+        "num_norms": 0 if prompts.norm_gains is None else len(prompts.norm_gains),
+    }
+    name = PROMPTS.name_of(prompts)
+    if name != DEFAULT:
+        settings["name"] = name
+    write_tensors(path, "prompts", prompts.state_dict(), {**about, **settings})
 
 
 def describe(clip: nn.Module) -> dict:
@@ -50,7 +62,14 @@ def load_prompts(path: str | Path) -> tuple[Prompts, dict]:
     """
     source = f"prompts file {path}"
     tensors, about = read_tensors(path, "prompts", (*SETTINGS, "model", "pruning"))
-    expected = _expected(about, source)
+    try:
+        _check_kinds(about)
+        with torch.device("meta"):  # takes no memory, whatever sizes the metadata asks for
+            expected = {key: tuple(value.shape) for key, value in _create(about).state_dict().items()}
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{source}: its metadata describes no prompts ({str(error).splitlines()[0]})") from error
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     if found != expected:
         raise UserError(f"{source}: its tensors are {str(found)[:MAX_FOUND]}, but its metadata says {expected}")
@@ -100,40 +119,11 @@ def check_pair(clip: nn.Module, prompts: Prompts) -> None:
     """
     theirs = prompts.about.get("model")
     if theirs and theirs["sha256"] != (own := clip.sha256()):
-        raise UserError(
-            f"{prompts.source}: tuned with {theirs['name']} with weights {theirs['sha256'][:12]}, but this model is "
-            f"{clip.name} with {own[:12]}"
-        )
+        says = f"tuned with {theirs['name']} with weights {theirs['sha256'][:12]}"
+        raise UserError(f"{prompts.source}: {says}, but this model is {clip.name} with {own[:12]}")
     width, own_width = prompts.text.shape[-1], getattr(clip.text, "width", None)
     if width != own_width:
         raise UserError(f"{prompts.source}: of text width {width}, but the text tower of {clip.name} has {own_width}")
-
-
-def _settings(prompts: Prompts) -> dict:
-    """What `_create` makes a layer of the same shape from."""
-    name = PROMPTS.name_of(prompts)
-    return {
-        "mode": prompts.mode,
-        "num_tokens": prompts.num_tokens,
-        "text_width": prompts.text.shape[-1],
-        "image_width": prompts.image_dim,
-        "bias": prompts.bias,
-        "classes": None if prompts.classes is None else list(prompts.classes),
-        "num_norms": 0 if prompts.norm_gains is None else len(prompts.norm_gains),
-        **({} if name == DEFAULT else {"name": name}),
-    }
-
-
-def _expected(about: Mapping, source: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors that metadata promises. Raises `UserError` where it describes no prompts."""
-    try:
-        _check_kinds(about)
-        with torch.device("meta"):  # takes no memory, whatever sizes the metadata asks for
-            return {key: tuple(value.shape) for key, value in _create(about).state_dict().items()}
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
-    except (TypeError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{source}: its metadata describes no prompts ({str(error).splitlines()[0]})") from error
 
 
 def _check_kinds(about: Mapping) -> None:

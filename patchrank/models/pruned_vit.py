@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from patchrank.config import validate
 from patchrank.io import weights_sha256
 from patchrank.layers.class_token import check_plain, cls_row, forward_cls, forward_with_row, is_plain
 from patchrank.layers.intermediates import format_intermediates
@@ -24,12 +25,11 @@ from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import UNFILLED, awaits_weights
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock, check_prunable
-from patchrank.layers.reducers import Reducer, TokenState
-from patchrank.layers.reducers.random import sample_keys
+from patchrank.layers.reducers import TokenState, sample_keys
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
 from patchrank.models.pruning_cfg import Pruning, create_ranker, with_predictor
-from patchrank.utils.errors import UserError, near
+from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import feature_take_indices, has_model_args, keeping_model_args, update_model_args
 
 __all__ = ["PrunedVisionTransformer"]
@@ -53,11 +53,11 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
 
     def __init__(self, *args, prompts_path: str | Path | None = None, **kwargs):
         """Takes timm's arguments, by keyword the fields of `Pruning`, and the file of prompts to insert."""
-        settings = {field.name: kwargs.pop(field.name) for field in fields(Pruning) if field.name in kwargs}
+        settings = {name: kwargs.pop(name) for name in Pruning.model_fields if name in kwargs}
         super().__init__(*args, **kwargs)
         self.pruning = Pruning()
         self.pruner: PruningBlock | None = None
-        self._prune(replace(self.pruning, **settings))
+        self._prune(settings)
         if prompts_path is not None:
             self._hold(load_visual(prompts_path))  # compared with the weights once these are loaded
 
@@ -87,16 +87,10 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         Raises:
             UserError: an unknown or impossible setting, or a predictor that was fitted to another tower.
         """
-        unknown = set(changes) - set(asdict(self.pruning))
-        if unknown:
-            name = sorted(unknown)[0]
-            raise UserError(f"pruning setting {name!r} does not exist; {near(name, asdict(self.pruning))}")
-        before, reducer = (self.pruning, self.pruner), None
+        before = self.pruning, self.pruner
         if predictor is not None:  # it takes the place of the file, also in later changes
             changes = with_predictor(self.pruning, changes)
-        elif "predictor_path" not in changes and self._goes_on(changes):
-            reducer = self.pruner.reducer
-        self._prune(replace(self.pruning, **changes), reducer, predictor)
+        self._prune(changes, predictor)
         try:
             self.check_predictor()
         except UserError:
@@ -123,22 +117,24 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         """Raises `UserError` for a predictor that was fitted to other weights, or that has no weights itself."""
         if awaits_weights(self):
             raise UserError(UNFILLED)
-        about = {} if self.pruner is None else getattr(self.pruner.reducer, "about", {})
-        fitted_to = about.get("model")
+        fitted_to = getattr(getattr(self.pruner, "reducer", None), "about", {}).get("model")
         if fitted_to and fitted_to["sha256"] != (own := self.blocks_sha256()):
             raise UserError(
                 f"predictor {self.pruning.predictor_path or ''} was fitted to {fitted_to['name']} with weights "
                 f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
             )
 
-    def _prune(self, pruning: Pruning, reducer: Reducer | None = None, predictor: nn.Module | None = None) -> None:
-        pruning.check()
-        pruning = replace(pruning, locations=tuple(pruning.locations))
+    def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
+        pruning = validate(Pruning, dict(self.pruning) | changes, "pruning")
         locations = check_locations(pruning.locations, len(self.blocks))
         drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
         pruner = None
         if any(drops):
-            if reducer is None:
+            reducer = None if self.pruner is None else self.pruner.reducer
+            # weights in use go on where none are given, but are tied to their reducer and their first location
+            given = predictor is not None or "predictor_path" in changes
+            moved = pruning.locations[0] != self.pruning.locations[0] or pruning.reducer != self.pruning.reducer
+            if reducer is None or not reducer.fitted or given or moved:
                 reducer = create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
                 if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
                     reducer.requires_grad_(False)
@@ -146,13 +142,6 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             check_prunable(self, pruner)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner = pruning, pruner
-
-    def _goes_on(self, changes: dict) -> bool:
-        """Whether the weights in use serve the changed settings as well: they are tied to their first location."""
-        own = self.pruning.reducer
-        if self.pruner is None or not self.pruner.reducer.fitted or changes.get("reducer", own) != own:
-            return False
-        return tuple(changes.get("locations", self.pruning.locations))[:1] == tuple(self.pruning.locations[:1])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if self.pruner is not None and global_pool not in (None, "token", ""):
@@ -179,18 +168,19 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         """Embeddings (B, E) of the tower as it came: nothing dropped, and no prompts.
 
         Args:
-            tokens: as for `forward_pruned`, to go on from; prompts change a sequence from its start, so beside them
-                everything is run anew.
+            tokens: as for `forward_pruned`; not used where there are prompts, which change a sequence from its start.
         """
         if tokens is None or self.prompts is not None:
-            return self._suffix(self._embed(images, None), 1, None)
-        return self._suffix(tokens, self.shared_layer, None)
+            return self.forward_suffix(self._embed(images, None), 1, prompted=False)
+        return self.forward_suffix(tokens, self.shared_layer, prompted=False)
 
-    def forward_suffix(self, x: Tensor, layer: int) -> Tensor:
-        """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning."""
-        return self._suffix(x, layer, self.prompts)
+    def forward_suffix(self, x: Tensor, layer: int, prompted: bool = True) -> Tensor:
+        """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning.
 
-    def _suffix(self, x: Tensor, layer: int, prompts: nn.Module | None) -> Tensor:
+        Args:
+            prompted: False for sequences without the prompts in use.
+        """
+        prompts = self.prompts if prompted else None
         blocks = self._layers(prompts)
         for block in blocks[layer - 1 : -1]:
             x = self._run(block, x)

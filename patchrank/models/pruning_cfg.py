@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
+from pydantic import model_validator
 from torch import nn
 
-from patchrank.config import DEFAULTS, PruningConfig, validate
+from patchrank.config import DEFAULTS, PruningConfig
 from patchrank.layers.predictors import check_location, create_awaiting, create_predictor, load_predictor
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
 from patchrank.utils.errors import UserError, near
@@ -18,8 +19,7 @@ LEFTOVERS = ("drop",)
 RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor whose weights come with a checkpoint
 
 
-@dataclass(frozen=True)
-class Pruning:
+class Pruning(PruningConfig):
     """Pruning settings; the keyword arguments of every entrypoint and of `set_pruning`.
 
     keep_rate: share of patch tokens left after the last location; 1 is the plain tower, bit for bit.
@@ -35,31 +35,18 @@ class Pruning:
     seed: of the reducer `random`.
     """
 
-    keep_rate: float = DEFAULTS.pruning.keep_rate
-    locations: Sequence[int] = DEFAULTS.pruning.locations
-    drop_counts: Sequence[int] | None = DEFAULTS.pruning.drop_counts
-    reducer: str = DEFAULTS.pruning.reducer
-    leftovers: str = DEFAULTS.pruning.leftovers
-    cls_only_last: bool | str = "auto"
+    cls_only_last: bool | Literal["auto"] = "auto"
     predictor_path: str | Path | None = None
-    predictor_init: str | Mapping | None = None
+    predictor_init: Literal["random"] | Mapping | None = None
     seed: int = DEFAULTS.seed
 
-    def check(self) -> None:
-        """Raises `UserError` for a value that no tower could use."""
-        validate(PruningConfig, {name: getattr(self, name) for name in PruningConfig.model_fields}, "pruning")
-        if type(self.seed) is not int:
-            raise UserError(f"seed must be a whole number, but is {self.seed!r}")
+    @model_validator(mode="after")
+    def _names_exist(self) -> Pruning:
         if self.reducer not in REDUCERS:
             raise UserError(f"reducer {self.reducer!r} is not registered; {near(self.reducer, REDUCERS)}")
         if self.leftovers not in LEFTOVERS:
             raise UserError(f"leftovers {self.leftovers!r} does not exist; {near(self.leftovers, LEFTOVERS)}")
-        if self.cls_only_last not in ("auto", True, False):
-            raise UserError(f"cls_only_last must be 'auto', true or false, but is {self.cls_only_last!r}")
-        if self.predictor_init not in (None, "random") and not isinstance(self.predictor_init, Mapping):
-            raise UserError(
-                f"predictor_init must be 'random', a record of a predictor or left out, but is {self.predictor_init!r}"
-            )
+        return self
 
 
 def with_predictor(settings: Pruning, changes: dict) -> dict:
@@ -103,7 +90,13 @@ def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> t
         _check_fits(settings, about, embed_dim, grid_size)
         return predictor, about
     if isinstance(settings.predictor_init, Mapping):
-        return _described(settings, embed_dim, grid_size)
+        about = dict(settings.predictor_init)
+        lacking = [key for key in RECORD if key not in about]
+        if lacking:
+            needed = ", ".join(RECORD)
+            raise UserError(f"predictor_init: a record of a predictor needs {needed}, but lacks {lacking[0]!r}")
+        _check_fits(settings, about, embed_dim, grid_size)
+        return create_awaiting(about), about if about.get("model") else {}  # {} if it never came from a file
     if settings.predictor_init == "random":
         return create_predictor(REDUCERS[name].untrained, embed_dim, grid_size), {}
     others = ", ".join(sorted(other for other, kind in REDUCERS.items() if not kind.fitted))
@@ -111,16 +104,6 @@ def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> t
         f"pruning by reducer {name!r} has no weights to rank by: give predictor_path, choose another of {others}, "
         "or say predictor_init='random' if that is meant"
     )
-
-
-def _described(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> tuple[nn.Module, dict]:
-    """A predictor without weights, and what its file said of it; {} if it never came from a file."""
-    about = dict(settings.predictor_init)
-    lacking = [key for key in RECORD if key not in about]
-    if lacking:
-        raise UserError(f"predictor_init: a record of a predictor needs {', '.join(RECORD)}, but lacks {lacking[0]!r}")
-    _check_fits(settings, about, embed_dim, grid_size)
-    return create_awaiting(about), about if about.get("model") else {}
 
 
 def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple[int, int]) -> None:

@@ -65,7 +65,10 @@ def encode_tokens(text: nn.Module, tokens: Tensor, prompts: Tensor | None = None
     Raises:
         UserError: prompts for a tower that is not causal.
     """
-    if not _is_causal(text):
+    # CLIP's own: causal attention, and the end-of-text token speaks for all
+    complete = all(getattr(text, name, None) is not None for name in _PARTS)
+    plain = not getattr(text, "use_pad_mask", False) and getattr(text, "cls_emb", None) is None
+    if not (complete and plain and getattr(text, "pool_type", None) == "argmax"):
         if prompts is not None:
             raise UserError("learned text tokens need a causal text tower, read at its end of text as CLIP's is")
         return text(tokens)
@@ -79,19 +82,6 @@ def encode_tokens(text: nn.Module, tokens: Tensor, prompts: Tensor | None = None
     x = x[torch.arange(len(x), device=x.device), tokens.argmax(-1)]
     projection = text.text_projection
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
-
-
-def _is_causal(text: nn.Module) -> bool:
-    """Whether a tower is CLIP's own: causal attention, and the end-of-text token speaks for all."""
-    parts = [getattr(text, name, None) for name in _PARTS]
-    plain = not getattr(text, "use_pad_mask", False) and getattr(text, "cls_emb", None) is None
-    return all(part is not None for part in parts) and plain and getattr(text, "pool_type", None) == "argmax"
-
-
-def embed_words(text: nn.Module, tokens: Tensor) -> Tensor:
-    """The vectors (n, D) that a tower looks up for the n words of one text (1, L), without start and end."""
-    words = tokens[0, 1 : int(tokens[0].argmax())]
-    return text.token_embedding(words).detach()
 
 
 @torch.no_grad()

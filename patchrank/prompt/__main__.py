@@ -14,9 +14,8 @@ import argparse
 import os
 import resource
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -26,44 +25,52 @@ from patchrank.cli.summary import ACCURACIES, cosine_line, images_line, macs_lin
 from patchrank.config import PromptConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
-from patchrank.io import check_writable, content_id, read_json, resolve, write_json
+from patchrank.io import check_writable, content_id, join, read_json, resolve, write_json
 from patchrank.models.clip import Clip, macs_row
-from patchrank.models.embed import embed_unpruned
+from patchrank.models.embed import Evaluation, embed_unpruned, evaluate
 from patchrank.models.text import template_set
-from patchrank.models.zero_shot import Evaluation, evaluate
-from patchrank.prompt.batches import Feed, check_named, load_train
-from patchrank.prompt.presets import complete, learning_rates
-from patchrank.prompt.train_step import ready, start, step
-from patchrank.prompt.tuning import check_distillation, finished, run_id, seen, tune_prompts
+from patchrank.prompt.batches import check_named, load_train
+from patchrank.prompt.presets import complete
+from patchrank.prompt.tuning import Tuned, check_distillation, finished, run_id, tune_prompts
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 
-NOTHING_SEEN = {"images": 0, "labels": 0}
 DRY_STEPS = 4  # one that warms up, and those that are timed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = _parser().parse_args(argv)
+    split = "val, for the row; images to learn from are drawn from train or adapt"
+    parser = pruned_parser("prompt", __doc__, split, out="runs/prompts.safetensors")
+    add_config_flags(parser, PromptConfig, *PromptConfig.model_fields)
+    parser.add_argument("--dry-run", action="store_true", help="print time and memory of a few steps, and stop")
+    args = parser.parse_args(argv)
     _check(args)
     clip = create_pruned_clip_from(args)
     config = complete(read_config(args, PromptConfig), clip, args.data)
-    if config.mode == "none" and args.dry_run:
-        raise UserError("--dry-run: mode none tunes nothing; try --mode TV")
     check_distillation(config, clip.visual)
     if config.mode == "none":
-        split = check_named(load_split_from(args, "val"))
-        _print(args, _row(args, clip, config, evaluate(clip, split)))
+        _print(args, _row(args, clip, config, evaluate(clip, check_named(load_split_from(args, "val")))))
         return
     templates = None if args.templates is None else template_set(args.templates)
     train = load_train(args.data, config, args.seed, args.data_root, args.vocabulary, templates)
     if args.dry_run:
-        found = dry_run(clip, train, config, args.seed)
-        title = pruning_title(args, f"on {args.data}") + f"; what tuning prompts of mode {config.mode} takes"
-        print_row(found, title, _dry_lines(found))
-        return
-    split = _measured(args, config, args.split)
-    check_apart(train, split)
-    _print(args, _tuned_row(args, clip, config, train, split))
+        dry_run(args, clip, train, config)
+    else:
+        _print(args, _tuned_row(args, clip, config, train))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses flags that contradict each other, and a place that cannot be written to, before anything is computed."""
+    task = find_task(args.data)
+    if args.prompts is not None:
+        raise UserError("--prompts: tuning starts from random tokens or from words; try --words")
+    if args.mode == "none" and args.dry_run:
+        raise UserError("--dry-run: mode none tunes nothing; try --mode TV")
+    if args.mode != "none" and args.split == task.training:
+        raise UserError(f"--split {args.split}: prompts are tuned on it, so it tells nothing; try --split val")
+    if args.seed < 0:
+        raise UserError(f"--seed must be a whole number from 0, but is {args.seed}")
+    check_writable(os.path.dirname(resolve(args.out)))
 
 
 def _print(args: argparse.Namespace, row: dict) -> None:
@@ -78,36 +85,24 @@ def _print(args: argparse.Namespace, row: dict) -> None:
     print_row(row, title, lines)
 
 
-def _dry_lines(found: dict) -> list[tuple[str, str]]:
-    """The table of a dry run."""
-    return [
-        ("a step", f"{found['seconds_per_step']:.3f} s, with {found['batch_size']} images"),
-        ("an epoch", f"{found['seconds_per_epoch']:.1f} s"),
-        ("in all", f"{found['seconds']:.0f} s, {found['steps']:,} steps"),
-        ("memory at most", f"{found['memory_mib']:,} MiB"),
-    ]
-
-
 def _measured(args: argparse.Namespace, config: PromptConfig, name: str | None) -> ImageSplit:
     """The split that a row or an early stop reads, with the labels and names that cross-entropy needs."""
     split = load_split_from(argparse.Namespace(**vars(args) | {"split": name}), "val")
     return split if config.loss == "distill" else check_named(split)
 
 
-def check_apart(train: ImageSplit, split: ImageSplit) -> None:
-    """Refuses to measure prompts on the images that they learned from."""
+def _tuned_row(args: argparse.Namespace, clip: Clip, config: PromptConfig, train: ImageSplit) -> dict:
+    """The result row of tuned prompts. A finished run left its row beside the prompts, and that is read again.
+
+    Raises:
+        UserError: the row would be measured on images that the prompts learn from.
+    """
+    split, val = _measured(args, config, args.split), None
     if shared := set(train.ids) & set(split.ids):
         raise UserError(
             f"split {split.split!r}: {len(shared)} of its {len(split)} images are those that prompts learn from, so it "
             "tells nothing; try --split val"
         )
-
-
-def _tuned_row(
-    args: argparse.Namespace, clip: Clip, config: PromptConfig, train: ImageSplit, split: ImageSplit
-) -> dict:
-    """The result row of tuned prompts. A finished run left its row beside the prompts, and that is read again."""
-    val = None
     if config.patience is not None:  # it reads val, whatever the row is measured on
         val = split if split.split == "val" else _measured(args, config, "val")
     run = run_id(clip, train, val, config, args.seed)
@@ -122,8 +117,7 @@ def _tuned_row(
     unpruned = embed_unpruned(clip, split)
     before = evaluate(clip, split, unpruned=unpruned)
     with clip.applied(prompts=tuned.prompts):
-        found = evaluate(clip, split, unpruned=unpruned)
-        row = _row(args, clip, config, found, before, tuned.seconds, seen(train, val, config))
+        row = _row(args, clip, config, evaluate(clip, split, unpruned=unpruned), before, tuned)
     write_json(beside, {"key": key, "row": row})
     return row
 
@@ -134,16 +128,16 @@ def _row(
     config: PromptConfig,
     found: Evaluation,
     before: Evaluation | None = None,
-    seconds: Sequence[float] = (),
-    learned_from: Mapping[str, int] = NOTHING_SEEN,
+    tuned: Tuned | None = None,
 ) -> dict:
     """The result row; `before` is the same pruning without prompts, None where there are none."""
     row = {"model": args.model, "data": args.data, "split": args.split or "val", "n_images": len(found.kept)}
     row |= {"seed": args.seed} | pruning_from(args) | {"mode": config.mode}
     unused = "images" if config.loss == "cross_entropy" else "shots"
     for key in ("num_tokens", "preset", "shots", "images", "epochs", "lr", "norm_gains", "precision"):
-        row[key] = None if before is None or key == unused else getattr(config, key)
-    row |= {"loss": config.loss, "n_seen_images": learned_from["images"], "n_seen_labels": learned_from["labels"]}
+        row[key] = None if tuned is None or key == unused else getattr(config, key)
+    seen, seconds = ({}, []) if tuned is None else (tuned.about["seen"], tuned.seconds)
+    row |= {"loss": config.loss, "n_seen_images": seen.get("images", 0), "n_seen_labels": seen.get("labels", 0)}
     ours, theirs = found.row(), (before or found).row()
     measured = {key: ours[key] for key in ("accuracy", "cosine") if key in ours}
     row |= measured | {f"{key}_zero_shot": theirs[key] for key in measured}
@@ -152,53 +146,31 @@ def _row(
     return row | {"seconds_per_epoch": round(sum(seconds) / len(seconds), 3) if seconds else None}
 
 
-def dry_run(clip: Clip, train: ImageSplit, config: PromptConfig, seed: int) -> dict[str, float]:
-    """Takes a few steps and keeps nothing: time per step and in all, and the memory that was needed at most.
+def dry_run(args: argparse.Namespace, clip: Clip, train: ImageSplit, config: PromptConfig) -> None:
+    """Takes a few steps and keeps nothing; prints time per step and in all, and the memory that was needed at most.
 
     Memory is the device's where it counts its own, else the process's; both with the weights of the pair.
     """
-    with ready(clip, config):
-        few, steps = train.first(config.batch_size), max(1, len(train) // config.batch_size)
-        state, feed = start(clip, train, config, seed), Feed(clip, few, config, seed)
-        state.optimizer.param_groups[0]["lr"] = learning_rates(config.lr, config.epochs)[0]
-        clip.set_prompts(state.prompts)
-        times = [time.perf_counter()]
-        for epoch in range(DRY_STEPS):
-            for rows, targets in islice(feed.batches(epoch), 1):
-                step(feed, state, rows, targets)  # reads the loss back, and so waits for the device
-            times.append(time.perf_counter())
-    each = (times[-1] - times[1]) / (DRY_STEPS - 1)
-    spent = {"seconds_per_step": each, "seconds_per_epoch": each * steps, "seconds": each * steps * config.epochs}
-    found = {"mode": config.mode, "batch_size": config.batch_size, "steps": steps * config.epochs}
-    return found | {key: round(value, 4) for key, value in spent.items()} | {"memory_mib": round(_memory() / 2**20)}
-
-
-def _memory() -> int:
-    """Bytes in use at most so far."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else 1024 * used  # Linux counts kilobytes
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Refuses flags that contradict each other, and a place that cannot be written to, before anything is computed."""
-    task = find_task(args.data)
-    if args.prompts is not None:
-        raise UserError("--prompts: tuning starts from random tokens or from words; try --words")
-    if args.mode != "none" and args.split == task.training:
-        raise UserError(f"--split {args.split}: prompts are tuned on it, so it tells nothing; try --split val")
-    if args.seed < 0:
-        raise UserError(f"--seed must be a whole number from 0, but is {args.seed}")
-    check_writable(os.path.dirname(resolve(args.out)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    split = "val, for the row; images to learn from are drawn from train or adapt"
-    parser = pruned_parser("prompt", __doc__, split, out="runs/prompts.safetensors")
-    add_config_flags(parser, PromptConfig, *PromptConfig.model_fields)
-    parser.add_argument("--dry-run", action="store_true", help="print time and memory of a few steps, and stop")
-    return parser
+    size, steps = config.batch_size, max(1, len(train) // config.batch_size)
+    few = config.model_copy(update={"epochs": DRY_STEPS, "patience": None})  # epochs of one step each
+    with TemporaryDirectory() as folder:
+        times = tune_prompts(clip, train.first(size), None, few, args.seed, join(folder, "prompts"), quiet=True).seconds
+    each = sum(times[1:]) / (DRY_STEPS - 1)
+    row = {"mode": config.mode, "batch_size": size, "steps": steps * config.epochs, "seconds_per_step": round(each, 4)}
+    row |= {"seconds_per_epoch": round(each * steps, 4), "seconds": round(each * steps * config.epochs, 4)}
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    if memory == 0:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = used if sys.platform == "darwin" else 1024 * used  # Linux counts kilobytes
+    row["memory_mib"] = round(memory / 2**20)
+    lines = [
+        ("a step", f"{each:.3f} s, with {size} images"),
+        ("an epoch", f"{row['seconds_per_epoch']:.1f} s"),
+        ("in all", f"{row['seconds']:.0f} s, {row['steps']:,} steps"),
+        ("memory at most", f"{row['memory_mib']:,} MiB"),
+    ]
+    title = pruning_title(args, f"on {args.data}")
+    print_row(row, f"{title}; what tuning prompts of mode {config.mode} takes", lines)
 
 
 if __name__ == "__main__":

@@ -23,34 +23,9 @@ from patchrank.models.clip import Clip
 from patchrank.models.embed import over_batches, unit
 from patchrank.utils.errors import UserError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 IN_MEMORY = 1 << 30  # bytes that transformed images may take
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the crops
 _DRAWING = Lock()  # torchvision draws from torch's global generator, which reading threads share
-
-
-def load_shots(
-    task: str,
-    shots: int,
-    seed: int,
-    root: str | None = None,
-    vocabulary: str | None = None,
-    templates: Sequence[str] | None = None,
-) -> ImageSplit:
-    """`shots` images of each class from the task's split for training, in the order of the draw.
-
-    Embedded tasks are drawn from in their own order, named ones in the order of their split files; folders and tars,
-    which have none, in the order in which they are read.
-
-    Raises:
-        UserError: images without labels or class names, or that cannot be loaded.
-    """
-    if task in NAMED:
-        drawn, _ = load_few_shot(task, shots, seed, root)
-        drawn = drawn if vocabulary is None else read_vocabulary(vocabulary).apply(drawn)
-        return drawn if templates is None else replace(drawn, templates=tuple(templates))
-    train = check_named(load_split(task, find_task(task).training, None, root, vocabulary, templates))
-    return train.take(few_shot(train.labels, [], shots, seed)[0])
 
 
 def load_train(
@@ -61,14 +36,23 @@ def load_train(
     vocabulary: str | None = None,
     templates: Sequence[str] | None = None,
 ) -> ImageSplit:
-    """What a complete configuration learns from: shots, or for distillation the first images of the training split.
+    """What a configuration learns from: shots of each class, or for distillation the first images, both of training.
+
+    Shots come in the order of the draw. Embedded tasks are drawn from in their own order, named ones in the order of
+    their split files; folders and tars, which have none, in the order in which they are read.
 
     Raises:
-        UserError: as `load_shots`; distillation asks for neither labels nor names.
+        UserError: images that cannot be loaded, or shots without labels or class names.
     """
+    training = find_task(task).training
     if config.loss == "distill":
-        return load_split(task, find_task(task).training, config.images, root, vocabulary, templates)
-    return load_shots(task, config.shots, seed, root, vocabulary, templates)
+        return load_split(task, training, config.images, root, vocabulary, templates)
+    if task in NAMED:
+        drawn, _ = load_few_shot(task, config.shots, seed, root)
+        drawn = drawn if vocabulary is None else read_vocabulary(vocabulary).apply(drawn)
+        return drawn if templates is None else replace(drawn, templates=tuple(templates))
+    train = check_named(load_split(task, training, None, root, vocabulary, templates))
+    return train.take(few_shot(train.labels, [], config.shots, seed)[0])
 
 
 def check_named(split: ImageSplit) -> ImageSplit:
@@ -165,4 +149,4 @@ class Feed:
 
 def autocast(config: PromptConfig, device: torch.device) -> torch.autocast:
     """The precision that a configuration gives the towers."""
-    return torch.autocast(device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32")
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")

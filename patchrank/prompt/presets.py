@@ -47,32 +47,22 @@ def complete(config: PromptConfig, clip: Clip, task: str) -> PromptConfig:
         UserError: a prompt layer that is not registered.
     """
     PROMPTS.find(config.name)
-    name = config.preset or _preset(config, clip)
+    if config.preset is not None:
+        name = config.preset
+    elif config.loss == "distill":
+        name = "distill"
+    elif config.mode == "T":
+        name = "coop"
+    else:
+        name = "digits" if clip.name.split(".")[0] == "patchrank_clip_digits" else "maple"
     preset, words = PRESETS[name], config.words
     if words is None and config.num_tokens is None:
         words = preset.words
-    values = {
-        "preset": name,
-        "words": words,
-        "num_tokens": _num_tokens(words, clip),
-        "augment": not find_task(task).embedded,
-        "images": IMAGES,
-        "lr": preset.lr,
-        "batch_size": preset.batch_size,
-        "epochs": preset.epochs,
-    }
+    if words is None:
+        num_tokens = 4 if clip.visual.num_patches < FEW_PATCHES else 16
+    else:
+        num_tokens = len(clip.embed_words(words))
+    values = {"preset": name, "words": words, "num_tokens": num_tokens, "images": IMAGES}
+    values |= {"augment": not find_task(task).embedded}
+    values |= {key: getattr(preset, key) for key in ("lr", "batch_size", "epochs")}
     return config.model_copy(update={key: value for key, value in values.items() if getattr(config, key) is None})
-
-
-def _preset(config: PromptConfig, clip: Clip) -> str:
-    if config.loss == "distill":
-        return "distill"
-    if config.mode == "T":
-        return "coop"
-    return "digits" if clip.name.split(".")[0] == "patchrank_clip_digits" else "maple"
-
-
-def _num_tokens(words: str | None, clip: Clip) -> int:
-    if words is not None:
-        return len(clip.embed_words(words))
-    return 4 if clip.visual.num_patches < FEW_PATCHES else 16

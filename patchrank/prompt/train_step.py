@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,36 @@ from patchrank.layers.norm_gains import layer_norms
 from patchrank.layers.prompts import Prompts, create_prompt
 from patchrank.models.clip import Clip
 from patchrank.prompt.batches import Feed, autocast
-from patchrank.prompt.checkpoint import State
 from patchrank.prompt.presets import MOMENTUM, PRESETS, WEIGHT_DECAY
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import Bar
 
 FIGURES = {"cross_entropy": "accuracy", "distill": "cosine"}  # what is shown beside each loss
+
+
+@dataclass
+class State:
+    """Prompts in training.
+
+    history: of each epoch the loss, accuracy (%) or cosine on training images, and seconds; where the run stops by val,
+        also its accuracy or cosine on val.
+    best: the prompts of the epoch that is best on val, where the run stops by val.
+    """
+
+    prompts: Prompts
+    optimizer: torch.optim.Optimizer
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def best_epoch(self) -> int | None:
+        """The epoch, from 0, that is best on val, and the first of several; None where the run does not look at val."""
+        values = [epoch[key] for epoch in self.history for key in ("val_accuracy", "val_cosine") if key in epoch]
+        return values.index(max(values)) if values else None
+
+    def is_done(self, epochs: int, patience: int | None) -> bool:
+        best = self.best_epoch()
+        tired = patience is not None and best is not None and len(self.history) - 1 - best >= patience
+        return tired or len(self.history) >= epochs
 
 
 @contextmanager

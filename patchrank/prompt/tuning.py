@@ -1,4 +1,8 @@
-"""Tunes prompts: P_t, M and perhaps gains of norms learn, with pruning in force and both towers frozen."""
+"""Tunes prompts: P_t, M and perhaps gains of norms learn, with pruning in force and both towers frozen.
+
+The state after an epoch is kept in a file, from which a run goes on after a kill. Order and augmentation depend on
+seed and epoch alone, so there are no random states in it.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +14,25 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchrank.config import PromptConfig
 from patchrank.config.canonical import canonical
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import content_id, exists, remove, weights_sha256
+from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip
-from patchrank.models.embed import classify, embed, split_batches
+from patchrank.models.embed import classify, embed, evaluate, split_batches
 from patchrank.models.prompt_files import describe, load_prompts, save_prompts
-from patchrank.models.zero_shot import evaluate
 from patchrank.prompt.batches import Feed
-from patchrank.prompt.checkpoint import State, restore_state, save_state
 from patchrank.prompt.presets import PRESETS, learning_rates
-from patchrank.prompt.train_step import head_of, ready, start, train_epoch
+from patchrank.prompt.train_step import State, head_of, ready, start, train_epoch
 from patchrank.utils.errors import StoreError, UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
 
+KIND = "prompt state"  # of the file that keeps it
 VERSION = 2  # of the tuning: bump it when the same images would give other prompts
 
 
@@ -84,7 +88,10 @@ def tune_prompts(
     if state.best:
         state.prompts.load_state_dict(state.best)
     best = state.best_epoch()
-    about = describe(clip) | {"config": recipe(config)[0], "seed": seed, "seen": seen(train, val, config), "run": run}
+    count = len(train) + (len(val) if config.patience is not None else 0)
+    seen = {"task": train.task, "split": train.split, "images": count}
+    seen["labels"] = 0 if config.loss == "distill" else count
+    about = describe(clip) | {"config": recipe(config)[0], "seed": seed, "seen": seen, "run": run}
     # no times, so that the same run gives the same bytes
     about["history"] = [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in state.history]
     about["epoch"] = len(state.history) if best is None else best + 1
@@ -144,7 +151,8 @@ def _run(
             if config.patience is not None:
                 measured |= watched
             state.history.append(measured | {"seconds": round(time.perf_counter() - started, 3)})
-            state.remember_best()
+            if state.best_epoch() == epoch:
+                state.best = {key: value.detach().clone() for key, value in state.prompts.state_dict().items()}
             save()
             if writer is not None:
                 for name, value in (state.history[-1] | {"lr": rates[epoch]}).items():
@@ -183,20 +191,48 @@ def accuracy(clip: Clip, split: ImageSplit) -> float:
 
 def finished(out: str, run: str) -> Prompts | None:
     """The prompts that this very run left; None where there is no such file, or it is of another."""
-    if not exists(out):
+    found = read_if_sound(load_prompts, out)
+    return found[0] if found is not None and found[1].get("run") == run else None
+
+
+def save_state(state: State, path: str, run: str) -> None:
+    """Writes a state, whole or not at all. `run` is the id of all that the run depends on."""
+    tensors = {f"prompts.{key}": value for key, value in state.prompts.state_dict().items()}
+    tensors |= {f"best.{key}": value for key, value in state.best.items()}
+    for key, parameter in state.prompts.named_parameters():
+        tensors |= {f"optimizer.{key}:{name}": value for name, value in state.optimizer.state[parameter].items()}
+    write_tensors(path, KIND, tensors, {"run": run, "history": state.history})
+
+
+def read_if_sound(read: Callable[..., tuple], path: str, *args) -> tuple | None:
+    """What `read(path, *args)` gives; None for a file that is not there, or is damaged, which stderr then tells."""
+    if not exists(path):
         return None
     try:
-        prompts, about = load_prompts(out)
-    except StoreError:  # it may well be there
+        return read(path, *args)
+    except StoreError:  # the file may well be there
         raise
     except UserError as error:
-        print(f"{error}: it is written anew", file=sys.stderr)
+        print(f"{error}: it is made anew", file=sys.stderr)
         return None
-    return prompts if about.get("run") == run else None
 
 
-def seen(train: ImageSplit, val: ImageSplit | None, config: PromptConfig) -> dict:
-    """How many images and labels decided on the prompts, and whose."""
-    count = len(train) + (len(val) if config.patience is not None else 0)
-    labels = 0 if config.loss == "distill" else count
-    return {"task": train.task, "split": train.split, "images": count, "labels": labels}
+def restore_state(state: State, path: str, run: str) -> None:
+    """Fills a new state from a file; leaves it as it is where there is no file, or one of another run."""
+    found = read_if_sound(read_tensors, path, KIND, ("run", "history"))
+    if found is None:
+        return
+    tensors, about = found
+    if about["run"] != run:
+        print(f"{path}: of a run with other settings, so this one starts anew", file=sys.stderr)
+        return
+    device, parameters = state.prompts.text.device, dict(state.prompts.named_parameters())
+
+    def part(start: str) -> dict[str, Tensor]:
+        return {key.removeprefix(start): value.to(device) for key, value in tensors.items() if key.startswith(start)}
+
+    state.prompts.load_state_dict(part("prompts."))
+    state.history, state.best = about["history"], part("best.")
+    for key, value in part("optimizer.").items():
+        name, _, entry = key.partition(":")
+        state.optimizer.state[parameters[name]][entry] = value.cpu() if value.ndim == 0 else value  # Adam's step count

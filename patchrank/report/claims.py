@@ -43,27 +43,24 @@ def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
         UserError: several settings for one comparison, or sides with different images.
     """
     selected = [setting for setting in settings if is_about(claim, setting)]
-    pairs = pair_up(claim, selected, settings)
     made, missing = [], []
-    for pair in pairs:
-        what = _what(claim, pair, selected)
-        found = _differences(claim, pair)
+    for pair in pair_up(claim, selected, settings):
+        what, found = _what(claim, pair, selected), _differences(claim, pair)
         if isinstance(found, Values):
             made.append((what, found))
         else:
             missing.append(f"{', '.join(values_in_words(what))}: {found}" if what else found)
-    if not pairs:
+    if not made and not missing:
         missing = ["no such setting in this run"]
     intervals = [paired_interval(found.values, 0, found.clusters) for _, found in made]
     adjusted = holm([interval.p for interval in intervals])
     comparisons = [
-        Comparison(what, interval, float(p), verdict_of(claim, interval), counted(found.clusters, found.units))
+        Comparison(what, interval, float(p), verdict_of(claim, interval), counted(found))
         for (what, found), interval, p in zip(made, intervals, adjusted)
     ]
-    overall = None
-    if len(made) > 1:  # images that are drawn together stay together, whichever comparison they are in
-        every = joined(found for _, found in made)
-        overall = paired_interval(every.values, 0, every.clusters)
+    every = joined(found for _, found in made) if len(made) > 1 else None
+    # images that are drawn together stay together, whichever comparison they are in
+    overall = every and paired_interval(every.values, 0, every.clusters)
     return Judgement(claim, comparisons, missing, overall)
 
 
@@ -71,10 +68,8 @@ def is_about(claim: Claim, setting: Setting) -> bool:
     """Whether a setting has what `of` says. A list stands for any of its values where the setting itself is no list."""
     found = {"prompt.mode": "none"} | leaves(setting.config)
     for path, value in leaves(claim.of).items():
-        if path not in found:
-            return False
-        is_choice = isinstance(value, list) and not isinstance(found[path], list)
-        if found[path] not in (value if is_choice else [value]):
+        is_choice = isinstance(value, list) and not isinstance(found.get(path), list)
+        if path not in found or found[path] not in (value if is_choice else [value]):
             return False
     return True
 
@@ -85,27 +80,21 @@ def pair_up(claim: Claim, selected: Sequence[Setting], settings: Sequence[Settin
     Raises:
         UserError: several settings for one comparison.
     """
-    _check_one_each(claim, selected)
-    pairs = []
+    pairs, first = [], {}
     for setting in selected:
+        values = json.dumps([value_at(setting.config, path) for path in claim.each if path != "task"], sort_keys=True)
+        one, two = configuration(first.setdefault(values, setting).config), configuration(setting.config)
+        if differing := sorted(path for path in one | two if one.get(path) != two.get(path)):
+            raise UserError(
+                f"claim {claim.say!r}: several settings match, which differ in {', '.join(differing)}; "
+                "say which in `of`, or name it in `each`"
+            )
         other = _other(claim, setting, settings)
         is_itself = isinstance(claim.against, dict) and other is not None and other[0] is setting
         if not is_itself:
             tasks = setting.tasks if "task" in claim.each else [None]
             pairs += [Pair(setting, other, task) for task in tasks]
     return pairs
-
-
-def _check_one_each(claim: Claim, selected: Sequence[Setting]) -> None:
-    first: dict[str, Setting] = {}
-    for setting in selected:
-        values = json.dumps([value_at(setting.config, path) for path in claim.each if path != "task"], sort_keys=True)
-        one, other = configuration(first.setdefault(values, setting).config), configuration(setting.config)
-        if differing := sorted(path for path in one | other if one.get(path) != other.get(path)):
-            raise UserError(
-                f"claim {claim.say!r}: several settings match, which differ in {', '.join(differing)}; "
-                "say which in `of`, or name it in `each`"
-            )
 
 
 def _other(claim: Claim, setting: Setting, settings: Sequence[Setting]) -> Side | float | None:

@@ -63,7 +63,14 @@ class Judgement:
         if len(self.comparisons) == 1:
             found = difference_text(self.claim, self.comparisons[0].interval)
         elif self.comparisons:
-            found = self._counts()
+            found = self._tally()
+            if is_contest(self.claim):
+                firm = Counter(each.verdict for each in self.comparisons if each.holm_p < 0.05)
+                rest = len(self.comparisons) - firm["true"] - firm["refuted"]
+                found += f" (after Holm: {firm['true']}, {firm['refuted']}, {rest})"
+            estimates = [each.interval.estimate for each in self.comparisons]
+            low, high = (_number(self.claim, value) for value in (min(estimates), max(estimates)))
+            found += f"; from {low} to {high}, on average {difference_text(self.claim, self.overall)}"
         missing = ", ".join(self.missing)
         return f"{found}; not measured: {missing}" if found and missing else found or missing
 
@@ -87,18 +94,16 @@ class Judgement:
         rows = []
         for each in self.comparisons:
             texts = [text.replace("|", "\\|") for text in values_in_words(each.what)]
-            p_values = [f"{each.interval.p:.4f}", f"{each.holm_p:.4f}"]
-            shown = difference_text(self.claim, each.interval)
-            rows.append([*texts, shown, *p_values, word(each.verdict), str(each.interval.n)])
+            texts += [difference_text(self.claim, each.interval), f"{each.interval.p:.4f}", f"{each.holm_p:.4f}"]
+            rows.append([*texts, word(each.verdict), str(each.interval.n)])
         return table(head, rows, texts=len(head))
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in `claims.json`."""
-        comparisons = [
-            {"what": each.what, **each.interval._asdict(), "holm_p": each.holm_p, "verdict": each.verdict,
-             "images": each.images}
-            for each in self.comparisons
-        ]  # fmt: skip
+        comparisons = []
+        for each in self.comparisons:
+            judged = {"holm_p": each.holm_p, "verdict": each.verdict, "images": each.images}
+            comparisons.append({"what": each.what, **each.interval._asdict(), **judged})
         return {
             "claim": self.claim.model_dump(exclude_unset=True),
             "verdict": self.verdict,
@@ -106,17 +111,6 @@ class Judgement:
             "missing": self.missing,
             "overall": self.overall and self.overall._asdict(),
         }
-
-    def _counts(self) -> str:
-        """How many comparisons went which way, and from where to where."""
-        text = self._tally()
-        if is_contest(self.claim):
-            firm = Counter(each.verdict for each in self.comparisons if each.holm_p < 0.05)
-            rest = len(self.comparisons) - firm["true"] - firm["refuted"]
-            text += f" (after Holm: {firm['true']}, {firm['refuted']}, {rest})"
-        estimates = [each.interval.estimate for each in self.comparisons]
-        low, high = _number(self.claim, min(estimates)), _number(self.claim, max(estimates))
-        return f"{text}; from {low} to {high}, on average {difference_text(self.claim, self.overall)}"
 
     def _tally(self) -> str:
         verdicts = Counter(each.verdict for each in self.comparisons)

@@ -8,13 +8,12 @@ import numpy as np
 
 from patchrank.config import value_at
 from patchrank.report.markdown import listed, plural
-from patchrank.report.results import Setting
+from patchrank.report.results import Setting, Values
 
 RANKED_BY, PROMPTS = "ranked by", "prompts"
 KEEP_RATE, LOCATIONS = "pruning.keep_rate", "pruning.locations"
 MODES = {"T": "text", "V": "visual", "TV": "text + visual"}
 RANKINGS = {
-    "predictor": "predictor",
     "prior": "position prior",
     "center": "image centre",
     "random": "at random",
@@ -23,17 +22,13 @@ RANKINGS = {
 }
 
 
-def counted(clusters: np.ndarray, units: np.ndarray) -> str:
-    """What figures are of: "1077 images of 359 digits"; "1077 images" where each stands for itself; both where mixed.
-
-    Args:
-        clusters, units: (n,) each, what images are drawn with and the word for it, as in `results.Values`.
-    """
+def counted(found: Values) -> str:
+    """What figures are of, as "1077 images of 359 digits"; "1077 images" where each stands for itself."""
     parts = []
-    for unit in dict.fromkeys(units.tolist()):
-        of_unit = clusters[units == unit]
-        images = plural(len(of_unit), "image")
-        parts.append(images if unit == "image" else f"{images} of {plural(len(np.unique(of_unit)), unit)}")
+    for unit in dict.fromkeys(found.units.tolist()):
+        clusters = found.clusters[found.units == unit]
+        images = plural(len(clusters), "image")
+        parts.append(images if unit == "image" else f"{images} of {plural(len(np.unique(clusters)), unit)}")
     return listed(parts)
 
 

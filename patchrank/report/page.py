@@ -5,23 +5,22 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from patchrank.config import Claim, Constraint, Objective, ReportConfig
 from patchrank.io import join, write_atomic, write_json
+from patchrank.report import prose
 from patchrank.report.beside import read_beside, told_apart_by
 from patchrank.report.claims import judge
-from patchrank.report.findings import answer, best_and_worst, brief_table, moved, question, verdicts
 from patchrank.report.judgement import Judgement
 from patchrank.report.labels import labels
 from patchrank.report.markdown import literal
 from patchrank.report.markdown import table as markdown_table
 from patchrank.report.paper import paper_rows, paper_section
-from patchrank.report.pareto_section import FrontSection, front_section
-from patchrank.report.plots import draw_sweep, is_crowded
-from patchrank.report.plots.tokens import draw_tokens
-from patchrank.report.prose import how_made, legend, what_was_measured, without_interval
-from patchrank.report.results import Setting, read_settings
-from patchrank.report.table import main_table
+from patchrank.report.pareto import front_section, pareto_front
+from patchrank.report.plots.sweep import draw_sweep, draw_tokens, is_crowded
+from patchrank.report.results import Setting, read_settings, read_trial
+from patchrank.report.table import brief_table, main_table
 from patchrank.utils.errors import UserError
 
 SUMMARY_SCHEMA = 2  # of claims.json
@@ -39,36 +38,17 @@ class Report:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """All that a page is about. rows and own are the sweep's own, settings have those of other sweeps beside as well.
+    """All that a page is about. rows and changes are of the sweep's own trials.
 
-    names: what the table calls the own settings. notes: of the sweeps beside.
+    settings: the own ones, and those of other sweeps beside. notes: of the sweeps beside.
     """
 
     rows: Sequence[dict]
-    config: ReportConfig
     axes: Sequence[str]
-    command: str
-    unfinished: int
-    own: list[Setting]
     settings: list[Setting]
-    names: list[str]
+    changes: list[prose.Change]
     notes: list[str]
     judgements: list[Judgement]
-
-    @property
-    def is_quick(self) -> bool:
-        return "--quick" in self.command.split()
-
-    @property
-    def question(self) -> str:
-        return question(self.config.question, self.axes)
-
-    @property
-    def found(self) -> str:
-        """What came out, in three short sentences: the best, the worst, and how many claims hold."""
-        if not self.rows:
-            return "No trial has a result."
-        return f"{best_and_worst(self.own, self.names)} {verdicts(self.judgements)}"
 
 
 def write_report(
@@ -105,49 +85,41 @@ def write_report(
         UserError: a table that `paper.yaml` does not have.
     """
     paper = paper_rows(config.paper)
-    sweep = _read(rows, root, config, axes, command, unfinished)
-    front, pictures = _draw(sweep, objectives, constraints) if rows else (FrontSection("", {}), {})
-    for name, picture in (front.pictures | {name: picture for name, (picture, _) in pictures.items()}).items():
+    sweep = _read(rows, root, config, axes, unfinished)
+    front, captions, pictures = _draw(sweep, config.table, objectives, constraints) if rows else ("", [], {})
+    for name, picture in pictures.items():
         write_atomic(join(root, name), picture)
-    write_json(join(root, "claims.json"), _summary(sweep, [*front.pictures, *pictures]))
+    summary = _summary(sweep, config, command, unfinished, list(pictures))
+    write_json(join(root, "claims.json"), summary)
     undone = f"**{unfinished} trials of this sweep are not done.** " if unfinished else ""
     undone += f"{stopped} trials were ended early (ASHA), and are not shown." if stopped else ""
-    parts = [f"# {config.table}", SMOKE if sweep.is_quick else "", undone.strip()]
-    parts += _body(sweep, front.markdown, paper)
-    parts += [f"{caption}\n\n![{caption.split(',')[0]}]({name})" for name, (_, caption) in pictures.items()]
+    if failures:
+        lines = [[literal(settings), literal(cause)] for settings, cause in failures]
+        head = f"**Failed trials**: {len(failures)}; running the sweep again tries them again."
+        captions.append(f"{head}\n\n{markdown_table(['settings', 'cause'], lines, texts=2)}")
     several = [judgement for judgement in sweep.judgements if len(judgement.comparisons) > 1]
-    parts += [_failed(failures), *(f"Claim in detail: {each.claim.say}:\n\n{each.details()}" for each in several)]
-    parts += [paper_section(paper), _credit(sweep.settings, credits)]
+    parts = [
+        *(f"# {config.table}", SMOKE if summary["quick"] else "", undone.strip()),
+        *_body(sweep, summary, front, paper),
+        *captions,
+        *(f"Claim in detail: {each.claim.say}:\n\n{each.details()}" for each in several),
+        *(paper_section(paper), _credit(sweep.settings, credits)),
+    ]
     write_atomic(join(root, "report.md"), "\n\n".join(filter(None, parts)) + "\n")
     return Report(join(root, "report.md"), brief_table(sweep.settings, sweep.axes) if rows else "")
 
 
-def _read(
-    rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], command: str, unfinished: int
-) -> _Sweep:
-    beside = read_beside(config.beside, rows, root) if rows else []
-    own = settings = read_settings(rows, root)
-    if beside:
-        settings = read_settings(rows, root, [pair for each in beside for pair in each.rows])
+def _read(rows: Sequence[dict], root: str, config: ReportConfig, axes: Sequence[str], unfinished: int) -> _Sweep:
+    trials = [read_trial(root, row) for row in rows]
+    own = settings = read_settings(trials)
+    notes: list[str] = []
+    if rows and config.beside:
+        beside, notes = read_beside(config.beside, trials)
+        settings = read_settings(trials + beside)
         axes = told_apart_by(settings, axes)
-    names = labels(settings, axes)[: len(own)]  # a setting begins with its own rows, so the sweep's own come first
-    judgements = [_judged(claim, settings, unfinished) for claim in config.claims]
-    notes = [each.note for each in beside]
-    return _Sweep(rows, config, axes, command, unfinished, own, settings, names, notes, judgements)
-
-
-def _draw(
-    sweep: _Sweep, objectives: Sequence[Objective], constraints: Sequence[Constraint]
-) -> tuple[FrontSection, dict[str, tuple[bytes, str]]]:
-    """The front, if there is to be one, and all other pictures with their captions, by file name."""
-    front, pictures, table = FrontSection("", {}), {}, sweep.config.table
-    crowded = is_crowded(sweep.settings, sweep.axes)
-    if crowded or len(objectives) > 1:
-        objectives = objectives if len(objectives) > 1 else WORTH_AND_COST
-        front = front_section(sweep.rows, objectives, constraints, sweep.axes, f"{table}-front")
-    if not crowded:
-        pictures[f"{table}-accuracy.png"] = draw_sweep(sweep.settings, sweep.axes)
-    return front, pictures | {f"{table}-tokens.png": draw_tokens(sweep.settings, sweep.axes)}
+    # a setting begins with its own rows, so the sweep's own come first
+    changes = prose.changes_of(own, labels(settings, axes))
+    return _Sweep(rows, axes, settings, changes, notes, [_judged(each, settings, unfinished) for each in config.claims])
 
 
 def _judged(claim: Claim, settings: list[Setting], unfinished: int) -> Judgement:
@@ -156,27 +128,43 @@ def _judged(claim: Claim, settings: list[Setting], unfinished: int) -> Judgement
     While trials are unfinished nobody knows whether those that a claim is about are all there: nothing is true yet.
     """
     try:
-        judgement = judge(claim, settings)
+        found = judge(claim, settings)
     except UserError as error:
         return Judgement(claim, [], [str(error)])
-    if not unfinished:
-        return judgement
-    return replace(judgement, missing=[*judgement.missing, f"{unfinished} trials of the sweep"])
+    unknown = [f"{unfinished} trials of the sweep"] if unfinished else []
+    return replace(found, missing=found.missing + unknown)
 
 
-def _body(sweep: _Sweep, front: str, paper: dict | None) -> list[str]:
+def _draw(
+    sweep: _Sweep, table: str, objectives: Sequence[Objective], constraints: Sequence[Constraint]
+) -> tuple[str, list[str], dict[str, bytes]]:
+    """Markdown of the front ("" where there is to be none) and of each other picture; and all pictures by file name."""
+    front, captions, pictures = "", [], {}
+    crowded = is_crowded(sweep.settings, sweep.axes)
+    if crowded or len(objectives) > 1:
+        objectives = objectives if len(objectives) > 1 else WORTH_AND_COST
+        best = pareto_front(sweep.rows, objectives, constraints)
+        front, pictures = front_section(best, sweep.rows, sweep.axes, f"{table}-front")
+    drawn = {} if crowded else {f"{table}-accuracy.png": draw_sweep(sweep.settings, sweep.axes)}
+    drawn[f"{table}-tokens.png"] = draw_tokens(sweep.settings, sweep.axes)
+    for name, (picture, caption) in drawn.items():
+        pictures[name] = picture
+        captions.append(f"{caption}\n\n![{caption.split(',')[0]}]({name})")
+    return front, captions, pictures
+
+
+def _body(sweep: _Sweep, summary: dict, front: str, paper: dict | None) -> list[str]:
     """What was asked, what was found, the table, the claims, and how all of it was made."""
-    settings = sweep.settings
-    if not settings:
-        return [f"`python -m patchrank.tune {sweep.command}`: no trial has a result."]
-    table = main_table(settings, sweep.axes, paper)
-    explained = " ".join(filter(None, [moved(sweep.own, sweep.names), legend(settings, table)]))
-    claims = ["**Claims**\n", *(f"- {judgement.line()}" for judgement in sweep.judgements)]
+    if not sweep.rows:
+        return [f"`python -m patchrank.tune {summary['command']}`: no trial has a result."]
+    table = main_table(sweep.settings, sweep.axes, paper)
+    claims = ["**Claims**\n", *(f"- {claim['line']}" for claim in summary["claims"])]
     return [
-        *(sweep.question, sweep.found, front, table, without_interval(settings), explained),
-        "\n".join(claims) if sweep.judgements else "",
-        " ".join([how_made(sweep.rows, sweep.command), *sweep.notes]),
-        what_was_measured(settings, sweep.axes),
+        *(summary["question"], summary["found"], front, table, prose.without_interval(sweep.settings)),
+        " ".join(filter(None, [prose.moved(sweep.changes), prose.legend(sweep.settings, table)])),
+        "\n".join(claims) if summary["claims"] else "",
+        " ".join([prose.how_made(sweep.rows, summary["command"]), *sweep.notes]),
+        prose.what_was_measured(sweep.settings, sweep.axes),
     ]
 
 
@@ -190,27 +178,23 @@ def _credit(settings: Sequence[Setting], credits: Mapping[str, str]) -> str:
     return " ".join(dict.fromkeys(credits[task] for task in tasks if task in credits))
 
 
-def _failed(failures: Sequence[tuple[str, str]]) -> str:
-    """Every trial that failed, and why."""
-    if not failures:
-        return ""
-    lines = [[literal(settings), literal(cause)] for settings, cause in failures]
-    text = markdown_table(["settings", "cause"], lines, texts=2)
-    return f"**Failed trials**: {len(failures)}; running the sweep again tries them again.\n\n{text}"
-
-
-def _summary(sweep: _Sweep, pictures: Sequence[str]) -> dict:
+def _summary(
+    sweep: _Sweep, config: ReportConfig, command: str, unfinished: int, pictures: Sequence[str]
+) -> dict[str, Any]:
     """What an index of sweeps says of this one, as plain JSON; `pictures` are its pictures, the telling one first."""
+    found = prose.NO_RESULT
+    if sweep.rows:
+        found = f"{prose.best_and_worst(sweep.changes)} {prose.verdicts(sweep.judgements)}"
     return {
         "schema": SUMMARY_SCHEMA,
-        "sweep": sweep.rows[0]["sweep"] if sweep.rows else sweep.config.table,
-        "table": sweep.config.table,
-        "quick": sweep.is_quick,
-        "unfinished": sweep.unfinished,
-        "command": sweep.command,
+        "sweep": sweep.rows[0]["sweep"] if sweep.rows else config.table,
+        "table": config.table,
+        "quick": "--quick" in command.split(),
+        "unfinished": unfinished,
+        "command": command,
         "date": max([row["date"] for row in sweep.rows] or [f"{datetime.date.today()}"]),
-        "question": sweep.question,
-        "found": sweep.found,
-        **answer(sweep.own, sweep.names, sweep.judgements, pictures),
+        "question": prose.question(config.question, sweep.axes),
+        "found": found,
+        **prose.answer(sweep.changes, sweep.judgements, pictures),
         "claims": [{"line": judgement.line(), **judgement.to_json()} for judgement in sweep.judgements],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,10 @@ def paper_rows(key: str | None) -> dict | None:
     """A table of the paper. Raises `UserError` for a key that `paper.yaml` does not have."""
     if key is None:
         return None
-    tables = _tables()
+    tables = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())
     if key not in tables:
         raise UserError(f"report.paper {key!r} is not in paper.yaml; {near(key, tables)}")
     return tables[key]
-
-
-@lru_cache(maxsize=1)
-def _tables() -> dict:
-    return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())
 
 
 def papers_figure(paper: dict | None, config: dict) -> str:
@@ -44,24 +38,18 @@ def papers_figure(paper: dict | None, config: dict) -> str:
 
 
 def paper_section(paper: dict | None) -> str:
-    """The table as printed, and below it our means over what `mean_over` names."""
+    """The table as printed, and below it our means over the head that `mean_over` names, which bold type marks."""
     if paper is None:
         return ""
     heads = paper.get("heads") or [paper["axis"].rsplit(".", 1)[-1]]
-    keys = [row["key"] if "heads" in paper else [plain(row["key"])] for row in paper["rows"]]
-    rows = [*zip(keys, (row["values"] for row in paper["rows"])), *_means(paper).items()]
+    rows, groups = [], {}
+    for row in paper["rows"]:
+        key = row["key"] if "heads" in paper else [plain(row["key"])]
+        rows.append((key, row["values"]))
+        if "mean_over" in paper:
+            parts = ["**mean, by us**" if head == paper["mean_over"] else part for head, part in zip(heads, key)]
+            groups.setdefault(tuple(parts), []).append(row["values"])
+    rows += [(key, np.mean(values, axis=0)) for key, values in groups.items()]
     lines = [[*key, *(f"{value:.1f}" for value in values)] for key, values in rows]
     text = table([*heads, *paper["columns"]], lines, texts=len(heads))
     return f"The paper's own figures ({paper['title']}; {paper['what']}), not comparable to ours:\n\n{text}"
-
-
-def _means(paper: dict) -> dict[tuple[str, ...], np.ndarray]:
-    """Means over the head that `mean_over` names, by the key of their row. Bold type tells that they are ours."""
-    if "mean_over" not in paper:
-        return {}
-    groups: dict[tuple[str, ...], list[list[float]]] = {}
-    for row in paper["rows"]:
-        named = zip(paper["heads"], row["key"])
-        key = tuple("**mean, by us**" if head == paper["mean_over"] else part for head, part in named)
-        groups.setdefault(key, []).append(row["values"])
-    return {key: np.mean(values, axis=0) for key, values in groups.items()}

@@ -1,14 +1,18 @@
-"""Plain sentences on how a report was made, what was measured, and what its table's columns mean."""
+"""Plain sentences: what a sweep found, how it was made, what was measured, and what its table's columns mean."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from textwrap import shorten
+from typing import NamedTuple
 
 from patchrank.config import value_at
-from patchrank.report.compare import all_tasks, change, subset
-from patchrank.report.labels import KEEP_RATE, LOCATIONS, layers, plain, say, usual_values
-from patchrank.report.markdown import listed
-from patchrank.report.results import Setting
+from patchrank.report.judgement import Judgement
+from patchrank.report.labels import KEEP_RATE, LOCATIONS, counted, layers, plain, say, usual_values
+from patchrank.report.markdown import listed, signed
+from patchrank.report.results import Setting, all_tasks, change, subset
+from patchrank.utils.stats import Interval
 
 FIXED = {  # what is said of a setting that the sweep does not vary
     KEEP_RATE: "{} of patch tokens kept",
@@ -18,6 +22,113 @@ FIXED = {  # what is said of a setting that the sweep does not vary
     "predictor.name": "predictor {}",
 }
 UNSEEN = "**No trial looked at test: all figures here are of validation images, by which choices are made.**"
+ORACLES = (
+    "Oracles (golden) are ranked by scores of the very {which} images and could not be deployed; they saw the first "
+    "{count} images of each task."
+)
+NO_RESULT = "No trial has a result."
+WORDS = {  # verdict -> what is said of one claim, and of several
+    "true": ("holds", "hold"),
+    "refuted": ("is refuted", "are refuted"),
+    "open": ("is not told apart", "are not told apart"),
+    "not measured": ("could not be measured", "could not be measured"),
+}
+
+
+class Change(NamedTuple):
+    """How accuracy changed in one setting, and what that setting is called."""
+
+    found: Interval
+    name: str
+    setting: Setting
+
+    def __str__(self) -> str:
+        """As "accuracy changes by +0.17 points (95 % interval +0.02 to +0.30)"."""
+        what = "accuracy on val" if self.setting.on_val else "accuracy"
+        estimate, low, high = map(signed, self.found[:3])
+        interval = f" (95 % interval {low} to {high})" if self.found.is_known else ""
+        return f"{what} changes by {estimate} points{interval}"
+
+
+def question(asked: str | None, axes: Sequence[str]) -> str:
+    """What a sweep asks; where its file does not say it, what it sweeps."""
+    swept = [axis.replace(".", " ").replace("_", " ") for axis in axes if axis not in ("seed", "controls")]
+    return asked or f"How does accuracy change with {listed(swept or ['pruning'])}?"
+
+
+def changes_of(settings: Sequence[Setting], names: Iterable[str]) -> list[Change]:
+    """The change of each setting that is no oracle, the worst first; of the oracles where there is nothing else.
+
+    Args:
+        names: what the settings are called, one for each.
+    """
+    changes = [Change(change(setting), name, setting) for setting, name in zip(settings, names)]
+    changes = [each for each in changes if not each.setting.is_oracle] or changes
+    return sorted(changes, key=lambda each: each.found.estimate)
+
+
+def best_and_worst(changes: Sequence[Change]) -> str:
+    """Two sentences: which setting changed accuracy most for the better and for the worse; one, of one setting.
+
+    The images are said again where those of the worst are others.
+    """
+    worst, best = changes[0], changes[-1]
+    images, others = (counted(each.setting.values(each.setting.shown("accuracy"))) for each in (best, worst))
+    found = f"{best} against nothing pruned, on {images}."
+    if len(changes) == 1:
+        return found.capitalize()
+    others = f", on {others}" if others != images else ""
+    return f"Best is {best.name}: {found} Worst is {worst.name}: {worst}{others}."
+
+
+def moved(changes: Sequence[Change]) -> str:
+    """In how many settings accuracy moved, of those that have an interval."""
+    known = [each.found for each in changes if each.found.is_known]
+    if len(changes) == 1 or not known:
+        return ""
+    fall, rise = sum(found.high < 0 for found in known), sum(found.low > 0 for found in known)
+    text = f"Accuracy falls in {fall} and rises in {rise} of {len(known)} settings (95 % interval excludes 0)."
+    if rest := len(changes) - len(known):
+        text += f" {rest} more {'has' if rest == 1 else 'have'} no interval."
+    return text
+
+
+def verdicts(judgements: Sequence[Judgement]) -> str:
+    """How many claims hold."""
+    if not judgements:
+        return "Nothing was claimed beforehand."
+    counts = Counter(judgement.verdict for judgement in judgements)
+    if len(judgements) == 1:
+        return f"Its one claim {WORDS[judgements[0].verdict][0]}."
+    said = []
+    for verdict, (one, many) in WORDS.items():
+        if count := counts[verdict]:
+            said.append(f"{count} {one if count == 1 else many}")
+    return f"Of {len(judgements)} claims, {listed(said)}."
+
+
+def answer(changes: Sequence[Change], judgements: Sequence[Judgement], pictures: Sequence[str]) -> dict[str, str]:
+    """The answer to a sweep's question and its figure, as an index shows them.
+
+    They are those of the claim marked `answers`, or else of the first claim. Without claims the best and the worst
+    setting answer, in less than 120 characters.
+
+    Args:
+        pictures: file names; the first is to be looked at where nothing was claimed.
+    """
+    if judgements:
+        marked = [judgement for judgement in judgements if judgement.claim.answers]
+        said, figure = (marked or judgements)[0].headline
+        return {"answer": said, "figure": figure}
+    figure = f"[picture]({pictures[0]})" if pictures else ""
+    if not changes:
+        return {"answer": NO_RESULT, "figure": figure}
+    what = "Val accuracy" if changes[0].setting.on_val else "Accuracy"
+    points = [f"{each.found.estimate:+.2f} points" for each in changes]
+    if len(changes) == 1:
+        return {"answer": f"{what} changes by {points[0]}", "figure": figure}
+    worst, best = (f"{points[n]} ({shorten(changes[n].name, 28, placeholder=' …')})" for n in (0, -1))
+    return {"answer": f"{what}: best {best}, worst {worst}", "figure": figure}
 
 
 def how_made(rows: Sequence[dict], command: str) -> str:
@@ -36,24 +147,14 @@ def what_was_measured(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     tasks, models = all_tasks(settings), _alternatives(f"`{setting.config['model']['name']}`" for setting in settings)
     others = [setting for setting in settings if not setting.is_oracle] or settings
     counts = _alternatives(setting.count(task) for setting in others for task in setting.tasks)
-    each = " each" if len(tasks) > 1 else ""
-    on_val = settings[0].on_val
-    images = f"{counts} {'validation' if on_val else 'test'} images{each} of {listed(f'`{task}`' for task in tasks)}"
-    what = "Accuracy" if _learning(settings) else "Zero-shot accuracy"
-    sentences = [f"{what} in percent of {models} on {images}.", UNSEEN if on_val else ""]
-    sentences += [_fitted(settings), _learned(settings), _seeds(settings), _oracles(settings)]
+    which, each = "validation" if settings[0].on_val else "test", " each" if len(tasks) > 1 else ""
+    images = f"{counts} {which} images{each} of {listed(f'`{task}`' for task in tasks)}"
+    what = "Accuracy" if any("n_prompt_images" in setting.metrics for setting in settings) else "Zero-shot accuracy"
+    sentences = [f"{what} in percent of {models} on {images}.", UNSEEN if settings[0].on_val else ""]
+    sentences += [_fitted(settings), _learned(settings), _seeds(settings)]
+    if seen := [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]:
+        sentences.append(ORACLES.format(which=which, count=min(seen)))
     return " ".join(filter(None, [*sentences, _fixed(settings, axes), *_defaults(settings, axes)]))
-
-
-def _oracles(settings: Sequence[Setting]) -> str:
-    counts = [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]
-    if not counts:
-        return ""
-    which = "validation" if settings[0].on_val else "test"
-    return (
-        f"Oracles (golden) are ranked by scores of the very {which} images and could not be deployed; they saw the "
-        f"first {min(counts)} images of each task."
-    )
 
 
 def legend(settings: Sequence[Setting], table: str) -> str:
@@ -107,27 +208,20 @@ def _control_seeds(settings: Sequence[Setting]) -> str:
 
 def _fitted(settings: Sequence[Setting]) -> str:
     val = _alternatives(len(setting.arrays[0][f"{task}.val_ids"]) for setting in settings for task in setting.tasks)
-    fitted = [setting for setting in settings if setting.is_fitted]
-    if not fitted:
+    train = _alternatives(int(setting.metrics["n_train"]) for setting in settings if setting.is_fitted)
+    if not train:
         return f"Validation: {val} images of each task."
-    train = _alternatives(int(setting.metrics["n_train"]) for setting in fitted)
     return f"Rankings were fitted on {train} other images; validation: {val} images of each task."
-
-
-def _learning(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings that tuned prompts."""
-    return [setting for setting in settings if "n_prompt_images" in setting.metrics]
 
 
 def _learned(settings: Sequence[Setting]) -> str:
     """What prompts were tuned on."""
-    said = []
+    said, learning = [], [setting for setting in settings if "n_prompt_images" in setting.metrics]
     for loss, how in (("cross_entropy", "with their labels"), ("distill", "without labels, by distillation")):
-        having = [setting for setting in _learning(settings) if setting.config["prompt"]["loss"] == loss]
-        counts = _alternatives(int(setting.metrics["n_prompt_images"]) for setting in having)
-        said.append(f"{counts} images of each task {how}" if having else "")
-    said = " or ".join(filter(None, said))
-    return f"Prompts were tuned on {said}; the unpruned tower has none." if said else ""
+        having = [setting for setting in learning if setting.config["prompt"]["loss"] == loss]
+        if counts := _alternatives(int(setting.metrics["n_prompt_images"]) for setting in having):
+            said.append(f"{counts} images of each task {how}")
+    return f"Prompts were tuned on {' or '.join(said)}; the unpruned tower has none." if said else ""
 
 
 def _seeds(settings: Sequence[Setting]) -> str:

@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from patchrank.config import leaves
 from patchrank.io import join, read_bytes
+from patchrank.utils.stats import Interval, paired_interval
 
 
 class Measure(NamedTuple):
@@ -42,6 +43,7 @@ CONTROLS = {"random", "reversed"}  # a setting may have run these with some of i
 OLD_SCENE = re.compile(r"digits\w*/\w+/(\d{4})-\d+")  # the id of an embedded scene, and in it the digit's number
 
 Arrays = dict[str, np.ndarray]  # what a trial saved of its images, by name
+Trial = tuple[dict, Arrays]  # a result row and what belongs to it
 
 
 class Values(NamedTuple):
@@ -126,7 +128,7 @@ class Setting:
         having, on_val = self._having(measure), measure in ON_VAL
         values = np.mean([self._of_seed(n, measure, task)[:limit] for n in having], axis=0)
         arrays = self.arrays[having[0]]
-        ids, (clusters, unit) = arrays[ids_of(task, on_val)][:limit], drawn_by(arrays, task, on_val)
+        ids, (clusters, unit) = arrays[f"{prefix_of(task, on_val)}ids"][:limit], drawn_by(arrays, task, on_val)
         return Values(values, ids, clusters[:limit], np.full(len(ids), unit))
 
     def seeds(self, measure: str) -> list[float]:
@@ -136,7 +138,7 @@ class Setting:
 
     def count(self, task: str) -> int:
         """How many images of a task its figures are of."""
-        return len(self.arrays[0][ids_of(task, self.on_val)])
+        return len(self.arrays[0][f"{prefix_of(task, self.on_val)}ids"])
 
     def _having(self, measure: str) -> list[int]:
         """The places of the seeds that have a measure on every task."""
@@ -148,9 +150,41 @@ class Setting:
         return self.arrays[n][f"{task}.{name}"].astype(float) * scale + offset
 
 
-def ids_of(task: str, on_val: bool) -> str:
-    """The array that holds the ids of a task's test images, or of its validation images."""
-    return f"{task}.val_ids" if on_val else f"{task}.ids"
+@lru_cache(maxsize=1024)  # table, pictures and sentences of one report ask for the same ones
+def change(setting: Setting, task: str | None = None, limit: int | None = None, measure: str = "accuracy") -> Interval:
+    """Points by which a measure differs from the unpruned accuracy, paired by image, with its 95 % interval.
+
+    Of test images, or of validation images where no others were looked at. Intervals draw whole groups; there is
+    none where all images belong to one (`Interval.is_known`).
+
+    Args:
+        task: one task; None for all images of all tasks.
+        limit: only the first so many images of each task.
+    """
+    ours, unpruned = (setting.values(setting.shown(name), task, limit) for name in (measure, "unpruned"))
+    return paired_interval(ours.values, unpruned.values, ours.clusters)
+
+
+def subset(settings: Sequence[Setting]) -> int | None:
+    """How many images of each task the oracles saw; None without oracles, or where they saw what all others did."""
+    seen = [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]
+    others = [setting.count(task) for setting in settings if not setting.is_oracle for task in setting.tasks]
+    return min(seen) if seen and others and min(seen) < max(others) else None
+
+
+def all_tasks(settings: Sequence[Setting]) -> list[str]:
+    """The tasks of any setting, in the order in which they are named first."""
+    return list(dict.fromkeys(task for setting in settings for task in setting.tasks))
+
+
+def mean(setting: Setting, measure: str = "accuracy", task: str | None = None, limit: int | None = None) -> float:
+    """Over images and seeds; of one task, or of all images of all tasks."""
+    return float(setting.values(setting.shown(measure), task, limit).values.mean())
+
+
+def prefix_of(task: str, on_val: bool) -> str:
+    """What the names of a task's arrays begin with, of its test images or of its validation images."""
+    return f"{task}.val_" if on_val else f"{task}."
 
 
 def drawn_by(arrays: Arrays, task: str, on_val: bool) -> tuple[np.ndarray, str]:
@@ -159,7 +193,7 @@ def drawn_by(arrays: Arrays, task: str, on_val: bool) -> tuple[np.ndarray, str]:
     Old records have ids alone. The id of an embedded scene tells its digit. Other images of old records stand for
     themselves: where data has groups, today's trials have other ids, so that no old record is among them.
     """
-    prefix = f"{task}.val_" if on_val else f"{task}."
+    prefix = prefix_of(task, on_val)
     if f"{prefix}groups" in arrays:
         return arrays[f"{prefix}groups"], str(arrays[f"{prefix}unit"])
     ids = arrays[f"{prefix}ids"].tolist()
@@ -181,27 +215,23 @@ def configuration(config: dict) -> dict[str, Any]:
     return found
 
 
-def read_settings(rows: Sequence[dict], root: str, beside: Iterable[tuple[dict, Arrays]] = ()) -> list[Setting]:
-    """Turns rows in plan order into settings, in the order of their first row.
+def read_settings(trials: Sequence[Trial]) -> list[Setting]:
+    """Turns trials in plan order into settings, in the order of their first trial.
 
-    Where several rows are of one setting and seed, the first counts. It takes controls that it lacks from the others.
-
-    Args:
-        rows: of the sweep itself, whose arrays lie in `<root>/trials`.
-        beside: rows of other sweeps, with their arrays.
+    Where several trials are of one setting and seed, the first counts. It takes controls that it lacks from the others.
     """
-    groups: dict[str, dict[int, tuple[dict, Arrays]]] = {}
-    for row, arrays in [*((row, read_arrays(root, row)) for row in rows), *beside]:
+    groups: dict[str, dict[int, Trial]] = {}
+    for row, arrays in trials:
         seeds = groups.setdefault(json.dumps(configuration(row["config"]), sort_keys=True), {})
         first, known = seeds.get(row["config"]["seed"], (row, arrays))
         controls = {name: values for name, values in arrays.items() if name.rpartition(".right_")[2] in CONTROLS}
         seeds[row["config"]["seed"]] = first, controls | known
-    on_val = any(row["config"]["data"]["n_test"] == 0 for row in rows)  # all rows of a table show the same images
+    on_val = any(row["config"]["data"]["n_test"] == 0 for row, _ in trials)  # all rows of a table show the same images
     members = [list(seeds.values()) for seeds in groups.values()]
     return [Setting([row for row, _ in each], [arrays for _, arrays in each], on_val) for each in members]
 
 
-def read_arrays(root: str, row: dict) -> Arrays:
-    """What a trial saved of each image, by name."""
+def read_trial(root: str, row: dict) -> Trial:
+    """A row of the sweep in `root`, with what its trial saved of each image."""
     with np.load(io.BytesIO(read_bytes(join(root, "trials", f"{row['id']}.npz"))), allow_pickle=False) as arrays:
-        return dict(arrays)
+        return row, dict(arrays)

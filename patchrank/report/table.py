@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-from patchrank.report.compare import all_tasks, change, mean, subset
-from patchrank.report.labels import RANKED_BY, swept
+from patchrank.report.labels import RANKED_BY, labels, swept
 from patchrank.report.markdown import signed, table
 from patchrank.report.paper import papers_figure
-from patchrank.report.results import Setting
+from patchrank.report.results import Setting, all_tasks, change, mean, subset
 from patchrank.utils.stats import Interval, spread
 
 CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
 MATCHING = ("matching_rate", "matching_prior", "matching_chance")
-PAPER, RANKING, DRIFT = "paper (see below)", "ranking MMACs", "1000 (1 - cosine)"
+PAPER, RANKING, DRIFT, SUBSET = "paper (see below)", "ranking MMACs", "1000 (1 - cosine)", "on the oracles'"
 MEASURED = (
     "agreement", "cosine", DRIFT, "matching, prior, chance", "Kendall", "NDCG", "images seen", "labels seen",
     "GMACs", RANKING, "ms", "speed-up", "val", PAPER,
 )  # fmt: skip
+WIDTH = 100  # characters of a line in a terminal
 ON_SUBSET = "°"  # marks figures that were measured on the oracles' subset alone
 
 
@@ -40,14 +41,60 @@ def main_table(settings: Sequence[Setting], axes: Sequence[str], paper: dict | N
                 rows.append(name | {RANKED_BY: words} | _accuracies(setting, control, few))
     titles = [column for column in names if len({row.get(column, "") for row in rows}) > 1] or [RANKED_BY]
     rows = [{titles[0]: "nothing pruned"} | _unpruned(tower, few) for tower in towers(settings)] + rows
-    columns = [*titles, *all_tasks(settings), "mean", "change", _on(few), *MEASURED]
+    columns = [*titles, *all_tasks(settings), "mean", "change", SUBSET, *MEASURED]
     columns = [column for column in columns if any(row.get(column) for row in rows)]
     if len({row[RANKING] for row in rows if row.get(RANKING)}) == 1:
         columns.remove(RANKING)
     mean_of = "mean" if len(all_tasks(settings)) > 1 else "accuracy"
     head = f"{mean_of}, val" if settings[0].on_val else mean_of
-    heads = [head if column == "mean" else column for column in columns]
-    return table(heads, [[row.get(column, "") for column in columns] for row in rows], texts=len(titles))
+    heads = {"mean": head, SUBSET: f"{SUBSET} {few}"}
+    lines = [[row.get(column, "") for column in columns] for row in rows]
+    return table([heads.get(column, column) for column in columns], lines, texts=len(titles))
+
+
+def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
+    """One line for the unpruned tower and one for each setting, no wider than a terminal: plain text, not Markdown.
+
+    A name that is too long loses its middle, which an ellipsis marks. Where two would then read alike, each ends in
+    its line's number.
+    """
+    few, found = subset(settings), towers(settings)
+    head = "accuracy, val" if settings[0].on_val else "accuracy"
+    lines = [["setting", head, "change, 95 % interval", "GMACs", "val"]]
+    for tower in found:
+        which = f" ({tower.config['model']['name']}; {', '.join(tower.tasks)})" if len(found) > 1 else ""
+        row = _unpruned(tower, None)
+        lines.append([f"nothing pruned{which}", row["mean"], "", row["GMACs"], row["val"]])
+    for setting, name in zip(settings, labels(settings, axes)):
+        accuracy = mean_text(setting) + (ON_SUBSET if few and setting.is_oracle else "")
+        gmacs, val = f"{setting.metrics['gmacs']:.4f}", _val(setting, "val_accuracy")
+        lines.append([name, accuracy, change_text(change(setting), bold=False), gmacs, val])
+    if not any(line[-1] for line in lines[1:]):
+        lines = [line[:-1] for line in lines]
+    texts = _aligned(lines)
+    return "\n".join([*texts, f"{ON_SUBSET} on the first {few} images of each task alone"] if few else texts)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a name and figures as text, names shortened so far that no line is wider than a terminal."""
+    names, *columns = zip(*lines)
+    widths = [max(map(len, column)) for column in columns]
+    width = min(max(map(len, names)), WIDTH - sum(widths) - 2 * len(widths))
+    texts = [_without_middle(name, width) for name in names]
+    counts = Counter(texts)
+    for n, (name, text) in enumerate(zip(names, texts)):
+        if text != name and counts[text] > 1:
+            texts[n] = f"{_without_middle(name, width - len(f' #{n}'))} #{n}"
+    padded = [[text.ljust(width) for text in texts]]
+    padded += [[cell.rjust(width) for cell in column] for column, width in zip(columns, widths)]
+    return ["  ".join(cells).rstrip() for cells in zip(*padded)]
+
+
+def _without_middle(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    behind = (width - 1) // 2
+    return f"{name[: width - 1 - behind]}…{name[len(name) - behind :]}"
 
 
 def change_text(interval: Interval, bold: bool = True) -> str:
@@ -78,7 +125,7 @@ def _row(setting: Setting, few: int | None) -> dict[str, str]:
         row[RANKING] = f"{1000 * m['gmacs_predictor']:.2f}"
     if "ms" in m:
         row |= {"ms": f"{m['ms']:.3f}", "speed-up": f"{m['speedup']:.2f}"}
-    return row | _val(setting, "val_accuracy")
+    return row | {"val": _val(setting, "val_accuracy")}
 
 
 def _seen(setting: Setting) -> dict[str, str]:
@@ -95,8 +142,8 @@ def _unpruned(setting: Setting, few: int | None) -> dict[str, str]:
     row = {task: f"{mean(setting, 'unpruned', task):.1f}" for task in setting.tasks if len(setting.tasks) > 1}
     row |= {"mean": f"{mean(setting, 'unpruned'):.1f}", "GMACs": f"{setting.metrics['gmacs_unpruned']:.4f}"}
     if few:
-        row[_on(few)] = f"{mean(setting, 'unpruned', limit=few):.1f}"
-    return row | _val(setting, "val_accuracy_unpruned")
+        row[SUBSET] = f"{mean(setting, 'unpruned', limit=few):.1f}"
+    return row | {"val": _val(setting, "val_accuracy_unpruned")}
 
 
 def _accuracies(setting: Setting, measure: str, few: int | None) -> dict[str, str]:
@@ -110,17 +157,13 @@ def _accuracies(setting: Setting, measure: str, few: int | None) -> dict[str, st
         row |= {"mean": mean_text(setting, measure), "change": change_text(change(setting, measure=measure))}
     if few:
         changed = change_text(change(setting, None, few, measure))
-        row[_on(few)] = f"{mean(setting, measure, limit=few):.1f}, {changed}"
+        row[SUBSET] = f"{mean(setting, measure, limit=few):.1f}, {changed}"
     return row
 
 
-def _on(few: int | None) -> str:
-    return f"on the oracles' {few}"
-
-
-def _val(setting: Setting, key: str) -> dict[str, str]:
-    """Beside figures of test images."""
-    return {"val": f"{setting.metrics[key]:.1f}"} if key in setting.metrics and not setting.on_val else {}
+def _val(setting: Setting, key: str) -> str:
+    """A figure of validation images, to stand beside figures of test images."""
+    return f"{setting.metrics[key]:.1f}" if key in setting.metrics and not setting.on_val else ""
 
 
 def towers(settings: Sequence[Setting]) -> list[Setting]:

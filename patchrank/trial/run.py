@@ -25,7 +25,7 @@ from patchrank.golden.make_shards import make_shards
 from patchrank.golden.shards import read_manifest, stream
 from patchrank.io import join, remove, write_atomic, write_json
 from patchrank.models.clip import macs_row
-from patchrank.models.zero_shot import Evaluation, evaluate
+from patchrank.models.embed import Evaluation, evaluate
 from patchrank.trial.identity import SCHEMA, trial_id
 from patchrank.trial.inputs import Inputs
 from patchrank.trial.requirements import ResolvedTrial, Steps, TrialContext

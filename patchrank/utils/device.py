@@ -29,7 +29,7 @@ def check_device(device: str) -> None:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # the latter from a torch that was built without CUDA
         reason = str(error).splitlines()[0].split(". ")[0]  # torch goes on for a page
-        raise UserError(f"device {device!r} cannot be used here ({reason}); near: cpu") from error
+        raise UserError(f"device {device!r} cannot be used here ({reason}); try cpu") from error
 
 
 def hardware(device: str = "cpu") -> dict:

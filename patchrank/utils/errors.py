@@ -14,6 +14,11 @@ class StoreError(UserError):
     """A remote store does not answer, or refuses: one line that names the URL. Nothing is wrong with the work."""
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; the name of its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """The end of a message on an unknown name: the known name that is most like it, if any is, and all known names."""
     known = sorted(map(str, known))

@@ -72,11 +72,6 @@ def ndcg(predicted: np.ndarray, golden: np.ndarray, k: int | None = None) -> np.
     return np.asarray([ndcg_score(gain[None], ours[None], k=k) for gain, ours in pairs])
 
 
-def position_prior(golden: np.ndarray) -> np.ndarray:
-    """The mean golden map (N,) of training images (B, N): what position alone knows about importance."""
-    return golden.mean(0)
-
-
 def percent(right: np.ndarray) -> float:
     """Share of true entries."""
     return float(100 * np.mean(right))

@@ -64,7 +64,9 @@ def _best(queries: Tensor, index: Tensor, k: int, own: Tensor | None, chunk: int
     queries, best = _unit(queries), None
     for start in range(0, len(index), chunk):
         part = index[start : start + chunk]
-        keys = _keys(queries, part, start)
+        # keys order by cosine, then by lower place; no two of a row are equal, so `topk` has no choice
+        place = torch.arange(start, start + len(part), device=part.device)
+        keys = (queries @ _unit(part).T).mul_(STEPS).round_().long().mul_(PLACES).add_(PLACES - 1 - place)
         if own is not None:
             here = ((own >= start) & (own < start + len(part))).nonzero()[:, 0]
             keys[here, own[here] - start] = torch.iinfo(torch.int64).min
@@ -72,13 +74,6 @@ def _best(queries: Tensor, index: Tensor, k: int, own: Tensor | None, chunk: int
         best = top if best is None else torch.cat([best, top], dim=1)
         best = best.topk(min(k, best.shape[1])).values
     return best
-
-
-def _keys(queries: Tensor, part: Tensor, start: int) -> Tensor:
-    """Keys (Q, M) that order by cosine, then by lower place; no two of a row are equal, so `topk` has no choice."""
-    place = torch.arange(start, start + len(part), device=part.device)
-    steps = (queries @ _unit(part).T).mul_(STEPS).round_().long()
-    return steps.mul_(PLACES).add_(PLACES - 1 - place)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -15,32 +15,19 @@ from torch import Tensor, nn
 
 try:
     # How timm's own towers read `indices` of `forward_intermediates`; ours must read them alike, in later releases too.
-    from timm.models._features import feature_take_indices
+    from timm.models._features import feature_take_indices as feature_take_indices
 
     # Writes `config.json`. The public `timm.models.save_for_hf` writes weights too, but refuses those that are not
     # contiguous, and leaves out the note on their format that other readers ask for.
-    from timm.models._hub import save_config_for_hf
+    from timm.models._hub import save_config_for_hf as save_config_for_hf
 
     # Changes what `timm.models.get_model_args` reads, which nothing public does. Without it a tower whose pruning was
     # changed would be saved with the settings that it was made with.
-    from timm.models._input import update_model_args
+    from timm.models._input import update_model_args as update_model_args
 except ImportError as error:
     raise ImportError(
         f"timm {timm.__version__} has moved a private name that patchrank needs ({error}); try pip install timm==1.0.31"
     ) from error
-
-__all__ = [
-    "OVERRIDDEN",
-    "feature_take_indices",
-    "has_model_args",
-    "hold_the_same",
-    "is_compiled",
-    "keeping_model_args",
-    "save_config_for_hf",
-    "traceable_assert",
-    "update_model_args",
-    "version_of",
-]
 
 # Checks a shape in a way that `torch.fx` can trace; a plain `if` ends the tracing, and nothing public does the same.
 traceable_assert = torch._assert

@@ -71,12 +71,7 @@ def _weights(clusters: int, draws: int, seed: int) -> np.ndarray:
 
 
 def paired_interval(
-    a: np.ndarray,
-    b: np.ndarray | float,
-    clusters: np.ndarray,
-    level: float = 0.95,
-    draws: int = 10_000,
-    seed: int = 0,
+    a: np.ndarray, b: np.ndarray | float, clusters: np.ndarray, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> Interval:
     """Percentile interval of the mean of a - b, pairs of one image each, by `cluster_bootstrap`.
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from patchrank.cli.config_flags import add_config_flags, positive, read_config
 from patchrank.cli.flags import add_model_flags, create_clip_from
 from patchrank.config import DEFAULTS, DataConfig, GoldenConfig, PruningConfig
-from patchrank.data import digits
 from patchrank.data.dataset_factory import find_task, load_split
+from patchrank.data.digits import scenes as digits
 from patchrank.io import check_writable, resolve, write_atomic
 from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.errors import UserError

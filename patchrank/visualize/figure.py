@@ -36,17 +36,15 @@ class Sheet:
         self.tile, self.tall, self.plain = tile, round(height * tile), IdentityTransform()
         self.figure = Figure(figsize=(round(width * tile) / tile, self.tall / tile), dpi=tile, facecolor="white")
 
-    def picture(self, x: float, y: float, pixels: np.ndarray) -> None:
-        scale = self.tile // pixels.shape[0]
-        tile = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
-        self.figure.figimage(tile, round(x * self.tile), self.tall - round(y * self.tile) - self.tile)
-
-    def frame(self, x: float, y: float, colour: str) -> None:
+    def picture(self, x: float, y: float, pixels: np.ndarray, frame: str | None = None) -> None:
+        """A tile, with a frame of a colour where one is given."""
         from matplotlib.patches import Rectangle
 
-        corner = round(x * self.tile), self.tall - round(y * self.tile) - self.tile
-        style = {"fill": False, "edgecolor": colour, "linewidth": 2.0, "transform": self.plain}
-        self.figure.add_artist(Rectangle(corner, self.tile, self.tile, **style))
+        corner, scale = (round(x * self.tile), self.tall - round(y * self.tile) - self.tile), self.tile // len(pixels)
+        self.figure.figimage(pixels.repeat(scale, axis=0).repeat(scale, axis=1), *corner)
+        if frame:
+            style = {"fill": False, "edgecolor": frame, "linewidth": 2.0, "transform": self.plain}
+            self.figure.add_artist(Rectangle(corner, self.tile, self.tile, **style))
 
     def text(self, x: float, y: float, text: str, size: float = 8.0, **style) -> None:
         style = {"ha": "center", "va": "baseline", "linespacing": 1.25, **style}
@@ -128,8 +126,8 @@ def _draw_tiles(sheet: Sheet, rankings: Rankings, i: int, x: float, y: float) ->
             left, top = x + column * (1 + GAP), y + row * ROW
             stays = kept.answers[i] == rankings.unpruned.answers[i]
             colour = STAYS if stays else CHANGES
-            sheet.picture(left, top, veil_dropped(rankings.pixels[i : i + 1], kept.places[i : i + 1], rankings.grid)[0])
-            sheet.frame(left, top, colour)
+            tile = veil_dropped(rankings.pixels[i : i + 1], kept.places[i : i + 1], rankings.grid)[0]
+            sheet.picture(left, top, tile, colour)
             answer, weight = _answer(rankings, kept, i, 1.0, 7.5), "normal" if stays else "bold"
             sheet.text(left + 0.5, top + 1.15, answer, 7.5, color=colour, fontweight=weight)
 

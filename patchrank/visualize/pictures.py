@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from patchrank.data import digits
 from patchrank.data.decoding import decode_viewer, fault
+from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import read_bytes
 from patchrank.utils.errors import UserError, near
@@ -56,29 +56,19 @@ def read_pictures(
     Raises:
         UserError: a file that is missing or no image, a label that is no class, a template without a place for it.
     """
-    check_head(classes, templates)
-    places = None if labels is None else find_labels(labels, classes, len(paths))
-    names = [os.path.basename(str(path)) for path in paths]
-    return Pictures([read_image(path) for path in paths], names, tuple(classes), tuple(templates), places)
-
-
-def check_head(classes: Sequence[str], templates: Sequence[str]) -> None:
-    """Refuses class names and templates from which no answers could be made."""
     if len(set(classes)) < 2:
         raise UserError(f"classes must be two or more to choose among, but are {', '.join(classes)}")
     for template in templates:
         if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
             raise UserError(f"template {template!r} must have one place for the class name; try 'a photo of a {{}}.'")
-
-
-def find_labels(labels: Sequence[str], classes: Sequence[str], count: int) -> list[int]:
-    """Labels by name as places in `classes`."""
-    if len(labels) != count:
-        raise UserError(f"labels must be one an image, but are {len(labels)} for {count} images")
-    for label in labels:
+    if labels is not None and len(labels) != len(paths):
+        raise UserError(f"labels must be one an image, but are {len(labels)} for {len(paths)} images")
+    for label in labels or ():
         if label not in classes:
             raise UserError(f"label {label!r} is not among the classes; {near(label, classes)}")
-    return [list(classes).index(label) for label in labels]
+    places = None if labels is None else [list(classes).index(label) for label in labels]
+    names = [os.path.basename(str(path)) for path in paths]
+    return Pictures([read_image(path) for path in paths], names, tuple(classes), tuple(templates), places)
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -87,7 +77,6 @@ def read_image(path: str | Path) -> Image.Image:
         content = read_bytes(path)
     except OSError as error:
         raise UserError(f"image {path}: cannot be read ({error.strerror or error})") from error
-    reason = fault(content, "viewer")
-    if reason is not None:
+    if (reason := fault(content, "viewer")) is not None:
         raise UserError(f"image {path}: cannot be read ({reason})")
     return decode_viewer(content)

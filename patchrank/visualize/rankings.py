@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchrank.config import DEFAULTS
 from patchrank.golden.scores import METRICS, score_images
 from patchrank.layers.predictors import load_predictor
-from patchrank.layers.pruning import check_locations, num_kept, windows
+from patchrank.layers.pruning import num_kept
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
 from patchrank.models.embed import embed
@@ -136,10 +136,11 @@ def rank_pictures(
     Raises:
         UserError: an unknown ranker, one that lacks what it needs, or an impossible setting.
     """
-    tower, golden = clip.visual, {"window": window, "stride": stride, "remove_at": remove_at}
+    golden = {"window": window, "stride": stride, "remove_at": remove_at}
     rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
     check_rankers(rankers, pictures.labels is not None)
-    _check_settings(tower, keep_rates, locations, **golden)
+    for keep_rate in keep_rates:  # before minutes are spent on golden scores
+        num_kept(clip.visual.num_patches, keep_rate)
     transform, device = clip.transform(), clip.logit_scale.device
     images = torch.stack([transform(image) for image in pictures.images]).to(device)
     head = clip.zero_shot_head(pictures.classes, pictures.templates)
@@ -155,11 +156,14 @@ def rank_pictures(
     if metrics := [name for name in rankers if name in METRICS]:
         scores = golden_scores(clip, images, head, labels, metrics, quiet, **golden)
         rows |= {name: kept_by(clip, images, head, name, scores=scores[name], **pruning) for name in metrics}
-    predictor, layers = tower.pruning.predictor_path, "layers" if len(locations) > 1 else "layer"
+    predictor, layers = clip.visual.pruning.predictor_path, "layers" if len(locations) > 1 else "layer"
+    # what `clip.transform` made, as pixels (B, H, W, 3) again
+    zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
+    pixels = (((images - zero) / (one - zero)).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
     return Rankings(
         pictures,
-        pixels=_pixels(clip, images),
-        grid=tower.patch_embed.grid_size,
+        pixels=pixels.cpu().numpy(),
+        grid=clip.visual.patch_embed.grid_size,
         keep_rates=tuple(keep_rates),
         unpruned=whole,
         rows={name: rows[name] for name in rankers},
@@ -167,21 +171,3 @@ def rank_pictures(
         golden=golden,
         fitted_to=None if predictor is None else load_predictor(predictor)[1]["metric"],
     )
-
-
-def _check_settings(
-    tower: nn.Module, keep_rates: Sequence[float], locations: Sequence[int], window: int, stride: int, remove_at: int
-) -> None:
-    """Refuses impossible settings before minutes are spent."""
-    for keep_rate in keep_rates:
-        num_kept(tower.num_patches, keep_rate)
-    check_locations(locations, len(tower.blocks))
-    check_locations((remove_at,), len(tower.blocks))
-    windows(tower.patch_embed.grid_size, window, stride)
-
-
-def _pixels(clip: Clip, images: Tensor) -> np.ndarray:
-    """What `clip.transform` made, as pixels (B, H, W, 3) again."""
-    zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
-    pixels = ((images - zero) / (one - zero)).clamp(0, 1) * 255
-    return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -11,8 +11,7 @@ import pytest
 import torch
 from helpers.small_sweep import records, results, rows, run, start, wait_for, write_sweep
 
-from patchrank.layers.reducers import REDUCERS
-from patchrank.layers.reducers.center import Center
+from patchrank.layers.reducers import REDUCERS, Center
 from patchrank.trial.run import run_trial
 from patchrank.tune.plan import make_plan
 from patchrank.tune.sweep import load_sweep
@@ -20,7 +19,7 @@ from patchrank.tune.sweep import load_sweep
 RAY = str(Path(os.sys.executable).parent / "ray")
 MINE = """
 from patchrank.layers.reducers import register_reducer
-from patchrank.layers.reducers.center import Center
+from patchrank.layers.reducers import Center
 
 
 @register_reducer("mine")
@@ -30,7 +29,7 @@ class Mine(Center):
 SLOW = """
 import time
 from patchrank.layers.reducers import register_reducer
-from patchrank.layers.reducers.center import Center
+from patchrank.layers.reducers import Center
 
 
 @register_reducer("slow")

@@ -18,15 +18,17 @@ HASHES = {"digits": "bff8d4d5f9b7", "digits_full": "d75ac50f1aeb", "digits_ink":
 
 
 def test_splits_share_neither_digits_nor_background():
+    from sklearn.datasets import load_sample_images
+
     parts = {split: set(scenes.split_digits(split)) for split in scenes.SPLITS}
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 1797
     shares = [len(parts[split]) / 1797 for split in ("pretrain", "adapt", "val", "test")]
     assert np.allclose(shares, [0.5, 0.2, 0.1, 0.2], atol=0.005)
-    for photo in range(2):
+    for photo, image in enumerate(load_sample_images().images):
         widths = [scenes._strips(split)[photo].shape[1] for split in scenes.SPLITS]
         assert sum(widths) == 640
         whole = np.concatenate([scenes._strips(split)[photo] for split in scenes.SPLITS], axis=1)
-        assert np.array_equal(whole, scenes._photographs()[photo])
+        assert np.array_equal(whole, image)
 
 
 def test_the_digits_that_ship_are_those_of_scikit_learn():
@@ -102,7 +104,7 @@ def test_every_task_is_a_function_of_its_name_and_shares_digits_with_the_others(
 
 @pytest.mark.parametrize("task, low, high", [("digits", 93, 100), ("digits_full", 93, 100), ("digits_ink", 70, 90)])
 def test_the_frozen_weights_know_the_tasks(clip, task, low, high):
-    from patchrank.evaluate import evaluate
+    from patchrank.models.embed import evaluate
 
     assert low <= evaluate(clip, load_split(task, "val", 360), quiet=True).row()["accuracy_unpruned"] <= high
 

@@ -137,7 +137,7 @@ def test_metrics_that_cannot_be_had_are_refused(tower, images):
 
 
 def test_signs_pruning_by_g_beats_random_beats_reversed(clip):
-    from patchrank.evaluate import evaluate, random_scores
+    from patchrank.models.embed import evaluate, random_scores
 
     split = load_split("digits", "val", 96)
     transform = clip.transform()

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchrank.layers.reducers import TokenState, register_reducer
-from patchrank.layers.reducers.center import Center
+from patchrank.layers.reducers import Center, TokenState, register_reducer
 
 MARKS = Path(os.environ.get("FAULTY_MARKS", "."))
 

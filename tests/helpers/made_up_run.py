@@ -8,7 +8,7 @@ import numpy as np
 
 from patchrank.config import ReportConfig, TrialConfig
 from patchrank.report import write_report
-from patchrank.report.results import read_settings
+from patchrank.report.results import read_settings, read_trial
 from patchrank.report.table import main_table
 
 TASKS = ["digits", "digits_ink"]
@@ -74,7 +74,7 @@ class Run:
         return json.loads(json.dumps(row))  # as it comes from disk
 
     def settings(self):
-        return read_settings(self.rows, str(self.root))
+        return read_settings([read_trial(str(self.root), row) for row in self.rows])
 
     def table(self, axes, paper=None):
         """Head, and rows as mappings from the head's cells."""

@@ -5,9 +5,9 @@ import timm
 import torch
 from helpers.macs import counted
 
-from patchrank.evaluate import macs_row
 from patchrank.layers.macs import text_macs, vision_macs
 from patchrank.layers.reducers import REDUCERS
+from patchrank.models.clip import macs_row
 
 
 @pytest.mark.parametrize(

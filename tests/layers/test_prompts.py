@@ -7,9 +7,9 @@ from helpers.learned_tokens import TEXT_WIDTH, WIDTH, B, create
 from torch import nn
 
 from patchrank.data.dataset_factory import load_split
-from patchrank.evaluate import embed_unpruned, evaluate
 from patchrank.layers.prompts import Prompts
 from patchrank.models.clip import Clip
+from patchrank.models.embed import embed_unpruned, evaluate
 from patchrank.models.text import create_text_tower, encode_tokens, tokenize
 from patchrank.utils.errors import UserError
 

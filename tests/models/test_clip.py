@@ -3,10 +3,10 @@ import timm
 import torch
 
 import patchrank
-from patchrank.data import digits
 from patchrank.data.dataset_factory import load_split
-from patchrank.evaluate import embed_unpruned
+from patchrank.data.digits import scenes as digits
 from patchrank.layers.prompts import Prompts
+from patchrank.models.embed import embed_unpruned
 from patchrank.models.pretrained import TEXT_CFGS, WEIGHTS
 from patchrank.models.text import create_text_tower
 from patchrank.utils.errors import UserError

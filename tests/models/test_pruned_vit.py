@@ -89,7 +89,7 @@ def test_random_ranking_depends_on_the_sample_alone(tower, images):
 
 @torch.no_grad()
 def test_random_scores_are_uniform_enough():
-    from patchrank.evaluate import random_scores
+    from patchrank.models.embed import random_scores
 
     first = random_scores(torch.randn(4000, 3, 8, 8), 64, seed=0).argmax(1)
     counts = torch.bincount(first, minlength=64).float()
@@ -155,7 +155,7 @@ def test_compiled_shapes_are_static(tower, images):
         ({"keeprate": 0.5}, "did you mean 'keep_rate'"),
         ({"reducer": "randm"}, "did you mean 'random'"),
         ({"drop_counts": (0, 20, 0, 0)}, "must begin above 0"),
-        ({"cls_only_last": "yes"}, "cls_only_last must be"),
+        ({"cls_only_last": "yes"}, "cls_only_last is 'yes', but should be a valid boolean, or should be 'auto'"),
     ],
 )
 def test_impossible_settings_are_refused_and_change_nothing(tower, images, settings, message):

@@ -9,8 +9,8 @@ from PIL import Image
 
 from patchrank.config import PromptConfig, validate
 from patchrank.data.dataset_factory import load_split
-from patchrank.evaluate import evaluate
 from patchrank.evaluate import main as evaluate_main
+from patchrank.models.embed import evaluate
 from patchrank.models.prompt_files import load_prompts
 from patchrank.prompt import train_step as learning
 from patchrank.prompt.__main__ import main as prompt_main

@@ -16,7 +16,7 @@ from patchrank.models.prompt_files import load_prompts
 from patchrank.prompt import train_step as learning
 from patchrank.prompt import tuning
 from patchrank.prompt.__main__ import main as prompt_main
-from patchrank.prompt.batches import Augment, Feed, load_shots
+from patchrank.prompt.batches import Augment, Feed, load_train
 from patchrank.prompt.presets import complete, learning_rates
 from patchrank.prompt.tuning import accuracy, state_path, tune_prompts
 from patchrank.utils.errors import UserError
@@ -28,7 +28,7 @@ MAPLE = (1e-5, 0.0035, 0.00316578, 0.00229078, 0.00120922)
 
 @pytest.fixture(scope="module")
 def train():
-    return load_shots("digits_ink", 1, 1)
+    return load_train("digits_ink", PromptConfig(shots=1), 1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_what_is_left_open_comes_from_the_preset_and_the_tower(clip):
 
 
 def test_shots_are_drawn_as_coop_draws_them():
-    whole, drawn = DigitScenes("adapt"), load_shots("digits", 2, 3)
+    whole, drawn = DigitScenes("adapt"), load_train("digits", PromptConfig(shots=2), 3)
     places = few_shot(whole.labels.tolist(), [], 2, 3)[0]
     assert drawn.ids == [whole.ids[i] for i in places] and sorted(drawn.labels) == sorted(2 * list(range(10)))
 
@@ -220,7 +220,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(clip):
 
 def test_photographs_are_augmented_and_repeatable(clip, tmp_path):
     make_named(tmp_path / "data", "caltech101")
-    drawn = load_shots("caltech101", 2, 1, str(tmp_path / "data"))
+    drawn = load_train("caltech101", PromptConfig(shots=2), 1, str(tmp_path / "data"))
     settings = complete(config("T", augment=None), clip, "caltech101")
     assert settings.augment and len(drawn) == 12 and not Feed(clip, drawn, settings, 1).cached
     files = [tmp_path / name for name in "ab"]
@@ -235,7 +235,7 @@ def test_images_without_names_are_refused(tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (n, 0, 0)).save(path)
     with pytest.raises(UserError, match="folder/train: prompts need labels and class names, but there are no labels"):
-        load_shots("folder", 1, 1, str(tmp_path))
+        load_train("folder", PromptConfig(shots=1), 1, str(tmp_path))
 
 
 def test_a_loss_that_is_no_number_ends_the_run(clip, train, tmp_path):

@@ -10,12 +10,11 @@ from matplotlib.figure import Figure
 from patchrank.config import Claim, Objective, PromptConfig, ReportConfig
 from patchrank.report import paper_rows, write_report
 from patchrank.report.__main__ import main
-from patchrank.report.compare import change, subset
 from patchrank.report.labels import labels, swept
 from patchrank.report.paper import paper_section
-from patchrank.report.plots import draw_sweep, is_crowded
-from patchrank.report.plots.curves import curve_lines, draw_panel
 from patchrank.report.plots.style import scale_points
+from patchrank.report.plots.sweep import curve_lines, draw_panel, draw_sweep, is_crowded
+from patchrank.report.results import change, subset
 from patchrank.utils.errors import UserError
 from patchrank.utils.veil import veil_dropped
 

@@ -7,9 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from patchrank.config import Constraint, Objective, TrialConfig
-from patchrank.report.pareto import pareto_front
-from patchrank.report.pareto_section import front_section, front_table
-from patchrank.report.plots import front as front_plot
+from patchrank.report import pareto
+from patchrank.report.pareto import draw_front, front_section, front_table, pareto_front
 
 ACCURACY, COSINE = (Objective(metric=f"val_{name}", mode="max") for name in ("accuracy", "cosine"))
 GMACS, MS = (Objective(metric=name, mode="min") for name in ("gmacs", "ms"))
@@ -71,13 +70,13 @@ def test_rows_that_lack_a_figure_are_left_out_and_counted(value):
     rows[1]["metrics"]["ms"] = value
     found = pareto_front(rows, ALL, ())
     assert ids(found.best) == ["a"] and ids(found.incomplete) == ["b"]
-    assert "lacking a figure and left out: 1" in front_section(rows, ALL, (), []).markdown
+    assert "lacking a figure and left out: 1" in front_section(found, rows, [], "front")[0]
     assert ids(pareto_front(rows, [ACCURACY, GMACS], ()).best) == ["b"]  # of which it lacks none
 
 
 def test_the_table_goes_by_cost_below_the_unpruned_tower():
     rows = [row("a", 95, 4, keep_rate=0.7), row("b", 90, 2, ms=0.5, reducer="center"), row("c", 89, 3)]
-    text = front_table(pareto_front(rows, [ACCURACY, GMACS], ()), ALL, ["pruning.reducer", "pruning.keep_rate"])
+    text = front_table(pareto_front(rows, [ACCURACY, GMACS], ()), ["pruning.reducer", "pruning.keep_rate"])
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert lines[0] == ["#", "ranked by", "kept", "accuracy, val", "cosine, val", "GMACs", "ms", "speed-up"]
     assert lines[2] == ["", "nothing pruned", "", "96.0", "1.0000", "17.5635", "2.000", "1.00"]
@@ -90,14 +89,16 @@ def test_a_section_says_what_became_of_all_trials_and_on_what_they_were_timed():
     machine = {"system": "Linux", "cpu": "Some CPU", "threads": 2, "gpu": None, "torch": "2"}
     for each in rows:
         each["speed"] = {"hardware": machine, "benchmark": {"batch_size": 32, "repeats": 30}}
-    section = front_section(rows, [ACCURACY, GMACS], [CHEAP], [], "pareto-front")
-    assert "of val_accuracy (max), gmacs (min) among those that keep gmacs <= 5: 1 of 4 trials" in section.markdown
-    assert "breaking gmacs <= 5: 1; with exactly the figures of one in it and not repeated: 1." in section.markdown
-    assert "30 runs of 32 images on Some CPU (threads: 2), Linux, torch 2." in section.markdown
-    assert list(section.pictures) == ["pareto-front.png"] and "(pareto-front.png)" in section.markdown
-    assert section.pictures["pareto-front.png"].startswith(b"\x89PNG")
-    nothing = front_section(rows, [ACCURACY, GMACS], [Constraint(metric="gmacs", at_most=1)], [])
-    assert not nothing.pictures and "0 of 4 trials" in nothing.markdown
+    markdown, pictures = front_section(pareto_front(rows, [ACCURACY, GMACS], [CHEAP]), rows, [], "pareto-front")
+    assert "of val_accuracy (max), gmacs (min) among those that keep gmacs <= 5: 1 of 4 trials" in markdown
+    assert "breaking gmacs <= 5: 1; with exactly the figures of one in it and not repeated: 1." in markdown
+    assert "30 runs of 32 images on Some CPU (threads: 2), Linux, torch 2." in markdown
+    assert list(pictures) == ["pareto-front.png"] and "(pareto-front.png)" in markdown
+    assert pictures["pareto-front.png"].startswith(b"\x89PNG")
+    markdown, pictures = front_section(
+        pareto_front(rows, [ACCURACY, GMACS], [Constraint(metric="gmacs", at_most=1)]), rows, [], "x"
+    )
+    assert not pictures and "0 of 4 trials" in markdown
 
 
 @pytest.fixture
@@ -106,8 +107,8 @@ def drawn(monkeypatch):
 
     def draw(rows, objectives, constraints=()):
         figures = []
-        monkeypatch.setattr(front_plot, "png", lambda figure: figures.append(figure) or b"")
-        _, caption = front_plot.draw_front(pareto_front(rows, objectives, constraints), objectives, constraints)
+        monkeypatch.setattr(pareto, "png", lambda figure: figures.append(figure) or b"")
+        _, caption = draw_front(pareto_front(rows, objectives, constraints))
         assert isinstance(figures[0], Figure)
         return figures[0].axes, caption
 

@@ -3,11 +3,11 @@ import pytest
 import torch
 
 from patchrank.fit import fit_predictor
-from patchrank.golden.agreement import matching, rank_quality
+from patchrank.golden.agreement import matching, prior_of, rank_quality
 from patchrank.golden.dataset import Ranked, pooled
 from patchrank.layers.predictors import create_predictor, load_predictor, save_predictor
 from patchrank.utils.errors import UserError
-from patchrank.utils.metrics import matching_rate, position_prior, top_k, top_mask
+from patchrank.utils.metrics import matching_rate, top_k, top_mask
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def split(data: Ranked, n: int) -> tuple[Ranked, Ranked]:
 def test_a_predictor_learns_content_and_beats_prior_and_chance(ranked):
     train, val = split(ranked, 192)
     predictor = fit_predictor(train, (4, 4), dim=8, epochs=200, quiet=True)
-    quality = rank_quality(predictor, position_prior(train.golden.numpy()), val)
+    quality = rank_quality(predictor, prior_of(train), val)
     found = matching(quality, 16)
     assert all(len(values) == 64 for values in quality.values())
     assert found["kendall"] > 0.5 and found["ndcg"] > 0.9
@@ -39,7 +39,7 @@ def test_every_predictor_is_trained_by_every_loss(ranked, name):
     train, val = (Ranked(part.golden[:, :8], *part[1:]) for part in (train, val))  # half of it is in the class token
     for loss in ("bce", "listwise"):
         predictor = fit_predictor(train, (4, 4), name=name, loss=loss, dim=8, epochs=60, lr=0.003, quiet=True)
-        rate = matching(rank_quality(predictor, position_prior(train.golden.numpy()), val), 16)["matching_rate"]
+        rate = matching(rank_quality(predictor, prior_of(train), val), 16)["matching_rate"]
         assert rate > (60 if name == "mlp" else 70)
 
 

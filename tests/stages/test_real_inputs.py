@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from patchrank import evaluate, fit, retrieval
 from patchrank.config import TrialConfig
 from patchrank.data.dataset_factory import load_split
-from patchrank.evaluate import embed_unpruned
 from patchrank.golden import __main__ as golden
 from patchrank.models.clip import create_clip
+from patchrank.models.embed import embed_unpruned
 from patchrank.models.pretrained import TEXT_CFGS
 from patchrank.trial.check import check_trial
 from patchrank.trial.identity import trial_id

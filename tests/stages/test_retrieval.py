@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 import patchrank
 from patchrank.data.dataset_factory import load_split
-from patchrank.evaluate import embed_unpruned, evaluate
 from patchrank.layers.prompts import Prompts
+from patchrank.models.embed import embed_unpruned, evaluate
 from patchrank.retrieval import image_shares, read_index, retrieval, text_shares, text_to_image_shares, write_index
 from patchrank.utils.errors import UserError
 from patchrank.utils.nearest import is_within, nearest, own_distance, shared

@@ -18,9 +18,8 @@ from patchrank.data.digits.scenes import CREDIT, STYLES
 from patchrank.data.readers.entries import split_of
 from patchrank.io import content_id
 from patchrank.report import write_report
-from patchrank.report.compare import change
 from patchrank.report.labels import counted
-from patchrank.report.results import Setting, drawn_by
+from patchrank.report.results import Setting, change, drawn_by
 from patchrank.trial.identity import fingerprint
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -215,9 +214,8 @@ def test_tasks_with_several_words_name_each():
     arrays = old("digits", ["digits/test/0001-0"]).arrays[0] | old("folder", ["a.jpg", "b.jpg"]).arrays[0]
     row = {"config": {"data": {"tasks": ["digits", "folder"]}}, "metrics": {}}
     both = Setting([row], [arrays])
-    found = both.values("accuracy")
     assert (both.unit("digits"), both.unit("folder"), change(both).clusters) == ("digit", "image", 3)
-    assert counted(found.clusters, found.units) == "1 image of 1 digit and 2 images"
+    assert counted(both.values("accuracy")) == "1 image of 1 digit and 2 images"
 
 
 def test_every_task_of_scenes_names_the_makers_of_its_photographs():

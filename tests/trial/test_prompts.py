@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from patchrank.config import TrialConfig, known_keys, value_at
-from patchrank.evaluate import evaluate
 from patchrank.io import content_id
+from patchrank.models.embed import evaluate
 from patchrank.prompt import presets, tuning
 from patchrank.trial import requirements
 from patchrank.trial import run as trials

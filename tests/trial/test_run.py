@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from patchrank.config import TrialConfig
-from patchrank.evaluate import embed_shared, evaluate
 from patchrank.models.clip import create_clip
+from patchrank.models.embed import embed_shared, evaluate
 from patchrank.trial import check as checks
 from patchrank.trial import inputs as inputs_module
 from patchrank.trial.check import check_trial

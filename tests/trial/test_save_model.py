@@ -10,7 +10,7 @@ import torch
 import patchrank
 from patchrank.config import Constraint, Objective, TrialConfig
 from patchrank.data.dataset_factory import load_split
-from patchrank.evaluate import evaluate
+from patchrank.models.embed import evaluate
 from patchrank.trial import save_model as chosen
 from patchrank.trial.inputs import load_inputs
 from patchrank.trial.run import run_trial

@@ -11,8 +11,7 @@ import patchrank.tune
 from patchrank import benchmark
 from patchrank.config import BenchmarkConfig, TrialConfig
 from patchrank.config.canonical import canonical
-from patchrank.evaluate import macs_row
-from patchrank.models.clip import create_clip
+from patchrank.models.clip import create_clip, macs_row
 from patchrank.trial.check import counted_gmacs
 from patchrank.trial.identity import speed_settings
 from patchrank.trial.requirements import ResolvedTrial

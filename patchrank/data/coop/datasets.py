@@ -3,94 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-from patchrank.data.coop.aircraft import list_aircraft
-from patchrank.data.coop.folders import DatasetFolders, how_to_get
-from patchrank.data.coop.imagenet import list_imagenet
-from patchrank.data.coop.listing import Listing
+from patchrank.config import ListOf, Strict
+from patchrank.data.coop.listing import DatasetFolders, Listing, how_to_get, read_listed
+from patchrank.data.coop.official_lists import list_aircraft, list_imagenet
 from patchrank.data.coop.split_file import PARTS, list_coop_split
-from patchrank.data.image_split import ImageSplit
+from patchrank.data.image_split import ImageSplit, Reader
+from patchrank.io.yaml import read_yaml
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.progress import write_line
 
+OWN_LISTS = {"fgvc_aircraft": list_aircraft, "imagenet": list_imagenet}  # others have a split file of CoOp's
 
-@dataclass(frozen=True)
-class NamedDataset:
-    """How one dataset is read.
 
-    folders: names of its folder under the root, CoOp's first, then torchvision's. listing: lists one split.
-    prompt: the one that CoOp's zero-shot CLIP uses. sizes: classes, and images in train, val and test, in CoOp's own
-    copy. own_val: False where val is test. group: regular expression over image paths; images with the same first
-    group are drawn together in statistics. None: each image is drawn alone.
-    """
+class NamedDataset(Strict):
+    """How one dataset is read; `datasets.yaml` says what the fields mean."""
 
-    folders: tuple[str, ...]
-    listing: Callable[[DatasetFolders, str], Listing]
+    folders: ListOf[str]
     prompt: str
-    sizes: tuple[int, int, int, int]
+    sizes: ListOf[int]
+    images: str | None = None
+    split_file: str | None = None
     own_val: bool = True
     group: str | None = None
 
 
-def _coop(images: str, file: str) -> Callable[[DatasetFolders, str], Listing]:
-    return partial(list_coop_split, images=images, file=f"split_zhou_{file}.json")
-
-
-NAMED: dict[str, NamedDataset] = {
-    "caltech101": NamedDataset(
-        ("caltech-101", "caltech101"),
-        _coop("101_ObjectCategories", "Caltech101"),
-        "a photo of a {}.",
-        (100, 4128, 1649, 2465),
-    ),
-    "oxford_pets": NamedDataset(
-        ("oxford_pets", "oxford-iiit-pet"),
-        _coop("images", "OxfordPets"),
-        "a photo of a {}, a type of pet.",
-        (37, 2944, 736, 3669),
-    ),
-    "flowers102": NamedDataset(
-        ("oxford_flowers", "flowers-102"),
-        _coop("jpg", "OxfordFlowers"),
-        "a photo of a {}, a type of flower.",
-        (102, 4093, 1633, 2463),
-    ),
-    "food101": NamedDataset(
-        ("food-101",),
-        _coop("images", "Food101"),
-        "a photo of {}, a type of food.",
-        (101, 50_500, 20_200, 30_300),
-    ),
-    "fgvc_aircraft": NamedDataset(
-        ("fgvc_aircraft", "fgvc-aircraft-2013b/data"),
-        list_aircraft,
-        "a photo of a {}, a type of aircraft.",
-        (100, 3334, 3333, 3333),
-    ),
-    "dtd": NamedDataset(
-        ("dtd", "dtd/dtd"),
-        _coop("images", "DescribableTextures"),
-        "{} texture.",
-        (47, 2820, 1128, 1692),
-    ),
-    "ucf101": NamedDataset(
-        ("ucf101",),
-        _coop("UCF-101-midframes", "UCF101"),
-        "a photo of a person doing {}.",
-        (101, 7639, 1898, 3783),
-        group=r".*/v_(\w+_g\d+)_c\d+\.\w+",  # clips of one group were cut from one video
-    ),
-    "imagenet": NamedDataset(
-        ("imagenet",),
-        list_imagenet,
-        "a photo of a {}.",
-        (1000, 1_281_167, 50_000, 50_000),
-        own_val=False,
-    ),
-}
+NAMED = {name: NamedDataset(**about) for name, about in read_yaml(Path(__file__).with_suffix(".yaml")).items()}
 
 
 def load_named(task: str, split: str, root: str | None) -> ImageSplit:
@@ -104,25 +45,28 @@ def load_named(task: str, split: str, root: str | None) -> ImageSplit:
     Raises:
         UserError: no such task or split, no root, or files that are missing or not as CoOp has them.
     """
-    dataset = _find(task, split, root)
-    listing = dataset.listing(DatasetFolders(task, str(root), dataset.folders), split)
-    listing.check_ends()
-    found, known = (len(listing.classes), len(listing.ids)), (dataset.sizes[0], dataset.sizes[1 + PARTS.index(split)])
+    if task not in NAMED:
+        raise UserError(f"dataset {task!r} does not exist; {near(task, NAMED)}")
+    if split not in PARTS:
+        raise UserError(f"{task} has no split {split!r}; {near(split, PARTS)}")
+    dataset = NAMED[task]
+    if root is None:
+        folder = dataset.folders[0]
+        raise UserError(f"{task} needs data.root (--data-root), the folder that holds {folder}; {how_to_get(task)}")
+    folders = DatasetFolders(task, str(root), dataset.folders)
+    if task in OWN_LISTS:
+        listing = OWN_LISTS[task](folders, split)
+    else:
+        listing = list_coop_split(folders, split, dataset.images, dataset.split_file)
+    reader = Reader(partial(read_listed, task, listing.source, listing.images), listing.ids)
+    images = ImageSplit(task, split, listing.ids, listing.labels, listing.classes, (dataset.prompt,), reader)
+    for i in (0, len(images) - 1):  # a download that broke off ends early
+        images.content(i)
+    found, known = (len(images.classes), len(images)), (dataset.sizes[0], dataset.sizes[1 + PARTS.index(split)])
     if found != known:
         says = "{} {}: {:,} classes and {:,} images, where CoOp's has {:,} and {:,}"
         write_line(f"warning: {says.format(task, split, *found, *known)}; figures cannot be compared with others'")
-    groups = None if dataset.group is None else _groups(listing, dataset.group)
-    return ImageSplit(
-        task,
-        split,
-        listing.ids,
-        listing.labels,
-        listing.classes,
-        (dataset.prompt,),
-        listing.reader(),
-        groups=groups,
-        unit="image" if groups is None else "group",
-    )
+    return images if dataset.group is None else replace(images, groups=_groups(listing, dataset.group), unit="group")
 
 
 def _groups(listing: Listing, pattern: str) -> list[str]:
@@ -134,14 +78,3 @@ def _groups(listing: Listing, pattern: str) -> list[str]:
             f"{alone[0]!r}; each stands for itself in statistics; try names like v_CLASS_g01_c01.jpg"
         )
     return [f"{listing.task}/{match[1] if match else name}" for name, match in zip(listing.ids, found)]
-
-
-def _find(task: str, split: str, root: str | None) -> NamedDataset:
-    if task not in NAMED:
-        raise UserError(f"dataset {task!r} does not exist; {near(task, NAMED)}")
-    if split not in PARTS:
-        raise UserError(f"{task} has no split {split!r}; {near(split, PARTS)}")
-    if root is None:
-        folder = NAMED[task].folders[0]
-        raise UserError(f"{task} needs data.root (--data-root), the folder that holds {folder}; {how_to_get(task)}")
-    return NAMED[task]

@@ -1,14 +1,54 @@
-"""The images of one split of a dataset: which, in which order, and of which classes."""
+"""Where the files of a named dataset lie, and what a split of it lists: which images, in which order and classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
-from patchrank.data.coop.folders import how_to_get
-from patchrank.data.image_split import Reader
-from patchrank.io import exists, join, read_bytes
+from patchrank.io import exists, join, read_bytes, read_text
 from patchrank.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class DatasetFolders:
+    """Where the files of one dataset may lie.
+
+    root: a path or an fsspec URL. names: of the dataset's own folder under the root, CoOp's first.
+    """
+
+    task: str
+    root: str
+    names: tuple[str, ...]
+
+    def all(self) -> list[str]:
+        """Every folder to look into, CoOp's first. The root is one, since it may be the dataset's own folder."""
+        inside = [name.partition("/")[2] for name in self.names]
+        return list(dict.fromkeys(join(self.root, name).rstrip("/") for name in [*self.names, *inside]))
+
+    def find(self, *names: str, probe: str = "", why: str = "") -> str:
+        """The path of a file or folder of the dataset; of several names the first that is there.
+
+        Args:
+            probe: a file that must lie in the folder, since a folder called `images` may belong to any dataset.
+            why: ends the message: why nothing can stand in for the file.
+
+        Raises:
+            UserError: it is in none of the folders, which are named.
+        """
+        for folder in self.all():
+            for name in names:
+                path = join(folder, name)
+                if exists(join(path, probe).rstrip("/")):
+                    return path
+        if not exists(self.root):
+            raise UserError(f"{self.task}: data.root {self.root!r} does not exist; {how_to_get(self.task)}")
+        wanted = " or ".join(join(name, probe).rstrip("/") for name in names)
+        looked = ", ".join(self.all())
+        raise UserError(f"{self.task}: {wanted} not found, looked for in {looked}{why}; {how_to_get(self.task)}")
+
+
+def how_to_get(task: str) -> str:
+    """Ends a message about files that are missing."""
+    return f"docs/data.md#{task} says how to get it"
 
 
 @dataclass(frozen=True)
@@ -26,49 +66,17 @@ class Listing:
     labels: list[int]
     classes: tuple[str, ...]
 
-    def reader(self) -> Reader:
-        """Reads images by their index; it keeps no reference to the listing."""
-        return Reader(partial(_read, self.task, self.source, self.images), self.ids)
 
-    def check_ends(self) -> None:
-        """Raises `UserError` unless the first and the last image exist: a download that broke off ends early."""
-        for name in (self.ids[0], self.ids[-1]):
-            path = join(self.images, name)
-            if not exists(path):
-                raise UserError(_missing(self.task, self.source, path))
-
-
-def _read(task: str, source: str, images: str, name: str) -> bytes:
-    """The bytes of an image. Raises `UserError` where the file is missing or cannot be read."""
+def read_listed(task: str, source: str, images: str, name: str) -> bytes:
+    """The bytes of an image. Raises `UserError` where there is no such file."""
     path = join(images, name)
     try:
         return read_bytes(path)
     except FileNotFoundError as error:
-        raise UserError(_missing(task, source, path)) from error
-    except OSError as error:
-        raise UserError(f"{task}: image {path} cannot be read ({error.strerror or error})") from error
-
-
-def _missing(task: str, source: str, path: str) -> str:
-    return f"{task}: image {path} is missing, though {source} lists it; {how_to_get(task)}"
-
-
-def read_whole(path: str) -> bytes:
-    """The bytes of a file that was found. Raises `UserError` where it cannot be read."""
-    try:
-        return read_bytes(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{task}: image {path} is missing, though {source} lists it; {how_to_get(task)}") from error
 
 
 def read_lines(path: str) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1.
-
-    Raises:
-        UserError: the file cannot be read, or is not UTF-8.
-    """
-    try:
-        lines = read_whole(path).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: must be UTF-8 text ({error})") from error
+    """The lines of a text file that are not blank, with their numbers from 1; errors are those of `read_text`."""
+    lines = read_text(path).splitlines()
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

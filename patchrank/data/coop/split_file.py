@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import PurePosixPath
 
-from patchrank.data.coop.folders import DatasetFolders
-from patchrank.data.coop.listing import Listing, read_whole
+from patchrank.data.coop.listing import DatasetFolders, Listing
+from patchrank.io import read_text
 from patchrank.utils.errors import UserError
 
 PARTS = ("train", "val", "test")
@@ -32,7 +32,7 @@ def list_coop_split(folders: DatasetFolders, split: str, images: str, file: str)
 
 def read_coop_split(path: str) -> dict[str, Rows]:
     """The rows of all three splits. Raises `UserError` that names the first row that breaks a rule."""
-    content = read_whole(path)
+    content = read_text(path)
     try:
         parts = json.loads(content)
     except (ValueError, RecursionError) as error:

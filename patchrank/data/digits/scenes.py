@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchrank.data.digits.ruled_paper import ruled_sheet
 from patchrank.utils.errors import UserError, near
 
 IMAGE_SIZE = 64
 SCENES_PER_DIGIT = 6
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue
 VERSION = 1  # of the drawing: bump it when a scene would come out with other pixels
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEMPLATES = ("a photo of the number {}.", "the handwritten digit {}.", "a picture of the numeral {} over a photograph.")
@@ -29,6 +29,10 @@ CREDIT = (
     "Photographs: china.jpg by danielbuechele and flower.jpg by vultilion (both CC BY 2.0, via scikit-learn), "
     "cropped and resized."
 )
+
+PAPER_FIBRE = 0.08  # standard deviation of the paper's texture, in grey levels from 0 to 1
+PAPER_LINES = 0.25  # how much darker ruled lines are
+INK_CONTRAST = (0.3, 0.7)  # of ink against paper; photographs' digits have 0.35 and more in luminance
 
 # split -> (share of each class's digits, share of each photograph's width), both as [from, to)
 SPLITS = {
@@ -73,7 +77,7 @@ class DigitScenes:
         self.split, self.style, self.seed = split, STYLES[task], seed
         self.digits = split_digits(split)
         self.ids = [f"{task}/{split}/{d:04d}-{s}" for s in range(scenes) for d in self.digits]
-        self.groups = [digit_of(name) for name in self.ids]
+        self.groups = [f"digit/{d:04d}" for _ in range(scenes) for d in self.digits]  # in whatever style it is drawn
         self.labels = np.tile(_digits()[1][self.digits], scenes)
 
     def __len__(self) -> int:
@@ -89,11 +93,6 @@ class DigitScenes:
         return draw_scene(_digits()[0][digit], _strips(self.split), rng, style or self.style)
 
 
-def digit_of(name: str) -> str:
-    """The digit that a scene shows, by the scene's id: `digits_ink/test/0123-2` shows `digit/0123`."""
-    return f"digit/{name.rsplit('/', 1)[-1].split('-')[0]}"
-
-
 @lru_cache(maxsize=1)
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Scikit-learn's digits (1797, 8, 8) as uint8 coverage, and labels; from our copy, since its import takes 1.5 s."""
@@ -101,17 +100,14 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
         return (data["images"] / 16 * 255).round().astype(np.uint8), data["labels"].astype(np.int64)
 
 
-@lru_cache(maxsize=1)
-def _photographs() -> list[np.ndarray]:
-    from sklearn.datasets import load_sample_images
-
-    return [np.asarray(image, np.uint8) for image in load_sample_images().images]
-
-
 @lru_cache(maxsize=len(SPLITS))
 def _strips(split: str) -> list[np.ndarray]:
+    """The split's strip of each of scikit-learn's two photographs."""
+    from sklearn.datasets import load_sample_images
+
     low, high = SPLITS[split][1]
-    return [photo[:, round(low * photo.shape[1]) : round(high * photo.shape[1])] for photo in _photographs()]
+    photos = [np.asarray(image, np.uint8) for image in load_sample_images().images]
+    return [photo[:, round(low * photo.shape[1]) : round(high * photo.shape[1])] for photo in photos]
 
 
 @lru_cache(maxsize=len(SPLITS))
@@ -129,7 +125,7 @@ def split_digits(split: str) -> np.ndarray:
 def draw_scene(digit: np.ndarray, strips: list[np.ndarray], rng: np.random.Generator, style: SceneStyle) -> Image.Image:
     """One digit (8 x 8, uint8 coverage) over a crop of one of the strips, at a random place, size and colour."""
     if style.paper:
-        canvas, colour = ruled_sheet(rng, IMAGE_SIZE)
+        canvas, colour = _ruled_sheet(rng)
     else:
         canvas, colour = _photograph(strips, rng) * style.background, None
     side = round(rng.uniform(*style.scale) * IMAGE_SIZE)
@@ -137,7 +133,7 @@ def draw_scene(digit: np.ndarray, strips: list[np.ndarray], rng: np.random.Gener
     top, left = rng.integers(0, IMAGE_SIZE - side + 1, size=2)
     patch = canvas[top : top + side, left : left + side]
     if colour is None:
-        colour = _contrasting_colour(_luminance(patch.reshape(-1, 3).mean(0)), rng)
+        colour = _contrasting_colour(patch.reshape(-1, 3).mean(0) @ LUMINANCE, rng)
     patch += ink[..., None] * (colour - patch)
     return Image.fromarray((canvas * 255).round().clip(0, 255).astype(np.uint8))
 
@@ -154,6 +150,27 @@ def _photograph(strips: list[np.ndarray], rng: np.random.Generator) -> np.ndarra
     return np.asarray(crop, np.float32) / 255
 
 
+def _ruled_sheet(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A sheet (S, S, 3) in [0, 1], lined or squared, with fibres and stains; and an ink for it, (3,).
+
+    Lines are 7 to 12 pixels apart, horizontal ones, and on every second sheet vertical ones too.
+    """
+    paper = np.array([0.95, 0.91, 0.82], np.float32) * rng.uniform(0.8, 1.0)
+    texture = 0
+    for cells, weight in ((9, 1.0), (24, 0.7), (64, 0.7)):
+        noise = rng.normal(size=(cells, cells)).astype(np.float32)
+        texture += weight * np.asarray(Image.fromarray(noise).resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
+    step = int(rng.integers(7, 13))
+    top, left = rng.integers(step, size=2)
+    lines = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    lines[top::step] = 1
+    if rng.random() < 0.5:
+        lines[:, left::step] = 1
+    lines = PAPER_LINES * lines[..., None] * np.array([1.0, 0.7, 0.3], np.float32)
+    ink = paper * (1 - rng.uniform(*INK_CONTRAST)) * np.array([0.8, 0.85, 1.1], np.float32)
+    return paper + PAPER_FIBRE * texture[..., None] - lines, ink.astype(np.float32)
+
+
 def _glyph(digit: np.ndarray, side: int, tilt: float, thinning: float) -> np.ndarray:
     image = Image.fromarray(digit).resize((side, side), Image.BICUBIC)
     if tilt:
@@ -161,13 +178,9 @@ def _glyph(digit: np.ndarray, side: int, tilt: float, thinning: float) -> np.nda
     return ((np.asarray(image, np.float32) / 255 - thinning) * 1.25).clip(0, 1)
 
 
-def _luminance(rgb: np.ndarray) -> float:
-    return float(rgb @ np.array([0.299, 0.587, 0.114]))
-
-
 def _contrasting_colour(behind: float, rng: np.random.Generator) -> np.ndarray:
     for _ in range(20):
         colour = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.2, 1.0), rng.uniform(0.0, 1.0)), np.float32)
-        if abs(_luminance(colour) - behind) > 0.35:
+        if abs(colour @ LUMINANCE - behind) > 0.35:
             return colour
     return np.full(3, float(behind < 0.5), np.float32)

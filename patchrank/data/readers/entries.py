@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fsspec import AbstractFileSystem
+
 from patchrank.data.image_split import ImageSplit, Reader
+from patchrank.io import patiently
 from patchrank.utils.errors import UserError, near
 
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
@@ -36,6 +39,12 @@ class Entry:
         return self.read()
 
 
+def read_part(filesystem: AbstractFileSystem, path: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The bytes of a file from `start` to `end`; all of them where these are None."""
+    url = filesystem.unstrip_protocol(path)
+    return patiently(url, lambda: filesystem.cat_file(path, start=start, end=end))
+
+
 def make_split(task: str, split: str, entries: Sequence[Entry], where: str) -> ImageSplit:
     """One split of some images, sorted by id; `where` is what errors call them all.
 
@@ -52,11 +61,13 @@ def make_split(task: str, split: str, entries: Sequence[Entry], where: str) -> I
     if not entries:
         raise UserError(f"data.root {where}: holds no images")
     entries = sorted(entries, key=lambda entry: entry.id)
-    _check_ids(entries, where)
-    hashed = any(entry.split is None for entry in entries)
-    named = [split_of(entry.group or entry.id) if hashed else entry.split for entry in entries]
-    chosen = [entry for entry, name in zip(entries, named) if split in ("all", name)]
-    _check_chosen(split, chosen, set(SHARES) if hashed else set(named), where)
+    for entry, other in zip(entries, entries[1:]):
+        if entry.id == other.id:
+            raise UserError(f"{entry.place} and {other.place}: both are image {entry.id!r}, which must stand once")
+    for entry in entries:  # file systems allow any bytes in a name; Python shows some of them as surrogates
+        if "\n" in entry.id or re.search("[\ud800-\udfff]", entry.id):
+            raise UserError(f"{where}: the name {entry.id!r} is not one line of text in UTF-8; rename the file")
+    chosen, hashed = _choose(entries, split, where)
     known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption", "group")}
     groups = known["group"] and [f"{task}/{name}" for name in known["group"]]
     classes = _classes(entries)
@@ -83,23 +94,20 @@ def split_of(name: str) -> str:
     return "train" if place < SHARES["train"] else "val" if place < SHARES["train"] + SHARES["val"] else "test"
 
 
-def _check_ids(entries: Sequence[Entry], where: str) -> None:
-    for entry, other in zip(entries, entries[1:]):
-        if entry.id == other.id:
-            raise UserError(f"{entry.place} and {other.place}: both are image {entry.id!r}, which must stand once")
-    for entry in entries:  # file systems allow any bytes in a name; Python shows some of them as surrogates
-        if "\n" in entry.id or re.search("[\ud800-\udfff]", entry.id):
-            raise UserError(f"{where}: the name {entry.id!r} is not one line of text in UTF-8; rename the file")
-
-
-def _check_chosen(split: str, chosen: Sequence[Entry], known: set[str], where: str) -> None:
-    if split != "all" and split not in known:
-        raise UserError(f"{where}: split {split!r} does not exist; {near(split, known | {'all'})}")
+def _choose(entries: Sequence[Entry], split: str, where: str) -> tuple[list[Entry], bool]:
+    """The entries of a split, and whether a hash decided on them."""
+    hashed = any(entry.split is None for entry in entries)
+    named = [split_of(entry.group or entry.id) if hashed else entry.split for entry in entries]
+    known = {"all", *(SHARES if hashed else named)}
+    if split not in known:
+        raise UserError(f"{where}: split {split!r} does not exist; {near(split, known)}")
+    chosen = [entry for entry, name in zip(entries, named) if split in ("all", name)]
     if not chosen:
         raise UserError(
             f"{where}: split {split!r} is empty, since a hash of each name deals so few images out to train, val and "
             "test (50, 20 and 30 %); take split 'all', or name the splits by folders"
         )
+    return chosen, hashed
 
 
 def _all_or_none(name: str, scope: Sequence[Entry], chosen: Sequence[Entry]) -> list[Any] | None:

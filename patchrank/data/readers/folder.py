@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import posixpath
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from fsspec import AbstractFileSystem
@@ -14,8 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from patchrank.data.decoding import image_extensions
 from patchrank.data.image_split import ImageSplit
-from patchrank.data.readers.entries import SHARES, Entry, make_split
-from patchrank.io import filesystem_of, patiently, read_bytes
+from patchrank.data.readers.entries import SHARES, Entry, make_split, read_part
+from patchrank.io import filesystem_of, patiently, read_bytes, read_text
 from patchrank.utils.errors import UserError, near
 
 COLUMNS = ("path", "label", "caption", "split", "group")
@@ -48,32 +48,28 @@ def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
 def _found(root: str) -> list[Entry]:
     filesystem, name = filesystem_of(root)
     if filesystem.isdir(name):
-        return _entries(_names(filesystem, name), partial(_read, filesystem, name.rstrip("/")), root)
+        return _entries(filesystem, name, root)
     if not filesystem.isfile(name):
         raise UserError(f"data.root {root}: there is no such folder or CSV file")
     if not name.lower().endswith(".csv"):
         raise UserError(f"data.root {root}: is a file, but must be a folder of images, or a CSV file that lists them")
-    return _listed(filesystem, name, root)
+    return _listed(filesystem, posixpath.dirname(name), root)
 
 
-def _read(filesystem: AbstractFileSystem, folder: str, name: str) -> bytes:
-    path = posixpath.join(folder, name)
-    return patiently(filesystem.unstrip_protocol(path), lambda: filesystem.cat_file(path))
-
-
-def _entries(names: list[str], read: Callable[[str], bytes], root: str) -> list[Entry]:
-    """Entries of files by their paths below the root."""
-    paths = {name: name.split("/") for name in names}
-    splits = _are_splits(paths.values(), root)
+def _entries(filesystem: AbstractFileSystem, folder: str, root: str) -> list[Entry]:
+    """Entries of the images below a folder."""
+    names = _names(filesystem, folder)
+    splits = _are_splits([name.split("/") for name in names], root)
     entries = []
-    for name, path in paths.items():
-        inner = path[1:] if splits else path
-        label = inner[0] if len(inner) > 1 else None
-        entries.append(Entry(name, name, partial(read, name), label, split=path[0] if splits else None))
+    for name in names:
+        split, _, inner = name.partition("/") if splits else (None, "", name)
+        label = inner.split("/")[0] if "/" in inner else None
+        read = partial(read_part, filesystem, posixpath.join(folder, name))
+        entries.append(Entry(name, name, read, label, split=split))
     return entries
 
 
-def _are_splits(paths: Collection[list[str]], root: str) -> bool:
+def _are_splits(paths: Sequence[list[str]], root: str) -> bool:
     """Whether the first folders are splits, not classes. Raises `UserError` where some look like splits."""
     folders = sorted({path[0] for path in paths if len(path) > 1})
     others = [f"folder {name}" for name in folders if name not in SHARES]
@@ -113,33 +109,24 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
             yield from _walk(path, f"{prefix}{name}/", above)
 
 
-def _listed(filesystem: AbstractFileSystem, name: str, root: str) -> list[Entry]:
+def _listed(filesystem: AbstractFileSystem, folder: str, root: str) -> list[Entry]:
     """Entries of a CSV file."""
-    try:
-        text = filesystem.cat_file(name).decode("utf-8-sig")
-    except PermissionError as error:
-        raise UserError(f"{root}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{root}: is not a text file in UTF-8") from error
+    text = read_text(root)
     if not text.strip():
         raise UserError(f"{root}: the file is empty, but must list images below a header with the column 'path'")
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        rows.fieldnames = [column.strip().lower() for column in rows.fieldnames or ()]
-        _check_header(rows.fieldnames, root)
-        return [_row(filesystem, posixpath.dirname(name), row, f"{root}, line {rows.line_num}") for row in rows]
+        rows.fieldnames = columns = [column.strip().lower() for column in rows.fieldnames or ()]
+        if not any(columns):
+            raise UserError(f"{root}, line 1: is empty, but must be a header with the column 'path'")
+        if "path" not in columns:
+            raise UserError(f"{root}, line 1: column 'path' is missing; {near('path', columns)}")
+        for name in COLUMNS:
+            if columns.count(name) > 1:
+                raise UserError(f"{root}, line 1: column {name!r} stands twice")
+        return [_row(filesystem, folder, row, f"{root}, line {rows.line_num}") for row in rows]
     except csv.Error as error:
         raise UserError(f"{root}, line {rows.reader.line_num}: not readable as CSV ({error})") from error
-
-
-def _check_header(columns: Sequence[str], root: str) -> None:
-    if not any(columns):
-        raise UserError(f"{root}, line 1: is empty, but must be a header with the column 'path'")
-    if "path" not in columns:
-        raise UserError(f"{root}, line 1: column 'path' is missing; {near('path', columns)}")
-    twice = [name for name in COLUMNS if columns.count(name) > 1]
-    if twice:
-        raise UserError(f"{root}, line 1: column {twice[0]!r} stands twice")
 
 
 def _row(filesystem: AbstractFileSystem, folder: str, row: dict[str | None, str | None], where: str) -> Entry:
@@ -154,4 +141,5 @@ def _row(filesystem: AbstractFileSystem, folder: str, row: dict[str | None, str 
     if "://" in path:
         return Entry(path, where, partial(read_bytes, path), label, caption, split, group)
     path = posixpath.normpath(path)
-    return Entry(path, where, partial(_read, filesystem, folder, path), label, caption, split, group)
+    read = partial(read_part, filesystem, posixpath.join(folder, path))
+    return Entry(path, where, read, label, caption, split, group)

@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 
 from patchrank.data.decoding import image_extensions
 from patchrank.data.image_split import ImageSplit
-from patchrank.data.readers.entries import SHARES, Entry, make_split
+from patchrank.data.readers.entries import SHARES, Entry, make_split, read_part
 from patchrank.io import filesystem_of, patiently
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
@@ -37,13 +37,6 @@ class Tar:
     path: str
     stem: str
     split: str | None = None
-
-    @property
-    def url(self) -> str:
-        return self.filesystem.unstrip_protocol(self.path)
-
-    def read(self, start: int, end: int) -> bytes:
-        return patiently(self.url, lambda: self.filesystem.cat_file(self.path, start=start, end=end))
 
 
 @dataclass(slots=True)
@@ -88,8 +81,6 @@ def _tars(root: str) -> list[Tar]:
         urls = expand_urls(root)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(f"data.root {root}: braces or variables cannot be filled in ({error})") from error
-    if any(url.startswith("pipe:") for url in urls):
-        raise UserError(f"data.root {root}: pipe: would run a shell command, and is refused; give paths or URLs")
     filesystem, name = filesystem_of(urls[0])
     if len(urls) == 1 and filesystem.isdir(name):
         return _in_folder(filesystem, name, root)
@@ -111,26 +102,19 @@ def _tars(root: str) -> list[Tar]:
 def _in_folder(filesystem: AbstractFileSystem, folder: str, root: str) -> list[Tar]:
     base = folder.rstrip("/")
     tars = [Tar(filesystem, path, _stem(path, base)) for path in _listing(filesystem, base)]
-    if not tars:
-        _check_folders(filesystem, base, root)
-    for split in () if tars else SHARES:
-        inner = f"{base}/{split}"
-        paths = _listing(filesystem, inner) if filesystem.isdir(inner) else []
-        tars += [Tar(filesystem, path, _stem(path, base), split) for path in paths]
-    if not tars:
-        raise UserError(f"data.root {root}: this folder holds no .tar files, nor do folders train, val or test in it")
-    return tars
-
-
-def _check_folders(filesystem: AbstractFileSystem, base: str, root: str) -> None:
-    """Refuses folders of tars beside train, val and test, which would be left out without a word."""
+    if tars:
+        return tars
     entries = [entry for entry in filesystem.ls(base, detail=True) if entry["type"] == "directory"]
-    folders = {entry["name"].rstrip("/").rpartition("/")[2]: entry["name"] for entry in entries}
-    for name in sorted(set(folders) - set(SHARES)) if set(folders) & set(SHARES) else ():
-        if _listing(filesystem, folders[name]):
+    folders = {entry["name"].rstrip("/").rpartition("/")[2]: _listing(filesystem, entry["name"]) for entry in entries}
+    if not any(folders.get(split) for split in SHARES):
+        raise UserError(f"data.root {root}: this folder holds no .tar files, nor do folders train, val or test in it")
+    for name in sorted(set(folders) - set(SHARES)):
+        if folders[name]:  # they would be left out without a word
             raise UserError(
                 f"data.root {root}: folder {name!r} holds tars, but splits must be called train, val or test"
             )
+    splits = [(split, path) for split in SHARES for path in folders.get(split, ())]
+    return [Tar(filesystem, path, _stem(path, base), split) for split, path in splits]
 
 
 def _listing(filesystem: AbstractFileSystem, folder: str) -> list[str]:
@@ -143,31 +127,26 @@ def _stem(path: str, base: str) -> str:
 
 def _entries(tar: Tar) -> list[Entry]:
     """Entries of the samples of a tar that hold an image."""
+    url = tar.filesystem.unstrip_protocol(tar.path)
     try:
-        samples = patiently(tar.url, lambda: _index(tar.filesystem, tar.path, tar.filesystem.ukey(tar.path)))
+        samples = patiently(url, lambda: _index(tar.filesystem, tar.path, tar.filesystem.ukey(tar.path)))
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{tar.path}: cannot be read as a tar ({error.strerror or 'no such file'})") from error
     entries = []
     for key, sample in samples.items():
         if sample.images:
             where = f"{tar.path}, sample {key!r}"
-            read = partial(tar.read, *sample.images[_image_of(sample, where)])
+            plain = [extension for extension in sample.images if "." not in extension]
+            found = plain or list(sample.images)
+            if len(found) > 1:
+                shown = f"{len(found)} images ({', '.join(found)})"
+                raise UserError(f"{where}: holds {shown}; a key ends at the first dot of a name")
+            read = partial(read_part, tar.filesystem, tar.path, *sample.images[found[0]])
             about = _label(sample, where), _caption(sample, where), tar.split
             entries.append(Entry(f"{tar.stem}/{key}", where, read, *about))
     if not entries:
         raise UserError(f"{tar.path}: holds no images; try members that are called as in key.jpg or key.png")
     return entries
-
-
-def _image_of(sample: Sample, where: str) -> str:
-    """The extension of a sample's image. One without dots goes before others."""
-    plain = [extension for extension in sample.images if "." not in extension]
-    found = plain or list(sample.images)
-    if len(found) > 1:
-        raise UserError(
-            f"{where}: holds {len(found)} images ({', '.join(found)}); a key ends at the first dot of a name"
-        )
-    return found[0]
 
 
 def _label(sample: Sample, where: str) -> int | str | None:
@@ -235,19 +214,15 @@ def _members(file: IO[bytes], path: str) -> Iterator[tuple[tarfile.TarInfo, byte
                 last = f"member {member.name}"
                 if member.issparse():
                     raise UserError(f"{path}, {last}: is stored with holes; pack the tar without --sparse")
+                is_text = member.name.rpartition("/")[2].partition(".")[2].lower() in ("cls", "txt", "json")
+                if is_text and member.isreg() and member.size > TEXT_LIMIT:
+                    says = f"is {member.size} bytes long, but a text may have {TEXT_LIMIT}"
+                    raise UserError(f"{path}, {last}: {says}")
                 if member.isreg():
-                    yield member, _content(tar, member, path)
+                    yield member, tar.extractfile(member).read() if is_text else None
             _check_end(file, tar.offset, path, last)
     except tarfile.TarError as error:
         raise UserError(f"{path}, {last}: {_reason(file, error)}") from error
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> bytes | None:
-    if member.name.rpartition("/")[2].partition(".")[2].lower() not in ("cls", "txt", "json"):
-        return None
-    if member.size > TEXT_LIMIT:
-        raise UserError(f"{path}, member {member.name}: is {member.size} bytes long, but a text may have {TEXT_LIMIT}")
-    return tar.extractfile(member).read()
 
 
 def _check_end(file: IO[bytes], offset: int, path: str, last: str) -> None:

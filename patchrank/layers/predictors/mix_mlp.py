@@ -28,8 +28,6 @@ class MixMlp(nn.Module):
     `head="mean"` averages them as the paper does. Token mixing ties it to its grid.
     """
 
-    reads_cls = False
-
     def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = USUAL.dim, head: str = USUAL.head):
         super().__init__()
         self.settings = {"dim": dim, "head": head}

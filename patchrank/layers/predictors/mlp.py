@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from patchrank.layers.predictors.base import USUAL, check_head, linear_macs, narrowing, register_predictor
+from patchrank.layers.predictors.base import USUAL, linear_macs, narrowing, register_predictor
 from patchrank.utils.errors import UserError
 
 HIDDEN = 256
@@ -24,11 +24,9 @@ class Mlp(nn.Module):
     def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = USUAL.dim, head: str = USUAL.head):
         super().__init__()
         self.settings = {"dim": dim, "head": head}
-        check_head("mlp", head)
-        if head == "mean":
-            raise UserError(
-                "head of mlp must be 'linear', but is 'mean': it gives one number per token, no channels to average"
-            )
+        if head != "linear":
+            rule = "it gives one number per token, no channels to average"
+            raise UserError(f"head of mlp must be 'linear', but is {head!r}: {rule}")
         hidden = (nn.Linear(dim, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU())
         self.layers = nn.Sequential(narrowing(embed_dim, dim), *hidden, nn.Linear(HIDDEN, math.prod(grid_size)))
 

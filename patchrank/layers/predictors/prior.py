@@ -19,8 +19,6 @@ class Prior(nn.Module):
     `create_predictor` makes one whose scores are 0, to load a file's into; `from_scores` makes a fitted one.
     """
 
-    reads_cls = False
-
     def __init__(self, embed_dim: int, grid_size: tuple[int, int]):
         super().__init__()
         self.register_buffer("scores", torch.zeros(math.prod(grid_size)))

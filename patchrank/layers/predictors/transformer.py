@@ -20,8 +20,6 @@ class Transformer(nn.Module):
     `dim` narrows the channels first; `head="linear"` weighs the channels, `head="mean"` averages them.
     """
 
-    reads_cls = False
-
     def __init__(self, embed_dim: int, grid_size: tuple[int, int], dim: int = USUAL.dim, head: str = USUAL.head):
         super().__init__()
         self.settings = {"dim": dim, "head": head}

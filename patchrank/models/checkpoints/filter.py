@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 import timm
@@ -87,22 +86,19 @@ def check_keys(
     theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], source: str, adapted: Collection[str] = ()
 ) -> None:
     """Raises `UserError` that names the first key in which weights (`theirs`) differ from a model's (`ours`)."""
-    keys = sorted((set(ours) | set(theirs)) - set(adapted))
-    wrong = [f"{key} {off}" for key in keys if (off := _difference(theirs.get(key), ours.get(key)))]
+    wrong = []
+    for key in sorted((set(ours) | set(theirs)) - set(adapted)):
+        if key not in theirs:
+            wrong.append(f"{key} is missing")
+        elif key not in ours:
+            wrong.append(f"{key} is surplus")
+        elif theirs[key].shape != ours[key].shape:
+            wrong.append(f"{key} has shape {tuple(theirs[key].shape)}, not {tuple(ours[key].shape)}")
+        elif theirs[key].is_floating_point() != ours[key].is_floating_point():
+            wrong.append(f"{key} is of {theirs[key].dtype}, not {ours[key].dtype}")
     if wrong:
         more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
         raise UserError(f"{source}: {wrong[0]}{more}")
-
-
-def _difference(theirs: Tensor | None, ours: Tensor | None) -> str:
-    if theirs is None:
-        return "is missing"
-    if ours is None:
-        return "is surplus"
-    if theirs.shape != ours.shape:
-        return f"has shape {tuple(theirs.shape)}, not {tuple(ours.shape)}"
-    same = theirs.is_floating_point() == ours.is_floating_point()
-    return "" if same else f"is of {theirs.dtype}, not {ours.dtype}"
 
 
 def _with_predictor(weights: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
@@ -111,9 +107,8 @@ def _with_predictor(weights: dict[str, Tensor], model: nn.Module, source: str) -
     brought = {key: value for key, value in weights.items() if key.startswith(PREDICTOR)}
     if not brought and awaits_weights(model):
         raise UserError(f"{source}: brings no predictor ({PREDICTOR}*), but this tower's predictor_init awaits one")
-    if not brought or not own or model.pruning.predictor_path is not None:
-        brought = own
-    return {key: value for key, value in weights.items() if not key.startswith(PREDICTOR)} | brought
+    predictor = brought if brought and own and model.pruning.predictor_path is None else own
+    return {key: value for key, value in weights.items() if not key.startswith(PREDICTOR)} | predictor
 
 
 def _is_resized(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
@@ -166,14 +161,8 @@ def _check_shape(weights: Mapping[str, Tensor], model: nn.Module, source: str, a
     compared = ours._replace(outputs=theirs.outputs) if "head.weight" in adapted or not theirs.outputs else ours
     if theirs != compared:
         name = _config(model).get("architecture") or "this tower"
-        fits = [entry for entry, shape in _entry_shapes().items() if shape == theirs]
+        with torch.device("meta"):  # towers without content
+            towers = {entry: timm.create_model(entry) for entry in timm.list_models("patchrank_clip_*")}
+        fits = [entry for entry, tower in towers.items() if tower_shape(tower.state_dict()) == theirs]
         fits = " or ".join(fits) or "none of our entries"
         raise UserError(f"{source}: a vision transformer of {theirs}, but {name} has {ours}; {fits} would fit")
-
-
-@lru_cache(maxsize=1)
-def _entry_shapes() -> dict[str, TowerShape | None]:
-    """The shapes of our entries; the towers are built without content."""
-    with torch.device("meta"):
-        towers = {name: timm.create_model(name) for name in timm.list_models("patchrank_clip_*")}
-    return {name: tower_shape(tower.state_dict()) for name, tower in towers.items()}

@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import get_session
 
 from patchrank.models.pretrained import Weights
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import UserError, one_line
 
 TIMEOUT = 3.0  # seconds to look up the hub's name, to connect and to get an answer
 MAX_REASON = 160  # characters
@@ -56,7 +56,7 @@ def _obstacle() -> str | None:
             get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
             found.append(None)
         except Exception as error:  # httpx's or requests', by the version of the hub's client
-            found.append(f"{constants.ENDPOINT} cannot be reached ({_one_line(error)})")
+            found.append(f"{constants.ENDPOINT} cannot be reached ({one_line(error)[:MAX_REASON]})")
 
     # The client bounds each of the hub's addresses, not all of them (four that drop packets take 12 s), and no look-up
     # of its name (one name server that keeps silent takes 6 s). A daemon thread can be left alone.
@@ -66,17 +66,18 @@ def _obstacle() -> str | None:
     return found[0] if found else f"{constants.ENDPOINT} gives no answer within {TIMEOUT:g} seconds"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{error or type(error).__name__}".split())[:MAX_REASON]
-
-
 def download_pair(weights: Weights) -> str:
     """The local path of the file that holds both towers of some published weights, from the hub's cache or the hub.
 
     Raises:
         UserError: the hub cannot be reached, or has no such file for us; says what to do instead.
     """
-    repo, files = pair_files(weights)
+    repo, files = weights.clip_repo, CLIP_MODEL_FILES
+    if repo is None:
+        from open_clip.pretrained import get_pretrained_cfg
+
+        repo, _, name = get_pretrained_cfg(*weights.open_clip)["hf_hub"].rpartition("/")
+        files = (name,) if name else OPEN_CLIP_FILES
     ensure_reachable(repo, files)
     for name in files:
         try:
@@ -86,17 +87,6 @@ def download_pair(weights: Weights) -> str:
         except EntryNotFoundError:
             continue
         except Exception as error:  # its client's own kinds, by its version: no access, no space, a broken connection
-            raise UserError(
-                f"weights {repo}: {name} cannot be downloaded ({_one_line(error)}); give a checkpoint file"
-            ) from error
+            says = f"{name} cannot be downloaded ({one_line(error)[:MAX_REASON]})"
+            raise UserError(f"weights {repo}: {says}; give a checkpoint file") from error
     raise UserError(f"weights {repo}: has none of {', '.join(files)}; give a checkpoint file")
-
-
-def pair_files(weights: Weights) -> tuple[str, tuple[str, ...]]:
-    """The hub repository of a pair, and the names that its file may have, the preferred one first."""
-    if weights.clip_repo is not None:
-        return weights.clip_repo, CLIP_MODEL_FILES
-    from open_clip.pretrained import get_pretrained_cfg
-
-    repo, _, name = get_pretrained_cfg(*weights.open_clip)["hf_hub"].rpartition("/")
-    return repo, (name,) if name else OPEN_CLIP_FILES

@@ -94,6 +94,15 @@ def timm_name(name: str) -> str:
     return "head.weight" if name == "proj" else _renamed(name, _VISUAL)
 
 
+def to_timm(name: str, weight: Tensor) -> Tensor:
+    """A weight of open_clip's image tower, by open_clip's name, in timm's shape; no copy."""
+    if name == "proj":
+        return weight.transpose(0, -1)
+    if name == "class_embedding":
+        return weight.reshape(1, 1, -1)
+    return weight[None] if name == "positional_embedding" else weight
+
+
 def _renamed(key: str, parts: Mapping[str, str]) -> str:
     for old, new in parts.items():
         key = key.replace(old, new)
@@ -103,10 +112,15 @@ def _renamed(key: str, parts: Mapping[str, str]) -> str:
 def _visual(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """An image tower by timm's names."""
     if "visual.class_embedding" in tensors:
-        return _from_open_clip({key.removeprefix("visual."): value for key, value in tensors.items()})
+        named = {key.removeprefix("visual."): value for key, value in tensors.items()}
+        return _with_bias({timm_name(key): to_timm(key, value) for key, value in named.items()})
     for prefix in ("visual.trunk.", "visual.", ""):
         if f"{prefix}patch_embed.proj.weight" in tensors:
-            return _with_head({key.removeprefix(prefix): value for key, value in tensors.items()})
+            named = {key.removeprefix(prefix): value for key, value in tensors.items()}
+            if "visual.head.proj.weight" not in named:
+                return named
+            # what open_clip keeps beside a timm trunk without a head
+            return _with_bias({key.replace("visual.head.proj.", "head."): value for key, value in named.items()})
     first = f", but {next(iter(tensors))!r} and so on" if tensors else ""
     raise UserError(
         f"{source}: no image tower of a layout that is known (OpenAI's or open_clip's CLIP with a vision transformer, "
@@ -114,29 +128,12 @@ def _visual(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     )
 
 
-def _from_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    named = {timm_name(key): value for key, value in tensors.items()}
-    named["cls_token"] = named["cls_token"].reshape(1, 1, -1)
-    if "pos_embed" in named:
-        named["pos_embed"] = named["pos_embed"].unsqueeze(0)
-    if "head.weight" in named:
-        named |= _head(named["head.weight"].transpose(0, -1))
-    return named
-
-
-def _with_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with the head that open_clip keeps beside a timm trunk without one."""
-    if "visual.head.proj.weight" not in tensors:
-        return tensors
-    head = _head(tensors.pop("visual.head.proj.weight"))
-    if "visual.head.proj.bias" in tensors:
-        head["head.bias"] = tensors.pop("visual.head.proj.bias")
-    return tensors | head
-
-
-def _head(weight: Tensor) -> dict[str, Tensor]:
-    """CLIP's projection has no bias, timm's head has one."""
-    return {"head.weight": weight, "head.bias": weight.new_zeros(weight.shape[:1])}
+def _with_bias(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """timm's head has a bias; CLIP's projection has none."""
+    if "head.weight" in tensors:
+        head = tensors["head.weight"]
+        tensors.setdefault("head.bias", head.new_zeros(head.shape[:1]))
+    return tensors
 
 
 def _from_hugging_face(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

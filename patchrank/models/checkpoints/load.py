@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -39,10 +38,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         UserError: the file is missing, damaged, no checkpoint, or a pickle of anything but tensors.
     """
     source = f"checkpoint {path}"
-    file, head = _found(path, source)
     try:
-        read = _reader(file, head)
-        loaded = None if read is None else read(file)
+        file = local_copy(path)
+        with open(file, "rb") as opened:
+            head = opened.read(16)
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: there is no such file") from error
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
+    try:
+        loaded = _loaded(file, head)
     except Exception as error:  # a damaged file may make a reader stumble over anything
         raise UserError(f"{source}: {_reason(error)}") from error
     if loaded is None:
@@ -99,32 +104,23 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
         raise
 
 
-def _found(path: str | Path, source: str) -> tuple[str, bytes]:
-    """The local name of a file, and the bytes that it begins with."""
-    try:
-        name = local_copy(path)
-        with open(name, "rb") as file:
-            return name, file.read(16)
-    except FileNotFoundError as error:
-        raise UserError(f"{source}: there is no such file") from error
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
+def _loaded(file: str, head: bytes) -> object | None:
+    """What is in a file that begins with the bytes `head`; None where it is of no known format.
 
-
-def _reader(file: str, head: bytes) -> Callable | None:
-    if head.startswith(b"PK\x03\x04"):
+    torch's restricted unpickler knows only tensors and plain containers.
+    """
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
+        return load_file(file)
+    zipped = head.startswith(b"PK\x03\x04")
+    if zipped:
         with zipfile.ZipFile(file) as archive:
             is_torchscript = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        return read_archive if is_torchscript else _read_torch
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
-        return load_file
-    return _read_torch if head.startswith(b"\x80") else None
-
-
-def _read_torch(file: str) -> object:
-    """Reads with torch's restricted unpickler, which knows only tensors and plain containers."""
-    if zipfile.is_zipfile(file) and not file.endswith(".safetensors"):  # a suffix that torch itself goes by
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if is_torchscript:
+            return read_archive(file)
+        if not file.endswith(".safetensors"):  # a suffix that torch itself goes by
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if not zipped and not head.startswith(b"\x80"):
+        return None
     with open(file, "rb") as stream:
         return torch.load(stream, map_location="cpu", weights_only=True)
 

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ from torch import nn
 
 from patchrank.layers.predictors import create_predictor, name_and_settings
 from patchrank.models.pruned_vit import PrunedVisionTransformer
-from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import save_config_for_hf
 
@@ -46,9 +44,20 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
     plain = next(model.parameters()).dtype == torch.float32
     (model if plain else deepcopy(model).float()).check_predictor()  # as it will be when it is loaded
     target = find_target(directory)
-    arguments = _arguments(model)
+    if model.num_prompt_tokens:
+        raise UserError(
+            "prompts are no part of a tower that is saved: set_prompts(None) first; they stay in a file of their own, "
+            "for prompts_path"
+        )
+    settings = dict(model.pruning) | {"predictor_path": None, "predictor_init": _record(model), "prompts_path": None}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with staged_directory(target) as staged:
-        _write(model, staged, arguments)
+        save_file(tensors, staged / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_config_for_hf(model, staged / CONFIG, model_args=settings)
+        except ValueError as error:  # timm's word for an argument that JSON cannot hold
+            raise UserError(f"this tower cannot be saved: {error}") from error
+        os.chmod(staged / WEIGHTS, 0o644)
 
 
 @contextmanager
@@ -94,17 +103,6 @@ def find_target(directory: str | Path, names: Collection[str] = (CONFIG, WEIGHTS
     return target
 
 
-def _arguments(model: PrunedVisionTransformer) -> dict:
-    """The pruning settings in force, beside the arguments that timm keeps."""
-    if model.num_prompt_tokens:
-        raise UserError(
-            "prompts are no part of a tower that is saved: set_prompts(None) first; they stay in a file of their own, "
-            "for prompts_path"
-        )
-    settings = {field.name: getattr(model.pruning, field.name) for field in fields(Pruning)}
-    return settings | {"predictor_path": None, "predictor_init": _record(model), "prompts_path": None}
-
-
 def _record(model: PrunedVisionTransformer) -> dict | None:
     """What `Pruning.predictor_init` needs to build the predictor in use again; None where there is no predictor."""
     reducer = getattr(model.pruner, "reducer", None)
@@ -123,13 +121,3 @@ def _record(model: PrunedVisionTransformer) -> dict | None:
 
 def _shapes(module: nn.Module) -> dict:
     return {key: value.shape for key, value in module.state_dict().items()}
-
-
-def _write(model: PrunedVisionTransformer, folder: Path, arguments: dict) -> None:
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    try:
-        save_config_for_hf(model, folder / CONFIG, model_args=arguments)
-    except ValueError as error:  # timm's word for an argument that JSON cannot hold
-        raise UserError(f"this tower cannot be saved: {error}") from error
-    os.chmod(folder / WEIGHTS, 0o644)

@@ -11,7 +11,8 @@ import pickle
 import pickletools
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import IO
 
 import torch
@@ -60,12 +61,7 @@ def read_archive(file: str | IO[bytes]) -> dict[str, Tensor]:
 class _Module:
     """An object of the archive: its attributes, and nothing that could run."""
 
-    __slots__ = ("attributes",)
-
-    def __new__(cls) -> _Module:
-        module = super().__new__(cls)
-        module.attributes = {}
-        return module
+    attributes: Mapping[str, object] = MappingProxyType({})
 
     def __setstate__(self, state: dict) -> None:
         self.attributes = dict(state)

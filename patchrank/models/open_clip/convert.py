@@ -9,8 +9,8 @@ from open_clip import transformer as theirs
 from timm.layers import QuickGELU
 from torch import nn
 
-from patchrank.models.checkpoints.key_maps import timm_name
-from patchrank.models.open_clip.visual import NativeTrunk, OpenClipVisual, put, to_timm, with_value
+from patchrank.models.checkpoints.key_maps import timm_name, to_timm
+from patchrank.models.open_clip.visual import NativeTrunk, OpenClipVisual, put, with_value
 from patchrank.utils.errors import UserError
 
 _NORMS = (nn.LayerNorm, theirs.LayerNorm, theirs.LayerNormFp32)
@@ -53,9 +53,18 @@ def strange_features(native: theirs.VisionTransformer) -> Iterator[str]:
         yield "patch_dropout"
     if type(native.transformer) is not theirs.Transformer:
         yield f"transformer {type(native.transformer).__name__}"
-    for block in native.transformer.resblocks:
+    blocks = native.transformer.resblocks
+    for block in blocks:
         yield from _strange_parts(block)
-    yield from _strange_layers(native)
+    norms = [native.ln_post, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))]
+    norms += [] if isinstance(native.ln_pre, nn.Identity) else [native.ln_pre]
+    yield from (f"norm {type(norm).__name__}" for norm in norms if type(norm) not in _NORMS)
+    if len({(type(norm), getattr(norm, "eps", None)) for norm in norms}) > 1:
+        yield "norms of several kinds"
+    acts = [block.mlp.gelu for block in blocks]
+    yield from (f"activation {type(act).__name__}" for act in acts if type(act) not in (nn.GELU, theirs.QuickGELU))
+    if len({(type(act), getattr(act, "approximate", None)) for act in acts}) > 1:
+        yield "activations of several kinds"
 
 
 def _strange_parts(block: nn.Module) -> Iterator[str]:
@@ -71,19 +80,6 @@ def _strange_parts(block: nn.Module) -> Iterator[str]:
         yield from (name for name, scale in scales.items() if scale is not None)
     elif type(attn) is not nn.MultiheadAttention:
         yield f"attention {type(attn).__name__}"
-
-
-def _strange_layers(native: theirs.VisionTransformer) -> Iterator[str]:
-    blocks = native.transformer.resblocks
-    norms = [native.ln_post, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))]
-    norms += [] if isinstance(native.ln_pre, nn.Identity) else [native.ln_pre]
-    yield from (f"norm {type(norm).__name__}" for norm in norms if type(norm) not in _NORMS)
-    if len({(type(norm), getattr(norm, "eps", None)) for norm in norms}) > 1:
-        yield "norms of several kinds"
-    acts = [block.mlp.gelu for block in blocks]
-    yield from (f"activation {type(act).__name__}" for act in acts if type(act) not in (nn.GELU, theirs.QuickGELU))
-    if len({(type(act), getattr(act, "approximate", None)) for act in acts}) > 1:
-        yield "activations of several kinds"
 
 
 def _shape(native: theirs.VisionTransformer) -> dict:

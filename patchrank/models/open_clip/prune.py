@@ -43,8 +43,7 @@ def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **prun
         UserError: an image tower that ours cannot reproduce, or impossible settings; the model is then as it was.
     """
     visual = getattr(model, "visual", None)
-    trunk = pruned_trunk(model)
-    if trunk is not None:
+    if (trunk := pruned_trunk(model)) is not None:
         trunk.set_pruning(predictor=predictor, **pruning)
         return model
     for feature in _strange(visual):
@@ -52,12 +51,17 @@ def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **prun
             f"prune_open_clip cannot take this image tower: {feature}; it takes open_clip's VisionTransformer and "
             "timm's, pooled by the class token"
         )
-    if isinstance(visual, TimmModel):
-        trunk = _prepare(OpenClipTrunk.around(visual.trunk), visual, predictor, pruning)
-        visual.trunk = trunk
+    is_timm = isinstance(visual, TimmModel)
+    if is_timm:
+        trunk = OpenClipTrunk.around(visual.trunk)
     else:
         ours = create_visual(visual, **{key: pruning[key] for key in ("locations",) if key in pruning})
-        _prepare(ours.trunk, visual, predictor, pruning)
+        trunk = ours.trunk
+    trunk.pretrained_cfg = trunk.default_cfg = {**getattr(trunk, "pretrained_cfg", {}), **_transform_cfg(visual)}
+    trunk.set_pruning(predictor=predictor, **pruning)
+    if is_timm:
+        visual.trunk = trunk
+    else:
         model.visual = ours
     return model
 
@@ -92,12 +96,6 @@ def open_clip_configs() -> Path:
     load an open_clip model of its own, and then use `prune_open_clip`.
     """
     return Path(__file__).parent / "configs"
-
-
-def _prepare(trunk: OpenClipTrunk, visual: nn.Module, predictor: nn.Module | None, pruning: dict) -> OpenClipTrunk:
-    trunk.pretrained_cfg = trunk.default_cfg = {**getattr(trunk, "pretrained_cfg", {}), **_transform_cfg(visual)}
-    trunk.set_pruning(predictor=predictor, **pruning)
-    return trunk
 
 
 def _transform_cfg(visual: nn.Module) -> dict:

@@ -13,19 +13,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from patchrank.models.checkpoints.key_maps import to_timm
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import hold_the_same
-
-
-def to_timm(name: str, weight: Tensor) -> Tensor:
-    """A weight of open_clip's, by open_clip's name, in timm's shape; no copy."""
-    if name == "proj":
-        return weight.t()
-    if name == "class_embedding":
-        return weight.reshape(1, 1, -1)
-    return weight[None] if name == "positional_embedding" else weight
 
 
 def to_open_clip(name: str, weight: Tensor) -> Tensor:

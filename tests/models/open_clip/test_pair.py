@@ -13,11 +13,11 @@ from timm.data import create_transform, resolve_data_config
 
 import patchrank
 from patchrank.data.dataset_factory import load_split
-from patchrank.evaluate import evaluate
 from patchrank.fit import fit_predictor
 from patchrank.golden.dataset import Ranked, read_ranked
 from patchrank.golden.make_shards import make_shards, shard_folder
 from patchrank.golden.scores import score_images
+from patchrank.models.embed import evaluate
 from patchrank.models.open_clip.pair import from_open_clip, text_tower
 from patchrank.models.open_clip.prune import open_clip_configs
 from patchrank.models.pretrained import WEIGHTS
@@ -170,7 +170,9 @@ def test_a_native_model_goes_through_shards_and_evaluation(tmp_path):
     text = {"context_length": 77, "vocab_size": 49408}
     model = patchrank.prune_open_clip(create(text=text, quick_gelu=True))
     pair, split = from_open_clip(model, "mine"), load_split("digits", "val", 8)
-    path = make_shards(pair, split, shard_folder(pair, split, str(tmp_path), 2, 2, 4), quiet=True)
+    path = make_shards(
+        pair, split, shard_folder(pair, split, str(tmp_path), window=2, stride=2, remove_at=4), quiet=True
+    )
     data = read_ranked(pair, path, "label", 4, quiet=True)
     assert data.patches.shape == (8, 64, 64)
     predictor = fit_predictor(data, (8, 8), dim=8, epochs=2, quiet=True)

@@ -1,4 +1,7 @@
-"""The paper's prompts: P_t joins the text, and P_v = M P_t joins the image's sequence (section 3.3).
+"""Prompt layers (section 3.3): learned tokens of both towers. P_t joins the text, and P_v = M P_t the image's sequence.
+
+They are built by name: `textual(classes)` gives the text tower's tokens, `visual()` the image tower's. Sequence order
+everywhere is `[CLS, registers, visual prompts, patches]`.
 
 Shapes: b learned tokens, C classes, D_t and D_v the widths of the text and the image tower.
 """
@@ -12,11 +15,44 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.io import content_id, weights_sha256
-from patchrank.layers.prompts.base import register_prompt
+from patchrank.layers.registry import Registry
 from patchrank.utils.errors import UserError, near
 
+PROMPTS = Registry("prompt", always=("mode", "num_tokens", "text_dim", "image_dim"))
+register_prompt = PROMPTS.register  # a decorator: makes a class that derives from `Prompts` available to YAML by name
 MODES = ("T", "V", "TV")  # which tower's input has learned tokens: the text's, the image's, both
 STD = 0.02  # of the start
+
+
+def create_prompt(
+    name: str, mode: str, num_tokens: int, text_dim: int, image_dim: int | None = None, **settings
+) -> nn.Module:
+    """Builds a registered prompt layer; the arguments are those of `Prompts`.
+
+    Raises:
+        UserError: an unknown name, a setting that this layer does not have, or a value that it cannot have.
+    """
+    return PROMPTS.create(name, mode=mode, num_tokens=num_tokens, text_dim=text_dim, image_dim=image_dim, **settings)
+
+
+def insert(x: Tensor, tokens: Tensor, place: int) -> Tensor:
+    """Puts tokens (n, D) into sequences (B, L, D), so that they begin at `place`: (B, L + n, D)."""
+    tokens = tokens.to(x).expand(len(x), -1, -1)
+    return torch.cat([x[:, :place], tokens, x[:, place:]], dim=1)
+
+
+def remove(x: Tensor, place: int, count: int) -> Tensor:
+    """Takes `count` tokens out of sequences (B, L, D), from `place` on."""
+    return torch.cat([x[:, :place], x[:, place + count :]], dim=1) if count else x
+
+
+def count_visual(prompts: nn.Module, embed_dim: int) -> int:
+    """How many visual tokens there are. Raises `UserError` if they do not fit a tower of width `embed_dim`."""
+    with torch.no_grad():
+        shape = tuple(prompts.visual().shape)
+    if len(shape) != 2 or shape[1] != embed_dim:
+        raise UserError(f"visual prompts must have shape (b, {embed_dim}) for this image tower, but have {shape}")
+    return shape[0]
 
 
 @register_prompt("coupled")
@@ -104,8 +140,10 @@ class Prompts(nn.Module):
         if not self.inserts_text:
             raise UserError(f"{self.source}: of mode V, beside which text is hand-written; try mode T or TV")
         if self.classes is not None and self.classes != tuple(classes):
-            difference = _first_difference(self.classes, tuple(classes))
-            raise UserError(f"{self.source}: learned for classes of its own: {difference}")
+            pairs = enumerate(zip(self.classes, classes))
+            different = [f"class {n} is {own!r}, not {asked!r}" for n, (own, asked) in pairs if own != asked]
+            says = different[0] if different else f"{len(self.classes)}, not {len(classes)}"
+            raise UserError(f"{self.source}: learned for classes of its own: {says}")
         return self.text
 
     def sha256(self) -> str:
@@ -145,10 +183,3 @@ def _check(
             f"words to start from must be ({num_tokens}, {text_dim}), num_tokens and the text tower's width, but are "
             f"{tuple(words.shape)}"
         )
-
-
-def _first_difference(theirs: tuple[str, ...], asked: tuple[str, ...]) -> str:
-    for n, (one, other) in enumerate(zip(theirs, asked)):
-        if one != other:
-            return f"class {n} is {one!r}, not {other!r}"
-    return f"{len(theirs)}, not {len(asked)}"

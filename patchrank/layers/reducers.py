@@ -1,0 +1,233 @@
+"""Reducers decide which patch tokens live on: their contract with a tower, their registry, and those that come with us.
+
+They are built by name, and one of your own is a file and a decorator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from patchrank.layers import predictors
+from patchrank.layers.pruning import rank, take
+from patchrank.layers.registry import Registry
+from patchrank.utils.errors import UserError
+
+# SplitMix64's constants as signed 64-bit integers; products wrap around, as they should.
+_GAMMA, _MIX1, _MIX2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """Patch tokens on their way through the tower, without class, register and prompt tokens.
+
+    tokens: (B, K, D), those that are left.
+    index:  (B, K), the place of each of them in the full grid.
+    cls:    (B, D), the class token as it enters this layer.
+    sizes:  (B, K), how many patches each token stands for, or None while each stands for itself.
+    scores: (B, N), the ranking that persists, over the full grid; once it is set, tokens are in its order.
+    sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
+    cls_row: (B, K), the class token's attention over `tokens` in the layer before; only for reducers that need it.
+    """
+
+    tokens: Tensor
+    index: Tensor
+    cls: Tensor
+    sizes: Tensor | None = None
+    scores: Tensor | None = None
+    sample_key: Tensor | None = None
+    cls_row: Tensor | None = None
+
+    def ranked_by(self, scores: Tensor) -> TokenState:
+        """All N tokens of the full grid in descending order of `scores` (B, N), the ranking that persists."""
+        order = rank(scores)
+        return replace(self, scores=scores)._pick(lambda x: take(x, order))
+
+    def first(self, k: int) -> TokenState:
+        """The first k tokens: a slice, no gather."""
+        return self._pick(lambda x: x[:, :k])
+
+    def best(self, scores: Tensor, k: int) -> TokenState:
+        """The k tokens of highest `scores` (B, K), which do not persist. Tokens stay in the grid's order.
+
+        So the lower index wins a tie at the next location too.
+        """
+        chosen = rank(scores)[:, :k].sort(dim=-1).values
+        return self._pick(lambda x: take(x, chosen))
+
+    def _pick(self, pick: Callable[[Tensor], Tensor]) -> TokenState:
+        aligned = {name: getattr(self, name) for name in ("tokens", "index", "sizes", "cls_row")}
+        return replace(self, **{name: pick(x) for name, x in aligned.items() if x is not None})
+
+    def source(self, num_tokens: int) -> Tensor:
+        """The source map (B, num_tokens): which token each patch of the input lives in, -1 where it was dropped."""
+        slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
+        empty = torch.full((len(self.index), num_tokens), -1, device=self.index.device)
+        return empty.scatter(1, self.index, slots)
+
+
+class Reducer(nn.Module):
+    """Base of all reducers. One whose ranking never changes overrides `score` alone.
+
+    site:  `before` a layer, or `mid` block (between attention and MLP).
+    needs: what the tower must give beside the tokens: `cls_row`, `keys`, `sample_key`, `scores`.
+    fitted: whether it ranks by the weights of a predictor file or module.
+    """
+
+    site = "before"
+    needs: tuple[str, ...] = ()
+    fitted = False
+
+    def score(self, state: TokenState) -> Tensor:
+        """Scores (B, K) of the tokens of `state`, high = keep."""
+        raise UserError(
+            f"reducer {type(self).__name__.lower()!r} has no scores of its own: hand them to forward_pruned"
+        )
+
+    def reduce(self, state: TokenState, k: int) -> TokenState:
+        """Keeps the k best tokens. They are scored and sorted at the first location; later ones take a slice."""
+        if state.scores is None:
+            state = state.ranked_by(self.score(state))
+        return state.first(k)
+
+    def num_macs(self, tower: nn.Module, reaching: dict[int, int]) -> int:
+        """MACs of scoring one image in `tower`.
+
+        Args:
+            reaching: for each location the length of the sequence before tokens leave, class and prompt tokens too.
+        """
+        return 0
+
+
+REDUCERS = Registry("reducer")
+register_reducer = REDUCERS.register  # a decorator: makes a class available to `create_reducer`, and so to YAML
+create_reducer = REDUCERS.create
+
+
+@register_reducer("predictor")
+class Predictor(Reducer):
+    """Ranks by a predictor.
+
+    about: what the predictor's file says of it, {} where it came as a module.
+    untrained: which predictor stands in where no weights are wanted.
+    """
+
+    fitted = True
+    untrained = "mix_mlp"
+
+    def __init__(self, predictor: nn.Module):
+        super().__init__()
+        self.predictor = predictor
+        self.about: dict = {}
+
+    def score(self, state: TokenState) -> Tensor:
+        """Scores (B, N). Raises `UserError` where the predictor still awaits its weights."""
+        if not getattr(self.predictor, "filled", True):
+            raise UserError(predictors.UNFILLED)
+        return self.predictor(state.cls, state.tokens)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if all(f"{prefix}{key}" in state_dict for key in self.state_dict()):
+            self.predictor.filled = True
+
+    def num_macs(self, tower: nn.Module, reaching: dict[int, int]) -> int:
+        return self.predictor.num_macs()
+
+
+@register_reducer("prior")
+class Prior(Predictor):
+    """Ranks by a fitted `prior`, and refuses other predictors, so that a result's label says what ranked."""
+
+    untrained = "prior"
+
+    def __init__(self, predictor: nn.Module):
+        if not isinstance(predictor, predictors.Prior):
+            raise UserError(
+                f"reducer 'prior' ranks by a fitted 'prior', but was given a {type(predictor).__name__}; "
+                "reducer 'predictor' takes any"
+            )
+        super().__init__(predictor)
+
+
+@register_reducer("golden")
+class Golden(Reducer):
+    """The oracle: ranks by golden scores that the caller computed for the same images (table 1, columns 3 to 7)."""
+
+    needs = ("scores",)
+
+
+@register_reducer("cls_attention")
+class ClsAttention(Reducer):
+    """Plain CLS attention: after softmax over all tokens, mean over heads, not renormalised, ranked anew each time.
+
+    The row is the previous layer's own; before layer 1, where there is none, it is what layer 1 would attend to.
+    """
+
+    needs = ("cls_row",)
+
+    def score(self, state: TokenState) -> Tensor:
+        return state.cls_row
+
+    def reduce(self, state: TokenState, k: int) -> TokenState:
+        """Keeps the k best tokens by the attention of the layer before."""
+        return state.best(self.score(state), k)
+
+    def num_macs(self, tower: nn.Module, reaching: dict[int, int]) -> int:
+        """One query against all keys at each location; before layer 1 also the query's and the keys' projections."""
+        dim = tower.embed_dim
+        projections = (1 + reaching[1]) * dim * dim if 1 in reaching else 0
+        return projections + sum(reaching.values()) * dim
+
+
+@register_reducer("center")
+class Center(Reducer):
+    """Patches near the centre of the grid stay, whatever the image shows.
+
+    Scores are minus the squared distance, in patches, from a patch's place to the grid's centre.
+    """
+
+    def __init__(self, grid_size: tuple[int, int]):
+        super().__init__()
+        self.grid_size = grid_size
+
+    def score(self, state: TokenState) -> Tensor:
+        # no buffer, since in a tower of half precision it would be rounded, and distances would be tied
+        rows, columns = (torch.arange(side, device=state.index.device) - (side - 1) / 2 for side in self.grid_size)
+        return -(rows[:, None] ** 2 + columns**2).flatten()[state.index]
+
+
+@register_reducer("random")
+class Random(Reducer):
+    """Tokens leave at random, seeded by each sample's pixels, so that batching does not matter."""
+
+    needs = ("sample_key",)
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        self.seed = seed
+
+    def score(self, state: TokenState) -> Tensor:
+        bits = _mix(state.sample_key[:, None] + _mix(state.index * _GAMMA + self.seed))
+        return (bits >> 40).to(torch.float32)  # 24 bits: exact in float32
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right of signed integers."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def sample_keys(images: Tensor) -> Tensor:
+    """One int64 per image (B, ...), from the exact bits of its pixels; sums of integers do not depend on order."""
+    bits = images.float().contiguous().view(torch.int32).flatten(1).to(torch.int64)
+    places = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _GAMMA | 1
+    return (bits * places).sum(1)
