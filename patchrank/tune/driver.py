@@ -96,7 +96,7 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -
     config, interrupts, failed = plan.sweep.config, Interrupts(), {}
     if not fresh and is_done(plan):
         return _conclude(plan, failed, interrupts, command)
-    create_scheduler(plan)  # which refuses rules that could end no trial
+    create_scheduler(config.search.asha, map(plan.context, plan.staged()))  # it refuses rules that end no trial
     check_writable(config.shards)  # better now than after the first trial
     check_writable(config.root)
     with hold(config.root, f"sweep {config.name}") as lost:

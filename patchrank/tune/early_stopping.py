@@ -8,17 +8,15 @@ the thread is gone, so that no two trials ever work on the same inputs at a time
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from patchrank.config import AshaConfig
-from patchrank.trial.requirements import Steps
+from patchrank.trial.requirements import Steps, TrialContext
 from patchrank.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import ASHAScheduler
-
-    from patchrank.tune.plan import Plan
 
 STEP, VALUE = "step", "step_value"  # keys of a report that is no result yet
 
@@ -54,12 +52,11 @@ def asha_scheduler(asha: AshaConfig, num_steps: int) -> ASHAScheduler:
     return ASHAScheduler(time_attr=STEP, metric=VALUE, mode="max", stop_last_trials=False, **rungs)
 
 
-def create_scheduler(plan: Plan) -> ASHAScheduler | None:
-    """What ends trials early; None where all run to their end. Raises `UserError` where nothing could be ended."""
-    asha = plan.sweep.config.search.asha
+def create_scheduler(asha: AshaConfig | None, trials: Iterable[TrialContext]) -> ASHAScheduler | None:
+    """What ends trials early; None where all run to their end. Raises `UserError` where none of them could be ended."""
     if asha is None:
         return None
-    return asha_scheduler(asha, max(plan.context(trial).num_steps(asha.of) for trial in plan.staged()))
+    return asha_scheduler(asha, max(trial.num_steps(asha.of) for trial in trials))
 
 
 def was_stopped(result: Mapping[str, object]) -> bool:

@@ -81,7 +81,7 @@ class Records:
         try:
             found = json.loads(read_bytes(path))
             if not isinstance(found, dict) or found.get("id") != name.split(".")[0]:
-                fault = "is not of the trial that its name says; remove it, and that is run again"
+                fault = "is not of the trial that its name says; try removing it, and that is run again"
             elif (schema := found.get("schema")) != SCHEMA:
                 fault = f"has schema {schema}, but this version reads {SCHEMA}; try another root, or --fresh"
             else:
@@ -89,7 +89,7 @@ class Records:
         except FileNotFoundError:  # removed since it was listed
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            fault = f"is damaged ({error}); remove it, and its trial is run again"
+            fault = f"is damaged ({error}); try removing it, and its trial is run again"
         if self.lenient or name.endswith(".error.json"):  # which is a mere note
             return None
         raise UserError(f"record {path} {fault}")

@@ -229,7 +229,7 @@ def _fit(plan: Plan, progress: Progress, slots: int, interrupts: Interrupts) -> 
     trainable = tune.with_resources(trainable, config.resources.model_dump())
     how = tune.TuneConfig(
         search_alg=CellSearch(plan, progress.failures, progress.lost),
-        scheduler=create_scheduler(plan),
+        scheduler=create_scheduler(config.search.asha, map(plan.context, plan.staged())),
         num_samples=progress.left,
         max_concurrent_trials=slots,
         reuse_actors=True,
