@@ -67,8 +67,8 @@ def pruning_from(args: argparse.Namespace) -> dict:
 
 def load_split_from(args: argparse.Namespace, split: str | None = None) -> ImageSplit:
     """The images that the data flags name; `split` is taken where they name none."""
-    templates = None if args.templates is None else template_set(args.templates)
-    return load_split(args.data, args.split or split, args.limit, args.data_root, args.vocabulary, templates)
+    where = args.data_root, args.vocabulary, template_set(args.templates)
+    return load_split(args.data, args.split or split, args.limit, *where)
 
 
 def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:

@@ -94,12 +94,16 @@ def encode_texts(
     return torch.cat([encode(texts[start : start + BATCH_SIZE]) for start in bar])
 
 
-def template_set(name: str) -> tuple[str, ...]:
+def template_set(name: str | None) -> tuple[str, ...] | None:
     """Prompts with one place for the class name: OpenAI's 80 for ImageNet, the 7 that do best there, or the plain one.
+
+    None stands for each task's own, and gives None.
 
     Raises:
         UserError: an unknown name.
     """
+    if name is None:
+        return None
     if name == "plain":
         return ("a photo of a {}.",)
     if name not in ("openai7", "openai80"):

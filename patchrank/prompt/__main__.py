@@ -22,13 +22,12 @@ import torch
 from patchrank.cli.config_flags import add_config_flags, read_config
 from patchrank.cli.flags import create_pruned_clip_from, load_split_from, pruned_parser, pruning_from
 from patchrank.cli.summary import ACCURACIES, cosine_line, images_line, macs_line, percentages, print_row, pruning_title
-from patchrank.config import PromptConfig
+from patchrank.config import DataConfig, PromptConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, content_id, join, read_json, resolve, write_json
 from patchrank.models.clip import Clip, macs_row
 from patchrank.models.embed import Evaluation, embed_unpruned, evaluate
-from patchrank.models.text import template_set
 from patchrank.prompt.batches import check_named, load_train
 from patchrank.prompt.presets import complete
 from patchrank.prompt.tuning import Tuned, check_distillation, finished, run_id, tune_prompts
@@ -51,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.mode == "none":
         _print(args, _row(args, clip, config, evaluate(clip, check_named(load_split_from(args, "val")))))
         return
-    templates = None if args.templates is None else template_set(args.templates)
-    train = load_train(args.data, config, args.seed, args.data_root, args.vocabulary, templates)
+    train = load_train(args.data, config, args.seed, read_config(args, DataConfig))
     if args.dry_run:
         dry_run(args, clip, train, config)
     else:

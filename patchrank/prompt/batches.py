@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from threading import Lock
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import hflip, normalize, resized_crop, to_tensor
 
-from patchrank.config import PromptConfig
+from patchrank.config import DEFAULTS, DataConfig, PromptConfig
 from patchrank.data.class_names import read_vocabulary
 from patchrank.data.coop import NAMED
 from patchrank.data.dataset_factory import find_task, load_split
@@ -21,6 +21,7 @@ from patchrank.data.few_shot import few_shot, load_few_shot
 from patchrank.data.image_split import ImageSplit, ahead
 from patchrank.models.clip import Clip
 from patchrank.models.embed import over_batches, unit
+from patchrank.models.text import template_set
 from patchrank.utils.errors import UserError
 
 IN_MEMORY = 1 << 30  # bytes that transformed images may take
@@ -28,30 +29,27 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the crops
 _DRAWING = Lock()  # torchvision draws from torch's global generator, which reading threads share
 
 
-def load_train(
-    task: str,
-    config: PromptConfig,
-    seed: int,
-    root: str | None = None,
-    vocabulary: str | None = None,
-    templates: Sequence[str] | None = None,
-) -> ImageSplit:
+def load_train(task: str, config: PromptConfig, seed: int, data: DataConfig = DEFAULTS.data) -> ImageSplit:
     """What a configuration learns from: shots of each class, or for distillation the first images, both of training.
 
     Shots come in the order of the draw. Embedded tasks are drawn from in their own order, named ones in the order of
     their split files; folders and tars, which have none, in the order in which they are read.
 
+    Args:
+        data: root, vocabulary and templates are read of it.
+
     Raises:
         UserError: images that cannot be loaded, or shots without labels or class names.
     """
-    training = find_task(task).training
+    training, templates = find_task(task).training, template_set(data.templates)
+    where = data.root, data.vocabulary, templates
     if config.loss == "distill":
-        return load_split(task, training, config.images, root, vocabulary, templates)
+        return load_split(task, training, config.images, *where)
     if task in NAMED:
-        drawn, _ = load_few_shot(task, config.shots, seed, root)
-        drawn = drawn if vocabulary is None else read_vocabulary(vocabulary).apply(drawn)
-        return drawn if templates is None else replace(drawn, templates=tuple(templates))
-    train = check_named(load_split(task, training, None, root, vocabulary, templates))
+        drawn, _ = load_few_shot(task, config.shots, seed, data.root)
+        drawn = drawn if data.vocabulary is None else read_vocabulary(data.vocabulary).apply(drawn)
+        return drawn if templates is None else replace(drawn, templates=templates)
+    train = check_named(load_split(task, training, None, *where))
     return train.take(few_shot(train.labels, [], config.shots, seed)[0])
 
 

@@ -99,12 +99,7 @@ def num_bytes(result: object) -> int:
 def load_part(task: str, part: str, data: DataConfig, limit: int | None) -> ImageSplit:
     """The first images of a part of a task's data; `train` is whatever the task calls its training split."""
     name = find_task(task).training if part == "train" else part
-    return load_split(task, name, limit, data.root, data.vocabulary, templates_of(data))
-
-
-def templates_of(data: DataConfig) -> tuple[str, ...] | None:
-    """Prompts in place of each task's own, None where those hold."""
-    return None if data.templates is None else template_set(data.templates)
+    return load_split(task, name, limit, data.root, data.vocabulary, template_set(data.templates))
 
 
 def load_inputs(model: ModelConfig, data: DataConfig, device: str = "cpu", heads: str | None = None) -> Inputs:

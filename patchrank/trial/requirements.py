@@ -21,7 +21,7 @@ from patchrank.layers.predictors import create_predictor
 from patchrank.layers.reducers import REDUCERS
 from patchrank.prompt.batches import load_train
 from patchrank.prompt.presets import complete
-from patchrank.trial.inputs import Inputs, templates_of
+from patchrank.trial.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,8 @@ class TrialContext:
     def lessons(self, task: str) -> ImageSplit:
         """The images that a task's prompts are tuned on."""
         recipe, data, seed = self.recipes[task], self.trial.config.data, self.trial.config.seed
-        where = data.root, data.vocabulary, templates_of(data)
         key = ("lessons", task, recipe.loss, recipe.shots, recipe.images, seed)
-        return self.inputs.once(key, lambda: load_train(task, recipe, seed, *where))
+        return self.inputs.once(key, lambda: load_train(task, recipe, seed, data))
 
     def num_steps(self, of: Literal["predictor", "prompt"]) -> int:
         """How many steps the trial reports if nothing that it trains is there already, or 0."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from patchrank.config import PromptConfig, validate
+from patchrank.config import DataConfig, PromptConfig, validate
 from patchrank.data.dataset_factory import load_split
 from patchrank.evaluate import main as evaluate_main
 from patchrank.models.embed import evaluate
@@ -41,7 +41,7 @@ def test_its_images_are_the_first_of_the_training_split_and_need_no_labels(train
     assert train.ids == load_split("digits_ink", "adapt", 24).ids
     for n in range(12):
         Image.effect_noise((40, 40), 40 + n).convert("RGB").save(tmp_path / f"{n}.png")
-    found = load_train("folder", config(), 0, str(tmp_path))
+    found = load_train("folder", config(), 0, DataConfig(root=str(tmp_path)))
     assert found.labels is None and 0 < len(found) < 12  # val and test are other images
 
 

@@ -6,7 +6,7 @@ import torch
 from helpers.coop_copies import make_named
 from PIL import Image
 
-from patchrank.config import PromptConfig
+from patchrank.config import DataConfig, PromptConfig
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.digits.scenes import DigitScenes
 from patchrank.data.few_shot import few_shot
@@ -220,7 +220,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone(clip):
 
 def test_photographs_are_augmented_and_repeatable(clip, tmp_path):
     make_named(tmp_path / "data", "caltech101")
-    drawn = load_train("caltech101", PromptConfig(shots=2), 1, str(tmp_path / "data"))
+    drawn = load_train("caltech101", PromptConfig(shots=2), 1, DataConfig(root=str(tmp_path / "data")))
     settings = complete(config("T", augment=None), clip, "caltech101")
     assert settings.augment and len(drawn) == 12 and not Feed(clip, drawn, settings, 1).cached
     files = [tmp_path / name for name in "ab"]
@@ -235,7 +235,7 @@ def test_images_without_names_are_refused(tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (n, 0, 0)).save(path)
     with pytest.raises(UserError, match="folder/train: prompts need labels and class names, but there are no labels"):
-        load_train("folder", PromptConfig(shots=1), 1, str(tmp_path))
+        load_train("folder", PromptConfig(shots=1), 1, DataConfig(root=str(tmp_path)))
 
 
 def test_a_loss_that_is_no_number_ends_the_run(clip, train, tmp_path):
