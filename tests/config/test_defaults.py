@@ -110,7 +110,7 @@ def test_python_functions_have_the_defaults_of_the_schemas():
     doors = list(python_doors())
     assert [door for door in doors if door[2] != default(door[1])] == []
     found = {path for _, path, _ in doors}
-    some = {"pruning.keep_rate", "pruning.locations", "golden.window", "golden.metric", "predictor.dim", "predictor.lr"}
+    some = {"pruning.locations", "golden.window", "predictor.dim", "predictor.lr"}
     assert found >= some | {"benchmark.repeats", "prompt.bias", "seed"}  # so that this test can fail
 
 
