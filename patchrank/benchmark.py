@@ -30,7 +30,6 @@ from patchrank.utils.progress import progress
 
 VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
 BENCHMARK = BenchmarkConfig()
-VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
 WARM_UP = 3  # runs of each tower that count for nothing
 
 

@@ -113,7 +113,7 @@ def front_section(front: Front, rows: Sequence[dict], axes: Sequence[str], name:
 
     Args:
         rows: all result rows; `metrics` may have `ms`, `ms_unpruned` and `speedup`, and `speed` the record that they
-            are from (`patchrank.benchmark.measure_trial`).
+            are from (`patchrank.trial.speed.measure_trial`).
         axes: dotted paths of the swept settings.
     """
     sentence = _sentence(front, len(rows))

@@ -193,10 +193,7 @@ def past_trial(
     if cause is None:
         state, values = TrialState.COMPLETE, [metrics[each.metric] for each in config.objectives]
     else:
-        state, values = (
-            TrialState.PRUNED if record["status"] == "stopped" else TrialState.FAIL,
-            None,
-        )
+        state, values = TrialState.PRUNED if record["status"] == "stopped" else TrialState.FAIL, None
         about["cause"] = cause
     trial = create_trial(
         state=state,

@@ -1,4 +1,4 @@
-"""Components of a user's own, by modules that register predictors or reducers when they are imported."""
+"""Components of a user's own, by modules that register predictors, reducers or prompt layers when they are imported."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ def test_everything_that_is_linked_is_there(page):
 PAGES = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if page.name != "log.md"]  # of its day
 NAMES = sorted({name for page in PAGES for name in re.findall(r"\bpatchrank(?:\.[a-z]\w*)+", page.read_text())})
 FILES = sorted({name for page in PAGES for name in re.findall(r"\bpatchrank/[\w/]+\.\w+", page.read_text())})
+INSIDE = sorted({name for page in PAGES for name in re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", page.read_text())})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,6 +60,12 @@ def test_every_name_in_python_that_is_told_is_there(name):
 
 def test_every_file_of_the_package_that_is_told_is_there():
     assert FILES and [name for name in FILES if not (ROOT / name).is_file()] == []
+
+
+def test_every_file_that_is_told_by_its_room_is_there():
+    rooms = {path.name for path in (ROOT / "patchrank").iterdir()}
+    told = [name for name in INSIDE if name.split("/")[0] in rooms]
+    assert len(told) > 10 and [name for name in told if not (ROOT / "patchrank" / name).exists()] == []
 
 
 STAGES = ["golden", "fit", "evaluate", "prompt", "tune", "visualize", "benchmark", "retrieval"]
