@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from patchrank.config import AshaConfig
 from patchrank.trial.requirements import Steps
+from patchrank.tune.records import STEP, VALUE
 from patchrank.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import ASHAScheduler
 
     from patchrank.tune.plan import Plan
-
-STEP, VALUE = "step", "step_value"  # keys of a report that is no result yet
 
 
 def reporting(asha: AshaConfig) -> Steps:

@@ -23,6 +23,7 @@ from patchrank.trial.requirements import ResolvedTrial
 from patchrank.utils.device import hardware
 from patchrank.utils.errors import UserError
 
+STEP, VALUE = "step", "step_value"  # keys of a report that is no result yet, and of how far a trial came
 READERS = 16  # records read at a time; object stores answer slowly, but many at once
 
 

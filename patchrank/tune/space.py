@@ -20,7 +20,7 @@ from patchrank.io import content_id
 from patchrank.report.pareto import is_number, said
 from patchrank.trial.check import check_trial, counted_gmacs
 from patchrank.trial.requirements import ResolvedTrial
-from patchrank.tune.early_stopping import STEP, VALUE
+from patchrank.tune.records import STEP, VALUE
 from patchrank.utils.errors import UserError
 
 TRIES = 200  # repeated draws, beyond the number of those known, after which a cell counts as exhausted

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import timm
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -110,7 +111,7 @@ def test_python_functions_have_the_defaults_of_the_schemas():
     doors = list(python_doors())
     assert [door for door in doors if door[2] != default(door[1])] == []
     found = {path for _, path, _ in doors}
-    some = {"pruning.keep_rate", "pruning.locations", "golden.window", "golden.metric", "predictor.dim", "predictor.lr"}
+    some = {"pruning.locations", "golden.window", "golden.stride", "predictor.dim", "predictor.lr"}
     assert found >= some | {"benchmark.repeats", "prompt.bias", "seed"}  # so that this test can fail
 
 
@@ -138,3 +139,4 @@ def test_one_default_differs_from_what_each_door_once_had():
     assert DEFAULTS.pruning.keep_rate == 1 and (DEFAULTS.predictor.dim, DEFAULTS.predictor.lr) == (16, 0.01)
     assert create_predictor("mix_mlp", 64, (8, 8)).settings == {"dim": 16, "head": "linear"}
     assert inspect.signature(fit_predictor).parameters["lr"].default == 0.01
+    assert timm.create_model("patchrank_clip_digits").pruning.keep_rate == 1
