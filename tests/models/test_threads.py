@@ -62,6 +62,6 @@ def test_the_three_forwards_of_a_pruned_and_prompted_tower_side_by_side(images, 
 
 def test_class_embeddings_of_several_sets_of_classes_side_by_side(clip, switching_often, monkeypatch):
     prompts = Prompts("T", 2, 64, 64)
-    monkeypatch.setattr("patchrank.models.clip.encode_tokens", lambda tower, ids, learned: ids.float())  # fast
+    monkeypatch.setattr("patchrank.models.text.encode_tokens", lambda tower, ids, learned: ids.float())  # fast
     calls = [lambda classes=classes: clip.prompted_head(classes, prompts) for classes in CLASSES]
     assert_same(*in_threads(calls, count=1500, threads=8))
