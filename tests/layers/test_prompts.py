@@ -90,7 +90,7 @@ def test_the_head_is_that_of_an_unsliced_tower(pair, classes):
 def test_heads_of_many_classes_are_made_in_parts(pair, monkeypatch):
     prompts = create("T", classes=CLASSES)
     whole = pair.prompted_head(CLASSES, prompts)
-    monkeypatch.setattr("patchrank.models.clip.BATCH_SIZE", 2)
+    monkeypatch.setattr("patchrank.models.text.BATCH_SIZE", 2)
     torch.testing.assert_close(pair.prompted_head(CLASSES, prompts), whole, atol=1e-6, rtol=1e-5)
 
 

@@ -50,6 +50,8 @@ def test_everything_that_is_linked_is_there(page):
 PAGES = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if page.name != "log.md"]  # of its day
 NAMES = sorted({name for page in PAGES for name in re.findall(r"\bpatchrank(?:\.[a-z]\w*)+", page.read_text())})
 FILES = sorted({name for page in PAGES for name in re.findall(r"\bpatchrank/[\w/]+\.\w+", page.read_text())})
+HOUSE = (ROOT / "docs/contributing.md").read_text()  # which tells of files from the package on
+FILES += [f"patchrank/{name}" for name in re.findall(r"`((?!patchrank/|tests/|docs/)[\w/]+/\w+\.py)`", HOUSE)]
 
 
 @pytest.mark.parametrize("name", NAMES)
