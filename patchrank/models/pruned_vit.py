@@ -97,7 +97,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             self.pruning, self.pruner = before
             raise
         if has_model_args(self):  # a tower that timm made, which may be saved with them
-            update_model_args(self, **changes)
+            update_model_args(self, **{name: getattr(self.pruning, name) for name in changes})  # as plain values
 
     @contextmanager
     def restoring(self) -> Iterator[None]:

@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 import timm
 import torch
@@ -112,6 +115,13 @@ def test_pretrained_is_offline_and_set_pruning_works_live(images):
     model.set_pruning(keep_rate=0.5)
     assert model.forward_pruned(images).kept.shape == (4, 32)
     assert timm.models.get_model_args(model)["keep_rate"] == 0.5
+
+
+def test_what_timm_notes_of_a_live_model_are_plain_values():
+    model = timm.create_model("patchrank_clip_digits", reducer="center")
+    model.set_pruning(keep_rate=np.float32(0.5), locations=range(4, 7))
+    assert json.loads(json.dumps(timm.models.get_model_args(model)))["locations"] == [4, 5, 6]
+    assert type(model.pruning.keep_rate) is float
 
 
 def test_features_only_and_head_reset(images):
