@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def module_of(file: Path) -> str:
 
 
 FILES = {module_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def imports_of(module: str) -> tuple[str, ...]:
+    return tuple(imported(FILES[module].read_text()))
 
 
 def imported(source: str) -> Iterator[str]:
@@ -49,8 +55,8 @@ def room_of(module: str) -> str | None:
 
 def arrows() -> Iterator[tuple[str, str]]:
     """Pairs of modules, the first of which imports the second."""
-    for module, file in FILES.items():
-        own = {our_module(name) for name in imported(file.read_text()) if name.partition(".")[0] == PACKAGE.name}
+    for module in FILES:
+        own = {our_module(name) for name in imports_of(module) if name.partition(".")[0] == PACKAGE.name}
         yield from ((module, other) for other in own if other != module)
 
 
@@ -100,12 +106,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 @pytest.mark.parametrize("library", sorted(OWNERS))
 def test_libraries_are_imported_where_the_table_says(library):
-    users = {
-        room_of(module)
-        for module, file in FILES.items()
-        for name in imported(file.read_text())
-        if name.partition(".")[0] == library
-    }
+    users = {room_of(module) for module in FILES for name in imports_of(module) if name.partition(".")[0] == library}
     assert users == {OWNERS[library]}
 
 
