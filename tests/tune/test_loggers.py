@@ -47,15 +47,15 @@ def test_rays_own_endpoint_shows_all_metrics():
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             for line in answer.read().decode().splitlines():
                 if line.startswith("ray_patchrank_"):
-                    labels = sorted(re.findall(r'(?:task|sweep|metric)="(\w+)"', line))
+                    labels = sorted(re.findall(r'(?:task|sweep|metric)="([^"]+)"', line))
                     found[" ".join([line.partition("{")[0], *labels])] = float(line.split()[-1])
         return found
 
     expected = {
-        "ray_patchrank_images_scored_total digits": 128,
-        "ray_patchrank_windows_scored_total digits": 6272,
-        "ray_patchrank_shard_bytes_total digits": 1536000,
-        "ray_patchrank_windows_per_second digits": 784,
+        "ray_patchrank_images_scored_total digits/train": 128,
+        "ray_patchrank_windows_scored_total digits/train": 6272,
+        "ray_patchrank_shard_bytes_total digits/train": 1536000,
+        "ray_patchrank_windows_per_second digits/train": 784,
         "ray_patchrank_trials_planned locations": 12,
         "ray_patchrank_trials_done locations": 5,
         "ray_patchrank_trials_failed locations": 1,
