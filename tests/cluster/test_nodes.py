@@ -117,6 +117,7 @@ def quiet_results(folder: Path) -> list[tuple[str, dict]]:
     return [(record["id"], record["metrics"]) for record in done]
 
 
+@pytest.mark.slow
 def test_a_lost_node_changes_nothing(two_nodes, tmp_path, monkeypatch):
     address, other = two_nodes
     write_sweep(tmp_path, SPACE, reducer="predictor", more="imports: [my_reducers]")
