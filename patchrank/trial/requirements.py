@@ -21,6 +21,7 @@ from patchrank.layers.predictors import create_predictor
 from patchrank.layers.reducers import REDUCERS
 from patchrank.prompt.batches import load_train
 from patchrank.prompt.presets import complete
+from patchrank.trial.epochs import Steps
 from patchrank.trial.inputs import Inputs
 
 
@@ -155,32 +156,6 @@ class ResolvedTrial:
             return tuple((task, part) for task in self.tasks for part in self.parts)
         fitted = [(task, "train") for task in self.fit_tasks]
         return (*fitted, *((task, "val") for task in self.tasks if self.is_fitted))
-
-
-@dataclass
-class Steps:
-    """A listener to a trial's steps: values by which trials are compared while they run, so that one can be ended.
-
-    A step is an epoch of what a trial trains. Steps count from 1 over all trainings, in the order of the tasks: with n
-    epochs each, epoch e of the first training is step e, and epoch e of the second is step n + e. Listening changes
-    nothing about what is trained. A training whose result an earlier trial left behind has no steps.
-
-    of: whose epochs count. The value of a `predictor` is its matching rate (%) on val. The value of a `prompt` is the
-        accuracy (%) on val with pruning and prompts in force; for distillation it is 100 times the mean cosine to the
-        unpruned tower.
-    report: takes step and value. It may raise anything to end the trial; `ended` then says that this is no failure.
-    """
-
-    of: Literal["predictor", "prompt"]
-    report: Callable[[int, float], None]
-    ended: bool = False
-
-    def tell(self, step: int, value: float) -> None:
-        try:
-            self.report(step, value)
-        except BaseException:
-            self.ended = True
-            raise
 
 
 @dataclass(frozen=True, eq=False)

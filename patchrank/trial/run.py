@@ -26,9 +26,10 @@ from patchrank.golden.shards import read_manifest, stream
 from patchrank.io import join, remove, write_atomic, write_json
 from patchrank.models.clip import macs_row
 from patchrank.models.embed import Evaluation, evaluate
+from patchrank.trial.epochs import Steps
 from patchrank.trial.identity import SCHEMA, trial_id
 from patchrank.trial.inputs import Inputs
-from patchrank.trial.requirements import ResolvedTrial, Steps, TrialContext
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.training import Learned, prompted, ranked
 from patchrank.utils.errors import StoreError, UserError
 

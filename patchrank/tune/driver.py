@@ -105,7 +105,7 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -
         try:
             # Ray installs a signal handler of its own when it starts, so ours is installed after
             with ray_cluster(config.resources, where, config.imports) as slots, interrupts.caught():
-                from patchrank.tune.worker import stage  # not before Ray's settings are in the environment
+                from patchrank.tune.ray_tasks import stage
 
                 stage(plan, jobs)
                 if fresh:  # only now, so that nothing that goes wrong earlier costs a record
@@ -135,7 +135,7 @@ def _round(plan: Plan, slots: int, interrupts: Interrupts, failed: dict[str, Fai
     if interrupts.happened:
         return False
     if untimed := plan.untimed():
-        from patchrank.tune.worker import measure_alone
+        from patchrank.tune.ray_tasks import measure_alone
 
         measure_alone(untimed, plan.sweep.config, interrupts.raise_if_lost)
         plan.refresh()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
-from patchrank.benchmark import WARM_UP
+from patchrank.benchmark import WARM_UP, seconds_of
 from patchrank.config import Resources
 from patchrank.layers.class_token import is_plain
 from patchrank.layers.macs import block_macs, text_macs, vision_macs
@@ -25,8 +25,7 @@ from patchrank.tune.space import random_points
 
 START = 30.0  # seconds that Ray, the imports of its workers and the report take; measured on 2 cores
 TRAINING = 3  # forwards that a step of training costs: its own, and a backward pass that costs about two
-TIMED_IMAGES, TIMED_MACS, TIMED_SECONDS = 32, 2e9, 0.5  # of the timed batch, at most, and how long it is repeated
-READING, FORWARD = "list(split.batches(clip.transform(), len(split)))", "clip.visual.forward_whole(images)"
+TIMED_IMAGES, TIMED_MACS, TURNS = 32, 2e9, 5  # of the timed batch, at most, and how often it is timed
 MEMBERS, MEMBER = 5, 768  # files of an image in a shard, and bytes that a tar adds to each
 
 
@@ -186,12 +185,22 @@ def _measure(context: TrialContext, resources: Resources) -> tuple[float, float,
     On a CPU these are seconds of computing, so that other programs that run at the time do not count.
     """
     device = "cuda" if resources.gpu and torch.cuda.is_available() else "cpu"
-    clip, threads = context.inputs.clip.to(device), resources.num_threads
+    clip, before = context.inputs.clip.to(device), torch.get_num_threads()
     macs = clip.visual.macs_unpruned().image
     split = context.inputs.split(context.trial.tasks[0], "val").first(max(1, min(TIMED_IMAGES, int(TIMED_MACS / macs))))
-    images = torch.cat([batch for batch, _ in split.batches(clip.transform(), len(split))]).to(device)
-    own = {"clip": clip, "split": split, "images": images}
-    clock = {"timer": time.process_time} if device == "cpu" else {}  # otherwise it waits for the device
-    timers = [Timer(what, globals=own, num_threads=threads, **clock) for what in (READING, FORWARD)]
-    read, forward = (timer.blocked_autorange(min_run_time=TIMED_SECONDS).median / len(split) for timer in timers)
-    return forward / macs / (threads if device == "cpu" else 1), read, device
+    clock = time.process_time if device == "cpu" else time.perf_counter
+
+    def read(_: torch.Tensor) -> torch.Tensor:
+        return torch.cat([batch for batch, _ in split.batches(clip.transform(), len(split))])
+
+    def seconds_an_image(run: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        return median(seconds_of(run, images, clock) for _ in range(TURNS)) / len(split)
+
+    images = read(torch.empty(0)).to(device)
+    torch.set_num_threads(resources.num_threads)
+    try:
+        clip.visual.forward_whole(images)  # the first run is slower
+        forward, reading = seconds_an_image(clip.visual.forward_whole), seconds_an_image(read)
+    finally:
+        torch.set_num_threads(before)
+    return forward / macs / (resources.num_threads if device == "cpu" else 1), reading, device

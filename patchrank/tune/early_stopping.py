@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from patchrank.config import AshaConfig
-from patchrank.trial.requirements import Steps, TrialContext
+from patchrank.trial.epochs import Steps
+from patchrank.trial.requirements import TrialContext
 from patchrank.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from patchrank.golden.shards import ShardFolder
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
-from patchrank.tune.records import Records, Speeds
+from patchrank.tune.records import Records
 from patchrank.tune.space import Cell, allows, configure, fits, grid_points, in_order, random_points
+from patchrank.tune.speed import Speeds
 from patchrank.tune.sweep import Sweep
 from patchrank.utils.errors import StoreError, UserError
 
@@ -44,10 +45,14 @@ class Plan:
     left_out: int = 0  # points of the grid that break a bound on GMACs
     _inputs: dict[tuple[ModelConfig, DataConfig], Inputs] = field(default_factory=dict)
     _trials: dict[str, ResolvedTrial] = field(default_factory=dict)
+    _contexts: dict[ResolvedTrial, TrialContext] = field(default_factory=dict)
     _matches: dict[tuple[str, str], dict | None] = field(default_factory=dict)  # by cell and id
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_inputs": {}}  # Ray pickles its searcher, and towers need not travel with it
+        return self.__dict__ | {
+            "_inputs": {},
+            "_contexts": {},
+        }  # Ray pickles its searcher, and towers need not travel with it
 
     # ---- its trials
 
@@ -99,8 +104,10 @@ class Plan:
         return self._inputs[key]
 
     def context(self, trial: ResolvedTrial) -> TrialContext:
-        """A trial with its model and data at hand."""
-        return TrialContext(trial, self.inputs(trial), self.sweep.config.shards)
+        """A trial with its model and data at hand, made once."""
+        if trial not in self._contexts:
+            self._contexts[trial] = TrialContext(trial, self.inputs(trial), self.sweep.config.shards)
+        return self._contexts[trial]
 
     def identify(self, trial: ResolvedTrial) -> str:
         """The id that this trial's record has, or would have."""

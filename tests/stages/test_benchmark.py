@@ -28,7 +28,7 @@ def test_towers_take_turns_and_the_first_runs_do_not_count(monkeypatch):
         assert tuple(images.shape) == (4, 3, 64, 64) and torch.is_inference_mode_enabled()
         return next(costs[ran[-1]])
 
-    monkeypatch.setattr(benchmark, "_seconds", seconds)
+    monkeypatch.setattr(benchmark, "seconds_of", seconds)
     found = measure(tower, batch_size=4, repeats=3)
     assert ran == [True, False] * 6
     assert found["ms"] == 1000 and found["ms_unpruned"] == 2000 and found["speedup"] == 2
@@ -45,7 +45,7 @@ def test_what_is_timed_is_the_pruned_forward_and_timms_own(monkeypatch):
         outputs.append(run(given))
         return 1.0
 
-    monkeypatch.setattr(benchmark, "_seconds", seconds)
+    monkeypatch.setattr(benchmark, "seconds_of", seconds)
     measure(tower, batch_size=2, repeats=1, seed=5)
     tower.set_prompts(None)
     tower.set_pruning(keep_rate=1.0, drop_counts=None)

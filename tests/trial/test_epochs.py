@@ -16,9 +16,10 @@ from patchrank.golden.dataset import Ranked
 from patchrank.layers.predictors import PREDICTORS
 from patchrank.prompt import tuning
 from patchrank.trial import training
+from patchrank.trial.epochs import Steps
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import load_inputs
-from patchrank.trial.requirements import ResolvedTrial, Steps, TrialContext
+from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import run_trial
 from patchrank.utils.errors import UserError
 

@@ -1,6 +1,7 @@
 """What becomes of trials, as Ray tells it: unit tests of the callback, with made-up trials."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +10,11 @@ import ray
 from helpers.small_sweep import plan_of
 
 from patchrank.config import Resources
-from patchrank.tune import tuner
+from patchrank.tune import callback
+from patchrank.tune.callback import NO_MEMORY, RETRIES, Progress
 from patchrank.tune.cluster import Where, ray_cluster
 from patchrank.tune.early_stopping import STEP, VALUE
 from patchrank.tune.signals import Interrupts
-from patchrank.tune.tuner import NO_MEMORY, RETRIES, Progress
 from patchrank.utils.errors import UserError
 
 SPACE = "pruning.keep_rate: {grid: [0.9, 0.8]}"
@@ -74,7 +75,7 @@ def test_rays_own_actors_print_with_the_ids_that_its_messages_have():
                 return ray.get_runtime_context().get_actor_id()
 
         worker = Worker.remote()
-        assert tuner.actor_id(worker) == ray.get(worker.identify.remote())
+        assert callback.actor_id(worker) == ray.get(worker.identify.remote())
 
 
 def test_where_nobody_is_named_trials_come_round_one_at_a_time(progress):
@@ -94,11 +95,11 @@ def test_a_store_that_takes_nothing_does_not_end_tune(progress, monkeypatch, res
     def write_json(path, value):
         raise UserError("cannot write: No space left on device")
 
-    monkeypatch.setattr(tuner, "write_json", write_json)
+    monkeypatch.setattr(callback, "write_json", write_json)
     asha = SimpleNamespace(model_dump=lambda: {})
     config = progress.plan.sweep.config
     search = config.search.model_copy(update={"asha": asha})
-    progress.plan.sweep.__dict__["config"] = config.model_copy(update={"search": search})
+    progress.plan.sweep = replace(progress.plan.sweep, config=config.model_copy(update={"search": search}))
     trial = trial_of(0.9, "a", result)
     progress.on_trial_start(0, [], trial)
     progress.on_trial_complete(0, [], trial)
@@ -114,7 +115,7 @@ def test_a_trial_that_reports_nothing_has_failed(progress):
 
 def test_gauges_count_what_has_a_record(progress, monkeypatch):
     shown = []
-    monkeypatch.setattr(tuner, "show_sweep", lambda *about: shown.append(about))
+    monkeypatch.setattr(callback, "show_sweep", lambda *about: shown.append(about))
     metrics = {"id": "x", "val_accuracy": 91.0}
     for rate, name, result in ((0.9, "a", metrics), (0.8, "b", {"failure": "RuntimeError: x"})):
         progress.on_trial_start(0, [], trial_of(rate, name))

@@ -20,9 +20,9 @@ from patchrank.tune.console import Failure, print_plan
 from patchrank.tune.driver import is_done, run_sweep
 from patchrank.tune.early_stopping import STEP, VALUE
 from patchrank.tune.plan import make_plan
-from patchrank.tune.records import Speeds
 from patchrank.tune.search import CellSearch
 from patchrank.tune.space import configure
+from patchrank.tune.speed import Speeds
 from patchrank.tune.sweep import load_sweep
 from patchrank.utils.errors import UserError
 
@@ -251,6 +251,7 @@ def test_a_search_of_two_objectives_goes_on_past_what_was_ended_early(tmp_path, 
         ("[]", "is not of the trial that its name says"),
         ('{"schema": 1, "id": "other"}', "is not of the trial that its name says"),
         ('{"schema": 0, "id": "abc"}', "has schema 0, but this version reads 1; try another root, or --fresh"),
+        ('{"schema": 1, "id": "abc"}', "holds no settings of a trial; try removing it"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_named(tmp_path, content, message):
