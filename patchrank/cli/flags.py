@@ -98,5 +98,6 @@ def evaluation_row(args: argparse.Namespace, task: str, clip: Clip, split: Image
     """The result row of `evaluate` and `retrieval`: what was asked for, what was measured, what it costs in MACs."""
     asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "limit", "seed")
     row = {"task": task, "model": args.model, "data": args.data, "split": split.split}
-    row |= {key: getattr(args, key) for key in asked} | {"n_images": len(split), "n_skipped": split.skipped}
+    row |= {key: getattr(args, key) for key in asked}
+    row |= {"n_images": len(split), "n_skipped": split.skipped, "passed_over": split.passed_over}
     return row | pruning_from(args) | measured | macs_row(clip)

@@ -15,6 +15,7 @@ from patchrank.data.image_split import ImageSplit, Reader
 from patchrank.data.readers.folder import load_folder
 from patchrank.data.readers.wds import load_wds
 from patchrank.utils.errors import UserError, near
+from patchrank.utils.progress import write_line
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ def load_split(
         raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
     names = None if vocabulary is None else read_vocabulary(vocabulary)
     images = found.load(task, split or found.default, root)
+    if images.passed_over:
+        count = sum(images.passed_over.values())
+        reasons = ", ".join(f"{many:,} {why}" for why, many in images.passed_over.items())
+        write_line(f"{task}: passed over {count:,} files that are no images of it: {reasons}")
     if found.embedded:
         images = images.first(limit)
     elif found.checked:

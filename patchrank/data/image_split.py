@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class ImageSplit:
         one video), in whatever task or split; None where each image is a group of its own.
     unit: the word for a group: "digit", "group" or "image".
     skipped: how many images were left out since they cannot be decoded.
+    passed_over: how many files of the root are no images of the split, by why they are none.
     version: another number where the same ids come with other pixels.
     drawn: images are computed in Python, which threads do not speed up.
     tensors: all images transformed, after `loaded`.
@@ -67,6 +68,7 @@ class ImageSplit:
     groups: list[str] | None = None
     unit: str = "image"
     skipped: int = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
     version: int = 1
     drawn: bool = False
     tensors: Tensor | None = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -39,13 +39,26 @@ class Entry:
         return self.read()
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What a reader found: every file of its root is in an entry, or counted by why it was passed over.
+
+    classes: names that are classes even where no entry has them, such as empty folders.
+    passed_over: in a few words why files are no images here, and how many there are: {"ending .heic": 3}.
+    """
+
+    entries: Sequence[Entry]
+    classes: Sequence[str] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+
 def read_part(filesystem: AbstractFileSystem, path: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes of a file from `start` to `end`; all of them where these are None."""
     url = filesystem.unstrip_protocol(path)
     return patiently(url, lambda: filesystem.cat_file(path, start=start, end=end))
 
 
-def make_split(task: str, split: str, entries: Sequence[Entry], where: str) -> ImageSplit:
+def make_split(task: str, split: str, found: Listing, where: str) -> ImageSplit:
     """One split of some images, sorted by id; `where` is what errors call them all.
 
     The split `all` has every image. The others are those that the entries name. Where they name none, train, val and
@@ -58,9 +71,9 @@ def make_split(task: str, split: str, entries: Sequence[Entry], where: str) -> I
         UserError: no images, an id that two images have, an unknown or empty split, or labels, captions or groups for
             some images only.
     """
-    if not entries:
+    if not found.entries:
         raise UserError(f"data.root {where}: holds no images")
-    entries = sorted(entries, key=lambda entry: entry.id)
+    entries = sorted(found.entries, key=lambda entry: entry.id)
     for entry, other in zip(entries, entries[1:]):
         if entry.id == other.id:
             raise UserError(f"{entry.place} and {other.place}: both are image {entry.id!r}, which must stand once")
@@ -70,7 +83,7 @@ def make_split(task: str, split: str, entries: Sequence[Entry], where: str) -> I
     chosen, hashed = _choose(entries, split, where)
     known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption", "group")}
     groups = known["group"] and [f"{task}/{name}" for name in known["group"]]
-    classes = _classes(entries)
+    classes = _classes(entries, found.classes)
     index = {name: i for i, name in enumerate(classes)}
     labels = None if known["label"] is None else [index.get(label, label) for label in known["label"]]
     return ImageSplit(
@@ -85,6 +98,7 @@ def make_split(task: str, split: str, entries: Sequence[Entry], where: str) -> I
         captions=known["caption"],
         groups=groups,
         unit="image" if groups is None else "group",
+        passed_over=dict(found.passed_over),
     )
 
 
@@ -119,7 +133,7 @@ def _all_or_none(name: str, scope: Sequence[Entry], chosen: Sequence[Entry]) -> 
     return [getattr(entry, name) for entry in chosen] if having else None
 
 
-def _classes(entries: Sequence[Entry]) -> tuple[str, ...]:
+def _classes(entries: Sequence[Entry], empty: Sequence[str]) -> tuple[str, ...]:
     """Names in label order; () where labels are numbers, or there are none."""
     first = {}  # kind of label -> the first entry that has it
     for entry in entries:
@@ -129,6 +143,6 @@ def _classes(entries: Sequence[Entry]) -> tuple[str, ...]:
             f"{first[int].place}: the label is the number {first[int].label}, but at {first[str].place} it is the name "
             f"{first[str].label!r}; all must be numbers, or all names"
         )
-    names = {entry.label for entry in entries if isinstance(entry.label, str)}
+    names = {entry.label for entry in entries if isinstance(entry.label, str)} | set(empty)
     numbers = all(name.isascii() and name.isdigit() for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -14,11 +12,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from patchrank.data.decoding import image_extensions
 from patchrank.data.image_split import ImageSplit
-from patchrank.data.readers.entries import SHARES, Entry, make_split, read_part
-from patchrank.io import filesystem_of, patiently, read_bytes, read_text
-from patchrank.utils.errors import UserError, near
+from patchrank.data.readers.csv_list import read_csv
+from patchrank.data.readers.entries import SHARES, Entry, Listing, make_split, read_part
+from patchrank.io import filesystem_of, patiently
+from patchrank.utils.errors import UserError
 
-COLUMNS = ("path", "label", "caption", "split", "group")
 LIKE_SPLITS = {*SHARES, "training", "valid", "validation", "dev", "eval", "testing"}
 
 
@@ -45,15 +43,15 @@ def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
     return make_split(task, split, patiently(root, lambda: _found(root)), root)
 
 
-def _found(root: str) -> list[Entry]:
+def _found(root: str) -> Listing:
     filesystem, name = filesystem_of(root)
     if filesystem.isdir(name):
-        return _entries(filesystem, name, root)
+        return Listing(_entries(filesystem, name, root))
     if not filesystem.isfile(name):
         raise UserError(f"data.root {root}: there is no such folder or CSV file")
     if not name.lower().endswith(".csv"):
         raise UserError(f"data.root {root}: is a file, but must be a folder of images, or a CSV file that lists them")
-    return _listed(filesystem, posixpath.dirname(name), root)
+    return read_csv(filesystem, posixpath.dirname(name), root)
 
 
 def _entries(filesystem: AbstractFileSystem, folder: str, root: str) -> list[Entry]:
@@ -107,39 +105,3 @@ def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
                 yield prefix + name
         elif not name.startswith(".") and os.path.realpath(path) not in above:
             yield from _walk(path, f"{prefix}{name}/", above)
-
-
-def _listed(filesystem: AbstractFileSystem, folder: str, root: str) -> list[Entry]:
-    """Entries of a CSV file."""
-    text = read_text(root)
-    if not text.strip():
-        raise UserError(f"{root}: the file is empty, but must list images below a header with the column 'path'")
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows.fieldnames = columns = [column.strip().lower() for column in rows.fieldnames or ()]
-        if not any(columns):
-            raise UserError(f"{root}, line 1: is empty, but must be a header with the column 'path'")
-        if "path" not in columns:
-            raise UserError(f"{root}, line 1: column 'path' is missing; {near('path', columns)}")
-        for name in COLUMNS:
-            if columns.count(name) > 1:
-                raise UserError(f"{root}, line 1: column {name!r} stands twice")
-        return [_row(filesystem, folder, row, f"{root}, line {rows.line_num}") for row in rows]
-    except csv.Error as error:
-        raise UserError(f"{root}, line {rows.reader.line_num}: not readable as CSV ({error})") from error
-
-
-def _row(filesystem: AbstractFileSystem, folder: str, row: dict[str | None, str | None], where: str) -> Entry:
-    if None in row:
-        raise UserError(f"{where}: has more cells than the header has columns")
-    path, label, caption, split, group = ((row.get(name) or "").strip() or None for name in COLUMNS)
-    for name, value in (("path", path), ("split", split), ("group", group)):
-        if name in row and value is None:
-            raise UserError(f"{where}, column {name!r}: is empty, but must be filled in every row")
-    if "\0" in path:
-        raise UserError(f"{where}, column 'path': holds a NUL character, which no path may")
-    if "://" in path:
-        return Entry(path, where, partial(read_bytes, path), label, caption, split, group)
-    path = posixpath.normpath(path)
-    read = partial(read_part, filesystem, posixpath.join(folder, path))
-    return Entry(path, where, read, label, caption, split, group)

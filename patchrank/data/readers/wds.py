@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 
 from patchrank.data.decoding import image_extensions
 from patchrank.data.image_split import ImageSplit
-from patchrank.data.readers.entries import SHARES, Entry, make_split, read_part
+from patchrank.data.readers.entries import SHARES, Entry, Listing, make_split, read_part
 from patchrank.io import filesystem_of, patiently
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
@@ -70,7 +70,8 @@ def load_wds(task: str, split: str, root: str | None) -> ImageSplit:
     tars = patiently(root, lambda: _tars(root))
     bar = partial(progress, total=len(tars), desc="index tars", unit="tar", delay=2)
     with ThreadPoolExecutor(min(8, len(tars))) as pool:
-        return make_split(task, split, [entry for entries in bar(pool.map(_entries, tars)) for entry in entries], root)
+        entries = [entry for found in bar(pool.map(_entries, tars)) for entry in found]
+        return make_split(task, split, Listing(entries), root)
 
 
 def _tars(root: str) -> list[Tar]:
