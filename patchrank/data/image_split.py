@@ -45,7 +45,7 @@ class ImageSplit:
     labels: indices into `classes`; None where they are not known.
     read: gives the bytes of image i as they are on disk (rendered scenes: as PNG), or raises what its file system does.
     decoding: key of `DECODERS`, which turn these bytes into RGB.
-    captions: one text for each image.
+    captions: the texts of each image, one or several.
     groups: for each image a name that it shares with images which show much the same (scenes of one digit, clips of
         one video), in whatever task or split; None where each image is a group of its own.
     unit: the word for a group: "digit", "group" or "image".
@@ -64,7 +64,7 @@ class ImageSplit:
     templates: tuple[str, ...]
     read: Reader
     decoding: str = "plain"
-    captions: list[str] | None = None
+    captions: list[tuple[str, ...]] | None = None
     groups: list[str] | None = None
     unit: str = "image"
     skipped: int = 0

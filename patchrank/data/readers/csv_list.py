@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 from fsspec import AbstractFileSystem
@@ -12,35 +15,76 @@ from fsspec import AbstractFileSystem
 from patchrank.data.readers.entries import Entry, Listing, read_part
 from patchrank.io import read_bytes, read_text
 from patchrank.utils.errors import UserError, near
+from patchrank.utils.progress import write_line
 
 COLUMNS = ("path", "label", "caption", "split", "group")
+OPEN_CLIP = {"filepath": "path", "title": "caption"}  # what open_clip's training calls its two columns
+DELIMITERS = ",;\t"  # Excel writes the second in much of Europe, open_clip reads the third
+SHOWN = 8  # names of columns that are not read
+
+Row = dict[str | None, str | list[str] | None]  # cells by their column; those beyond the last column by None
 
 
 def read_csv(filesystem: AbstractFileSystem, folder: str, root: str) -> Listing:
     """What a CSV file lists; `folder` is its own, which paths start from.
 
+    An image is a path. It stands in one row, or in several that differ in nothing but the caption, of which it then
+    has them all. A row of empty cells is none. Columns that are not read are named on stderr, and images that no row
+    names are not looked for.
+
     Raises:
-        UserError: no column `path`, a row with too few or too many cells, or a file that is no CSV.
+        UserError: no column `path`, a row with too few or too many cells, rows of one image that say different things,
+            or a file that is no CSV.
     """
     text = read_text(root)
     if not text.strip():
         raise UserError(f"{root}: the file is empty, but must list images below a header with the column 'path'")
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
-        rows.fieldnames = columns = [column.strip().lower() for column in rows.fieldnames or ()]
-        if not any(columns):
-            raise UserError(f"{root}, line 1: is empty, but must be a header with the column 'path'")
-        if "path" not in columns:
-            raise UserError(f"{root}, line 1: column 'path' is missing; {near('path', columns)}")
-        for name in COLUMNS:
-            if columns.count(name) > 1:
-                raise UserError(f"{root}, line 1: column {name!r} stands twice")
-        return Listing([_row(filesystem, folder, row, f"{root}, line {rows.line_num}") for row in rows])
+        rows.fieldnames = _columns(rows.fieldnames or (), root)
+        entries, labels = [], {}
+        for row in rows:
+            if any("".join(cells or "").strip() for cells in row.values()):
+                entry = _entry(filesystem, folder, row, f"{root}, line {rows.line_num}")
+                # one class, though a disk of macOS spells its accents another way (NFD) than a keyboard (NFC)
+                spelling = entry.label and labels.setdefault(unicodedata.normalize("NFC", entry.label), entry.label)
+                entries.append(replace(entry, label=spelling))
     except csv.Error as error:
         raise UserError(f"{root}, line {rows.reader.line_num}: not readable as CSV ({error})") from error
+    return Listing(_one_an_image(entries))
 
 
-def _row(filesystem: AbstractFileSystem, folder: str, row: dict[str | None, str | None], where: str) -> Entry:
+def _delimiter(text: str) -> str:
+    """The character between columns: the first of `DELIMITERS` by which the header has a column for paths."""
+    header = text.partition("\n")[0].lower()
+    for delimiter in DELIMITERS:
+        columns = {cell.strip(' \t\r"') for cell in header.split(delimiter)}
+        if columns & {"path", "filepath"}:
+            return delimiter
+    return DELIMITERS[0]
+
+
+def _columns(header: Iterable[str], root: str) -> list[str]:
+    """Names of the columns, as in `COLUMNS` where they are read."""
+    columns = [column.strip().lower() for column in header]
+    if not any(columns):
+        raise UserError(f"{root}, line 1: is empty, but must be a header with the column 'path'")
+    if "filepath" in columns and "path" not in columns:
+        columns = [OPEN_CLIP.get(column, column) for column in columns]
+    if "path" not in columns:
+        raise UserError(f"{root}, line 1: column 'path' is missing; {near('path', columns)}")
+    for name in COLUMNS:
+        if columns.count(name) > 1:
+            raise UserError(f"{root}, line 1: column {name!r} stands twice")
+    unread = [repr(column) for column in columns if column not in COLUMNS]
+    if unread:
+        more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
+        known = ", ".join(COLUMNS)
+        write_line(f"{root}: columns not read: {', '.join(unread[:SHOWN])}{more} (those that are read: {known})")
+    return columns
+
+
+def _entry(filesystem: AbstractFileSystem, folder: str, row: Row, where: str) -> Entry:
     if None in row:
         raise UserError(f"{where}: has more cells than the header has columns")
     path, label, caption, split, group = ((row.get(name) or "").strip() or None for name in COLUMNS)
@@ -49,8 +93,45 @@ def _row(filesystem: AbstractFileSystem, folder: str, row: dict[str | None, str 
             raise UserError(f"{where}, column {name!r}: is empty, but must be filled in every row")
     if "\0" in path:
         raise UserError(f"{where}, column 'path': holds a NUL character, which no path may")
+    captions = None if caption is None else (caption,)
     if "://" in path:
-        return Entry(path, where, partial(read_bytes, path), label, caption, split, group)
+        return Entry(path, where, partial(read_bytes, path), label, captions, split, group)
     path = posixpath.normpath(path)
-    read = partial(read_part, filesystem, posixpath.join(folder, path))
-    return Entry(path, where, read, label, caption, split, group)
+    return Entry(path, where, partial(_read, filesystem, folder, path), label, captions, split, group)
+
+
+def _read(filesystem: AbstractFileSystem, folder: str, path: str) -> bytes:
+    """The bytes of an image, whichever way the disk spells the accents in its path.
+
+    A disk of macOS takes é for an e and an accent (NFD), most others for one letter (NFC), and Linux for two names.
+    """
+    try:
+        return read_part(filesystem, posixpath.join(folder, path))
+    except FileNotFoundError:
+        if path.isascii():
+            raise
+    place = "/" if path.startswith("/") else folder
+    for name in path.strip("/").split("/"):
+        spellings = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+        places = [posixpath.join(place, spelling) for spelling in spellings]
+        place = next((there for there in places if filesystem.exists(there)), places[0])
+    return read_part(filesystem, place)
+
+
+def _one_an_image(rows: Iterable[Entry]) -> list[Entry]:
+    """One entry for all rows of an image, with the captions of all."""
+    images: dict[str, Entry] = {}
+    for row in rows:
+        first = images.setdefault(row.id, row)
+        if first is row:
+            continue
+        both = f"{first.place} and {row.place}: both are image {row.id!r}"
+        if first.captions is None or row.captions is None:
+            raise UserError(f"{both}, which must stand once, or have a caption in each of its rows")
+        for name in ("label", "split", "group"):
+            values = getattr(first, name), getattr(row, name)
+            if values[0] != values[1]:
+                says = f"but column {name!r} says {values[0]!r} and {values[1]!r}"
+                raise UserError(f"{both}, {says}; only the captions of an image may differ")
+        images[row.id] = replace(first, captions=(*first.captions, *row.captions))
+    return list(images.values())

@@ -23,15 +23,15 @@ class Entry:
     """One image.
 
     place: what errors call it. read: gives its bytes. label: a class by name, or by number where names are not known.
-    split: None where nothing says which. group: a name that it shares with images of the same person, video or place;
-    None where it shares none.
+    captions: one text or several. split: None where nothing says which. group: a name that it shares with images of
+    the same person, video or place; None where it shares none.
     """
 
     id: str
     place: str
     read: Callable[[], bytes]
     label: str | int | None = None
-    caption: str | None = None
+    captions: tuple[str, ...] | None = None
     split: str | None = None
     group: str | None = None
 
@@ -81,7 +81,7 @@ def make_split(task: str, split: str, found: Listing, where: str) -> ImageSplit:
         if "\n" in entry.id or re.search("[\ud800-\udfff]", entry.id):
             raise UserError(f"{where}: the name {entry.id!r} is not one line of text in UTF-8; rename the file")
     chosen, hashed = _choose(entries, split, where)
-    known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "caption", "group")}
+    known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "captions", "group")}
     groups = known["group"] and [f"{task}/{name}" for name in known["group"]]
     classes = _classes(entries, found.classes)
     index = {name: i for i, name in enumerate(classes)}
@@ -95,7 +95,7 @@ def make_split(task: str, split: str, found: Listing, where: str) -> ImageSplit:
         TEMPLATES,
         Reader(Entry.content, chosen),
         decoding="viewer",
-        captions=known["caption"],
+        captions=known["captions"],
         groups=groups,
         unit="image" if groups is None else "group",
         passed_over=dict(found.passed_over),
@@ -125,7 +125,7 @@ def _choose(entries: Sequence[Entry], split: str, where: str) -> tuple[list[Entr
 
 
 def _all_or_none(name: str, scope: Sequence[Entry], chosen: Sequence[Entry]) -> list[Any] | None:
-    """The label, caption or group of every chosen entry; None where no entry in the scope has one."""
+    """The label, captions or group of every chosen entry; None where no entry in the scope has one."""
     without = next((entry for entry in scope if getattr(entry, name) is None), None)
     having = next((entry for entry in scope if getattr(entry, name) is not None), None)
     if without and having:
