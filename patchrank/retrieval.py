@@ -33,6 +33,7 @@ from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.nearest import is_within, nearest, own_distance, shared
+from patchrank.utils.progress import write_line
 
 KS = (1, 5, 10)
 PROBES = 64  # images of a split that an index is checked with
@@ -82,7 +83,10 @@ def retrieval(
 ) -> Retrieval:
     """What the pruning that `clip.visual` has does to search among the images and texts of a split.
 
-    Texts are captions, equal ones counted once, or else the class prompts; without either, images and drift alone.
+    Texts are captions, equal ones counted once, or else the class prompts; without either, images and drift alone. An
+    image may have several captions (Flickr30k and COCO have five): any of them is a right answer to it, and each is a
+    query whose right answers are the images that have it. This is the protocol of Karpathy and Fei-Fei (2015), but
+    for captions that several images have, which count once and are right for each of these.
 
     Args:
         ks: how many results are looked at; those that are not below the number of candidates are left out.
@@ -101,9 +105,12 @@ def retrieval(
     pruned, unpruned = vectors["pruned"], vectors["unpruned"] if index is None else index
     shares, texts = image_shares(pruned, unpruned, ks, quiet), None
     if split.captions is not None:
-        places = {text: place for place, text in enumerate(dict.fromkeys(split.captions))}
-        right = torch.tensor([places[text] for text in split.captions], device=pruned.device)
-        texts = encode_texts(clip.encode_text, list(places), "captions", quiet)
+        captions, places = split.numbered_captions()
+        if "" in captions:
+            write_line(f"{split.task}/{split.split}: some images have an empty caption, which counts as a text")
+        most = max(map(len, places))  # shorter rows are filled with their first caption, which changes nothing
+        right = torch.tensor([own + own[:1] * (most - len(own)) for own in places], device=pruned.device)
+        texts = encode_texts(clip.encode_text, captions, "captions", quiet)
         shares |= text_shares(pruned, unpruned, texts, right, ks, quiet)
         shares |= text_to_image_shares(pruned, unpruned, texts, right, ks, quiet)
     elif split.classes:
@@ -147,9 +154,9 @@ def text_shares(
 ) -> dict[str, Tensor]:
     """Image to text: images (n, E) of both towers against `texts` (T, E), unpruned ones against `plain` if it is given.
 
-    `text_recall@k`, `text_recall@k_unpruned`: fewer than k texts are nearer than the true one, at the places `right`
-    (n,); only where these are known. `texts@k`: of the k texts that the unpruned image finds, the share that the
-    pruned one finds.
+    `text_recall@k`, `text_recall@k_unpruned`: fewer than k texts are nearer than the true one, or the nearest of the
+    true ones, at the places `right`, (n,) or (n, C); only where these are known. `texts@k`: of the k texts that the
+    unpruned image finds, the share that the pruned one finds.
     """
     ks = _below(ks, len(texts))
     if not ks:
@@ -159,15 +166,17 @@ def text_shares(
     for end, images, own in sides:
         found.append(nearest(images, own, max(ks), what=f"texts{end}", quiet=quiet))
         if right is not None:
-            true = own_distance(images, own, right)
-            shares |= {f"text_recall@{k}{end}": is_within(found[-1], true, k) for k in ks}
+            true = [own_distance(images, own, places) for places in right.reshape(len(right), -1).T]
+            shares |= {f"text_recall@{k}{end}": is_within(found[-1], torch.stack(true).amin(0), k) for k in ks}
     return shares | {f"texts@{k}": shared(*found, k) for k in ks}
 
 
 def text_to_image_shares(
     pruned: Tensor, unpruned: Tensor, texts: Tensor, right: Tensor, ks: Sequence[int] = KS, quiet: bool = True
 ) -> dict[str, Tensor]:
-    """Text to image: `texts` (T, E) against an index of either tower's images (n, E), whose own texts are `right` (n,).
+    """Text to image: `texts` (T, E) against an index of either tower's images (n, E).
+
+    right: (n,) or (n, C), the places of each image's own texts; a text may stand twice in a row.
 
     `text_to_image_recall@k`, and the same of the unpruned index with `_unpruned`: fewer than k images are nearer than
     the nearest of those that have the text.
@@ -177,8 +186,9 @@ def text_to_image_shares(
         return {}
     for end, images in (("", pruned), ("_unpruned", unpruned)):
         found = nearest(texts, images, max(ks), what=f"text to image{end}", quiet=quiet)
-        true = own_distance(images, texts, right)
-        best = true.new_full((len(texts),), torch.inf).scatter_reduce(0, right, true, "amin")
+        best = torch.full((len(texts),), torch.inf, dtype=torch.float64, device=texts.device)
+        for places in right.reshape(len(right), -1).T:
+            best = best.scatter_reduce(0, places, own_distance(images, texts, places), "amin")
         shares |= {f"text_to_image_recall@{k}{end}": is_within(found, best, k) for k in ks}
     return shares
 

@@ -105,6 +105,21 @@ class ImageSplit:
         """The group of each image, by which statistics draw; names of different tasks are different."""
         return [f"{self.task}/{name}" for name in self.ids] if self.groups is None else self.groups
 
+    def numbered_captions(self) -> tuple[list[str], list[list[int]]]:
+        """The different captions, and for each image the places of its own among them.
+
+        Raises:
+            UserError: an image has none.
+        """
+        places: dict[str, int] = {}
+        own = []
+        for name, texts in zip(self.ids, self.captions):
+            texts = [texts] if isinstance(texts, str) else texts
+            own.append(sorted({places.setdefault(text, len(places)) for text in texts}))
+            if not own[-1]:
+                raise UserError(f"{self.task}/{self.split}: image {name} has no caption, but must have one or more")
+        return list(places), own
+
     def ids_sha256(self) -> str:
         return hashlib.sha256("\n".join([str(self.version), *self.ids]).encode()).hexdigest()
 

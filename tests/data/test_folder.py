@@ -193,69 +193,6 @@ def test_names_that_are_no_text_are_refused(tmp_path):
         load(tmp_path)
 
 
-@pytest.fixture
-def listed(tmp_path):
-    """Images and a way to write the CSV file that lists them."""
-    for n, name in enumerate(["a.png", "b.png", "sub/c.png"]):
-        write(tmp_path / "data" / name, encoded(pixels(seed=n)))
-    return lambda text: write(tmp_path / "data" / "list.csv", text)
-
-
-def test_a_csv_file_lists_paths_labels_captions_and_splits(listed, tmp_path):
-    path = listed(
-        "\ufeffcaption, Label ,path,split,score\n"
-        '"a dog, asleep",dog,sub/c.png,train,1\n'
-        "a cat,cat,./a.png,train,2\n\n"
-        f"x,emu,{tmp_path}/data/b.png,dev,3\n"
-    )
-    train = load(path, "train")
-    assert (train.ids, train.labels, train.classes) == (["a.png", "sub/c.png"], [0, 1], ("cat", "dog", "emu"))
-    assert train.captions == ["a cat", "a dog, asleep"]
-    assert np.array_equal(np.asarray(train.image(1)), pixels(seed=2))
-    dev = load(path, "dev")
-    assert dev.ids == [f"{tmp_path}/data/b.png"] and dev.read(0) == (tmp_path / "data/b.png").read_bytes()
-    with pytest.raises(UserError, match="split 'test' does not exist; .*known: all, dev, train"):
-        load(path, "test")
-
-
-def test_a_csv_file_of_paths_alone_and_behind_a_url(listed):
-    import fsspec
-
-    path = listed("path\nsub/c.png\na.png\n")
-    split = load(path)
-    assert (split.ids, split.labels, split.classes, split.captions) == (["a.png", "sub/c.png"], None, (), None)
-    fsspec.filesystem("memory").put(str(path.parent), "/listed_by_csv", recursive=True)
-    there = load("memory://listed_by_csv/list.csv")
-    assert there.ids == split.ids and there.read(1) == split.read(1)
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("", "list.csv: the file is empty, but must list images below a header with the column 'path'"),
-        ("\ufeff \n\n", "the file is empty"),
-        ("\npath\na.png\n", "line 1: is empty, but must be a header with the column 'path'"),
-        ("path\na.png\nb\0.png\n", "line 3(, column 'path': holds a NUL character|: not readable as CSV .*NUL)"),
-        ("file;label\na.png;cat\n", "line 1: column 'path' is missing; .*known: file;label"),
-        ("path,path\na.png,b.png\n", "line 1: column 'path' stands twice"),
-        ("path,label\na.png,cat\n,dog\n", "line 3, column 'path': is empty"),
-        ("path,split\na.png,train\nb.png,\n", "line 3, column 'split': is empty"),
-        ("path,label\na.png,cat\nb.png\n", "line 3: has no label, but .*line 2 has"),
-        ("path,caption\na.png,\nb.png,hello\n", "line 2: has no caption, but .*line 3 has"),
-        ("path\na.png,cat\n", "line 2: has more cells than the header"),
-        ("path,label\na.png,cat\nb.png,cat\n./a.png,dog\n", "line 2 and .*line 4: both are image 'a.png'"),
-        ('path\n"a.png\n', "line 2: not readable as CSV"),
-        ("path\n", "holds no images"),
-        (b"path\n\xff\xfe.png\n", "is not a text file in UTF-8"),
-    ],
-)
-def test_csv_files_that_do_not_say_it(listed, text, message):
-    path = listed(text)
-    with pytest.raises(UserError, match=message) as caught:
-        load(path)
-    assert "\n" not in str(caught.value) and "list.csv" in str(caught.value)
-
-
 def test_a_folder_can_be_sent_to_another_process(pets):
     split = pickle.loads(pickle.dumps(load(pets).first(3)))
     assert split.read(2) == (pets / "cat/a b é.bmp").read_bytes() and len(split) == 3

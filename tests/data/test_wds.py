@@ -1,33 +1,21 @@
 import gzip
-import io
 import tarfile
 
 import fsspec
 import numpy as np
 import pytest
 from helpers.image_files import encoded, pixels, trap, write
+from helpers.tars import tar_of
 
 from patchrank.data.broken_images import without_broken
 from patchrank.data.class_names import read_vocabulary
-from patchrank.data.readers import wds
+from patchrank.data.dataset_factory import load_split
 from patchrank.data.readers.wds import load_wds
 from patchrank.utils.errors import UserError
 
 
 def load(root, split="all"):
     return load_wds("wds", split, None if root is None else str(root))
-
-
-def tar_of(members, form=tarfile.GNU_FORMAT):
-    """The bytes of a tar of (name, bytes or text) in this order."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
-        for name, content in members:
-            content = content if isinstance(content, bytes) else content.encode()
-            about = tarfile.TarInfo(name)
-            about.size = len(content)
-            tar.addfile(about, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 def shard(first=0, count=4, label=lambda n: n % 2):
@@ -54,8 +42,9 @@ def test_images_labels_and_captions_of_a_tar(tmp_path):
     ]
     split = load(write(tmp_path / "pets.tar", tar_of(members)))
     assert split.ids == ["pets/a", "pets/b"] and split.classes == ("dog", "emu") and split.labels == [0, 1]
-    assert split.captions == ["ein Hund äußert sich", "an emu, running"]
+    assert split.captions == [("ein Hund äußert sich",), ("an emu, running",)]
     assert (split.task, split.split, split.decoding) == ("wds", "all", "viewer")
+    assert split.passed_over == {"ending .txt": 1, "hidden": 1, "notes of WebDataset": 1, "without an ending": 1}
     assert split.read(1) == members[0][1] and np.array_equal(np.asarray(split.image(0)), pixels(seed=1))
 
 
@@ -138,11 +127,13 @@ def test_an_image_is_read_without_the_rest_of_its_tar(shards, monkeypatch):
 
 def test_a_tar_is_indexed_once_and_again_when_it_changes(tmp_path, monkeypatch):
     path, opened = write(tmp_path / "a.tar", shard()), []
-    members = wds._members
-    monkeypatch.setattr(wds, "_members", lambda file, path: opened.append(path) or members(file, path))
+    real = tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda **how: opened.append(how) or real(**how))
     assert [len(load(path)) for _ in range(3)] == [4, 4, 4] and len(opened) == 1
-    write(path, shard(count=5))
-    assert len(load(path)) == 5 and len(opened) == 2
+    content = shard(count=5)
+    opened.clear()
+    write(path, content)
+    assert len(load(path)) == 5 and len(opened) == 1
 
 
 def test_folders_called_by_splits_are_splits(tmp_path):
@@ -225,7 +216,14 @@ PNG = encoded()
         (tar_of([("a.png", PNG), ("a.png", PNG)]), "member a.png: key 'a' stands twice"),
         (tar_of([("a.png", PNG), ("b.png", PNG), ("a.jpg", PNG)]), "member a.jpg: key 'a' stands twice"),
         (tar_of([("a.png", PNG), ("a.jpg", PNG)]), r"sample 'a': holds 2 images \(png, jpg\)"),
-        (tar_of([("a.1.png", PNG), ("a.2.png", PNG)]), "holds 2 images .*ends at the first dot"),
+        (
+            tar_of([("a.1.png", PNG), ("a.2.png", PNG), ("a.cls", "1")]),
+            r"'a': holds 2 images \(1.png, 2.png\), but one .cls for all, since a key ends at the first dot",
+        ),
+        (
+            tar_of([("a.1.heic", PNG), ("b.txt", "x")]),
+            r"holds no images \(1 ending .heic, 1 ending .txt\); try members",
+        ),
         (tar_of([("a.png", PNG), ("a.cls", "-1")]), "sample 'a': cls is '-1', but must be a class by its number"),
         (tar_of([("a.png", PNG), ("a.cls", " ")]), "sample 'a': cls is '', but must be"),
         (tar_of([("a.png", PNG), ("a.cls", "1"), ("b.png", PNG), ("b.cls", "x")]), "number 1, but at .* the name 'x'"),
@@ -235,7 +233,7 @@ PNG = encoded()
         ),
         (tar_of([("a.png", PNG), ("a.cls", "9" * 9999)]), "cls is the number 9{40}, but classes are numbered from 0"),
         (tar_of([("a.png", PNG), ("a.cls", "1"), ("b.png", PNG)]), "sample 'b': has no label, but .*sample 'a' has"),
-        (tar_of([("a.png", PNG), ("a.txt", "1"), ("b.png", PNG)]), "sample 'b': has no caption, but .*sample 'a' has"),
+        (tar_of([("a.png", PNG), ("a.txt", "1"), ("b.png", PNG)]), "sample 'b': has no captions, but .*sample 'a' has"),
         (tar_of([("a.png", PNG), ("a.json", "{")]), "sample 'a': json is not readable"),
         (tar_of([("a.png", PNG), ("a.json", "[" * 100_000)]), "sample 'a': json is not readable"),
         (tar_of([("a.png", PNG), ("a.txt", "x" * (1 << 20) + "x")]), "member a.txt: is 1048577 bytes long"),
@@ -301,3 +299,32 @@ def test_roots_that_name_no_tars(shards, root, message):
 def test_a_split_of_a_name_that_is_not_there(shards):
     with pytest.raises(UserError, match="split 'training' does not exist; did you mean 'train'"):
         load(shards, "training")
+
+
+def test_what_lies_beside_tars_in_a_folder_is_counted(tmp_path, capsys):
+    """As img2dataset leaves it: a table and statistics beside each tar."""
+    for n in range(2):
+        write(tmp_path / f"{n:05}.tar", shard(4 * n))
+        write(tmp_path / f"{n:05}.parquet", b"PAR1")
+        write(tmp_path / f"{n:05}_stats.json", "{}")
+    write(tmp_path / "._00000.tar", b"of macOS")
+    (tmp_path / "_tmp").mkdir()
+    split = load_split("wds", root=str(tmp_path))
+    beside = {"ending .json": 2, "ending .parquet": 2, "folders beside tars": 1, "hidden": 1}
+    assert len(split) == 8 and split.passed_over == beside
+    assert "wds: passed over 6 files that are no images of it: 2 ending .json, 2 ending" in capsys.readouterr().err
+
+
+def test_what_lies_beside_the_tars_of_splits_is_counted(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / split / "0.tar", shard())
+        write(tmp_path / split / "nshards.txt", "1")
+    write(tmp_path / "classnames.txt", "cat\ndog\n")
+    (tmp_path / "notes").mkdir()
+    assert load(tmp_path, "test").passed_over == {"ending .txt": 3, "folders beside tars": 1}
+
+
+def test_members_of_all_tars_are_counted_together(tmp_path):
+    for n in range(2):
+        write(tmp_path / f"{n}.tar", tar_of([("a.png", encoded()), ("b.heic", b"x"), (".DS_Store", b"x")]))
+    assert load(tmp_path / "{0..1}.tar").passed_over == {"ending .heic": 2, "hidden": 2}

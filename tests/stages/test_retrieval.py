@@ -155,7 +155,7 @@ def test_pruning_drifts_as_far_as_evaluation_says(split):
 
 
 def test_captions_count_once(clip, split):
-    captions = [f"a photo of the number {split.classes[label]}." for label in split.labels]
+    captions = [(f"a photo of the number {split.classes[label]}.",) for label in split.labels]
     clip.visual.set_pruning(keep_rate=0.6)
     row = retrieval(clip, replace(split, captions=captions), ks=(1, 20), quiet=True).row()
     classified = retrieval(clip, replace(split, templates=("a photo of the number {}.",)), ks=(1, 20), quiet=True).row()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import posixpath
 import re
 import tarfile
 from collections import Counter
@@ -100,13 +101,15 @@ def _second_of_a_name(members: Sequence[Member]) -> Member | None:
 
 def ending(name: str) -> str:
     """Why a file of this name is no image: by its ending, where it has one of the usual kind."""
-    kind = name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else ""
-    usual = re.fullmatch("[a-z][a-z0-9_]{0,11}", kind)  # others, such as numbers, would make a line of thousands
-    return f"ending .{kind}" if usual else "of another ending" if kind else "without an ending"
+    kind = posixpath.splitext(name)[1][1:].lower()
+    if not kind:
+        return "without an ending"
+    usual = re.fullmatch("[a-z][a-z0-9_]{0,11}", kind)  # numbers, for one, would make a line of thousands
+    return f"ending .{kind}" if usual else "of another ending"
 
 
 def _members(file: IO[bytes], path: str, passed_over: Counter[str]) -> Iterator[Member]:
-    """Files in a tar that have a key; others are counted. Raises `UserError` for a tar that is cut off."""
+    """Files in a tar that may be part of a sample; others are counted. Raises `UserError` for a tar that is cut off."""
     from webdataset.tariterators import base_plus_ext
 
     last = "its first member"
@@ -116,38 +119,36 @@ def _members(file: IO[bytes], path: str, passed_over: Counter[str]) -> Iterator[
                 last = f"member {info.name}"
                 if info.issparse():
                     raise UserError(f"{path}, {last}: is stored with holes; pack the tar without --sparse")
-                reason = _why_no_member(info)
+                if info.isdir():  # what lies in it comes as members of their own
+                    continue
+                key, extension = base_plus_ext(info.name)
+                reason = _why_no_member(info, key)
                 if reason is not None:
                     passed_over[reason] += 1
-                elif not info.isdir():
-                    key, extension = base_plus_ext(info.name)
-                    infix, dot, kind = extension.rpartition(".")
-                    is_text = kind.lower() in TEXTS and info.size <= TEXT_LIMIT
-                    text = tar.extractfile(info).read() if is_text else None
-                    place = info.offset_data, info.offset_data + info.size
-                    yield Member(info.name, key, infix + dot, kind.lower(), *place, text)
+                    continue
+                infix, dot, kind = extension.rpartition(".")
+                kind = kind.lower()
+                text = tar.extractfile(info).read() if kind in TEXTS and info.size <= TEXT_LIMIT else None
+                place = info.offset_data, info.offset_data + info.size
+                yield Member(info.name, key, infix + dot, kind, *place, text)
             _check_end(file, tar.offset, path, last)
     except tarfile.TarError as error:
         raise UserError(f"{path}, {last}: {_reason(file, error)}") from error
 
 
-def _why_no_member(info: tarfile.TarInfo) -> str | None:
-    """Why what stands in a tar is no member of any sample; None for folders, and for files that may be members."""
-    from webdataset.tariterators import base_plus_ext
-
+def _why_no_member(info: tarfile.TarInfo, key: str | None) -> str | None:
+    """Why a tar's entry is part of no sample, whatever stands beside it; None for files that may be."""
     *folders, name = info.name.split("/")
-    if info.isdir():
-        return None
     if not info.isreg():
         return "links" if info.issym() or info.islnk() else "special files"
     if name.startswith("."):
         return "hidden"
     if re.match(r"__[^/]*__($|/)", info.name):
         return "notes of WebDataset"
-    of_system = next((folder for folder in folders if folder in OF_SYSTEMS), None)
-    if of_system is not None:
-        return f"in {of_system}"
-    return "without an ending" if base_plus_ext(info.name)[0] is None else None
+    for folder in OF_SYSTEMS:
+        if folder in folders:
+            return f"in {folder}"
+    return "without an ending" if key is None else None
 
 
 def _samples(key: str, members: Sequence[Member], path: str, passed_over: Counter[str]) -> list[TarSample]:
@@ -187,9 +188,9 @@ def _texts_of(
     A text belongs to the image of its infix, or else to the image with whose whole name it begins (`a.jpg.cls`), or
     else, without an infix, to the only image of its key.
     """
+    shown = ", ".join(image.extension for image in images)
     by_infix = {image.infix.lower(): image for image in images}
     if len(by_infix) < len(images):
-        shown = ", ".join(image.extension for image in images)
         raise UserError(f"{where}: holds {len(images)} images ({shown}) of one name; try a name for each")
     owners = [by_infix, {f"{image.extension}.": image for image in images}]
     owners += [{"": images[0]}] if len(images) == 1 else []
@@ -201,13 +202,10 @@ def _texts_of(
             if image is not None and text.kind not in own[image.name]:
                 own[image.name][text.kind] = text
                 left.remove(text)
-    for text in left:
-        if not text.infix and len(images) > 1:
-            shown = ", ".join(image.extension for image in images)
-            says = f"holds {len(images)} images ({shown}) and one .{text.kind} for all of them"
-            raise UserError(
-                f"{where}: {says}; a key ends at the first dot of a name, try a .{text.kind} for each image"
-            )
+    of_all = next((text.kind for text in left if not text.infix), None) if len(images) > 1 else None
+    if of_all is not None:
+        says = f"{len(images)} images ({shown}), but one .{of_all} for all, since a key ends at the first dot of a name"
+        raise UserError(f"{where}: holds {says}; try one .{of_all} for each image")
     passed_over.update(f"ending .{text.kind} beside no image of that name" for text in left)
     return own
 
