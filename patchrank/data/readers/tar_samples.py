@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import IO
+from typing import IO, NamedTuple
 
 from fsspec import AbstractFileSystem
 
@@ -38,29 +38,21 @@ class TarSample:
     captions: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file in a tar: `b/a.v2.JPG` has the key `b/a`, the infix `v2.` and the kind `jpg`.
+class Member(NamedTuple):
+    """A file in a tar: `b/a.V2.JPG` has the key `b/a`, the extension `v2.jpg`, the infix `V2.` and the kind `jpg`.
 
     start, end: where its bytes lie. text: its bytes, where it may be a label or a caption.
     """
 
     name: str
     key: str
+    extension: str
     infix: str
     kind: str
     start: int
     end: int
     text: bytes | None
-
-    @property
-    def extension(self) -> str:
-        """All that follows the first dot, in lower case as in WebDataset."""
-        return self.infix.lower() + self.kind
-
-    @property
-    def is_image(self) -> bool:
-        return f".{self.kind}" in image_extensions()
+    is_image: bool
 
 
 @functools.lru_cache(maxsize=1024)
@@ -127,10 +119,11 @@ def _members(file: IO[bytes], path: str, passed_over: Counter[str]) -> Iterator[
                     passed_over[reason] += 1
                     continue
                 infix, dot, kind = extension.rpartition(".")
-                kind = kind.lower()
-                text = tar.extractfile(info).read() if kind in TEXTS and info.size <= TEXT_LIMIT else None
+                about = info.name, key, extension.lower(), infix + dot, kind.lower()
                 place = info.offset_data, info.offset_data + info.size
-                yield Member(info.name, key, infix + dot, kind, *place, text)
+                is_text = kind.lower() in TEXTS and info.size <= TEXT_LIMIT
+                text = tar.extractfile(info).read() if is_text else None
+                yield Member(*about, *place, text, is_image=f".{kind.lower()}" in image_extensions())
             _check_end(file, tar.offset, path, last)
     except tarfile.TarError as error:
         raise UserError(f"{path}, {last}: {_reason(file, error)}") from error
@@ -164,7 +157,7 @@ def _samples(key: str, members: Sequence[Member], path: str, passed_over: Counte
     if not images:
         passed_over.update(ending(member.name) for member in members)
         return []
-    own = _texts_of(images, members, f"{path}, sample {key!r}", passed_over)
+    own = _texts_of(images, members, path, passed_over)
     has_plain = any(not image.infix for image in images)
     samples = []
     for image in images:
@@ -175,23 +168,25 @@ def _samples(key: str, members: Sequence[Member], path: str, passed_over: Counte
             where = f"{path}, sample {name!r}"
             about = _label(own[image.name], where), _captions(own[image.name], where)
             samples.append(TarSample(name, image.start, image.end, *about))
-    alike = [member.kind for member in members if member.kind in ALIKE]
-    passed_over.update(f"ending .{kind} (try .{ALIKE[kind]})" for kind in alike)
+    for member in members:
+        if member.kind in ALIKE:
+            passed_over[f"ending .{member.kind} (try .{ALIKE[member.kind]})"] += 1
     return samples
 
 
 def _texts_of(
-    images: Sequence[Member], members: Sequence[Member], where: str, passed_over: Counter[str]
+    images: Sequence[Member], members: Sequence[Member], path: str, passed_over: Counter[str]
 ) -> dict[str, dict[str, Member]]:
     """For the name of each image its texts by their kind; what belongs to no image is counted.
 
     A text belongs to the image of its infix, or else to the image with whose whole name it begins (`a.jpg.cls`), or
     else, without an infix, to the only image of its key.
     """
-    shown = ", ".join(image.extension for image in images)
+    shown = f"{len(images)} images ({', '.join(image.extension for image in images)})"
+    where = f"{path}, sample {images[0].key!r}"
     by_infix = {image.infix.lower(): image for image in images}
     if len(by_infix) < len(images):
-        raise UserError(f"{where}: holds {len(images)} images ({shown}) of one name; try a name for each")
+        raise UserError(f"{where}: holds {shown} of one name; try a name for each")
     owners = [by_infix, {f"{image.extension}.": image for image in images}]
     owners += [{"": images[0]}] if len(images) == 1 else []
     own: dict[str, dict[str, Member]] = {image.name: {} for image in images}
@@ -204,9 +199,10 @@ def _texts_of(
                 left.remove(text)
     of_all = next((text.kind for text in left if not text.infix), None) if len(images) > 1 else None
     if of_all is not None:
-        says = f"{len(images)} images ({shown}), but one .{of_all} for all, since a key ends at the first dot of a name"
+        says = f"{shown}, but one .{of_all} for all, since a key ends at the first dot of a name"
         raise UserError(f"{where}: holds {says}; try one .{of_all} for each image")
-    passed_over.update(f"ending .{text.kind} beside no image of that name" for text in left)
+    for text in left:
+        passed_over[f"ending .{text.kind} beside no image of that name"] += 1
     return own
 
 
