@@ -5,16 +5,19 @@ Pickles are read only by readers that know tensors and refuse everything else.
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from patchrank.io import local_copy
+from patchrank.io.tensor_file import KEY
 from patchrank.models.checkpoints.families import naming_family
 from patchrank.models.checkpoints.filter import check_keys, tower_weights
 from patchrank.models.checkpoints.key_maps import to_pair
@@ -26,7 +29,18 @@ from patchrank.utils.errors import UserError
 
 MAX_HEADER = 100_000_000  # bytes, of a safetensors file by its specification
 MAX_REASON = 160  # characters
-WEIGHTS_ALONE = "where the file was made, try torch.save(model.state_dict(), FILE), or checkpoint['state_dict'] of it"
+TORCH_SAVE = b"\x8a\n"  # after a pickle's protocol: a number of ten bytes, by which torch knows its own files
+SAVE_ALONE = "try torch.save(model.state_dict(), FILE) or torch.save(checkpoint['state_dict'], FILE) where it was made"
+HINTS = {  # by a file's first bytes
+    b"\x80": f"a pickle that torch.save did not write, and none of it was run; {SAVE_ALONE}",
+    b"PK": "a zip archive that torch.save did not write; try the file of weights in it",
+    b"version https://": "a pointer of Git LFS; try git lfs pull",
+    b"GGUF": "a GGUF file; try the file that it was made from",
+    b"\x89HDF": "an HDF5 file, such as Keras writes; try the weights for PyTorch",
+    b"<": "a web page; try to download the file again",
+    b"{": "a JSON file; try the file of weights beside it",
+}
+OURS = {"predictor": "--predictor or predictor_path=", "prompts": "--prompts or prompts="}  # by the kind of a file
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -135,30 +149,46 @@ def _read(path: str, source: str) -> object:
         head = opened.read(16)
     try:
         loaded = _loaded(file, head)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     except Exception as error:  # a damaged file may make a reader stumble over anything
         raise UserError(f"{source}: {_reason(error)}") from error
     if loaded is None:
         what = f"it begins with {head!r}" if head else "it is empty"
-        raise UserError(f"{source}: no safetensors file, no torch file and no TorchScript archive: {what}")
+        hint = next((f"; {hint}" for start, hint in HINTS.items() if head.startswith(start)), "")
+        raise UserError(f"{source}: no safetensors file, no torch file and no TorchScript archive: {what}{hint}")
     return loaded
 
 
 def _loaded(file: str, head: bytes) -> object | None:
     """What is in a file that begins with the bytes `head`; None where it is of no known format."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
-        return load_file(file)
+        return _of_safetensors(file)
     zipped = head.startswith(b"PK\x03\x04")
     if zipped:
         with zipfile.ZipFile(file) as archive:
-            is_torchscript = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if is_torchscript:
+            members = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "data.pkl" not in members:
+            return None
+        if "constants.pkl" in members:
             return read_archive(file)
         if not file.endswith(".safetensors"):  # a suffix that torch itself goes by
             return load_pickled(file, mmap=True)
-    if not zipped and not head.startswith(b"\x80"):
+    if not zipped and head[2:4] != TORCH_SAVE:
         return None
     with open(file, "rb") as stream:
         return load_pickled(stream)
+
+
+def _of_safetensors(file: str) -> dict[str, Tensor]:
+    """Raises `UserError` for the files of tensors that we write ourselves and that are no weights of a model."""
+    with safe_open(file, framework="pt") as opened:
+        about = (opened.metadata() or {}).get(KEY)
+    if about is not None:
+        kind = json.loads(about)["kind"]
+        hint = f"; try {OURS[kind]}" if kind in OURS else ""
+        raise UserError(f"holds the {kind} of a model and not its weights{hint}")
+    return load_file(file)
 
 
 def _reason(error: Exception) -> str:
@@ -167,7 +197,7 @@ def _reason(error: Exception) -> str:
     asked = re.search(r"GLOBAL (\S+) (?:was|whose)", text)
     if asked:
         name = asked[1][:MAX_REASON]
-        return f"a pickle that asks for {name}, which is no tensor: refused, and none of it was run; {WEIGHTS_ALONE}"
+        return f"a pickle that asks for {name}, which is no tensor: refused, and none of it was run; {SAVE_ALONE}"
     kind = "a pickle of more than tensors, or a damaged one" if isinstance(error, UnpicklingError) else "damaged"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "weights_only" not in line]
     return f"{kind}, or no checkpoint: {type(error).__name__}, {lines[0][:MAX_REASON] if lines else 'without details'}"

@@ -7,6 +7,7 @@ nothing and does nothing. Every other name in a pickle is refused.
 
 from __future__ import annotations
 
+import warnings
 from threading import Lock
 from typing import IO
 
@@ -67,5 +68,6 @@ def load_pickled(file: str | IO[bytes], mmap: bool = False) -> object:
         pickle.UnpicklingError: the pickle asks for a name that is not known. Nothing of it was called.
         Exception: anything that torch raises on a damaged file.
     """
-    with _LOCK, torch.serialization.safe_globals(_STAND_INS):
+    with _LOCK, torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says of a protocol or a kind of tensor, an error of ours says too
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)

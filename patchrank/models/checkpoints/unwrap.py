@@ -85,7 +85,8 @@ def _what_it_holds(loaded: Mapping) -> str:
         shown = ", ".join(repr(key[:40]) for key in inner[:4])
         example = f"torch.save(checkpoint[{inner[-1][:40]!r}], FILE)"
         return f"holds weights under {shown}, but under no key that is known; try {example} for those that you mean"
-    return "holds no weights by name"
+    keys = ", ".join(repr(str(key)[:40]) for key in list(loaded)[:4])
+    return f"holds no weights by name{f': there is no tensor under {keys}' if keys else ''}"
 
 
 def _holds_tensors(value: object) -> bool:
