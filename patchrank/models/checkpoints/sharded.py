@@ -92,6 +92,7 @@ def _parts_of_index(path: str, source: str) -> list[Part]:
         raise UserError(f"{source}: {path} is no index of shards, which has a 'weight_map'") from error
     for shard in named:
         if not shard.endswith(SUFFIXES) or re.search(r"[/\\:]", shard):
-            raise UserError(f"{source}: the index names {shard[:80]!r}, which is no file of weights in its own folder")
+            says = f"names {shard[:80]!r}, which is no file of weights in its own folder"
+            raise UserError(f"{source}: the index {says}; try to download it again")
     folder = path.rpartition("/")[0] or "."
     return [Part(join(folder, shard), names) for shard, names in sorted(named.items())]
