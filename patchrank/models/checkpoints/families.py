@@ -35,14 +35,19 @@ FAMILIES = (
     Family("BLIP or ALBEF", r"^(visual_encoder|qformer|Qformer|query_tokens|text_decoder\.bert)\b"),
     Family("a masked autoencoder (MAE)", r"(^|\.)decoder_(blocks|embed|pos_embed)\b"),
     Family("BEiT or Swin", r"\.relative_position_(bias_table|index)$"),
-    Family("DINOv2", r"(^|\.)mask_token$|layer_scale1\.lambda1$|^(trunk\.)?blocks\.\d+\.ls1\.gamma$"),
-    Family("EVA or EVA-CLIP", r"\.attn\.(q_bias|q_proj\.\w+|inner_attn_ln\.\w+)$|\.mlp\.(fc1_g|w1)\.|(^|\.)rope\."),
-    Family("SigLIP, or of another CLIP with attention pooling", r"(^|\.)attn_pool\.|^vision_model\.head\.(probe|att)"),
-    Family("a CLIP with a ResNet", r"^(visual\.)?(layer[1-4]\.\d+\.|attnpool\.)"),
+    Family(
+        "DINOv2, or of another tower with scaled layers",
+        r"(^|\.)mask_token$|layer_scale1\.lambda1$|^(trunk\.)?blocks\.\d+\.ls1\.gamma$",
+    ),
     Family(
         "a model with a convolutional image tower (ConvNeXt, FastViT, ViTamin, ALIGN)",
         r"^(visual\.)?(trunk\.)?(stem|stages)\.|\.patch_embed\.backbone\.|^vision_model\.embeddings\.convolution\.",
     ),
+    Family(
+        "EVA, EVA-CLIP or DINOv3", r"\.attn\.(q_bias|q_proj\.\w+|inner_attn_ln\.\w+)$|\.mlp\.(fc1_g|w1)\.|(^|\.)rope\."
+    ),
+    Family("SigLIP, or of another CLIP with attention pooling", r"(^|\.)attn_pool\.|^vision_model\.head\.(probe|att)"),
+    Family("a ResNet, or of a CLIP with one", r"^(visual\.)?(layer[1-4]\.\d+\.|attnpool\.)"),
     Family(
         "a vision transformer of Hugging Face that is no CLIP (ViT, DINO, BEiT)",
         r"(^|\.)embeddings\.patch_embeddings\.projection\.",
@@ -51,7 +56,9 @@ FAMILIES = (
         "a CLIP whose text tower is a language model (RoBERTa, T5)",
         r"^text\.transformer\.(embeddings|encoder|roberta|shared)\.",
     ),
-    Family("a vision transformer that is no CLIP (ViT, DeiT, DINO)", r"(^|\.)patch_embed\.proj\.bias$"),
+    Family(
+        "a vision transformer that is built otherwise than CLIP's (ViT, DeiT, DINO)", r"(^|\.)patch_embed\.proj\.bias$"
+    ),
 )
 TEXT_ALONE = Family(
     "a text model alone", r"^(bert|roberta|text_model|transformer|encoder|embeddings|token_embedding)\."
@@ -65,7 +72,7 @@ def naming_family(keys: Iterable[str], ours: Iterable[str], source: str) -> Iter
 
     Args:
         keys: names of the weights, by their writer.
-        ours: names of the weights of the model that they were meant for, which tell nothing.
+        ours: names of the weights of the image tower that they were meant for, which tell nothing.
         source: what errors call the weights.
 
     Raises:
@@ -74,7 +81,10 @@ def naming_family(keys: Iterable[str], ours: Iterable[str], source: str) -> Iter
     try:
         yield
     except UserError as error:
-        found = find_family(sorted(set(keys) - set(ours)))
+        own = set(ours)
+        found = find_family(
+            sorted(key for key in keys if key.removeprefix("visual.").removeprefix("trunk.") not in own)
+        )
         if found is None:
             raise
         family, key = found

@@ -58,11 +58,11 @@ MADE = {
         "vision_model.embeddings.patch_embedding.weight", "vision_model.head.probe", "logit_bias"
     ),
     "EVA": lambda: trunk(Eva(**VIT, swiglu_mlp=True, qkv_fused=False, scale_mlp=True)),
-    "EVA or EVA-CLIP": lambda: trunk(Eva(**VIT)),
+    "EVA, EVA-CLIP or DINOv3": lambda: trunk(Eva(**VIT)),
     "CoCa": coca,
     "a LoRA or PEFT adapter": lora,
     "a LoRA": lambda: by_hand("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"),
-    "a CLIP with a ResNet": resnet,
+    "a ResNet": resnet,
     "a model with a convolutional image tower": lambda: trunk(ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))),
     "DINOv2": lambda: VisionTransformer(**VIT, init_values=1e-5).state_dict(),
     "BEiT": lambda: Beit(**VIT, use_rel_pos_bias=True).state_dict(),
@@ -73,7 +73,7 @@ MADE = {
     "a vision transformer of Hugging Face that is no CLIP": lambda: by_hand(
         "vit.embeddings.cls_token", "vit.embeddings.patch_embeddings.projection.weight"
     ),
-    "a vision transformer that is no CLIP": lambda: VisionTransformer(**VIT).state_dict(),
+    "a vision transformer that is built otherwise than CLIP's": lambda: VisionTransformer(**VIT).state_dict(),
     "a text model alone": lambda: open_clip.transformer.TextTransformer(**TEXT).state_dict(),
     "a text model": lambda: by_hand("bert.embeddings.word_embeddings.weight", "bert.encoder.layer.0.output.dense.bias"),
 }
@@ -91,10 +91,10 @@ def test_what_is_not_taken_is_named(tmp_path, name):
 
 def test_towers_alone_and_timms_builder_name_them_too(tmp_path):
     torch.save(resnet(), tmp_path / "w.pt")
-    with pytest.raises(UserError, match="w.pt: these are weights of a CLIP with a ResNet"):
+    with pytest.raises(UserError, match="w.pt: these are weights of a ResNet, or of a CLIP with one"):
         load_tower(create_tower(), tmp_path / "w.pt")
     for overlay in ({"state_dict": resnet()}, {"file": str(tmp_path / "w.pt")}):
-        with pytest.raises(UserError, match="these are weights of a CLIP with a ResNet"):
+        with pytest.raises(UserError, match="these are weights of a ResNet, or of a CLIP with one"):
             timm.create_model("patchrank_clip_digits", pretrained=True, pretrained_cfg_overlay=overlay)
 
 
@@ -125,6 +125,8 @@ def test_a_clip_that_does_not_fit_keeps_its_own_error(tmp_path):
     with pytest.raises(UserError, match="w.pt: norm.bias is missing$"):
         load_pair(create_pair(), tmp_path / "w.pt")
     scaled = create_tower(init_values=1e-5)
-    torch.save({k: v for k, v in scaled.state_dict().items() if k != "norm.bias"}, tmp_path / "w.pt")
-    with pytest.raises(UserError, match="w.pt: norm.bias is missing$"):
-        load_tower(scaled, tmp_path / "w.pt")
+    for prefix in ("", "visual.", "visual.trunk."):
+        left = {f"{prefix}{key}": value for key, value in scaled.state_dict().items() if key != "norm.bias"}
+        torch.save(left, tmp_path / "w.pt")
+        with pytest.raises(UserError, match="w.pt: norm.bias is missing$"):
+            load_tower(scaled, tmp_path / "w.pt")
