@@ -42,7 +42,7 @@ _LEFT_OUT = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.dtype", "numpy.ndarray"),
     *("argparse.Namespace", "types.SimpleNamespace", "torch.torch_version.TorchVersion"),
-    *(f"{pathlib}.{system}Path" for pathlib in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
+    *(f"pathlib{part}.{system}Path" for part in ("", "._local") for system in ("Posix", "Windows")),
     *(f"builtins.{name}" for name in ("dict", "list", "int", "float")),  # what a `defaultdict` makes
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "typing.Any"),
     *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode"),

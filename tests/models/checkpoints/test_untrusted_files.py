@@ -148,8 +148,10 @@ ENCODED = call("_codecs", "encode", NESTED, text("latin1"))
 MKDIR = call("os", "mkdir", text("never"))
 OBJECTS = call("numpy", "dtype", text("O8"))
 HARMLESS = {  # they use the names that are known, and come back as nothing
-    "an object scalar": call("numpy.core.multiarray", "scalar", OBJECTS, ENCODED),
-    "an object scalar of NumPy 2": call("numpy._core.multiarray", "scalar", OBJECTS, ENCODED),
+    **{
+        f"an object scalar of numpy.{core}": call(f"numpy.{core}.multiarray", "scalar", OBJECTS, ENCODED)
+        for core in ("core", "_core")
+    },
     "an array of objects": call("numpy.core.multiarray", "_reconstruct", b"cnumpy\nndarray\n", b"K\x00\x85", text("b"))
     + b"(K\x01K\x01\x85" + OBJECTS + b"\x89]" + ENCODED + b"atb",
     "a name in two halves": call("numpy", "core.multiarray.scalar", OBJECTS, ENCODED),
