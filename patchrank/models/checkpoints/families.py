@@ -81,10 +81,8 @@ def naming_family(keys: Iterable[str], ours: Iterable[str], source: str) -> Iter
     try:
         yield
     except UserError as error:
-        own = set(ours)
-        found = find_family(
-            sorted(key for key in keys if key.removeprefix("visual.").removeprefix("trunk.") not in own)
-        )
+        own = {f"{prefix}{key}" for key in ours for prefix in ("", "visual.", "visual.trunk.")}
+        found = find_family(sorted(set(keys) - own))
         if found is None:
             raise
         family, key = found

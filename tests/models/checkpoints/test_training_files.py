@@ -55,6 +55,22 @@ def test_what_lies_beside_the_weights_is_left_out(tmp_path, what, numpy, zipped)
     assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
+@pytest.mark.parametrize(
+    "name", [b"omegaconf.dictconfig\nDictConfig", b"types\nSimpleNamespace", b"pathlib\nWindowsPath", b"typing\nAny"]
+)
+def test_objects_of_packages_that_are_not_installed(tmp_path, name):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pt")
+    rename(tmp_path / "w.pt", b"argparse\nNamespace", name)
+    assert list(read_checkpoint(tmp_path / "w.pt")) == ["a"]
+
+
+def test_weights_in_other_kinds_of_dictionaries(tmp_path):
+    for name in (b"collections\ndefaultdict", b"pytorch_lightning.utilities.parsing\nAttributeDict"):
+        torch.save({"state_dict": collections.defaultdict(list, a=torch.ones(2))}, tmp_path / "w.pt")
+        rename(tmp_path / "w.pt", b"collections\ndefaultdict", name)
+        assert torch.equal(read_checkpoint(tmp_path / "w.pt")["a"], torch.ones(2))
+
+
 def test_threads_may_read_at_once(tmp_path):
     torch.save(BESIDE["numpy"] | {"state_dict": {"a": torch.ones(2)}}, tmp_path / "w.pt")
     with ThreadPoolExecutor(4) as pool:
