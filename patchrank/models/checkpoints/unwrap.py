@@ -40,11 +40,11 @@ def unwrap(loaded: object, source: str = "weights") -> dict[str, Tensor]:
             tensors is sparse, quantised or without content.
     """
     for _ in range(MAX_DEPTH):
-        key = next((key for key in WRAPPERS if isinstance(loaded, Mapping) and _is_filled(loaded.get(key))), None)
-        if key is None:
+        wrappers = _wrappers_in(loaded)
+        if not wrappers:
             break
-        _tell_of_averages(loaded, key, source)
-        loaded = loaded[key]
+        _tell_of_averages(wrappers, source)
+        loaded = loaded[wrappers[0]]
     if not isinstance(loaded, Mapping):
         raise UserError(f"{source}: holds a {type(loaded).__name__}, not weights by name")
     named = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
@@ -58,29 +58,42 @@ def unwrap(loaded: object, source: str = "weights") -> dict[str, Tensor]:
     return clean_state_dict({key: value.detach() for key, value in named.items()})
 
 
-def _is_filled(value: object) -> bool:
-    """Whether a wrapper's value can hold weights. Some trainers write an empty EMA before the first is computed."""
-    return isinstance(value, Mapping) and len(value) > 0
+def _wrappers_in(loaded: object, depth: int = MAX_DEPTH) -> list[str]:
+    """The known keys under which weights lie, directly or in a further wrapper; the first is the one to take.
+
+    Some trainers write an empty EMA before the first is computed, or settings under the same names.
+    """
+    if not isinstance(loaded, Mapping) or depth == 0:
+        return []
+    inner = {key: loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)}
+    return [key for key, value in inner.items() if _has_tensors(value) or _wrappers_in(value, depth - 1)]
 
 
-def _tell_of_averages(wrapper: Mapping, taken: str, source: str) -> None:
-    """One line on stderr where a checkpoint holds both raw and averaged weights: which of them are taken."""
-    filled = [key for key in WRAPPERS if _is_filled(wrapper.get(key))]
-    averaged, others = (*EMA, *OTHER_EMA), [key for key in filled if key != taken]
-    if taken in averaged:
-        beside = f"; the weights under {others[0]!r} are not used" if others else ""
-        write_line(f"{source}: takes the averaged weights (EMA) under {taken!r}, as timm does{beside}")
-    elif left := [key for key in others if key in averaged]:
-        write_line(
-            f"{source}: takes the weights under {taken!r}, as timm does, and not the averaged ones under {left[0]!r}"
-        )
+def _tell_of_averages(wrappers: list[str], source: str) -> None:
+    """One line on stderr where a checkpoint holds averaged weights: which weights are taken.
+
+    Args:
+        wrappers: keys of weights, the first of which is taken.
+    """
+    taken, *others = wrappers
+    averages = [key for key in others if key in (*EMA, *OTHER_EMA)]
+    if taken in (*EMA, *OTHER_EMA):
+        like = ", as timm does" if taken in EMA else ""
+        beside = f"; the weights under {', '.join(map(repr, others))} are not used" if others else ""
+        write_line(f"{source}: takes the averaged weights (EMA) under {taken!r}{like}{beside}")
+    elif averages:
+        left = f"and not the averaged ones under {averages[0]!r}"
+        write_line(f"{source}: takes the weights under {taken!r}, as timm does, {left}")
 
 
 def _what_it_holds(loaded: Mapping) -> str:
     """What a mapping without weights by name holds instead, and what to do about it."""
     if "param_groups" in loaded and "state" in loaded:
         return "holds the state of an optimizer, not weights; try the file of the model"
-    inner = sorted(str(key) for key, value in loaded.items() if _holds_tensors(value))
+    mappings = {str(key): value for key, value in loaded.items() if isinstance(value, Mapping)}
+    inner = sorted(
+        key for key, value in mappings.items() if _has_tensors(value) or any(map(_has_tensors, value.values()))
+    )
     if inner:
         shown = ", ".join(repr(key[:40]) for key in inner[:4])
         example = f"torch.save(checkpoint[{inner[-1][:40]!r}], FILE)"
@@ -89,8 +102,6 @@ def _what_it_holds(loaded: Mapping) -> str:
     return f"holds no weights by name{f': there is no tensor under {keys}' if keys else ''}"
 
 
-def _holds_tensors(value: object) -> bool:
-    """Whether something is a mapping of weights, or of mappings of weights."""
-    below = list(value.values()) if isinstance(value, Mapping) else []
-    below += [tensor for inner in below if isinstance(inner, Mapping) for tensor in inner.values()]
-    return any(isinstance(tensor, Tensor) for tensor in below)
+def _has_tensors(value: object) -> bool:
+    """Whether something is a mapping with tensors in it."""
+    return isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())

@@ -102,7 +102,7 @@ def test_unknown_keys_of_weights_are_named(tmp_path):
         ),
         ({"encoder": {"backbone": {"a": torch.ones(2)}}}, r"'encoder', but .*try torch.save\(checkpoint\['encoder'\]"),
         (torch.optim.Adam([torch.ones(1)]).state_dict(), "holds the state of an optimizer, not weights; try"),
-        ({"model": {"a": np.ones(3)}}, "holds no weights by name: there is no tensor under 'a'"),
+        ({"model": {"a": np.ones(3)}}, "holds no weights by name: there is no tensor under 'model'"),
     ]:
         torch.save(content, tmp_path / "w.pt")
         with pytest.raises(UserError, match=f"w.pt: .*{message}"):
@@ -180,7 +180,8 @@ def test_which_of_several_weights_is_taken_is_said(tmp_path, capsys):
         ({"model": other, "state_dict": one}, ""),
         ({"state_dict_ema": {}, "model_ema": None, "state_dict": one}, ""),
         ({"state_dict": one, "ema": other}, "takes the weights under 'state_dict', as timm does, and not .* 'ema'"),
-        ({"model_state_dict": other, "ema_state_dict": one}, "(EMA) under 'ema_state_dict'"),
+        ({"model_state_dict": other, "ema_state_dict": one}, "(EMA) under 'ema_state_dict'; the weights"),
+        ({"model": one, "model_ema": {"decay": 0.9}, "ema": {"decay": 0.9}}, ""),
     ]:
         torch.save(content, tmp_path / "w.pt")
         assert torch.equal(read_checkpoint(tmp_path / "w.pt")["a"], one["a"])
