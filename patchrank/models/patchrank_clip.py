@@ -5,13 +5,16 @@ An entry is an architecture; its tag decides weights, activation, mean and std, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from torch import Tensor
 
 from patchrank.models.checkpoints.filter import checkpoint_filter_fn
 from patchrank.models.checkpoints.hub import ensure_reachable
+from patchrank.models.checkpoints.load import read_checkpoint
 from patchrank.models.pretrained import PUBLISHED, WEIGHTS, Weights, find_weights
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.utils.private_names import update_model_args
@@ -55,20 +58,28 @@ def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisi
     act_layer = _weights_of(variant, repo, cfg.tag).act_layer
     kwargs = dict(pre_norm=True, norm_layer=partial(LayerNorm, eps=1e-5), act_layer=act_layer) | kwargs
     out_indices = kwargs.pop("out_indices", 3)
+    file = None if cfg.state_dict or cfg.source == "local-dir" else cfg.file
     model = build_model_with_cfg(
         PrunedVisionTransformer,
         variant,
         pretrained,
-        pretrained_cfg=cfg,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_cfg=replace(cfg, state_dict={"file": file}) if file else cfg,  # so that timm leaves it unread
+        pretrained_filter_fn=partial(_read_and_filter, file) if file else checkpoint_filter_fn,
         feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **kwargs,
     )
+    if file:
+        model.pretrained_cfg["state_dict"] = None
     update_model_args(model, act_layer=kwargs["act_layer"])  # so that a tower that is saved comes back with it
     if pretrained and not kwargs.get("features_only"):  # timm takes a layer off those, and with it their fingerprint
         model.check_predictor()
         model.check_prompts()
     return model
+
+
+def _read_and_filter(file: str, _: dict, model: PrunedVisionTransformer) -> dict[str, Tensor]:
+    """A file of weights, read by the same rules as all checkpoints: timm's reader knows fewer formats."""
+    return checkpoint_filter_fn(read_checkpoint(file), model, f"checkpoint {file}")
 
 
 def _weights_of(variant: str, repo: str | None, tag: str) -> Weights:

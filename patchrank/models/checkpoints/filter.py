@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 import timm
 import torch
-from timm.models import clean_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import Tensor, nn
 
 from patchrank.layers.predictors import awaits_weights
+from patchrank.models.checkpoints.families import naming_family
 from patchrank.models.checkpoints.key_maps import to_pair
+from patchrank.models.checkpoints.unwrap import unwrap
 from patchrank.utils.errors import UserError
 
 PREDICTOR = "pruner."
-MAX_NAME = 200  # characters, so that errors stay short
 
 
-def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module, source: str = "weights") -> dict[str, Tensor]:
     """What timm's builder loads into a tower: the image tower of any layout that `to_pair` knows.
 
     A text tower is left out. If the weights have no predictor, the one in use stays. Head and first convolution may
@@ -34,29 +34,9 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module) -> dict[str, Ten
         adapted += ["head.weight", "head.bias"]
     if model.in_chans != config.get("input_size", (model.in_chans,))[0]:
         adapted += ["patch_embed.proj.weight"]
-    return tower_weights(to_pair(unwrap(state_dict)).visual, model, adapted=adapted)
-
-
-def unwrap(loaded: object, source: str = "weights") -> dict[str, Tensor]:
-    """The tensors of a state dict or of a training checkpoint around one, without the prefixes of wrapped modules.
-
-    Raises:
-        UserError: there are no tensors, or one of them is sparse, quantised or without content.
-    """
-    for key in ("model", "state_dict"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping):
-        raise UserError(f"{source}: holds a {type(loaded).__name__}, not weights by name")
-    named = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not named:
-        raise UserError(f"{source}: holds no weights by name")
-    for key, value in named.items():
-        if not key.isprintable() or len(key) > MAX_NAME:
-            raise UserError(f"{source}: {key[:40]!r} is not the name of a weight")
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"{source}: {key} is sparse, quantised or without content")
-    return clean_state_dict({key: value.detach() for key, value in named.items()})
+    tensors = unwrap(state_dict, source)
+    with naming_family(tensors, model.state_dict(), source):
+        return tower_weights(to_pair(tensors, source).visual, model, source, adapted)
 
 
 def tower_weights(

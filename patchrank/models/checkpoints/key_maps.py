@@ -46,8 +46,8 @@ _HUGGING_FACE = {
     ".mlp.fc2.": ".mlp.c_proj.",
 }
 _TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
-# OpenAI's three integers, SigLIP's bias, and buffers that follow from the shape
-_IGNORED = ("input_resolution", "context_length", "vocab_size", "logit_bias", "attn_mask", "position_ids")
+# OpenAI's three integers, SigLIP's bias, buffers that follow from the shape, and torch's count of averaged updates
+_IGNORED = ("input_resolution", "context_length", "vocab_size", "logit_bias", "attn_mask", "position_ids", "n_averaged")
 
 
 class Pair(NamedTuple):

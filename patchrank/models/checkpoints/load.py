@@ -5,31 +5,51 @@ Pickles are read only by readers that know tensors and refuse everything else.
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 
-import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from patchrank.io import local_copy
-from patchrank.models.checkpoints.filter import check_keys, tower_weights, unwrap
+from patchrank.io.tensor_file import KEY
+from patchrank.models.checkpoints.families import naming_family
+from patchrank.models.checkpoints.filter import check_keys, tower_weights
 from patchrank.models.checkpoints.key_maps import to_pair
+from patchrank.models.checkpoints.pickled import load_pickled
+from patchrank.models.checkpoints.sharded import Part, find_parts
 from patchrank.models.checkpoints.torchscript import read_archive
+from patchrank.models.checkpoints.unwrap import unwrap
 from patchrank.utils.errors import UserError
 
 MAX_HEADER = 100_000_000  # bytes, of a safetensors file by its specification
 MAX_REASON = 160  # characters
+TORCH_SAVE = b"\x8a\n"  # after a pickle's protocol: a number of ten bytes, by which torch knows its own files
+SAVE_ALONE = "try torch.save(model.state_dict(), FILE) or torch.save(checkpoint['state_dict'], FILE) where it was made"
+HINTS = {  # by a file's first bytes
+    b"\x80": f"a pickle that torch.save did not write, and none of it was run; {SAVE_ALONE}",
+    b"PK": "a zip archive that torch.save did not write; try the file of weights in it",
+    b"version https://": "a pointer of Git LFS; try git lfs pull",
+    b"GGUF": "a GGUF file; try the file that it was made from",
+    b"\x89HDF": "an HDF5 file, such as Keras writes; try the weights for PyTorch",
+    b"<": "a web page; try to download the file again",
+    b"{": "a JSON file; try the file of weights beside it",
+}
+OURS = {"predictor": "--predictor or predictor_path=", "prompts": "--prompts or prompts="}  # by the kind of a file
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU and in the precision in which they were written.
 
     Formats are safetensors, all that `torch.save` ever wrote, and TorchScript archives; of a training checkpoint
-    `state_dict` is taken. Files are mapped into memory where their format allows it; a file behind a URL is first
-    copied to the user's cache, once.
+    the weights are taken as in `unwrap`. Of shards, of an index of shards and of a folder all files are read, as in
+    `find_parts`. Files are mapped into memory where their format allows it; a file behind a URL is first copied to the
+    user's cache, once.
 
     Args:
         path: local path or fsspec URL.
@@ -39,21 +59,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     source = f"checkpoint {path}"
     try:
-        file = local_copy(path)
-        with open(file, "rb") as opened:
-            head = opened.read(16)
+        parts = find_parts(path, source)
+        if len(parts) == 1 and parts[0].names is None:
+            return unwrap(_read(parts[0].path, source), source)
+        return unwrap(_merged(parts, source), source)
     except FileNotFoundError as error:
         raise UserError(f"{source}: there is no such file") from error
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
-    try:
-        loaded = _loaded(file, head)
-    except Exception as error:  # a damaged file may make a reader stumble over anything
-        raise UserError(f"{source}: {_reason(error)}") from error
-    if loaded is None:
-        what = f"it begins with {head!r}" if head else "it is empty"
-        raise UserError(f"{source}: no safetensors file, no torch file and no TorchScript archive: {what}")
-    return unwrap(loaded, source)
 
 
 def load_tower(model: nn.Module, path: str | Path) -> None:
@@ -66,7 +79,10 @@ def load_tower(model: nn.Module, path: str | Path) -> None:
             other weights.
     """
     source = f"checkpoint {path}"
-    _load(model, tower_weights(to_pair(read_checkpoint(path), source).visual, model, source))
+    tensors = read_checkpoint(path)
+    with naming_family(tensors, model.state_dict(), source):
+        weights = tower_weights(to_pair(tensors, source).visual, model, source)
+    _load(model, weights)
 
 
 def load_pair(clip: nn.Module, path: str | Path) -> None:
@@ -79,11 +95,13 @@ def load_pair(clip: nn.Module, path: str | Path) -> None:
         UserError: as for `load_tower`, or the file has no text tower.
     """
     source = f"checkpoint {path}"
-    pair = to_pair(read_checkpoint(path), source)
-    visual = tower_weights(pair.visual, clip.visual, source)
-    if not pair.text:
-        raise UserError(f"{source}: holds an image tower alone, and a pair needs a text tower too")
-    check_keys(pair.text, clip.text.state_dict(), f"{source}: text tower")
+    tensors = read_checkpoint(path)
+    with naming_family(tensors, clip.visual.state_dict(), source):
+        pair = to_pair(tensors, source)
+        visual = tower_weights(pair.visual, clip.visual, source)
+        if not pair.text:
+            raise UserError(f"{source}: holds an image tower alone, and a pair needs a text tower too")
+        check_keys(pair.text, clip.text.state_dict(), f"{source}: text tower")
     scale = {} if pair.logit_scale is None else {"logit_scale": pair.logit_scale}
     check_keys(scale, {"logit_scale": clip.logit_scale}, source)
     _load(clip.visual, visual)
@@ -104,25 +122,73 @@ def _load(model: nn.Module, weights: dict[str, Tensor]) -> None:
         raise
 
 
-def _loaded(file: str, head: bytes) -> object | None:
-    """What is in a file that begins with the bytes `head`; None where it is of no known format.
+def _merged(parts: list[Part], source: str) -> dict[str, object]:
+    """What several files hold together. Raises `UserError` for one that is missing or lacks what its index promises."""
+    merged: dict[str, object] = {}
+    for path, names in parts:
+        name = path.rpartition("/")[2]
+        try:
+            held = _read(path, f"{source}: {name}")
+        except FileNotFoundError as error:
+            says = f"{name}, one of its {len(parts)} shards, is not there"
+            raise UserError(f"{source}: {says}; try to put all of them into one folder") from error
+        if not isinstance(held, Mapping):
+            raise UserError(f"{source}: {name} holds a {type(held).__name__}, not weights by name")
+        for key in [key for key in held if isinstance(key, str)] if names is None else sorted(names):
+            if key not in held or key in merged:
+                says = "does not hold" if key not in held else "holds once more"
+                raise UserError(f"{source}: {name} {says} {key[:80]!r}; try to download its shards again")
+            merged[key] = held[key]
+    return merged
 
-    torch's restricted unpickler knows only tensors and plain containers.
-    """
+
+def _read(path: str, source: str) -> object:
+    """What one file holds. Raises `UserError` for a file of no known format, `OSError` where it cannot be read."""
+    file = local_copy(path)
+    with open(file, "rb") as opened:
+        head = opened.read(16)
+    try:
+        loaded = _loaded(file, head)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except Exception as error:  # a damaged file may make a reader stumble over anything
+        raise UserError(f"{source}: {_reason(error)}") from error
+    if loaded is None:
+        what = f"it begins with {head!r}" if head else "it is empty"
+        hint = next((f"; {hint}" for start, hint in HINTS.items() if head.startswith(start)), "")
+        raise UserError(f"{source}: no safetensors file, no torch file and no TorchScript archive: {what}{hint}")
+    return loaded
+
+
+def _loaded(file: str, head: bytes) -> object | None:
+    """What is in a file that begins with the bytes `head`; None where it is of no known format."""
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
-        return load_file(file)
+        return _of_safetensors(file)
     zipped = head.startswith(b"PK\x03\x04")
     if zipped:
         with zipfile.ZipFile(file) as archive:
-            is_torchscript = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        if is_torchscript:
+            members = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "data.pkl" not in members:
+            return None
+        if "constants.pkl" in members:
             return read_archive(file)
         if not file.endswith(".safetensors"):  # a suffix that torch itself goes by
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    if not zipped and not head.startswith(b"\x80"):
+            return load_pickled(file, mmap=True)
+    if not zipped and head[2:4] != TORCH_SAVE:
         return None
     with open(file, "rb") as stream:
-        return torch.load(stream, map_location="cpu", weights_only=True)
+        return load_pickled(stream)
+
+
+def _of_safetensors(file: str) -> dict[str, Tensor]:
+    """Raises `UserError` for the files of tensors that we write ourselves and that are no weights of a model."""
+    with safe_open(file, framework="pt") as opened:
+        about = (opened.metadata() or {}).get(KEY)
+    if about is not None:
+        kind = json.loads(about)["kind"]
+        hint = f"; try {OURS[kind]}" if kind in OURS else ""
+        raise UserError(f"holds the {kind} of a model and not its weights{hint}")
+    return load_file(file)
 
 
 def _reason(error: Exception) -> str:
@@ -131,7 +197,7 @@ def _reason(error: Exception) -> str:
     asked = re.search(r"GLOBAL (\S+) (?:was|whose)", text)
     if asked:
         name = asked[1][:MAX_REASON]
-        return f"a pickle that asks for {name}, which is no tensor: refused, and none of it was run"
+        return f"a pickle that asks for {name}, which is no tensor: refused, and none of it was run; {SAVE_ALONE}"
     kind = "a pickle of more than tensors, or a damaged one" if isinstance(error, UnpicklingError) else "damaged"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "weights_only" not in line]
     return f"{kind}, or no checkpoint: {type(error).__name__}, {lines[0][:MAX_REASON] if lines else 'without details'}"

@@ -83,11 +83,11 @@ def test_files_that_are_no_checkpoints(theirs, tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "pointer").write_text("version https://git-lfs.github.com/spec/v1\n")
     for name, message in [
-        ("zip", "damaged, or no checkpoint"),
+        ("zip", "no torch file .*a zip archive that torch.save did not write"),
         ("empty", "it is empty"),
         ("pointer", "it begins with b'version https://'"),
         ("absent", "there is no such file"),
-        ("", "cannot be read"),
+        ("", "is a folder with none of open_clip_model.safetensors, "),
     ]:
         with pytest.raises(UserError, match=message):
             read_checkpoint(tmp_path / name)
@@ -131,6 +131,78 @@ def test_code_in_a_pickle_is_not_run(tmp_path, name):
             load(path)
         assert "\n" not in str(caught.value)
     assert not mark.exists()
+
+
+def text(value):
+    encoded = value.encode()
+    return b"X" + len(encoded).to_bytes(4, "little") + encoded
+
+
+def call(module, name, *arguments):
+    """A pickle's call of a name with arguments that are pickled already."""
+    return f"c{module}\n{name}\n(".encode() + b"".join(arguments) + b"tR"
+
+
+NESTED = text(pickle.dumps(Malicious("never"), protocol=2).decode("latin1"))
+ENCODED = call("_codecs", "encode", NESTED, text("latin1"))
+MKDIR = call("os", "mkdir", text("never"))
+OBJECTS = call("numpy", "dtype", text("O8"))
+HARMLESS = {  # they use the names that are known, and come back as nothing
+    **{
+        f"an object scalar of numpy.{core}": call(f"numpy.{core}.multiarray", "scalar", OBJECTS, ENCODED)
+        for core in ("core", "_core")
+    },
+    "an array of objects": call("numpy.core.multiarray", "_reconstruct", b"cnumpy\nndarray\n", b"K\x00\x85", text("b"))
+    + b"(K\x01K\x01\x85" + OBJECTS + b"\x89]" + ENCODED + b"atb",
+    "a name in two halves": call("numpy", "core.multiarray.scalar", OBJECTS, ENCODED),
+    "a dictionary of odd kinds": call("collections", "defaultdict", b"cbuiltins\nint\n", ENCODED),
+    "arguments with methods": b"cargparse\nNamespace\n)\x81}" + text("__class__") + text("__reduce__") + b"sb",
+}  # fmt: skip
+REFUSED = {
+    "a call as a scalar": (call("numpy.core.multiarray", "scalar", OBJECTS, MKDIR), "mkdir"),
+    "a call in a state": (b"cargparse\nNamespace\n)\x81}" + text("a") + MKDIR + b"sb", "mkdir"),
+    "a factory that runs": (call("collections", "defaultdict", b"cbuiltins\neval\n"), "eval"),
+    "a method of a path": (call("pathlib", "PosixPath.mkdir", text("never")), "PosixPath.mkdir"),
+    "NumPy's own reader": (call("numpy", "load", text("never"), b"N", b"\x88"), "numpy.load"),
+    "an attribute": (call("builtins", "getattr", b"cargparse\nNamespace\n", text("__init__")), "getattr"),
+    "our own reader": (call("patchrank.models.checkpoints.pickled", "load_pickled", text("x")), "load_pickled"),
+    "an unknown encoding": (call("_codecs", "encode", text("a"), text("no.such")), "unknown encoding"),
+    "a class that is built": (b"cargparse\nNamespace\n}" + text("__init__") + b"K\x01sb", "damaged"),
+    "a call of what a call made": (call("numpy", "dtype", text("O8")) + text("a") + b"\x85R", "damaged"),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("what", [*HARMLESS, *REFUSED])
+def test_names_that_are_known_run_nothing(tmp_path, monkeypatch, what, zipped):
+    """A file of torch.save beside whose weights lies a forged object."""
+    monkeypatch.chdir(tmp_path)
+    forged, message = (HARMLESS[what], "") if what in HARMLESS else REFUSED[what]
+    marker = text("here")
+    torch.save({"state_dict": {"a": torch.ones(2)}, "b": "here"}, "whole.pt", _use_new_zipfile_serialization=zipped)
+    if zipped:
+        with zipfile.ZipFile("whole.pt") as archive:
+            pickled = archive.read("whole/data.pkl")
+        forge("whole.pt", "w.pt", data=pickled.replace(marker, forged))
+    else:
+        pickled = (tmp_path / "whole.pt").read_bytes()
+        (tmp_path / "w.pt").write_bytes(pickled.replace(marker, forged))
+    assert marker in pickled
+    if what in HARMLESS:
+        assert list(read_checkpoint("w.pt")) == ["a"]
+    else:
+        with pytest.raises(UserError, match=f"w.pt: .*{message}") as caught:
+            read_checkpoint("w.pt")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "never").exists()
+
+
+def test_what_is_refused_says_how_to_save_weights_alone(tmp_path):
+    torch.save({"model": nn.Linear(2, 2)}, tmp_path / "w.pt")
+    with pytest.raises(
+        UserError, match=r"asks for torch.nn.modules.linear.Linear.*try torch.save\(model.state_dict\(\)"
+    ):
+        read_checkpoint(tmp_path / "w.pt")
 
 
 def test_the_test_above_can_fail(tmp_path):
@@ -195,9 +267,10 @@ def test_timms_own_ways_of_reading_run_nothing_either(tmp_path):
     torch.save({"state_dict": Malicious(mark)}, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "patchrank_clip_digits", "pretrained_cfg": {}}))
     overlay = {"pretrained_cfg_overlay": {"file": str(tmp_path / "pytorch_model.bin")}}
-    for name, how in ((f"local-dir:{tmp_path}", {}), ("patchrank_clip_digits", overlay)):
-        with pytest.raises(RuntimeError, match="weights_only=True blocked .*mkdir"):
-            timm.create_model(name, pretrained=True, **how)
+    with pytest.raises(RuntimeError, match="weights_only=True blocked .*mkdir"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    with pytest.raises(UserError, match="checkpoint .*model.bin: a pickle that asks for .*mkdir"):
+        timm.create_model("patchrank_clip_digits", pretrained=True, **overlay)
     assert not mark.exists()
 
 
