@@ -39,10 +39,11 @@ class _PlainDict:
 # What the training scripts of open_clip, timm, DeiT, DINO, CoOp and Lightning put beside the weights. NumPy 2 calls
 # `numpy.core` `numpy._core`; Python 3.13 calls `pathlib` `pathlib._local`, and later versions do not.
 _LEFT_OUT = (
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct"),
+    *("numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct"),
     *("numpy.dtype", "numpy.ndarray"),
     *("argparse.Namespace", "types.SimpleNamespace", "torch.torch_version.TorchVersion"),
-    *(f"pathlib{part}.{system}Path" for part in ("", "._local") for system in ("Posix", "Windows")),
+    *("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath"),
     *(f"builtins.{name}" for name in ("dict", "list", "int", "float")),  # what a `defaultdict` makes
     *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "typing.Any"),
     *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode"),
