@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +24,7 @@ from patchrank.data.dataset_factory import load_split
 from patchrank.data.digits.captions import draw_template
 from patchrank.data.digits.scenes import CLASSES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle, split_digits
 from patchrank.data.image_split import ImageSplit
+from patchrank.io import check_writable, write_atomic
 from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.embed import evaluate
@@ -172,9 +173,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=positive_float, default=LR, help=f"learning rate at its highest (default: {LR})")
     add_config_flags(parser, TrialConfig, "seed")
     args = parser.parse_args(argv)
+    check_writable(args.out)  # better now than after the first steps
     clip = train(args.out, args.steps, args.lr, args.seed)
     shipped = {key: value.half().contiguous() for key, value in clip.state_dict().items()}
-    save_file(shipped, args.out / "patchrank_clip_digits.safetensors")
+    write_atomic(args.out / "patchrank_clip_digits.safetensors", save(shipped))
     for split in ("val", "test"):
         seen, unseen = (accuracy(clip, load_split("digits", split, templates=t)) for t in (None, (UNSEEN_TEMPLATE,)))
         print(f"{split}: {seen:.2f} % with the task's templates, {unseen:.2f} % with an unseen one")

@@ -122,14 +122,18 @@ def write_atomic(path: str | Path, content: bytes | str, patience: float | None 
         if not isinstance(filesystem, LocalFileSystem):
             put(filesystem, name, content)
             return
-        with _replacing(name) as temporary, open(temporary, "wb") as file:
+        if os.path.exists(name) and not os.path.isfile(name) and not os.path.isdir(name):
+            with open(name, "wb") as file:  # /dev/null, /dev/stdout, a pipe: a file must not take its place
+                file.write(content)
+            return
+        with _replacing(os.path.realpath(name)) as temporary, open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
 
     try:
         patiently(path, write, "write", patience)
-    except OSError as error:
+    except (OSError, RecursionError) as error:  # the latter where a path has hundreds of folders
         raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 

@@ -8,13 +8,14 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from patchrank.config import Resources
 from patchrank.tune.console import say
+from patchrank.tune.ray_folder import ray_folder
 from patchrank.utils.errors import UserError
 
 ENVIRONMENT = {  # of Ray, where nobody has set it otherwise
@@ -85,13 +86,14 @@ def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ())
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # our own callback tells what failed
     warnings.filterwarnings("ignore", module="ray")
     started = not ray.is_initialized()
-    if started:
-        _start(where, modules)
-    try:
-        yield _slots_in_time(resources, where.wait)
-    finally:
-        if started:  # a notebook's own cluster is left as it was
-            ray.shutdown()
+    with ray_folder() if started and where.address is None else nullcontext():
+        if started:
+            _start(where, modules)
+        try:
+            yield _slots_in_time(resources, where.wait)
+        finally:
+            if started:  # a notebook's own cluster is left as it was
+                ray.shutdown()
 
 
 def _start(where: Where, modules: Sequence[str]) -> None:
@@ -105,9 +107,11 @@ def _start(where: Where, modules: Sequence[str]) -> None:
         how["runtime_env"] = {"py_modules": places}
     try:
         context = ray.init(where.address or "local", logging_level=logging.ERROR, log_to_driver=False, **how)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # of many kinds, down to a plain `Exception` where Ray's own processes do not come up
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"Ray cluster {where.address or 'of this machine'} cannot be reached ({reason})") from error
+        if where.address is None:
+            raise UserError(f"Ray cannot be started on this machine ({reason})") from error
+        raise UserError(f"Ray cluster {where.address} cannot be reached ({reason})") from error
     if url := context.dashboard_url:
         say(f"dashboard: http://{url.removeprefix('http://')}  (if it asks for a token: ray get-auth-token)")
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import UserError, is_out_of_memory, one_line
+
+INTERRUPTED = "interrupted; the same command goes on from here"
 
 
 class _Parser(argparse.ArgumentParser):
     """Tells what does not fit in one line, without the usage, which fills a screen."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message.removeprefix('argument ')}; try --help\n")
+        self.exit(2, f"error: {one_line(message.removeprefix('argument '))}; try --help\n")
 
 
 def create_parser(stage: str, description: str) -> argparse.ArgumentParser:
@@ -24,13 +28,63 @@ def create_parser(stage: str, description: str) -> argparse.ArgumentParser:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Runs a command: 0 done, 1 as it says, 2 bad input in one line, 130 interrupted."""
+    """Runs a command: 0 done, 1 as it says, 2 bad input in one line, 130 interrupted.
+
+    Bad input is a `UserError`, an error of the operating system (a full disk, a file that may not be read, a reader of
+    stdout that has gone) or memory that ran out. Any other error is a fault of ours and shows its traceback.
+    """
+    _open_streams()
     try:
         code = main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+        sys.stdout.flush()  # or a full disk would show after the end, where nobody can say so in one line
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         code = 130
+    except Exception as error:
+        if (line := _told(error)) is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        _drop_stdout()
+        code = 2
     sys.exit(code or 0)
+
+
+def tell_interrupts() -> None:
+    """Has Ctrl-C told in one line also while a command still imports its libraries, before `run_command`."""
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(INTERRUPTED, file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, traceback)
+
+    sys.excepthook = hook
+
+
+def _told(error: Exception) -> str | None:
+    """What a user is told of an error that he can do something about; None for one of ours."""
+    if isinstance(error, UserError):
+        return one_line(error)
+    if is_out_of_memory(error):
+        return f"out of memory ({one_line(error)[:160]}); try a smaller --batch-size or --limit"
+    if isinstance(error, BrokenPipeError):
+        return "stdout: its reader has gone before everything was written"
+    if isinstance(error, OSError) and error.errno is not None:
+        place = "" if error.filename is None else f"{error.filename}: "
+        return one_line(f"{place}{error.strerror}")
+    return None
+
+
+def _open_streams() -> None:
+    """Lets any text be printed, and replaces streams that were closed before we began."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
+    if hasattr(sys.stdout, "reconfigure"):  # names of files and classes that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_stdout() -> None:
+    """Lets Python end without another try to write what stdout could not take."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")
