@@ -22,9 +22,9 @@ def _is_command() -> bool:
 
 
 if _is_command():  # commands say something before they spend seconds on torch, and import what they need
-    from patchrank.utils.command import tell_interrupts
+    from patchrank.utils.command import begin_command
 
-    tell_interrupts()
+    begin_command()
 else:
     from patchrank.models import patchrank_clip as patchrank_clip
 

@@ -44,11 +44,12 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> dict | None:
-    """The content of a JSON file; None where there is no such file, or it is damaged and so to be made again."""
+    """The object in a JSON file; None where there is no such file, or it is damaged and so to be made again."""
     try:
-        return json.loads(read_bytes(path))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        found = json.loads(read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def exists(path: str | Path, patience: float | None = None) -> bool:

@@ -81,7 +81,7 @@ class Records:
                 return found
         except FileNotFoundError:  # removed since it was listed
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             fault = f"is damaged ({error}); try removing it, and its trial is run again"
         if self.lenient or name.endswith(".error.json"):  # which is a mere note
             return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
 
@@ -30,13 +32,13 @@ def create_parser(stage: str, description: str) -> argparse.ArgumentParser:
 def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command: 0 done, 1 as it says, 2 bad input in one line, 130 interrupted.
 
-    Bad input is a `UserError`, an error of the operating system (a full disk, a file that may not be read, a reader of
-    stdout that has gone) or memory that ran out. Any other error is a fault of ours and shows its traceback.
+    Bad input is a `UserError`, an error of the operating system (a full disk, a file that may not be read) or memory
+    that ran out. Any other error is a fault of ours and shows its traceback.
     """
     _open_streams()
     try:
         code = main()
-        sys.stdout.flush()  # or a full disk would show after the end, where nobody can say so in one line
+        _flush_stdout()
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         code = 130
@@ -44,13 +46,22 @@ def run_command(main: Callable[[], int | None]) -> None:
         if (line := _told(error)) is None:
             raise
         print(f"error: {line}", file=sys.stderr)
-        _drop_stdout()
         code = 2
+    with suppress(UserError):
+        _flush_stdout()
     sys.exit(code or 0)
 
 
-def tell_interrupts() -> None:
-    """Has Ctrl-C told in one line also while a command still imports its libraries, before `run_command`."""
+def begin_command() -> None:
+    """Has told in one line also what happens while a command still imports its libraries, before `run_command`.
+
+    Ctrl-C is one such thing, and a working directory that was removed, in which torch cannot be loaded.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        print(f"error: working directory: {error.strerror}; try cd to another", file=sys.stderr)
+        sys.exit(2)
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
@@ -67,8 +78,6 @@ def _told(error: Exception) -> str | None:
         return one_line(error)
     if is_out_of_memory(error):
         return f"out of memory ({one_line(error)[:160]}); try a smaller --batch-size or --limit"
-    if isinstance(error, BrokenPipeError):
-        return "stdout: its reader has gone before everything was written"
     if isinstance(error, OSError) and error.errno is not None:
         place = "" if error.filename is None else f"{error.filename}: "
         return one_line(f"{place}{error.strerror}")
@@ -78,13 +87,27 @@ def _told(error: Exception) -> str | None:
 def _open_streams() -> None:
     """Lets any text be printed, and replaces streams that were closed before we began."""
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
-    if hasattr(sys.stdout, "reconfigure"):  # names of files and classes that the terminal's encoding lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
+    codecs.register_error("patchrank", _printable)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="patchrank")
 
 
-def _drop_stdout() -> None:
-    """Lets Python end without another try to write what stdout could not take."""
+def _printable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """File names that are no text are printed as the bytes that they are; what an encoding lacks, by its number."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+def _flush_stdout() -> None:
+    """Writes out what was printed, while there is still somebody to say what is wrong, and the name of the place.
+
+    Raises:
+        UserError: stdout is a full disk, or a pipe whose reader has gone; nothing more is written there.
+    """
     try:
         sys.stdout.flush()
-    except OSError:
-        sys.stdout = open(os.devnull, "w")
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # or Python would try again at its end
+        raise UserError(f"stdout: {error.strerror}; try --out, where there is one") from error
