@@ -22,7 +22,7 @@ def _is_command() -> bool:
 
 
 if _is_command():  # commands say something before they spend seconds on torch, and import what they need
-    from patchrank.utils.command import begin_command
+    from patchrank.utils.startup import begin_command
 
     begin_command()
 else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,6 +15,7 @@ import numpy as np
 
 from patchrank.config import leaves
 from patchrank.io import join, read_bytes
+from patchrank.utils.errors import StoreError, UserError, one_line
 from patchrank.utils.stats import Interval, paired_interval
 
 
@@ -232,6 +234,18 @@ def read_settings(trials: Sequence[Trial]) -> list[Setting]:
 
 
 def read_trial(root: str, row: dict) -> Trial:
-    """A row of the sweep in `root`, with what its trial saved of each image."""
-    with np.load(io.BytesIO(read_bytes(join(root, "trials", f"{row['id']}.npz"))), allow_pickle=False) as arrays:
-        return row, dict(arrays)
+    """A row of the sweep in `root`, with what its trial saved of each image.
+
+    Raises:
+        FileNotFoundError: it saved nothing, or that was removed.
+        UserError: the file is damaged.
+    """
+    path = join(root, "trials", f"{row['id']}.npz")
+    try:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
+            return row, dict(arrays)
+    except (FileNotFoundError, StoreError):
+        raise
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        cure = "try removing it, and its trial is run again"
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); {cure}") from error

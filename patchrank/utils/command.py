@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import codecs
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import NoReturn
 
 from patchrank.utils.errors import UserError, is_out_of_memory, one_line
-
-INTERRUPTED = "interrupted; the same command goes on from here"
+from patchrank.utils.startup import INTERRUPTED
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,27 +49,9 @@ def run_command(main: Callable[[], int | None]) -> None:
         code = 2
     with suppress(UserError):
         _flush_stdout()
+    # all is said, so a second Ctrl-C must not interrupt what libraries tidy up at the end, which tells of it at length
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(code or 0)
-
-
-def begin_command() -> None:
-    """Has told in one line also what happens while a command still imports its libraries, before `run_command`.
-
-    Ctrl-C is one such thing, and a working directory that was removed, in which torch cannot be loaded.
-    """
-    try:
-        os.getcwd()
-    except OSError as error:
-        print(f"error: working directory: {error.strerror}; try cd to another", file=sys.stderr)
-        sys.exit(2)
-
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            print(INTERRUPTED, file=sys.stderr)
-        else:
-            sys.__excepthook__(kind, error, traceback)
-
-    sys.excepthook = hook
 
 
 def _told(error: Exception) -> str | None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import patchrank
-from patchrank.utils.command import INTERRUPTED, run_command
+from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
+from patchrank.utils.startup import INTERRUPTED
 
 
 def fails(error):
