@@ -58,6 +58,15 @@ class CurriculumBatches(Dataset):
         return pixels.permute(0, 3, 1, 2), torch.from_numpy(self.scenes.labels[picks]), draw_template(rng)
 
 
+def as_arrays(batch: tuple[Tensor, Tensor, str]) -> tuple[np.ndarray, np.ndarray, str]:
+    """A batch as it travels from one process to another.
+
+    Tensors would travel through a socket in TMPDIR, whose path may be too long for one, and then nothing ever arrives.
+    """
+    pixels, labels, template = batch
+    return pixels.numpy(), labels.numpy(), template
+
+
 def scene_style(difficulty: float, rng: np.random.Generator) -> SceneStyle:
     """Three scenes in four have digits of the task's size once the curriculum is over, the fourth larger ones."""
     low = 0.9 - 0.6 * difficulty
@@ -114,7 +123,8 @@ def train(out: Path, steps: int = STEPS, lr: float = LR, seed: int = DEFAULTS.se
     optimizer, val = create_optimizer(clip, lr), load_split("digits", "val", 2 * len(split_digits("val")))
     start = load_checkpoint(out / "last.safetensors", clip, optimizer)
     batches = CurriculumBatches(seed)
-    loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=4)
+    how = {"num_workers": 1, "prefetch_factor": 4, "collate_fn": as_arrays}
+    loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), **how)
     bar = progress(loader, initial=start, total=steps, desc="pretrain", unit="step")
     for step, (pixels, labels, template) in enumerate(bar, start + 1):
         # warm-up, plateau, linear decay: a plateau lets a later call train for longer
@@ -122,7 +132,7 @@ def train(out: Path, steps: int = STEPS, lr: float = LR, seed: int = DEFAULTS.se
         for group in optimizer.param_groups:
             group["lr"] = lr * share
         tokens = clip.tokenize([template.format(name) for name in CLASSES])
-        loss = contrastive_loss(clip, pixels, labels, tokens)
+        loss = contrastive_loss(clip, torch.from_numpy(pixels), torch.from_numpy(labels), tokens)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)

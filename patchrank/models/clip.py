@@ -27,7 +27,7 @@ from patchrank.models.checkpoints.load import load_pair
 from patchrank.models.pretrained import TEXT_CFGS, by_open_clips_name, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts
 from patchrank.utils.device import check_device
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import StoreError, UserError
 from patchrank.utils.private_names import version_of
 
 KEEP_FROM = 256  # prompts: fewer are embedded faster than found
@@ -205,9 +205,14 @@ class Clip(nn.Module):
         path = join(self.heads, f"{content_id(about)}.safetensors")
         try:
             return load(read_bytes(path))["head"].to(self.logit_scale.device)
-        except (FileNotFoundError, SafetensorError, KeyError):
+        except (FileNotFoundError, NotADirectoryError, SafetensorError, KeyError):
             head = self._make_head(classes, templates, prompts)
-        write_atomic(path, save({"head": head.cpu().contiguous()}))
+        try:
+            write_atomic(path, save({"head": head.cpu().contiguous()}))
+        except StoreError:
+            raise
+        except UserError as error:  # as for a user without a home: slower the next time, and no more
+            warnings.warn(f"class embeddings are not kept ({error}); try PATCHRANK_CACHE=FOLDER", stacklevel=2)
         return head
 
     @torch.no_grad()

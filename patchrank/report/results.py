@@ -18,6 +18,8 @@ from patchrank.io import join, read_bytes
 from patchrank.utils.errors import StoreError, UserError, one_line
 from patchrank.utils.stats import Interval, paired_interval
 
+NEEDED = {"date": str, "sweep": str, "env": dict, "metrics": dict}  # keys of a row, and the kinds of their values
+
 
 class Measure(NamedTuple):
     """The array of a trial that holds a measure of each image. It is shown times `scale`, plus `offset`."""
@@ -238,14 +240,25 @@ def read_trial(root: str, row: dict) -> Trial:
 
     Raises:
         FileNotFoundError: it saved nothing, or that was removed.
-        UserError: the file is damaged.
+        UserError: the file is damaged, or the row lacks what every trial writes.
     """
-    path = join(root, "trials", f"{row['id']}.npz")
+    path, cure = join(root, "trials", f"{row['id']}.npz"), "try removing it, and its trial is run again"
+    for key in NEEDED:
+        if not _is_sound(row.get(key), key):
+            raise UserError(f"{path.removesuffix('npz')}json: lacks a sound {key!r}; {cure}")
     try:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
             return row, dict(arrays)
     except (FileNotFoundError, StoreError):
         raise
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        cure = "try removing it, and its trial is run again"
         raise UserError(f"{path}: cannot be read ({one_line(error)}); {cure}") from error
+
+
+def _is_sound(value: Any, key: str) -> bool:
+    """Whether a value of a row is what trials write there."""
+    if not isinstance(value, NEEDED[key]):
+        return False
+    if key == "metrics":
+        return isinstance(value.get("gmacs"), int | float) and isinstance(value.get("tasks", {}), dict)
+    return key != "date" or re.fullmatch(r"\d{4}-\d\d-\d\d", value) is not None

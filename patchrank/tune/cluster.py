@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ import torch
 from patchrank.config import Resources
 from patchrank.tune.console import say
 from patchrank.tune.ray_folder import ray_folder
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import UserError, one_line
 
 ENVIRONMENT = {  # of Ray, where nobody has set it otherwise
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,6 +33,7 @@ ENVIRONMENT = {  # of Ray, where nobody has set it otherwise
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 AHEAD = 16  # trials that are submitted at a time to a cluster that may grow, however small it is now
+CONNECT = 10.0  # seconds that a cluster's head may take to answer
 POLL = 2.0  # seconds between two looks at a cluster that is to grow
 
 
@@ -96,9 +98,28 @@ def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ())
                 ray.shutdown()
 
 
+def check_address(address: str) -> None:
+    """Refuses a host and port at which nobody listens: Ray would try for minutes.
+
+    Raises:
+        UserError: names the address.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # "auto", which Ray looks up itself
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
+    except (OSError, OverflowError) as error:  # the latter for a port that no machine has
+        raise UserError(
+            f"Ray cluster {address} cannot be reached ({one_line(error)}); try --address HOST:6379"
+        ) from error
+
+
 def _start(where: Where, modules: Sequence[str]) -> None:
     import ray
 
+    if where.address is not None:
+        check_address(where.address)
     how: dict = {"include_dashboard": where.dashboard} if where.address is None else {}
     if where.address is not None and not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         # nodes get this package and the user's modules; a submitted job has a runtime environment of its own

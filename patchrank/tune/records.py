@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +14,6 @@ from patchrank.io import exists, join, list_names, read_bytes, read_json, remove
 from patchrank.trial.identity import SCHEMA
 from patchrank.utils.errors import UserError
 
-NEEDED = ("date", "env", "metrics")  # of a trial that finished, by the report
 READERS = 16  # records read at a time; object stores answer slowly, but many at once
 
 
@@ -79,8 +77,6 @@ class Records:
                 fault = f"has schema {schema}, but this version reads {SCHEMA}; try another root, or --fresh"
             elif not isinstance(found.get("config"), dict):
                 fault = "holds no settings of a trial; try removing it, and its trial is run again"
-            elif lacking := [key for key in NEEDED if found.get("status") == "ok" and not _is_sound(found, key)]:
-                fault = f"lacks a sound {lacking[0]!r}; try removing it, and its trial is run again"
             else:
                 return found
         except FileNotFoundError:  # removed since it was listed
@@ -92,21 +88,12 @@ class Records:
         raise UserError(f"record {path} {fault}")
 
 
-def _is_sound(record: dict, key: str) -> bool:
-    """Whether a record of a finished trial has what the report reads of it."""
-    if key != "date":
-        return isinstance(record.get(key), dict)
-    try:
-        return bool(datetime.date.fromisoformat(record.get(key)))
-    except (TypeError, ValueError):
-        return False
-
-
 def find_outcome(root: str, identity: str, run: str) -> dict | None:
     """What an earlier attempt of the same run left: metrics, or why it ended itself; None for a first attempt."""
     path = join(root, "trials", identity)
     record = read_json(f"{path}.json")
-    if record is not None and record.get("id") == identity and exists(f"{path}.npz"):
+    is_its_own = record is not None and (record.get("id"), record.get("status")) == (identity, "ok")
+    if is_its_own and exists(f"{path}.npz"):
         return record["metrics"] | {"id": identity}
     failed = read_json(f"{path}.error.json")
     return {"failure": failed["error"]} if failed is not None and failed.get("run") == run else None

@@ -138,3 +138,12 @@ def test_prompts_must_be_prompts(clip):
             with pytest.raises(UserError, match=f"set_prompts takes .* but got a {type(thing).__name__}; try {reader}"):
                 tower.set_prompts(thing)
     assert clip.prompts is None and clip.visual.prompts is None
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(clip, monkeypatch, recwarn):
+    """As for a user without a home, whom containers have."""
+    names = [f"thing {n}" for n in range(300)]
+    for heads in ("/proc/none", "/dev/null"):
+        monkeypatch.setattr(clip, "heads", heads)
+        assert clip.zero_shot_head([f"{heads} {name}" for name in names], PLAIN).shape == (300, 64)
+        assert "class embeddings are not kept (cannot write" in str(recwarn.pop(UserWarning).message)
