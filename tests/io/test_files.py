@@ -35,16 +35,13 @@ def test_a_working_directory_that_is_gone_is_named(tmp_path, monkeypatch):
     monkeypatch.undo()
 
 
-def test_a_pipe_or_device_stays_what_it_is(tmp_path):
-    """As in `--out /dev/null`, where root could put a file in the device's place."""
+def test_a_pipe_stays_a_pipe(tmp_path):
+    """As must /dev/null, in whose place root could put a file; no test should try that."""
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     write_atomic(tmp_path / "pipe", "row")
     assert os.read(reader, 9) == b"row" and names(tmp_path) == ["pipe"]
     os.close(reader)
-    with pytest.raises(UserError, match="cannot write /dev/full: No space left on device"):
-        write_atomic("/dev/full", "row")
-    assert not os.path.isfile("/dev/full")
 
 
 def test_a_link_stays_a_link(tmp_path):
