@@ -21,7 +21,11 @@ def _is_command() -> bool:
     return Path("".join(sys.argv[:1])).stem == __name__
 
 
-if not _is_command():  # commands say something before they spend seconds on torch, and import what they need
+if _is_command():  # commands say something before they spend seconds on torch, and import what they need
+    from patchrank.utils.startup import begin_command
+
+    begin_command()
+else:
     from patchrank.models import patchrank_clip as patchrank_clip
 
 __version__ = "0.1.0"

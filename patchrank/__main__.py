@@ -6,7 +6,8 @@ import os
 import runpy
 import sys
 
-from patchrank.utils.errors import near
+from patchrank.utils.command import run_command
+from patchrank.utils.errors import UserError, near
 
 STAGES = {
     "tune": "runs a sweep: scores, fits, tunes and evaluates what is missing, and writes a report",
@@ -22,12 +23,15 @@ STAGES = {
 }
 
 
-def main() -> int:
+def main() -> None:
     """Runs the stage that the first argument names, just as `python -m patchrank.STAGE` would; without one, lists all.
 
-    Returns:
-        The exit status, where no stage ends the process with its own: 0, or 2 if there is no such stage.
+    The process ends with the exit status of the stage, or 2 if there is no such stage.
     """
+    run_command(_run_stage)
+
+
+def _run_stage() -> int:
     stage, rest = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if stage in ("-h", "--help"):
         print("usage: patchrank STAGE ...     or     python -m patchrank.STAGE ...\n")
@@ -36,8 +40,7 @@ def main() -> int:
             print(f"  {name:10} {what}")
         return 0
     if stage not in STAGES:
-        print(f"error: stage {stage!r} does not exist; {near(stage, STAGES)}", file=sys.stderr)
-        return 2
+        raise UserError(f"stage {stage!r} does not exist; {near(stage, STAGES)}")
     sys.argv[1:] = rest
     if os.getcwd() not in sys.path:  # `python -m` looks for modules here as well, such as those a sweep imports
         sys.path.insert(0, os.getcwd())
@@ -46,4 +49,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from patchrank.cli.config_flags import add_config_flags, positive
+from patchrank.cli.config_flags import add_config_flags, thread_count
 from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_pruned_clip_from, pruning_from
 from patchrank.cli.summary import macs_line, print_row, pruning_title
 from patchrank.config import DEFAULTS, BenchmarkConfig
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_model_flags(parser, out=None)
     add_pruning_flags(parser)
     add_config_flags(parser, BenchmarkConfig, "batch_size", "repeats")
-    parser.add_argument("--threads", type=positive, help="that torch may use (default: all cores)")
+    parser.add_argument("--threads", type=thread_count, help="that torch may use (default: all cores)")
     args = parser.parse_args(argv)
     check_device(args.device)
     if args.threads is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +24,7 @@ from patchrank.data.dataset_factory import load_split
 from patchrank.data.digits.captions import draw_template
 from patchrank.data.digits.scenes import CLASSES, UNSEEN_TEMPLATE, DigitScenes, SceneStyle, split_digits
 from patchrank.data.image_split import ImageSplit
+from patchrank.io import check_writable, write_atomic
 from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.embed import evaluate
@@ -55,6 +56,15 @@ class CurriculumBatches(Dataset):
         images = [self.scenes.draw(self.scenes.digits[p], n, s) for p, n, s in zip(picks, numbers, style)]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
         return pixels.permute(0, 3, 1, 2), torch.from_numpy(self.scenes.labels[picks]), draw_template(rng)
+
+
+def as_arrays(batch: tuple[Tensor, Tensor, str]) -> tuple[np.ndarray, np.ndarray, str]:
+    """A batch as it travels from one process to another.
+
+    Tensors would travel through a socket in TMPDIR, whose path may be too long for one, and then nothing ever arrives.
+    """
+    pixels, labels, template = batch
+    return pixels.numpy(), labels.numpy(), template
 
 
 def scene_style(difficulty: float, rng: np.random.Generator) -> SceneStyle:
@@ -113,7 +123,8 @@ def train(out: Path, steps: int = STEPS, lr: float = LR, seed: int = DEFAULTS.se
     optimizer, val = create_optimizer(clip, lr), load_split("digits", "val", 2 * len(split_digits("val")))
     start = load_checkpoint(out / "last.safetensors", clip, optimizer)
     batches = CurriculumBatches(seed)
-    loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=1, prefetch_factor=4)
+    how = {"num_workers": 1, "prefetch_factor": 4, "collate_fn": as_arrays}
+    loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), **how)
     bar = progress(loader, initial=start, total=steps, desc="pretrain", unit="step")
     for step, (pixels, labels, template) in enumerate(bar, start + 1):
         # warm-up, plateau, linear decay: a plateau lets a later call train for longer
@@ -121,7 +132,7 @@ def train(out: Path, steps: int = STEPS, lr: float = LR, seed: int = DEFAULTS.se
         for group in optimizer.param_groups:
             group["lr"] = lr * share
         tokens = clip.tokenize([template.format(name) for name in CLASSES])
-        loss = contrastive_loss(clip, pixels, labels, tokens)
+        loss = contrastive_loss(clip, torch.from_numpy(pixels), torch.from_numpy(labels), tokens)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -172,9 +183,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=positive_float, default=LR, help=f"learning rate at its highest (default: {LR})")
     add_config_flags(parser, TrialConfig, "seed")
     args = parser.parse_args(argv)
+    check_writable(args.out)  # better now than after the first steps
     clip = train(args.out, args.steps, args.lr, args.seed)
     shipped = {key: value.half().contiguous() for key, value in clip.state_dict().items()}
-    save_file(shipped, args.out / "patchrank_clip_digits.safetensors")
+    write_atomic(args.out / "patchrank_clip_digits.safetensors", save(shipped))
     for split in ("val", "test"):
         seen, unseen = (accuracy(clip, load_split("digits", split, templates=t)) for t in (None, (UNSEEN_TEMPLATE,)))
         print(f"{split}: {seen:.2f} % with the task's templates, {unseen:.2f} % with an unseen one")

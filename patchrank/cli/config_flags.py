@@ -40,14 +40,18 @@ def reader(kind: Any) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
-            return adapter.validate_python(text)
+            found = adapter.validate_python(text)
         except ValidationError as error:
             raise argparse.ArgumentTypeError(f"{rule_of(error)}, but is {text!r}") from error
+        if isinstance(found, int) and found.bit_length() > 63:  # which neither torch nor NumPy could take
+            raise argparse.ArgumentTypeError(f"should be a number of at most 63 bits, but is {text[:80]!r}")
+        return found
 
     return read
 
 
 positive = reader(Annotated[int, Field(ge=1)])
+thread_count = reader(Annotated[int, Field(ge=1, le=4096)])
 positive_float = reader(Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 

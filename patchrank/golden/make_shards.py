@@ -11,6 +11,7 @@ from patchrank.golden.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.io import content_id
 from patchrank.layers import pruning
 from patchrank.models.clip import Clip
+from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
 
 
@@ -22,8 +23,13 @@ def shard_folder(clip: Clip, split: ImageSplit, root: str, sha256: str | None = 
     Args:
         sha256: the pair's fingerprint, for callers that know it.
         **settings: of `GoldenConfig`; `remove_at` is a layer.
+
+    Raises:
+        UserError: settings that do not fit the tower or the split, or templates that are functions.
     """
     golden = validate(GoldenConfig, settings, "golden")
+    for template in filter(callable, split.templates):
+        raise UserError(f"templates: shards say which ones they were scored with, so {template!r} must be a sentence")
     check_rounds(golden.rounds, clip.visual.num_patches)
     pruning.check_locations((golden.remove_at,), len(clip.visual.blocks))
     pruning.windows(clip.visual.patch_embed.grid_size, golden.window, golden.stride)

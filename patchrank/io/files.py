@@ -44,11 +44,12 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> dict | None:
-    """The content of a JSON file; None where there is no such file, or it is damaged and so to be made again."""
+    """The object in a JSON file; None where there is no such file, or it is damaged and so to be made again."""
     try:
-        return json.loads(read_bytes(path))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        found = json.loads(read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def exists(path: str | Path, patience: float | None = None) -> bool:
@@ -122,14 +123,18 @@ def write_atomic(path: str | Path, content: bytes | str, patience: float | None 
         if not isinstance(filesystem, LocalFileSystem):
             put(filesystem, name, content)
             return
-        with _replacing(name) as temporary, open(temporary, "wb") as file:
+        if os.path.exists(name) and not os.path.isfile(name) and not os.path.isdir(name):
+            with open(name, "wb") as file:  # /dev/null, /dev/stdout, a pipe: a file must not take its place
+                file.write(content)
+            return
+        with _replacing(os.path.realpath(name)) as temporary, open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
 
     try:
         patiently(path, write, "write", patience)
-    except OSError as error:
+    except (OSError, RecursionError) as error:  # the latter where a path has hundreds of folders
         raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 

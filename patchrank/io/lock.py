@@ -84,8 +84,7 @@ class _Note:
         self.mine["since"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
 
     def read(self) -> dict:
-        found = read_json(self.path)
-        return found if isinstance(found, dict) else {}
+        return read_json(self.path) or {}
 
     def is_ours(self) -> bool:
         return self.read().get("token") == self.mine["token"]

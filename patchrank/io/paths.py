@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 from fsspec.config import conf
 
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import UserError, one_line
 
 LOCAL = ("file://", "local://")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # extras of our package, by protocol
@@ -23,11 +23,16 @@ def resolve(path: str | Path, base: str | Path = ".") -> str:
     """An absolute path, or the URL as it is: relative paths would break inside Ray's workers.
 
     Raises:
-        UserError: the URL carries credentials.
+        UserError: the URL carries credentials, or the path could never be one.
     """
     path = str(path)
     check_free_of_secrets(path)
-    return path if "://" in path else str((Path(base).resolve() / Path(path).expanduser()).resolve())
+    if "://" in path:
+        return path
+    try:
+        return str((Path(base).resolve() / Path(path).expanduser()).resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, links in a circle, a NUL, no working directory
+        raise UserError(f"path {path!r}: cannot be used ({one_line(error)})") from error
 
 
 def join(root: str | Path, *parts: str) -> str:
@@ -57,6 +62,7 @@ def filesystem_of(path: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     url = str(path)
     check_free_of_secrets(url)
+    _check_name(url)
     if url.startswith("pipe:"):
         raise UserError(f"{url}: pipe: would run a shell command, and is refused; give a path or a URL")
     try:
@@ -91,6 +97,16 @@ def check_free_of_secrets(url: str) -> None:
             f"{kind}://...: this URL carries credentials {what}, and would be written to records and logs; leave them "
             "out and set them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://)"
         )
+
+
+def _check_name(path: str) -> None:
+    """Raises `UserError` for a path that holds what the name of no file can hold."""
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise UserError(f"path {path!r}: cannot be used (it holds a character that no name of a file can hold)")
 
 
 def _options(url: str) -> dict[str, dict]:

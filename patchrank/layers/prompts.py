@@ -172,6 +172,8 @@ def _check(
         raise UserError(f"prompt mode {mode!r} does not exist; {near(mode, MODES)}")
     if num_tokens < 1:
         raise UserError(f"num_tokens of prompts must be at least 1, but is {num_tokens}")
+    if isinstance(classes, str):
+        raise UserError(f"classes of prompts must be a list of names, but is {classes!r}; try [{classes!r}]")
     if classes is not None and mode != "T":
         raise UserError(f"class-specific prompts need mode 'T', since an image's class is not known; mode is {mode!r}")
     if num_norms and mode == "T":

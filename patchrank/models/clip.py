@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
+from torchvision.transforms import Compose
 
 from patchrank.io import content_id, join, read_bytes, weights_sha256, write_atomic
 from patchrank.layers.macs import text_macs
@@ -22,12 +24,15 @@ from patchrank.layers.prompts import Prompts
 from patchrank.models import text as clip_text
 from patchrank.models.checkpoints.hub import download_pair
 from patchrank.models.checkpoints.load import load_pair
-from patchrank.models.pretrained import TEXT_CFGS, find_weights
+from patchrank.models.pretrained import TEXT_CFGS, by_open_clips_name, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts
-from patchrank.utils.errors import UserError
+from patchrank.utils.device import check_device
+from patchrank.utils.errors import StoreError, UserError
 from patchrank.utils.private_names import version_of
 
 KEEP_FROM = 256  # prompts: fewer are embedded faster than found
+
+Names = tuple[str, ...]  # of classes, or their captions by one template
 
 
 class Clip(nn.Module):
@@ -62,16 +67,22 @@ class Clip(nn.Module):
         self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights
         self._prompted_ids: dict[tuple, Tensor] = {}
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, (T, 77)."""
+    @property
+    def context_length(self) -> int:
+        """How many tokens the text tower takes, with start and end."""
+        return getattr(self.text, "context_length", clip_text.CONTEXT_LENGTH)
+
+    def tokenize(self, texts: str | Sequence[str]) -> Tensor:
+        """Token ids, (T, 77), of several texts or one. What does not fit is cut."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
         if self.tokenizer is not None:
-            return self.tokenizer(list(texts))
-        return clip_text.tokenize(texts, getattr(self.text, "context_length", clip_text.CONTEXT_LENGTH))
+            return self.tokenizer(texts)
+        return clip_text.tokenize(texts, self.context_length)
 
     def encode_image(self, images: Tensor) -> Tensor:
         return F.normalize(self.visual(images), dim=-1)
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
+    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
         return F.normalize(clip_text.encode_tokens(self.text, self.tokenize(texts).to(self.logit_scale.device)), dim=-1)
 
     @property
@@ -87,8 +98,11 @@ class Clip(nn.Module):
         the pair freezes all but them. Nothing changes if anything is wrong.
 
         Raises:
-            UserError: they are of other widths than the towers, or come from a file for another pair.
+            UserError: they are no prompts, of other widths than the towers, or from a file for another pair.
         """
+        if not isinstance(prompts, Prompts | None):
+            what = f"but got a {type(prompts).__name__}; try load_prompts(FILE)[0], from patchrank.models.prompt_files"
+            raise UserError(f"set_prompts takes a layer of prompts or None, {what}")
         if prompts is not None:
             check_pair(self, prompts)
         self.visual.set_prompts(prompts if prompts is not None and prompts.inserts_visual else None)
@@ -127,8 +141,10 @@ class Clip(nn.Module):
         """Class embeddings (C, E), unit vectors, of `{learned tokens} {name}.`; gradients reach the prompts.
 
         Raises:
-            UserError: prompts of mode V or of other classes, or a class name that leaves no room for them.
+            UserError: prompts of mode V or of other classes, a class name that leaves no room for them, or no list of
+                names.
         """
+        classes = clip_text.check_classes(classes)
         learned, key = prompts.textual(classes), (tuple(classes), prompts.num_tokens)
         ids = self._prompted_ids.get(key)
         if ids is None:  # training asks for the same ones at every step, so the last ones are kept
@@ -146,20 +162,33 @@ class Clip(nn.Module):
         tokens = self.tokenize([words])[0].to(self.logit_scale.device)
         return self.text.token_embedding(tokens[1 : int(tokens.argmax())]).detach()  # without start and end
 
-    def zero_shot_head(self, classes: Sequence[str], templates: Sequence[str], prompted: bool = True) -> Tensor:
+    def zero_shot_head(
+        self, classes: Iterable[str], templates: Iterable[clip_text.Template], prompted: bool = True
+    ) -> Tensor:
         """Class embeddings (C, E): unit vectors of every template, averaged, made unit vectors again.
 
         Where learned text tokens are in use, they take the place of all templates. Cached while the pair is in
         evaluation mode and the text tower's weights stay as they are.
 
         Args:
+            classes: names, in the order of the labels.
+            templates: sentences with one `{}` for a name, or functions from a name to a sentence, as open_clip's are.
             prompted: False for the class embeddings of the pair as it came, whatever prompts are in use.
+
+        Raises:
+            UserError: one name or template instead of a list, none at all, or what is no name or no template.
         """
+        classes = clip_text.check_classes(classes)
+        # a function gives way to its captions: what it does may change, so caches must not know it by what it is
+        templates = tuple(
+            template if isinstance(template, str) else clip_text.fill(template, classes)
+            for template in clip_text.check_templates(templates)
+        )
         prompts = self.prompts if prompted and self.prompts is not None and self.prompts.inserts_text else None
         if self.training:
             return self._make_head(classes, templates, prompts)
         weights = tuple((weight.data_ptr(), version_of(weight)) for weight in self.text.parameters())
-        key = weights, tuple(classes), tuple(templates), None if prompts is None else prompts.sha256()
+        key = weights, classes, templates, None if prompts is None else prompts.sha256()
         head = self._heads.get(key)
         if head is None:
             head = self._kept_head(classes, templates, prompts)
@@ -167,7 +196,7 @@ class Clip(nn.Module):
             self._heads = {k: kept for k, kept in self._heads.items() if k[0] == weights} | {key: head}
         return head
 
-    def _kept_head(self, classes: Sequence[str], templates: Sequence[str], prompts: Prompts | None) -> Tensor:
+    def _kept_head(self, classes: Names, templates: tuple[str | Names, ...], prompts: Prompts | None) -> Tensor:
         """From the folder of heads, where there is one; large ones are kept there once they are made."""
         if self.heads is None or len(classes) * len(templates) < KEEP_FROM:
             return self._make_head(classes, templates, prompts)
@@ -176,17 +205,29 @@ class Clip(nn.Module):
         path = join(self.heads, f"{content_id(about)}.safetensors")
         try:
             return load(read_bytes(path))["head"].to(self.logit_scale.device)
-        except (FileNotFoundError, SafetensorError, KeyError):
+        except (FileNotFoundError, NotADirectoryError, SafetensorError, KeyError):
             head = self._make_head(classes, templates, prompts)
-        write_atomic(path, save({"head": head.cpu().contiguous()}))
+        try:
+            write_atomic(path, save({"head": head.cpu().contiguous()}))
+        except StoreError:
+            raise
+        except UserError as error:  # as for a user without a home: slower the next time, and no more
+            warnings.warn(f"class embeddings are not kept ({error}); try PATCHRANK_CACHE=FOLDER", stacklevel=2)
         return head
 
     @torch.no_grad()
-    def _make_head(self, classes: Sequence[str], templates: Sequence[str], prompts: Prompts | None) -> Tensor:
+    def _make_head(self, classes: Names, templates: tuple[str | Names, ...], prompts: Prompts | None) -> Tensor:
         with torch.inference_mode(False):  # a cached head may later stand in a graph
             if prompts is not None:
                 return self.prompted_head(classes, prompts)
-            texts = [template.format(name.replace("_", " ")) for name in classes for template in templates]
+            filled = [clip_text.fill(each, classes) if isinstance(each, str) else each for each in templates]
+            texts = [text for of_class in zip(*filled) for text in of_class]
+            if self.tokenizer is None and (cut := clip_text.too_long(texts, self.context_length)):
+                warnings.warn(
+                    f"{len(cut)} of {len(texts)} captions are longer than the {self.context_length} tokens of the text "
+                    f"tower, and are cut, such as {cut[0][:80]!r}...; try shorter names",
+                    stacklevel=2,
+                )
             rows = clip_text.encode_texts(self.encode_text, texts, "class embeddings")
             return F.normalize(rows.view(len(classes), len(templates), -1).mean(1), dim=-1)
 
@@ -197,8 +238,12 @@ class Clip(nn.Module):
         return (pixels - mean) / std
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """The evaluation transform: resize the shorter side, centre crop, normalise."""
-        return create_transform(**resolve_data_config(model=self.visual), is_training=False)
+        """The evaluation transform: RGB, resize the shorter side, centre crop, normalise.
+
+        It takes PIL images of any mode, and raises `UserError` for arrays. Tensors (3, H, W) must lie in [0, 1].
+        """
+        usual = create_transform(**resolve_data_config(model=self.visual), is_training=False)
+        return Compose([_as_rgb, *usual.transforms])
 
     def transform_settings(self) -> dict:
         """What `transform` does, as plain values (shards record it)."""
@@ -208,6 +253,16 @@ class Clip(nn.Module):
     def sha256(self) -> str:
         """Fingerprint of both towers, without any predictor."""
         return weights_sha256(self, without=("visual.pruner.",))
+
+
+def _as_rgb(image: Image.Image | Tensor) -> Image.Image | Tensor:
+    """What timm's transforms take: they fail with a riddle on pictures of other modes, and on arrays."""
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if not isinstance(image, Tensor):
+        kind = type(image).__name__
+        raise UserError(f"the transform takes a PIL image, but got a {kind}; try PIL.Image.open or PIL.Image.fromarray")
+    return image
 
 
 def create_clip(
@@ -228,9 +283,17 @@ def create_clip(
         **pruning: keyword arguments of the entrypoint.
 
     Raises:
-        UserError: an unknown name, weights that cannot be reached, a checkpoint of another architecture, or prompts
-            that were tuned with another pair.
+        UserError: an unknown name, weights that cannot be reached, a checkpoint of another architecture, prompts that
+            were tuned with another pair, or a device that is not there.
     """
+    if pretrained not in (True, False):
+        meant = by_open_clips_name(str(name), pretrained) if isinstance(pretrained, str) else []
+        example = meant[0].name if meant else f"{name}.{pretrained}"
+        raise UserError(
+            f"create_clip: pretrained is {pretrained!r}, but must be True or False; a tag stands in the name, so try "
+            f"create_clip({example!r}), or checkpoint=FILE"
+        )
+    check_device(device)
     weights = find_weights(name)
     if "prompts_path" in pruning:
         raise UserError("prompts_path is for an image tower alone; of a pair it is prompts=FILE")

@@ -67,15 +67,30 @@ def find_weights(name: str) -> Weights:
     Raises:
         UserError: an unknown entry or tag.
     """
+    if not isinstance(name, str):
+        raise UserError(f"model must be a name, such as 'patchrank_clip_b16', but is {name!r}")
     entry = name.partition(".")[0]
     of_entry = {found.name: found for found in PUBLISHED.values() if found.entry == entry}
     if not of_entry:
+        if known := by_open_clips_name(name):
+            theirs = ", ".join(repr(found.name) for found in known)
+            raise UserError(f"model {name!r} is open_clip's name for {known[0].entry}; try one of {theirs}")
         raise UserError(f"model {name!r} does not exist; {near(name, TEXT_CFGS)}")
     if name == entry:
         return next(iter(of_entry.values()))
     if name not in of_entry:
         raise UserError(f"model {name!r} does not exist; {near(name, of_entry)}")
     return of_entry[name]
+
+
+def by_open_clips_name(model: str, tag: str | None = None) -> list[Weights]:
+    """The weights that open_clip knows by a model's name and a tag; without a tag, all of that model."""
+    asked, found = model.replace("/", "-").removesuffix("-quickgelu"), []
+    for weights in PUBLISHED.values():
+        name, own_tag = weights.open_clip or ("", None)
+        if name and name.removesuffix("-quickgelu") == asked and tag in (None, own_tag):
+            found.append(weights)
+    return found
 
 
 def _published() -> Iterator[Weights]:

@@ -11,6 +11,7 @@ from patchrank.layers.norm_gains import check_gains, gained_blocks, scaled_norm
 from patchrank.layers.prompts import count_visual, insert, remove
 from patchrank.layers.pruning_block import check_grid
 from patchrank.models.prompt_files import check_tower
+from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import update_model_args
 
 
@@ -44,9 +45,12 @@ class PromptedTower:
             prompts: with `visual()`, (b, D), and perhaps `norm_gains`; see `patchrank.layers.prompts.Prompts`.
 
         Raises:
-            UserError: they are of another width, have no visual part, or come from a file for another tower; or this
-                one changes its number of patches.
+            UserError: they are no prompts, of another width, have no visual part, or come from a file for another
+                tower; or this one changes its number of patches.
         """
+        if not isinstance(prompts, nn.Module | None) or (prompts is not None and not hasattr(prompts, "visual")):
+            what = f"but got a {type(prompts).__name__}; try load_visual(FILE), from patchrank.models.prompt_files"
+            raise UserError(f"set_prompts takes a layer of prompts or None, {what}")
         if prompts is not None:
             check_tower(self, prompts)
         self._hold(prompts)

@@ -5,7 +5,8 @@ Imports open_clip when it is used: an image tower needs none of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ VOCAB_SIZE = 49408  # CLIP's byte-pair vocabulary
 BATCH_SIZE = 256  # texts
 PLACEHOLDER = "X "  # one token of CLIP's vocabulary
 
+Template = str | Callable[[str], str]  # "a photo of a {}.", or open_clip's `lambda c: f"a photo of a {c}."`
+
 _PARTS = ("token_embedding", "positional_embedding", "transformer", "attn_mask", "ln_final", "text_projection")
 
 
@@ -29,11 +32,76 @@ def create_text_tower(quick_gelu: bool = False, **cfg) -> nn.Module:
     return TextTransformer(context_length=CONTEXT_LENGTH, vocab_size=VOCAB_SIZE, act_layer=act_layer, **cfg)
 
 
-def tokenize(texts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> Tensor:
-    """CLIP's own tokens, (T, context_length)."""
+def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH) -> Tensor:
+    """CLIP's own tokens, (T, context_length), of several texts or one. What does not fit is cut."""
     from open_clip.tokenizer import tokenize
 
-    return tokenize(list(texts), context_length=context_length)
+    return tokenize([texts] if isinstance(texts, str) else list(texts), context_length=context_length)
+
+
+def check_classes(classes: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in their order; several may be alike, as in ImageNet.
+
+    Raises:
+        UserError: one name instead of a list, none at all, something that has no order, or what is no name.
+    """
+    names = _several(classes, "classes", "['cat', 'dog']")
+    for n, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"classes: the one at place {n} is {name!r}, and must be a name, as in ['cat', 'dog']")
+    return names
+
+
+def check_templates(templates: Iterable[Template]) -> tuple[Template, ...]:
+    """Templates: sentences with one `{}` for a name, or functions from a name to a sentence.
+
+    Raises:
+        UserError: one template instead of a list, none at all, or one without exactly one place for a name.
+    """
+    found = _several(templates, "templates", "['a photo of a {}.']")
+    for n, template in enumerate(found):
+        if isinstance(template, str):
+            is_sound = template.count("{}") == template.count("{") == template.count("}") == 1
+        else:
+            is_sound = callable(template) and not isinstance(template, type)
+        if not is_sound:
+            rule = "must have one place for the class name, {}, and no other braces; try 'a photo of a {}.'"
+            raise UserError(f"templates: the one at place {n} is {template!r}, but {rule}")
+    return found
+
+
+def fill(template: Template, classes: Sequence[str]) -> tuple[str, ...]:
+    """A template's captions, one for each class. Underscores of names are spaces.
+
+    Raises:
+        UserError: a function that gives something else than text.
+    """
+    names = [name.replace("_", " ") for name in classes]
+    texts = tuple(template.format(name) if isinstance(template, str) else template(name) for name in names)
+    for name, text in zip(names, texts):
+        if not isinstance(text, str):
+            raise UserError(f"templates: {template!r} gives {text!r} for {name!r}, and must give a sentence")
+    return texts
+
+
+def too_long(texts: Sequence[str], context_length: int = CONTEXT_LENGTH) -> list[str]:
+    """Texts of which `tokenize` cuts the end off."""
+    long = [text for text in texts if len(text.encode()) > context_length - 2]  # a token is a byte or more
+    last = tokenize(long, context_length + 1)[:, -1] if long else ()
+    return [text for text, token in zip(long, last) if token]
+
+
+def _several(given: Any, what: str, example: str) -> tuple:
+    """What can be iterated over in an order of its own, as a tuple."""
+    try:
+        found = None if isinstance(given, str | bytes | Mapping | Set) else tuple(given)
+    except TypeError:
+        found = None
+    if found is None:
+        raise UserError(f"{what} must be a list, as in {example}, but is {str(given)[:80]!r} ({type(given).__name__})")
+    if not found:
+        raise UserError(f"{what} must hold one or more, as in {example}, but there are none")
+    return found
 
 
 def tokenize_prompted(tokenize: Callable[[Sequence[str]], Tensor], classes: Sequence[str], num_tokens: int) -> Tensor:

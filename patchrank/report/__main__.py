@@ -15,6 +15,7 @@ from patchrank.utils.errors import UserError
 
 HEAD = "## ["  # what a section begins with
 ROW = "| ["  # and a row of the table
+KEYS = {"table", "quick", "unfinished", "command", "date", "question", "answer", "figure", "found", "claims"}  # we read
 COLUMNS = "| sweep | question | answer | figure |\n| --- | --- | --- | --- |"
 
 
@@ -65,8 +66,10 @@ def _summary(run: str) -> dict:
     summary = read_json(join(run, "claims.json"))
     if summary is None:
         raise UserError(f"{run}: holds no claims.json, so no finished report; try python -m patchrank.tune <sweep>")
-    if summary["schema"] != SUMMARY_SCHEMA:
+    if summary.get("schema") != SUMMARY_SCHEMA:
         raise UserError(f"{run}: its report is of another version; run its sweep again, which writes it anew")
+    if not KEYS <= summary.keys():
+        raise UserError(f"{run}: its claims.json is damaged; run its sweep again, which writes it anew")
     if summary["unfinished"]:
         raise UserError(f"{run}: {summary['unfinished']} trials of its sweep are not done; run it again to finish them")
     if summary["quick"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -14,7 +15,10 @@ import numpy as np
 
 from patchrank.config import leaves
 from patchrank.io import join, read_bytes
+from patchrank.utils.errors import StoreError, UserError, one_line
 from patchrank.utils.stats import Interval, paired_interval
+
+NEEDED = {"date": str, "sweep": str, "env": dict, "metrics": dict}  # keys of a row, and the kinds of their values
 
 
 class Measure(NamedTuple):
@@ -232,6 +236,29 @@ def read_settings(trials: Sequence[Trial]) -> list[Setting]:
 
 
 def read_trial(root: str, row: dict) -> Trial:
-    """A row of the sweep in `root`, with what its trial saved of each image."""
-    with np.load(io.BytesIO(read_bytes(join(root, "trials", f"{row['id']}.npz"))), allow_pickle=False) as arrays:
-        return row, dict(arrays)
+    """A row of the sweep in `root`, with what its trial saved of each image.
+
+    Raises:
+        FileNotFoundError: it saved nothing, or that was removed.
+        UserError: the file is damaged, or the row lacks what every trial writes.
+    """
+    path, cure = join(root, "trials", f"{row['id']}.npz"), "try removing it, and its trial is run again"
+    for key in NEEDED:
+        if not _is_sound(row.get(key), key):
+            raise UserError(f"{path.removesuffix('npz')}json: lacks a sound {key!r}; {cure}")
+    try:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
+            return row, dict(arrays)
+    except (FileNotFoundError, StoreError):
+        raise
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); {cure}") from error
+
+
+def _is_sound(value: Any, key: str) -> bool:
+    """Whether a value of a row is what trials write there."""
+    if not isinstance(value, NEEDED[key]):
+        return False
+    if key == "metrics":
+        return isinstance(value.get("gmacs"), int | float) and isinstance(value.get("tasks", {}), dict)
+    return key != "date" or re.fullmatch(r"\d{4}-\d\d-\d\d", value) is not None

@@ -30,12 +30,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--best", metavar="BOUNDS", help='write the best model that keeps them, as in "gmacs<=12"')
     parser.add_argument("--out", metavar="FOLDER", help="where --best writes (default: best, below the sweep's root)")
     args = parser.parse_intermixed_args(argv)
-    print(f"reading {args.sweep} ...", file=sys.stderr, flush=True)  # the imports below take seconds
+    run_command(lambda: _run(**vars(args)))
+
+
+def _run(sweep: str, **options) -> int:
+    """Runs a sweep with the command's flags; returns the exit status."""
+    print(f"reading {sweep} ...", file=sys.stderr, flush=True)  # the imports below take seconds
 
     from patchrank.tune.driver import run_sweep
 
-    options = vars(args)
-    run_command(lambda: run_sweep(options.pop("sweep"), **options).exit_code)
+    return run_sweep(sweep, **options).exit_code
 
 
 if __name__ == "__main__":

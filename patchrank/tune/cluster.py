@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from patchrank.config import Resources
 from patchrank.tune.console import say
-from patchrank.utils.errors import UserError
+from patchrank.tune.ray_folder import ray_folder
+from patchrank.utils.errors import UserError, one_line
 
 ENVIRONMENT = {  # of Ray, where nobody has set it otherwise
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,6 +33,7 @@ ENVIRONMENT = {  # of Ray, where nobody has set it otherwise
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 AHEAD = 16  # trials that are submitted at a time to a cluster that may grow, however small it is now
+CONNECT = 10.0  # seconds that a cluster's head may take to answer
 POLL = 2.0  # seconds between two looks at a cluster that is to grow
 
 
@@ -85,18 +88,38 @@ def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ())
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # our own callback tells what failed
     warnings.filterwarnings("ignore", module="ray")
     started = not ray.is_initialized()
-    if started:
-        _start(where, modules)
+    with ray_folder() if started and where.address is None else nullcontext():
+        if started:
+            _start(where, modules)
+        try:
+            yield _slots_in_time(resources, where.wait)
+        finally:
+            if started:  # a notebook's own cluster is left as it was
+                ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Refuses a host and port at which nobody listens: Ray would try for minutes.
+
+    Raises:
+        UserError: names the address.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # "auto", which Ray looks up itself
+        return
     try:
-        yield _slots_in_time(resources, where.wait)
-    finally:
-        if started:  # a notebook's own cluster is left as it was
-            ray.shutdown()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
+    except (OSError, OverflowError) as error:  # the latter for a port that no machine has
+        raise UserError(
+            f"Ray cluster {address} cannot be reached ({one_line(error)}); try --address HOST:6379"
+        ) from error
 
 
 def _start(where: Where, modules: Sequence[str]) -> None:
     import ray
 
+    if where.address is not None:
+        check_address(where.address)
     how: dict = {"include_dashboard": where.dashboard} if where.address is None else {}
     if where.address is not None and not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         # nodes get this package and the user's modules; a submitted job has a runtime environment of its own
@@ -105,9 +128,11 @@ def _start(where: Where, modules: Sequence[str]) -> None:
         how["runtime_env"] = {"py_modules": places}
     try:
         context = ray.init(where.address or "local", logging_level=logging.ERROR, log_to_driver=False, **how)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # of many kinds, down to a plain `Exception` where Ray's own processes do not come up
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"Ray cluster {where.address or 'of this machine'} cannot be reached ({reason})") from error
+        if where.address is None:
+            raise UserError(f"Ray cannot be started on this machine ({reason})") from error
+        raise UserError(f"Ray cluster {where.address} cannot be reached ({reason})") from error
     if url := context.dashboard_url:
         say(f"dashboard: http://{url.removeprefix('http://')}  (if it asks for a token: ray get-auth-token)")
 

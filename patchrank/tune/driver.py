@@ -53,7 +53,7 @@ def run_sweep(
     Raises:
         UserError: bad input, before anything has started or been written.
     """
-    if wait < 0:
+    if not wait >= 0:  # nor nan
         raise UserError(f"--wait must be seconds from 0, but is {wait:g}")
     where = Where(address or os.environ.get("RAY_ADDRESS") or None, wait, dashboard)
     sweep = load_sweep(spec, overrides, quick)

@@ -81,7 +81,7 @@ class Records:
                 return found
         except FileNotFoundError:  # removed since it was listed
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             fault = f"is damaged ({error}); try removing it, and its trial is run again"
         if self.lenient or name.endswith(".error.json"):  # which is a mere note
             return None
@@ -92,7 +92,8 @@ def find_outcome(root: str, identity: str, run: str) -> dict | None:
     """What an earlier attempt of the same run left: metrics, or why it ended itself; None for a first attempt."""
     path = join(root, "trials", identity)
     record = read_json(f"{path}.json")
-    if record is not None and record.get("id") == identity and exists(f"{path}.npz"):
+    is_its_own = record is not None and (record.get("id"), record.get("status")) == (identity, "ok")
+    if is_its_own and exists(f"{path}.npz"):
         return record["metrics"] | {"id": identity}
     failed = read_json(f"{path}.error.json")
     return {"failure": failed["error"]} if failed is not None and failed.get("run") == run else None

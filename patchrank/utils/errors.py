@@ -14,9 +14,15 @@ class StoreError(UserError):
     """A remote store does not answer, or refuses: one line that names the URL. Nothing is wrong with the work."""
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """What an error says, in one line; the name of its kind where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a GPU; torch has no class of its own for the former."""
+    ran_out = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and ran_out)
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from patchrank.data.decoding import decode_viewer, fault
 from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import read_bytes
+from patchrank.models.text import check_classes, check_templates
 from patchrank.utils.errors import UserError, near
 
 
@@ -56,11 +57,9 @@ def read_pictures(
     Raises:
         UserError: a file that is missing or no image, a label that is no class, a template without a place for it.
     """
+    classes, templates = check_classes(classes), check_templates(templates)
     if len(set(classes)) < 2:
         raise UserError(f"classes must be two or more to choose among, but are {', '.join(classes)}")
-    for template in templates:
-        if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
-            raise UserError(f"template {template!r} must have one place for the class name; try 'a photo of a {{}}.'")
     if labels is not None and len(labels) != len(paths):
         raise UserError(f"labels must be one an image, but are {len(labels)} for {len(paths)} images")
     for label in labels or ():

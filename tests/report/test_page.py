@@ -503,3 +503,23 @@ def test_two_rates_are_dots_and_three_are_curves(run):
         run.add(pruning__keep_rate=rate, predictor__fit_on=["digits"])
         _, caption = draw_sweep(run.settings(), ["pruning.keep_rate"])
         assert ("bands are" in caption) == (what == "curves")
+
+
+@pytest.mark.parametrize(
+    "key, value", [("date", "soon"), ("date", None), ("env", []), ("sweep", 3), ("metrics", {}), ("metrics", None)]
+)
+def test_a_record_that_somebody_changed_is_named(run, key, value):
+    run.add()
+    run.rows[0][key] = value
+    with pytest.raises(UserError, match=rf"trials/.*\.json: lacks a sound '{key}'; try removing it"):
+        run.report([])
+    assert not (run.root / "report.md").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no arrays", b"PK\x03\x04 and no more"])
+def test_arrays_that_are_damaged_are_named(run, content):
+    run.add()
+    (path,) = (run.root / "trials").glob("*.npz")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{path}: cannot be read \(.*\); try removing it"):
+        run.report([])

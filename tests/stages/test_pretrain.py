@@ -49,3 +49,11 @@ def test_identical_captions_count_as_positives(clip):
         expected = (-logits.log_softmax(1)[:, 0].mean() - logits[:, 0].log_softmax(0).mean()) / 2
         labels = torch.zeros(4, dtype=torch.long)
         torch.testing.assert_close(pretrain.contrastive_loss(clip, pixels, labels, tokens), expected)
+
+
+def test_batches_travel_without_sockets():
+    """Where TMPDIR is as long as Slurm's, tensors of another process would never arrive."""
+    batch = pretrain.CurriculumBatches()[7]
+    sent = pretrain.as_arrays(batch)
+    assert not any(isinstance(part, torch.Tensor) for part in sent)
+    assert torch.equal(torch.from_numpy(sent[0]), batch[0]) and torch.equal(torch.from_numpy(sent[1]), batch[1])

@@ -9,7 +9,7 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from patchrank.models.clip import Clip
-from patchrank.models.open_clip.prune import pruned_trunk
+from patchrank.models.open_clip.prune import check_kind, pruned_trunk
 from patchrank.models.text import VOCAB_SIZE
 from patchrank.utils.errors import UserError
 
@@ -67,6 +67,7 @@ def from_open_clip(
         UserError: a model that is not pruned, whose projection is outside of its tower, whose images are padded, or
             which has another vocabulary and no tokenizer is given.
     """
+    check_kind("from_open_clip", model)
     trunk = pruned_trunk(model)
     if trunk is None or not isinstance(model, (CLIP, CustomTextCLIP)):
         raise UserError(f"from_open_clip needs a model from prune_open_clip, but this {type(model).__name__} is not")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from open_clip.transformer import VisionTransformer as NativeVisionTransformer
@@ -13,6 +14,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from patchrank.models.clip import Clip
 from patchrank.models.open_clip.convert import create_visual, strange_features
 from patchrank.models.open_clip.visual import OpenClipTrunk, OpenClipVisual
 from patchrank.models.pruned_vit import PrunedVisionTransformer
@@ -40,8 +42,10 @@ def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **prun
         The model that was given, changed in place.
 
     Raises:
-        UserError: an image tower that ours cannot reproduce, or impossible settings; the model is then as it was.
+        UserError: something else than an open_clip model, an image tower that ours cannot reproduce, or impossible
+            settings; the model is then as it was.
     """
+    check_kind("prune_open_clip", model)
     visual = getattr(model, "visual", None)
     if (trunk := pruned_trunk(model)) is not None:
         trunk.set_pruning(predictor=predictor, **pruning)
@@ -72,6 +76,7 @@ def unprune(model: nn.Module) -> nn.Module:
     Raises:
         UserError: the model is not pruned, or layers of its tower were replaced meanwhile.
     """
+    check_kind("unprune", model)
     trunk = pruned_trunk(model)
     if trunk is None:
         raise UserError(f"unprune needs a model from prune_open_clip, but this {type(model).__name__} is not")
@@ -80,6 +85,39 @@ def unprune(model: nn.Module) -> nn.Module:
     else:
         model.visual.trunk = trunk.give_back()
     return model
+
+
+def check_kind(function: str, model: object) -> None:
+    """Refuses, in the name of a function, what people have in place of open_clip's model.
+
+    Raises:
+        UserError: says what to pass instead.
+    """
+    if (cure := _instead_of(model)) is not None:
+        kind = type(model)
+        raise UserError(f"{function} takes a model of open_clip, but got {kind.__module__}.{kind.__name__}; {cure}")
+
+
+def _instead_of(model: object) -> str | None:
+    """What to do with something that is known not to be open_clip's model; None for all else."""
+    same = "try open_clip.create_model('ViT-B-16-quickgelu', pretrained='openai'), which has the same weights"
+    if not isinstance(model, nn.Module):
+        return "pass the model itself, as open_clip.create_model makes it"
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "pass its .module, and wrap the model afterwards"
+    if type(model).__name__ == "OptimizedModule":
+        return "pass the model as it was before torch.compile"
+    if isinstance(model, torch.jit.ScriptModule) or type(model).__module__ == "clip.model":  # OpenAI's package
+        return same
+    if hasattr(model, "vision_model"):  # of transformers
+        return "try patchrank.create_clip(NAME, checkpoint=FILE) with the file of its weights"
+    if isinstance(model, Clip):
+        return "this pair is patchrank's own, so use clip.visual.set_pruning"
+    if isinstance(model, PrunedVisionTransformer):
+        return "this tower is patchrank's own, so use its set_pruning"
+    if isinstance(model, (VisionTransformer, NativeVisionTransformer)):
+        return "pass the whole model, not its image tower; for one of timm try timm.create_model('patchrank_clip_b16')"
+    return None
 
 
 def pruned_trunk(model: nn.Module) -> OpenClipTrunk | None:
