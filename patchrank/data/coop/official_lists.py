@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from patchrank.data.coop.listing import DatasetFolders, Listing, how_to_get, read_lines
-from patchrank.io import join, list_names
+from patchrank.io import join, list_names, nfc
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
 
@@ -21,15 +21,15 @@ def list_aircraft(folders: DatasetFolders, split: str) -> Listing:
     """Raises `UserError` for a file that is missing, or a line that is not `<number> <variant>`."""
     variants = tuple(name for _, name in read_lines(folders.find("variants.txt")))
     source = folders.find(f"images_variant_{split}.txt")
-    label_of = {name: label for label, name in enumerate(variants)}
+    label_of = {nfc(name): label for label, name in enumerate(variants)}
     ids, labels = [], []
     for number, line in read_lines(source):
         image, _, variant = line.partition(" ")  # variants have spaces too: "Beechcraft 1900"
-        if not re.fullmatch("[0-9]+", image) or variant not in label_of:
+        if not re.fullmatch("[0-9]+", image) or nfc(variant) not in label_of:
             rule = "must be an image's number, a space and a variant of variants.txt"
             raise UserError(f"{source}: line {number} {rule}, but is {line[:120]!r}")
         ids.append(f"{image}.jpg")
-        labels.append(label_of[variant])
+        labels.append(label_of[nfc(variant)])
     if not ids:
         raise UserError(f"{source}: lists no images")
     return Listing(folders.task, source, folders.find("images", probe=ids[0]), ids, labels, variants)
