@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import ExifTags, Image
 
-from patchrank.data.decoding_memory import JPEGS, LIMIT, check_copy, check_memory, peak_bytes
+from patchrank.data.decoding_memory import JPEGS, check_copy, check_memory, fits, open_image
 from patchrank.utils.errors import one_line
 
 # Formats that Pillow knows by name but cannot read; EPS, for which it would start another program; and two that wrap an
@@ -35,7 +35,7 @@ def decode_plain(content: bytes) -> Image.Image:
     Raises:
         Exception: as `decode_viewer`.
     """
-    image = Image.open(io.BytesIO(content))
+    image = open_image(content)
     check_memory(image, content)
     return _rgb(image)
 
@@ -54,9 +54,9 @@ def decode_viewer(content: bytes) -> Image.Image:
             `ValueError` says that decoding and resizing would take more memory than an image may.
     """
     silence_metadata_warnings()
-    image = Image.open(io.BytesIO(content), formats=image_formats())
+    image = open_image(content, image_formats())
     turned = image.format != "PNG" and _turn(image) is not None  # a PNG may say it behind its pixels
-    if image.format in JPEGS and peak_bytes(image, content, turned) > LIMIT:
+    if image.format in JPEGS and not fits(image, content, turned):
         image.draft(None, (image.width // 2, image.height // 2))
     check_memory(image, content, turned)
     image.load()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from PIL import Image, TiffImagePlugin
 
@@ -14,11 +17,29 @@ JPEGS = ("JPEG", "MPO")  # an MPO is a JPEG with more pictures behind it
 # here, and may be decoded in Python, is taken to hold OTHERS.
 DECODERS = {"AVIF": 16, "BMP": 0, "DIB": 0, "GIF": 1, "JPEG2000": 32, "PCX": 1, "TGA": 0, "WEBP": 12}
 OTHERS = 24
+ICON = 32  # bytes a pixel of an image in an icon
+ICO = b"\0\0\1\0"  # how such a file starts
 TEXTS = 64 << 20  # bytes that Pillow lets the texts of a PNG take
 
 # Bytes a pixel of the picture and of its copies on the way to RGB, by Pillow's mode.
 PICTURES = {"RGB": 4, "1": 5, "L": 5, "CMYK": 8, "YCbCr": 8, "LAB": 8, "HSV": 8, "RGBX": 8, "RGBA": 12}
 DEEP_OR_TRANSPARENT = 16
+
+
+def open_image(content: bytes, formats: Sequence[str] | None = None) -> Image.Image:
+    """An image whose pixels are not decoded yet; of any format where `formats` is None.
+
+    Raises:
+        Exception: as Pillow's `Image.open`; a `ValueError` where an icon would take more memory than `LIMIT`.
+    """
+    if content.startswith(ICO):  # which Pillow decodes while it opens the file
+        for inner in _icons(content, [start for (start,) in struct.iter_unpack("<12xL", _ico_table(content))]):
+            _check(inner, ICON * inner.width * inner.height)
+    return Image.open(io.BytesIO(content), formats=formats)
+
+
+def fits(image: Image.Image, content: bytes, turned: bool = False) -> bool:
+    return peak_bytes(image, content, turned) <= LIMIT
 
 
 def check_memory(image: Image.Image, content: bytes, turned: bool = False) -> None:
@@ -66,9 +87,12 @@ def _decoder_bytes(image: Image.Image, content: bytes) -> int:
         return TEXTS + (8 * pixels if image.is_animated else 0)
     if image.format == "TIFF":  # holds a strip, or a tile, which may be larger than the picture
         strip = image.width * min(image.height, image.tag_v2.get(TiffImagePlugin.ROWSPERSTRIP, image.height))
-        return 8 * max(strip, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0) * image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
-    if image.format in ("ICO", "ICNS"):
-        return max((inner.width * inner.height for inner in _icons(image, content)), default=pixels) * 32
+        return 8 * max(
+            strip, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0) * image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0)
+        )
+    if image.format == "ICNS":
+        inner = _icons(content, [start for start, _ in image.icns.dct.values()])
+        return ICON * max((each.width * each.height for each in inner), default=pixels)
     return pixels * DECODERS.get(image.format, OTHERS)
 
 
@@ -82,16 +106,14 @@ def _is_one_scan(image: Image.Image, content: bytes) -> bool:
     return "progressive" not in image.info and content[start : start + 3] == bytes([0, length, image.layers])
 
 
-def _icons(image: Image.Image, content: bytes) -> list[Image.Image]:
+def _ico_table(content: bytes) -> bytes:
+    """The entries of an ICO file, each of 16 bytes that end with where its image starts."""
+    table = content[6 : 6 + 16 * int.from_bytes(content[4:6], "little")]
+    return table[: len(table) // 16 * 16]
+
+
+def _icons(content: bytes, starts: Sequence[int]) -> Iterator[Image.Image]:
     """The images in an icon file, opened but not decoded: its own header does not tell how large they are."""
-    if image.format == "ICO":
-        starts = [entry.offset for entry in image.ico.entry]
-    else:
-        starts = [start for start, _ in image.icns.dct.values()]
-    found = []
     for start in starts:
-        try:
-            found.append(Image.open(io.BytesIO(content[start:]), formats=("PNG", "DIB", "JPEG2000")))
-        except Image.UnidentifiedImageError:  # the old kinds of ICNS, whose sizes are fixed and small
-            continue
-    return found
+        with suppress(Image.UnidentifiedImageError):  # old kinds of images, which are small
+            yield Image.open(io.BytesIO(content[start:]), formats=("PNG", "DIB", "JPEG2000"))

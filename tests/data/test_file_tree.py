@@ -28,9 +28,32 @@ def fill(root, *names):
 
 
 STEMS = ["a", "b c", "ünï", "e\u0301te\u0301", "été", "x.v2", "UP", "up", "日本", "-", "0001", "a'\"$", "tab\there"]
-ENDINGS = [".png", ".JPG", ".jpeg", ".webp", ".heic", ".jxl", ".jpg_large", ".jpeg~", ".part", ".txt", ".json", "", ".mp4"]
+ENDINGS = [
+    ".png",
+    ".JPG",
+    ".jpeg",
+    ".webp",
+    ".heic",
+    ".jxl",
+    ".jpg_large",
+    ".jpeg~",
+    ".part",
+    ".txt",
+    ".json",
+    "",
+    ".mp4",
+]
 PLACES = ["cat", "dog", "dog/deep", "cafe\u0301", "3", "Dog", "sub.dir"]
-SYSTEM = ["@eaDir", "#recycle", ".@__thumb", "$RECYCLE.BIN", "__MACOSX", "lost+found", "System Volume Information", ".git"]
+SYSTEM = [
+    "@eaDir",
+    "#recycle",
+    ".@__thumb",
+    "$RECYCLE.BIN",
+    "__MACOSX",
+    "lost+found",
+    "System Volume Information",
+    ".git",
+]
 SHOWN = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -78,7 +101,9 @@ def test_every_file_is_a_sample_or_counted(tmp_path, seed):
         return
     split = load(tmp_path)
     same = Counter(unicodedata.normalize("NFC", name) for name in images)
-    names = [name if same[unicodedata.normalize("NFC", name)] > 1 else unicodedata.normalize("NFC", name) for name in images]
+    names = [
+        name if same[unicodedata.normalize("NFC", name)] > 1 else unicodedata.normalize("NFC", name) for name in images
+    ]
     assert split.ids == sorted(names)
     assert sum(split.passed_over.values()) == others.total()
     counted = {why: many for why, many in split.passed_over.items() if why != "other endings"}
@@ -149,7 +174,15 @@ def test_a_store_counts_what_a_disk_does(tmp_path):
 
 
 def test_names_that_differ_in_case_or_in_unicode_form_alone_are_images_of_their_own(tmp_path):
-    fill(tmp_path, "cat/\u00e9.png", "cat/e\u0301.png", "Cat/1.png", "cat/n\u0303.png", "caf\u00e9/1.png", "cafe\u0301/2.png")
+    fill(
+        tmp_path,
+        "cat/\u00e9.png",
+        "cat/e\u0301.png",
+        "Cat/1.png",
+        "cat/n\u0303.png",
+        "caf\u00e9/1.png",
+        "cafe\u0301/2.png",
+    )
     split = load(tmp_path)
     assert split.classes == ("Cat", "caf\u00e9", "cat")
     assert sorted(split.ids) == split.ids and len(split) == 6
