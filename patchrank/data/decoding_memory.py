@@ -22,7 +22,7 @@ ICO = b"\0\0\1\0"  # how such a file starts
 TEXTS = 64 << 20  # bytes that Pillow lets the texts of a PNG take
 
 # Bytes a pixel of the picture and of its copies on the way to RGB, by Pillow's mode.
-PICTURES = {"RGB": 4, "1": 5, "L": 5, "CMYK": 8, "YCbCr": 8, "LAB": 8, "HSV": 8, "RGBX": 8, "RGBA": 12}
+PICTURES = {"RGB": 4, "1": 5, "L": 5, "P": 5, "CMYK": 8, "YCbCr": 8, "LAB": 8, "HSV": 8, "RGBX": 8, "RGBA": 12}
 DEEP_OR_TRANSPARENT = 16
 
 
@@ -69,7 +69,7 @@ def peak_bytes(image: Image.Image, content: bytes, turned: bool = False) -> int:
     """
     pixels, (short, long) = image.width * image.height, sorted(image.size)
     picture = PICTURES.get(image.mode, DEEP_OR_TRANSPARENT)
-    if "transparency" in image.info:
+    if "transparency" in image.info or (image.palette and image.palette.mode == "RGBA"):
         picture = DEEP_OR_TRANSPARENT
     if turned:
         picture = max(picture, 8)
@@ -85,6 +85,8 @@ def _decoder_bytes(image: Image.Image, content: bytes) -> int:
         return 0 if _is_one_scan(image, content) else 2 * image.layers * pixels * scale**2
     if image.format == "PNG":
         return TEXTS + (8 * pixels if image.is_animated else 0)
+    if image.format == "TIFF" and image.tile[0][0] == "raw":
+        return 0
     if image.format == "TIFF":  # holds a strip, or a tile, which may be larger than the picture
         strip = image.width * min(image.height, image.tag_v2.get(TiffImagePlugin.ROWSPERSTRIP, image.height))
         return 8 * max(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from patchrank.io import exists, join, read_bytes, read_text, stored_name
 from patchrank.utils.errors import UserError
@@ -56,7 +56,7 @@ class Listing:
     """Images of one split in the order of the file or folder that lists them (`source`).
 
     ids: paths relative to the folder `images`. labels: indices into `classes`. classes: names as CoOp spells them,
-    underscores included.
+    underscores included. passed_over: where a folder is the list, how many of its files are no images, by why.
     """
 
     task: str
@@ -65,6 +65,7 @@ class Listing:
     ids: list[str]
     labels: list[int]
     classes: tuple[str, ...]
+    passed_over: dict[str, int] = field(default_factory=dict)
 
 
 def read_listed(task: str, source: str, images: str, name: str) -> bytes:

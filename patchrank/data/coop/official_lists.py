@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from patchrank.data.coop.listing import DatasetFolders, Listing, how_to_get, read_lines
+from patchrank.data.readers.file_tree import count_others
 from patchrank.io import join, list_names, nfc
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
@@ -38,6 +39,8 @@ def list_aircraft(folders: DatasetFolders, split: str) -> Listing:
 def list_imagenet(folders: DatasetFolders, split: str) -> Listing:
     """All images of a split, folders and files sorted; a label is the rank of its folder's name.
 
+    Other files in the classes' folders are counted.
+
     Raises:
         UserError: a class has no folder, no images or no name.
     """
@@ -48,15 +51,18 @@ def list_imagenet(folders: DatasetFolders, split: str) -> Listing:
     unnamed = [name for name in list_names(images) if re.fullmatch(WNID, name) and name not in names]
     if unnamed:
         raise UserError(f"{images}: folder {unnamed[0]} has no line in {source}; {how_to_get(folders.task)}")
-    ids, labels = [], []
+    ids, labels, others = [], [], []
     for label, wnid in enumerate(progress(wnids, desc=f"list imagenet {part}", unit="folder", delay=2)):
-        files = [name for name in list_names(join(images, wnid)) if name.lower().endswith(ENDINGS)]
-        found = [f"{wnid}/{name}" for name in files if not name.startswith(".")]
+        files = list_names(join(images, wnid))
+        shown = [name for name in files if name.lower().endswith(ENDINGS) and not name.startswith(".")]
+        others += sorted(set(files) - set(shown))
+        found = [f"{wnid}/{name}" for name in shown]
         if not found:
             raise UserError(f"{join(images, wnid)}: no image in it, but {source} names it; {how_to_get(folders.task)}")
         ids += found
         labels += [label] * len(found)
-    return Listing(folders.task, source, images, ids, labels, tuple(names[wnid] for wnid in wnids))
+    classes = tuple(names[wnid] for wnid in wnids)
+    return Listing(folders.task, source, images, ids, labels, classes, count_others(others))
 
 
 def read_class_names(path: str) -> dict[str, str]:

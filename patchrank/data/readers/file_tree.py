@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fsspec import AbstractFileSystem
@@ -50,23 +50,27 @@ def read_tree(filesystem: AbstractFileSystem, root: str) -> FileTree:
         UserError: a folder cannot be read.
     """
     tree = FileTree()
-    if isinstance(filesystem, LocalFileSystem):
-        try:
+    try:
+        if isinstance(filesystem, LocalFileSystem):
             _walk(root, "", frozenset(), tree)
-        except PermissionError as error:
-            raise UserError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
-    else:
-        for path in filesystem.find(root):
-            _add(path[len(root.rstrip("/")) + 1 :], tree)
+        else:
+            for path in filesystem.find(root):
+                _add(path[len(root.rstrip("/")) + 1 :], tree)
+    except PermissionError as error:
+        raise UserError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
     return tree
 
 
-def count_endings(names: list[str]) -> dict[str, int]:
-    """How many files have which ending: "ending .heic", "no ending"; rare and odd ones are counted together."""
-    found = Counter(_ending(name) for name in names)
+def count_others(names: Iterable[str]) -> dict[str, int]:
+    """Why files are no images by their names, as {"ending .heic": 3, "no ending": 1}; rare endings count together."""
+    names = list(names)
+    found = Counter(_ending(name) for name in names if not name.startswith("."))
     counted = dict(sorted(found.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))[:ENDINGS])
-    rest = found.total() - sum(counted.values())
-    return counted | ({OTHERS: counted.get(OTHERS, 0) + rest} if rest else {})
+    if rest := found.total() - sum(counted.values()):
+        counted[OTHERS] = counted.get(OTHERS, 0) + rest
+    if hidden := len(names) - found.total():
+        counted[HIDDEN] = hidden
+    return counted
 
 
 def _ending(name: str) -> str:

@@ -12,7 +12,7 @@ from fsspec import AbstractFileSystem
 from patchrank.data.image_split import ImageSplit
 from patchrank.data.readers.csv_list import read_csv
 from patchrank.data.readers.entries import SHARES, Entry, Listing, make_split, read_part
-from patchrank.data.readers.file_tree import FileTree, count_endings, read_tree
+from patchrank.data.readers.file_tree import FileTree, count_others, read_tree
 from patchrank.data.readers.img2dataset import is_img2dataset, read_captions
 from patchrank.io import filesystem_of, nfc, patiently
 from patchrank.utils.errors import UserError
@@ -78,7 +78,7 @@ def _folder(filesystem: AbstractFileSystem, folder: str, root: str) -> Listing:
         part = partial(read_part, filesystem, posixpath.join(folder, name))
         entries.append(Entry(identity, name, part, label, captions.get(name), split))
     used = {f"{posixpath.splitext(name)[0]}.txt" for name in captions}
-    others = count_endings([name for name in tree.others if name not in used])
+    others = count_others([name for name in tree.others if name not in used])
     return Listing(entries, _classes(tree, entries, splits, root), others | tree.passed_over)
 
 
