@@ -15,7 +15,8 @@ JPEGS = ("JPEG", "MPO")  # an MPO is a JPEG with more pictures behind it
 
 # Bytes a pixel that decoders hold beside the picture, at the most, as measured with Pillow 13. A format that is not
 # here, and may be decoded in Python, is taken to hold OTHERS.
-DECODERS = {"AVIF": 16, "BMP": 0, "DIB": 0, "GIF": 1, "JPEG2000": 32, "PCX": 1, "TGA": 0, "WEBP": 12}
+DECODERS = {"AVIF": 16, "BMP": 0, "DIB": 0, "GIF": 1, "JPEG2000": 32, "PCX": 1, "PPM": 8, "PSD": 4}
+DECODERS |= {"SGI": 4, "TGA": 0, "WEBP": 12}
 OTHERS = 24
 ICON = 32  # bytes a pixel of an image in an icon
 ICO = b"\0\0\1\0"  # how such a file starts
@@ -85,17 +86,20 @@ def _decoder_bytes(image: Image.Image, content: bytes) -> int:
         return 0 if _is_one_scan(image, content) else 2 * image.layers * pixels * scale**2
     if image.format == "PNG":
         return TEXTS + (8 * pixels if image.is_animated else 0)
-    if image.format == "TIFF" and image.tile[0][0] == "raw":
-        return 0
-    if image.format == "TIFF":  # holds a strip, or a tile, which may be larger than the picture
-        strip = image.width * min(image.height, image.tag_v2.get(TiffImagePlugin.ROWSPERSTRIP, image.height))
-        return 8 * max(
-            strip, image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0) * image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0)
-        )
+    if image.format == "TIFF":
+        return 0 if image.tile[0][0] == "raw" else 8 * _tiff_block(image)
     if image.format == "ICNS":
         inner = _icons(content, [start for start, _ in image.icns.dct.values()])
         return ICON * max((each.width * each.height for each in inner), default=pixels)
     return pixels * DECODERS.get(image.format, OTHERS)
+
+
+def _tiff_block(image: Image.Image) -> int:
+    """Pixels of a TIFF file's largest strip or tile, which its decoder holds; a tile may be larger than the picture."""
+    names = TiffImagePlugin.ROWSPERSTRIP, TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH
+    values = (image.tag_v2.get(name) for name in names)
+    rows, width, length = (value if isinstance(value, int) else 0 for value in values)
+    return max(image.width * min(rows or image.height, image.height), width * length)
 
 
 def _is_one_scan(image: Image.Image, content: bytes) -> bool:
