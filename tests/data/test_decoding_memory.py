@@ -13,6 +13,7 @@ from helpers.coop_copies import make_named
 from helpers.image_files import encoded, pixels, write
 from PIL import Image
 
+import patchrank
 from patchrank.data import decoding_memory
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.decoding import decode_plain, decode_viewer, fault
@@ -162,8 +163,13 @@ def test_a_named_dataset_and_a_picture_to_look_at_stop_with_one_line(tmp_path):
 
 MEASURE = """
 import sys
+import types
 from pathlib import Path
 from PIL import Image
+
+package = types.ModuleType("patchrank")  # without the models, which take seconds to load
+package.__path__ = sys.argv[1:2]
+sys.modules["patchrank"] = package
 from patchrank.data.decoding import decode_viewer
 
 def kibibytes(name):
@@ -173,7 +179,7 @@ def see(content):
     image = decode_viewer(content)
     image.resize([max(1, 1024 * side // min(image.size)) for side in image.size], Image.Resampling.BICUBIC)
 
-for path in sys.argv[1:]:
+for path in sys.argv[2:]:
     content = Path(path).read_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = kibibytes("VmRSS")
@@ -186,7 +192,7 @@ def measured(folder, contents: list[bytes]) -> list[int]:
     """Bytes that decoding and resizing each of some files takes beside its own; the first one pays for imports."""
     paths = [write(folder / str(n), content) for n, content in enumerate([encoded(), *contents])]
     how = {"check": True, "capture_output": True, "text": True, "env": os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", MEASURE, *map(str, paths)], **how)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", MEASURE, *patchrank.__path__, *map(str, paths)], **how)
     return [int(line) for line in done.stdout.split()][1:]
 
 
