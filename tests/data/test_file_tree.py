@@ -234,6 +234,17 @@ def test_numbered_classes_are_not_taken_for_downloads(tmp_path):
 
 
 def test_a_caption_that_is_no_text_is_named(downloaded):
-    write(downloaded / "00001/000010000.txt", b"\xff\xfea")
+    caption = write(downloaded / "00001/000010000.txt", b"\xff\xfea")
     with pytest.raises(UserError, match=r"00001/000010000.txt: is not a text file in UTF-8$"):
         load(downloaded)
+    caption.unlink()
+    caption.symlink_to(downloaded / "nowhere")
+    with pytest.raises(UserError, match=r"00001/000010000.txt: cannot be read \([^\n]*\)$"):
+        load(downloaded)
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "two\nlines/x.png", "two\nlines/x.txt"])
+def test_a_name_of_two_lines_is_refused_by_name(tmp_path, name):
+    fill(tmp_path, "cat/1.png", f"cat/{name}" if "/" not in name else name)
+    with pytest.raises(UserError, match=r"the name '[^\n]*two\\nlines[^\n]*' is not one line of text"):
+        load(tmp_path)

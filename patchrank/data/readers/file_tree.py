@@ -87,7 +87,9 @@ def _add(name: str, tree: FileTree) -> None:
         tree.passed_over[HIDDEN] += 1
         return
     tree.folders.update("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
-    (tree.images if posixpath.splitext(last)[1].lower() in image_extensions() else tree.others).append(name)
+    if last:  # a store may list a folder, as "cats/"
+        is_image = posixpath.splitext(last)[1].lower() in image_extensions()
+        (tree.images if is_image else tree.others).append(name)
 
 
 def _is_hidden(folder: str) -> bool:

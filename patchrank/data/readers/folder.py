@@ -64,11 +64,11 @@ def _found(root: str) -> Listing:
 def _folder(filesystem: AbstractFileSystem, folder: str, root: str) -> Listing:
     """What a folder holds."""
     tree = read_tree(filesystem, folder)
-    read = lambda name: read_part(filesystem, posixpath.join(folder, name))  # noqa: E731
     splits = _are_splits([name.split("/") for name in tree.images], root)
     captions, labelled = {}, True
     if is_img2dataset(tree):
-        captions, labelled = read_captions(tree, read, root), False
+        captions = read_captions(tree, lambda name: read_part(filesystem, posixpath.join(folder, name)), root)
+        labelled = False
     same = Counter(map(nfc, tree.images))
     entries = []
     for name in tree.images:

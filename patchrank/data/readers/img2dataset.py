@@ -34,7 +34,7 @@ def read_captions(tree: FileTree, read: Callable[[str], bytes], where: str) -> d
         read: the bytes of a file by its path.
 
     Raises:
-        UserError: a caption is no text in UTF-8.
+        UserError: a caption cannot be read, or is no text in UTF-8.
     """
     others, texts = set(tree.others), {}
     for name in tree.images:
@@ -48,12 +48,14 @@ def read_captions(tree: FileTree, read: Callable[[str], bytes], where: str) -> d
     write_line(f"{says}, {'with' if texts else 'and without'} captions")
     bar = partial(progress, total=len(texts), desc="read captions", unit="caption", delay=2)
     with ThreadPoolExecutor(THREADS) as pool:
-        contents = list(bar(pool.map(read, texts.values())))
-    return {name: _text(content, f"{where}/{text}") for (name, text), content in zip(texts.items(), contents)}
+        captions = list(bar(pool.map(partial(_caption, read, where), texts.values())))
+    return dict(zip(texts, captions))
 
 
-def _text(content: bytes, where: str) -> str:
+def _caption(read: Callable[[str], bytes], where: str, name: str) -> str:
     try:
-        return content.decode("utf-8-sig").strip()
+        return read(name).decode("utf-8-sig").strip()
+    except OSError as error:
+        raise UserError(f"{where}/{name}: cannot be read ({error.strerror or 'no such file'})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: is not a text file in UTF-8") from error
+        raise UserError(f"{where}/{name}: is not a text file in UTF-8") from error
