@@ -55,9 +55,10 @@ def check_copy(image: Image.Image) -> None:
 
 def _check(image: Image.Image, need: int) -> None:
     if need > LIMIT:
+        size = f"{image.width:,} x {image.height:,} pixels ({image.width * image.height / 1e6:.1f} megapixels"
         raise ValueError(
-            f"decoding and resizing {image.width:,} x {image.height:,} pixels ({image.width * image.height / 1e6:.1f} "
-            f"megapixels, {image.format}) may take {need >> 20:,} MiB, but the limit is {LIMIT >> 20}"
+            f"decoding and resizing {size}, {image.format}) may take {need >> 20:,} MiB, but the limit is "
+            f"{LIMIT >> 20}; try a smaller copy"
         )
 
 
