@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from patchrank.config import ListOf, Strict, validate
 from patchrank.data.image_split import ImageSplit
+from patchrank.io import nfc
 from patchrank.io.yaml import read_yaml
 from patchrank.utils.errors import UserError, near
 
@@ -34,8 +36,9 @@ class Vocabulary:
         """The split with these names and templates in place of its own.
 
         A list must have as many names as there are classes, or gives classes to data that has none. A mapping renames
-        some classes; where labels are numbers without names, it names all numbers from 0 on. Two classes may have the
-        same name, as in ImageNet, though no text can tell them apart.
+        some classes, whose names it may have in another of Unicode's normal forms; where labels are numbers without
+        names, it names all numbers from 0 on. Two classes may have the same name, as in ImageNet, though no text can
+        tell them apart.
 
         Raises:
             UserError: names that do not fit the split.
@@ -53,12 +56,14 @@ class Vocabulary:
                     f"{len(split.classes)} classes, from {split.classes[0]!r} to {split.classes[-1]!r}"
                 )
             return replace(split, classes=self.classes)
+        known = {nfc(name) for name in split.classes}
         for key in self.classes:
-            if key not in split.classes:
+            if nfc(key) not in known:
                 raise UserError(
                     f"{self.path}: classes.{key}: {split.task} has no such class; {near(key, split.classes)}"
                 )
-        return replace(split, classes=tuple(self.classes.get(name, name) for name in split.classes))
+        names = {nfc(key): name for key, name in self.classes.items()}
+        return replace(split, classes=tuple(names.get(nfc(name), name) for name in split.classes))
 
     def _of_numbers(self, split: ImageSplit) -> tuple[str, ...]:
         """Names for data whose labels are numbers, or that has no labels: a list, or a mapping from "0", "1", ..."""
@@ -98,5 +103,8 @@ def read_vocabulary(path: str) -> Vocabulary:
             raise UserError(
                 f"{path}: templates.{n} is {template!r}, but must hold exactly one {{}} and no other braces"
             )
+    twice = [str(key) for key, many in Counter(nfc(str(key)) for key in named).items() if many > 1]
+    if twice:
+        raise UserError(f"{path}: classes.{twice[0]}: stands twice, written in two ways; remove one")
     classes = {str(key): name for key, name in named.items()} if isinstance(file.classes, dict) else file.classes
     return Vocabulary(path, classes, file.templates)

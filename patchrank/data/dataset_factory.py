@@ -94,8 +94,8 @@ def load_split(
     images = found.load(task, split or found.default, root)
     if images.passed_over:
         count = sum(images.passed_over.values())
-        reasons = ", ".join(f"{many:,} {why}" for why, many in images.passed_over.items())
-        write_line(f"{task}: passed over {count:,} files that are no images of it: {reasons}")
+        reasons = ", ".join(f"{why} ({many:,})" for why, many in images.passed_over.items())
+        write_line(f"{task}: passed over what is no image by its name or place, {count:,} in all: {reasons}")
     if found.embedded:
         images = images.first(limit)
     elif found.checked:

@@ -97,8 +97,8 @@ class ShardFolder:
         write_atomic(join(self.path, name), content)
         write_json(join(self.path, f"{_stem(index)}.json"), record)
 
-    def finish(self, **how: int) -> dict:
-        """Compiles the manifest from the records of all shards; `how` (batch, threads) is noted, not keyed."""
+    def finish(self, **how: object) -> dict:
+        """Compiles the manifest from the records of all shards; `how` (batch, threads, ...) is noted, not keyed."""
         if self.faults():
             raise UserError(f"shards {self.path}: some are missing or damaged, so no manifest can be written")
         manifest = {**self.header, "key": self.key, **how, "shards": self._records(), "complete": True}

@@ -19,3 +19,5 @@ from patchrank.io.paths import is_remote as is_remote
 from patchrank.io.paths import join as join
 from patchrank.io.paths import resolve as resolve
 from patchrank.io.retry import patiently as patiently
+from patchrank.io.unicode_forms import nfc as nfc
+from patchrank.io.unicode_forms import stored_name as stored_name

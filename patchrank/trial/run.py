@@ -185,7 +185,14 @@ def _summary(context: TrialContext, tasks: dict[str, dict], arrays: dict[str, np
         "n_kept": arrays[f"{trial.tasks[0]}.pictures_kept"].shape[1],
         "n_tokens": inputs.clip.visual.num_patches,
     }
-    return mean_over(list(tasks.values())) | counts | {"tasks": tasks}
+    unused = {task: _unused(inputs.split(task, trial.parts[-1])) for task in trial.tasks}
+    return mean_over(list(tasks.values())) | counts | {"tasks": {task: tasks[task] | unused[task] for task in tasks}}
+
+
+def _unused(split: ImageSplit) -> dict[str, object]:
+    """What the source of a split holds beside its images, where it holds anything: broken ones, and other files."""
+    found = {"n_skipped": split.skipped, "passed_over": split.passed_over}
+    return {name: value for name, value in found.items() if value}
 
 
 def _pictures(inputs: Inputs, found: Evaluation, split: ImageSplit, count: int) -> dict[str, np.ndarray]:

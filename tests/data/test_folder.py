@@ -30,7 +30,14 @@ def pets(tmp_path):
 def test_folders_are_classes(pets):
     split = load(pets)
     assert split.ids == ["cat/1.gif", "cat/2.webp", "cat/a b é.bmp", "dog/a.JPG", "dog/b.jpg", "dog/deep/er/c.png"]
-    assert split.classes == ("cat", "dog") and split.labels == [0, 0, 0, 1, 1, 1]
+    assert split.classes == ("cat", "dog", "empty") and split.labels == [0, 0, 0, 1, 1, 1]
+    assert split.passed_over == {
+        "ending .json": 1,
+        "ending .md": 1,
+        "ending .pdf": 1,
+        "ending .txt": 1,
+        "hidden or in system folders": 2,
+    }
     assert (split.task, split.split, split.decoding, split.captions) == ("folder", "all", "viewer", None)
     assert split.templates == ("a photo of a {}.",)
     assert split.read(5) == (pets / "dog/deep/er/c.png").read_bytes()
@@ -93,8 +100,8 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
     for name in ("test", "bus", "tram"):
         write(tmp_path / "a" / name / "1.png", encoded())
     assert load(tmp_path / "a").classes == ("bus", "test", "tram")
-    write(tmp_path / "a" / "train" / "notes.txt", "a folder without images is neither class nor split")
-    assert load(tmp_path / "a").classes == ("bus", "test", "tram")
+    write(tmp_path / "a" / "train" / "notes.txt", "a folder without images is a class, but no split")
+    assert load(tmp_path / "a").classes == ("bus", "test", "train", "tram")
     write(tmp_path / "b" / "test" / "dog" / "1.png", encoded())
     assert load(tmp_path / "b", "test").classes == ("dog",)
 

@@ -60,6 +60,7 @@ def load_named(task: str, split: str, root: str | None) -> ImageSplit:
         listing = list_coop_split(folders, split, dataset.images, dataset.split_file)
     reader = Reader(partial(read_listed, task, listing.source, listing.images), listing.ids)
     images = ImageSplit(task, split, listing.ids, listing.labels, listing.classes, (dataset.prompt,), reader)
+    images = replace(images, passed_over=listing.passed_over)
     for i in (0, len(images) - 1):  # a download that broke off ends early
         images.content(i)
     found, known = (len(images.classes), len(images)), (dataset.sizes[0], dataset.sizes[1 + PARTS.index(split)])

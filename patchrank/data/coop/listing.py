@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from patchrank.io import exists, join, read_bytes, read_text
+from patchrank.io import exists, join, read_bytes, read_text, stored_name
 from patchrank.utils.errors import UserError
 
 
@@ -37,7 +37,7 @@ class DatasetFolders:
         for folder in self.all():
             for name in names:
                 path = join(folder, name)
-                if exists(join(path, probe).rstrip("/")):
+                if exists(join(path, stored_name(path, probe)).rstrip("/")):
                     return path
         if not exists(self.root):
             raise UserError(f"{self.task}: data.root {self.root!r} does not exist; {how_to_get(self.task)}")
@@ -56,7 +56,7 @@ class Listing:
     """Images of one split in the order of the file or folder that lists them (`source`).
 
     ids: paths relative to the folder `images`. labels: indices into `classes`. classes: names as CoOp spells them,
-    underscores included.
+    underscores included. passed_over: where a folder is the list, how many of its files are no images, by why.
     """
 
     task: str
@@ -65,18 +65,26 @@ class Listing:
     ids: list[str]
     labels: list[int]
     classes: tuple[str, ...]
+    passed_over: dict[str, int] = field(default_factory=dict)
 
 
 def read_listed(task: str, source: str, images: str, name: str) -> bytes:
-    """The bytes of an image. Raises `UserError` where there is no such file."""
+    """The bytes of an image, in whatever of Unicode's normal forms its name is stored.
+
+    Raises:
+        UserError: there is no such file.
+    """
     path = join(images, name)
     try:
-        return read_bytes(path)
+        return read_bytes(join(images, stored_name(images, name)))
     except FileNotFoundError as error:
         raise UserError(f"{task}: image {path} is missing, though {source} lists it; {how_to_get(task)}") from error
 
 
 def read_lines(path: str) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1; errors are those of `read_text`."""
-    lines = read_text(path).splitlines()
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    """The lines of a text file that are not blank, with their numbers from 1; errors are those of `read_text`.
+
+    A byte order mark may start any line, as it does where files were joined.
+    """
+    lines = (line.removeprefix("\ufeff").strip() for line in read_text(path).splitlines())
+    return [(number, line) for number, line in enumerate(lines, 1) if line]

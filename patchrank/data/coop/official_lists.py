@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 
 from patchrank.data.coop.listing import DatasetFolders, Listing, how_to_get, read_lines
-from patchrank.io import join, list_names
+from patchrank.data.readers.file_tree import count_others
+from patchrank.io import join, list_names, nfc
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
 
@@ -21,15 +22,15 @@ def list_aircraft(folders: DatasetFolders, split: str) -> Listing:
     """Raises `UserError` for a file that is missing, or a line that is not `<number> <variant>`."""
     variants = tuple(name for _, name in read_lines(folders.find("variants.txt")))
     source = folders.find(f"images_variant_{split}.txt")
-    label_of = {name: label for label, name in enumerate(variants)}
+    label_of = {nfc(name): label for label, name in enumerate(variants)}
     ids, labels = [], []
     for number, line in read_lines(source):
         image, _, variant = line.partition(" ")  # variants have spaces too: "Beechcraft 1900"
-        if not re.fullmatch("[0-9]+", image) or variant not in label_of:
+        if not re.fullmatch("[0-9]+", image) or nfc(variant) not in label_of:
             rule = "must be an image's number, a space and a variant of variants.txt"
             raise UserError(f"{source}: line {number} {rule}, but is {line[:120]!r}")
         ids.append(f"{image}.jpg")
-        labels.append(label_of[variant])
+        labels.append(label_of[nfc(variant)])
     if not ids:
         raise UserError(f"{source}: lists no images")
     return Listing(folders.task, source, folders.find("images", probe=ids[0]), ids, labels, variants)
@@ -37,6 +38,8 @@ def list_aircraft(folders: DatasetFolders, split: str) -> Listing:
 
 def list_imagenet(folders: DatasetFolders, split: str) -> Listing:
     """All images of a split, folders and files sorted; a label is the rank of its folder's name.
+
+    Other files in the classes' folders are counted.
 
     Raises:
         UserError: a class has no folder, no images or no name.
@@ -48,15 +51,18 @@ def list_imagenet(folders: DatasetFolders, split: str) -> Listing:
     unnamed = [name for name in list_names(images) if re.fullmatch(WNID, name) and name not in names]
     if unnamed:
         raise UserError(f"{images}: folder {unnamed[0]} has no line in {source}; {how_to_get(folders.task)}")
-    ids, labels = [], []
+    ids, labels, others = [], [], []
     for label, wnid in enumerate(progress(wnids, desc=f"list imagenet {part}", unit="folder", delay=2)):
-        files = [name for name in list_names(join(images, wnid)) if name.lower().endswith(ENDINGS)]
-        found = [f"{wnid}/{name}" for name in files if not name.startswith(".")]
+        files = list_names(join(images, wnid))
+        shown = [name for name in files if name.lower().endswith(ENDINGS) and not name.startswith(".")]
+        others += sorted(set(files) - set(shown))
+        found = [f"{wnid}/{name}" for name in shown]
         if not found:
             raise UserError(f"{join(images, wnid)}: no image in it, but {source} names it; {how_to_get(folders.task)}")
         ids += found
         labels += [label] * len(found)
-    return Listing(folders.task, source, images, ids, labels, tuple(names[wnid] for wnid in wnids))
+    classes = tuple(names[wnid] for wnid in wnids)
+    return Listing(folders.task, source, images, ids, labels, classes, count_others(others))
 
 
 def read_class_names(path: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ import json
 from pathlib import PurePosixPath
 
 from patchrank.data.coop.listing import DatasetFolders, Listing
-from patchrank.io import read_text
+from patchrank.io import nfc, read_text
 from patchrank.utils.errors import UserError
 
 PARTS = ("train", "val", "test")
@@ -71,7 +71,7 @@ def class_names(path: str, parts: dict[str, Rows]) -> tuple[str, ...]:
     names = {label: name for _, label, name in parts["train"]}
     for part in PARTS:
         for place, (_, label, name) in enumerate(parts[part]):
-            if names.get(label) != name:
+            if nfc(names.get(label, "")) != nfc(name):
                 other = f"train calls it {names[label]!r}" if label in names else "train has no image of it"
                 raise UserError(f"{path}: {part}[{place}] calls label {label} {name!r}, but {other}")
     gap = next((label for label in range(len(names)) if label not in names), None)

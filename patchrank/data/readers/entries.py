@@ -77,9 +77,10 @@ def make_split(task: str, split: str, found: Listing, where: str) -> ImageSplit:
     for entry, other in zip(entries, entries[1:]):
         if entry.id == other.id:
             raise UserError(f"{entry.place} and {other.place}: both are image {entry.id!r}, which must stand once")
-    for entry in entries:  # file systems allow any bytes in a name; Python shows some of them as surrogates
-        if "\n" in entry.id or re.search("[\ud800-\udfff]", entry.id):
-            raise UserError(f"{where}: the name {entry.id!r} is not one line of text in UTF-8; rename the file")
+    for name in (*(entry.id for entry in entries), *found.classes):
+        # file systems allow any bytes in a name; Python shows some of them as surrogates
+        if "\n" in name or re.search("[\ud800-\udfff]", name):
+            raise UserError(f"{where}: the name {name!r} is not one line of text in UTF-8; rename the file or folder")
     chosen, hashed = _choose(entries, split, where)
     known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "captions", "group")}
     groups = known["group"] and [f"{task}/{name}" for name in known["group"]]

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
 
-from patchrank.data.decoding import image_extensions
 from patchrank.data.image_split import ImageSplit
 from patchrank.data.readers.csv_list import read_csv
 from patchrank.data.readers.entries import SHARES, Entry, Listing, make_split, read_part
-from patchrank.io import filesystem_of, patiently
+from patchrank.data.readers.file_tree import FileTree, count_others, read_tree
+from patchrank.data.readers.img2dataset import is_img2dataset, read_captions
+from patchrank.io import filesystem_of, nfc, patiently
 from patchrank.utils.errors import UserError
+from patchrank.utils.progress import write_line
 
 LIKE_SPLITS = {*SHARES, "training", "valid", "validation", "dev", "eval", "testing"}
+NAMED = 5  # classes without images that are named
 
 
 def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
     """A split of a folder of images or of a CSV file, sorted by id; `make_split` says which splits there are.
 
-    In a folder, an image's class is the first folder of its path below the root, however deep the image lies; images
-    directly in the root have no label. If all first folders are called train, val or test, they are splits, and
-    classes begin below them. If only some are, but two or more have names like splits (train, val, test, training,
-    valid, validation, dev, eval or testing, in any case), they are refused, since somebody meant splits. One such
-    folder is a class, since trains and tests can be photographed. Hidden files, and files without an image's
-    extension, are left out.
+    In a folder, an image is a file with an image's ending that is neither hidden nor in a system's folder. All other
+    files are counted in `passed_over`. Its class is the first folder of its path below the root, however deep it lies;
+    images directly in the root have no label. A first folder without images is a class too, and named on stderr.
+
+    If all first folders with images are called train, val or test, they are splits, and classes begin below them. If
+    only some are, but two or more have names like splits (train, val, test, training, valid, validation, dev, eval or
+    testing, in any case), they are refused, since somebody meant splits. One such folder is a class, since trains and
+    tests can be photographed. Folders that img2dataset wrote are no classes, but their images have captions.
+
+    Ids and classes are in Unicode's form NFC, whatever form the disk has. Two images whose ids would then be the same
+    keep the names that they have on disk.
 
     A CSV file (root ends with .csv) has a header with the column `path`, relative to the file's own folder or
     absolute. It may have `label` (a class by name), `caption`, `split`, and `group` (a name that images of the same
@@ -46,7 +53,7 @@ def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
 def _found(root: str) -> Listing:
     filesystem, name = filesystem_of(root)
     if filesystem.isdir(name):
-        return Listing(_entries(filesystem, name, root))
+        return _folder(filesystem, name, root)
     if not filesystem.isfile(name):
         raise UserError(f"data.root {root}: there is no such folder or CSV file")
     if not name.lower().endswith(".csv"):
@@ -54,17 +61,43 @@ def _found(root: str) -> Listing:
     return read_csv(filesystem, posixpath.dirname(name), root)
 
 
-def _entries(filesystem: AbstractFileSystem, folder: str, root: str) -> list[Entry]:
-    """Entries of the images below a folder."""
-    names = _names(filesystem, folder)
-    splits = _are_splits([name.split("/") for name in names], root)
+def _folder(filesystem: AbstractFileSystem, folder: str, root: str) -> Listing:
+    """What a folder holds."""
+    tree = read_tree(filesystem, folder)
+    splits = _are_splits([name.split("/") for name in tree.images], root)
+    captions, labelled = {}, True
+    if is_img2dataset(tree):
+        captions = read_captions(tree, lambda name: read_part(filesystem, posixpath.join(folder, name)), root)
+        labelled = False
+    same = Counter(map(nfc, tree.images))
     entries = []
-    for name in names:
+    for name in tree.images:
         split, _, inner = name.partition("/") if splits else (None, "", name)
-        label = inner.split("/")[0] if "/" in inner else None
-        read = partial(read_part, filesystem, posixpath.join(folder, name))
-        entries.append(Entry(name, name, read, label, split=split))
-    return entries
+        label = nfc(inner.split("/")[0]) if labelled and "/" in inner else None
+        identity = nfc(name) if same[nfc(name)] == 1 else name
+        part = partial(read_part, filesystem, posixpath.join(folder, name))
+        entries.append(Entry(identity, name, part, label, captions.get(name), split))
+    used = {f"{posixpath.splitext(name)[0]}.txt" for name in captions}
+    others = count_others([name for name in tree.others if name not in used])
+    return Listing(entries, _classes(tree, entries, splits, root), others | tree.passed_over)
+
+
+def _classes(tree: FileTree, entries: Sequence[Entry], splits: bool, root: str) -> list[str]:
+    """The class folders of labelled images; those without images are named on stderr."""
+    filled = {entry.label for entry in entries} - {None}
+    if not filled:
+        return []
+    paths = [name.split("/") for name in tree.folders]
+    inner = [path[1:] for path in paths if path[0] in SHARES] if splits else paths
+    classes = {nfc(path[0]) for path in inner if path}
+    empty = sorted(classes - filled)
+    if empty:
+        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        write_line(
+            f"{root}: classes without images: {', '.join(map(repr, empty[:NAMED]))}{more}; they stay classes, so that "
+            "labels mean the same; remove these folders if they are none"
+        )
+    return sorted(classes)
 
 
 def _are_splits(paths: Sequence[list[str]], root: str) -> bool:
@@ -80,28 +113,3 @@ def _are_splits(paths: Sequence[list[str]], root: str) -> bool:
             "a column 'split'"
         )
     return not others
-
-
-def _names(filesystem: AbstractFileSystem, root: str) -> list[str]:
-    """Paths of the images below a folder, relative to it."""
-    try:
-        if isinstance(filesystem, LocalFileSystem):
-            names = _walk(root, "", frozenset())
-        else:
-            names = (path[len(root.rstrip("/")) + 1 :] for path in filesystem.find(root))
-        shown = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
-        return [name for name in shown if posixpath.splitext(name)[1].lower() in image_extensions()]
-    except PermissionError as error:
-        raise UserError(f"{error.filename or root}: cannot be read ({error.strerror})") from error
-
-
-def _walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
-    """Files below a folder. Links are followed, unless they lead back to a folder `above`."""
-    above = above | {os.path.realpath(folder)}
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if not os.path.isdir(path):
-            if os.path.isfile(path) or os.path.islink(path):  # a dead link counts as a broken image
-                yield prefix + name
-        elif not name.startswith(".") and os.path.realpath(path) not in above:
-            yield from _walk(path, f"{prefix}{name}/", above)
