@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 from timm.models import get_model_args
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from patchrank.layers.norm_gains import check_gains, gained_blocks, scaled_norm
 from patchrank.layers.prompts import count_visual, insert, remove
 from patchrank.layers.pruning_block import check_grid
 from patchrank.models.prompt_files import check_tower
+from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import update_model_args
 
 
@@ -73,6 +75,11 @@ class PromptedTower:
         x = self.patch_drop(self._pos_embed(self.patch_embed(images)))
         if prompts is None:
             return self.norm_pre(x)
+        if isinstance(x, Proxy):
+            raise UserError(
+                "torch.fx cannot follow learned prompts, which are no part of the tower: try hooks or "
+                "`forward_intermediates`, or take the prompts out with set_prompts(None)"
+            )
         x = insert(x, prompts.visual(), self.num_prefix_tokens)
         return scaled_norm(self.norm_pre, x, _gains_of(prompts), 0)
 
