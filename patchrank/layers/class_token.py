@@ -94,7 +94,8 @@ def forward_with_row(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
         UserError: queries and keys do not pass where they can be seen.
     """
     if isinstance(x, Proxy):  # torch.fx wants every block as a module, and runs no hooks while it traces
-        return block(x), cls_row(block, x)
+        row = cls_row(block, x)  # first, since a module's last step stands for its output in a graph
+        return block(x), row
     if not _has_plain_parts(_bare(block)):
         return _listen(block, x)
     attn = block.attn
