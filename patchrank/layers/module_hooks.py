@@ -19,14 +19,19 @@ from patchrank.utils.private_names import has_global_hooks, has_hooks
 _KNOWN = ("torch.nn.modules.", "timm.", "open_clip.")
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a hook of any kind hangs on a module itself, or it got a `forward` of its own."""
+    return "forward" in vars(module) or has_hooks(module)
+
+
 def are_untouched(modules: Iterable[nn.Module]) -> bool:
     """Whether a call of each of these modules runs the `forward` that its author wrote, and nothing else.
 
-    False where a hook of any kind hangs on one (pruned, weight-normalised and offloaded layers have one), where one
-    got a `forward` of its own, and where its class comes from elsewhere (LoRA, quantised or parametrised layers).
+    False where one is hooked (pruned, weight-normalised and offloaded layers are), where its class comes from elsewhere
+    (LoRA, quantised or parametrised layers), and where hooks hang on all modules.
     """
     for module in modules:
-        if has_hooks(module) or "forward" in vars(module) or not type(module).__module__.startswith(_KNOWN):
+        if is_hooked(module) or not type(module).__module__.startswith(_KNOWN):
             return False
     return not has_global_hooks()
 

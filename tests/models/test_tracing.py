@@ -25,8 +25,7 @@ def make(reducer="center", locations=(2, 3), keep_rate=0.5):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("locations", [(2, 3), (1, 3)])
-@pytest.mark.parametrize("reducer", OWN)
+@pytest.mark.parametrize("reducer, locations", [*((name, (2, 3)) for name in OWN), ("cls_attention", (1, 3))])
 def test_attention_of_every_block_is_extracted_by_graph_and_by_hooks(reducer, locations, images):
     tower = make(reducer, locations)
     expected = tower(images)
@@ -52,7 +51,7 @@ def test_feature_extractors_give_what_hooks_see(tool, reducer, images):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer", OWN)
+@pytest.mark.parametrize("reducer", ["random", "cls_attention", "predictor"])
 def test_graphs_of_torch_fx_and_torch_jit_compute_what_the_tower_does(reducer, images):
     tower = make(reducer)
     graphs = [torch.fx.symbolic_trace(tower)]
@@ -67,7 +66,9 @@ def test_graphs_of_torch_fx_and_torch_jit_compute_what_the_tower_does(reducer, i
 def test_a_whole_tower_has_the_graph_of_timms_own():
     ours = make(keep_rate=1.0)
     act = type(ours.blocks[0].mlp.act)
-    theirs = VisionTransformer(img_size=64, patch_size=8, depth=3, embed_dim=32, num_heads=2, pre_norm=True, act_layer=act)
+    theirs = VisionTransformer(
+        img_size=64, patch_size=8, depth=3, embed_dim=32, num_heads=2, pre_norm=True, act_layer=act
+    )
     for block in theirs.blocks:
         block.attn.fused_attn = False
     assert get_graph_node_names(ours)[1] == get_graph_node_names(theirs.eval())[1]
@@ -85,4 +86,5 @@ def test_masks_and_prompts_are_named_not_left_out(images):
 
 def test_keys_of_samples_are_made_of_their_bits():
     images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    assert sample_keys(images).tolist() == [-5107073144398185743, 8276398397889722198]  # as ever: rankings of old records
+    # as ever, since records that were made before must come out alike
+    assert sample_keys(images).tolist() == [-5107073144398185743, 8276398397889722198]
