@@ -42,8 +42,7 @@ def _scaled(norm: nn.Module, gain: Tensor, output: Tensor) -> Tensor:
         return output
     if not isinstance(norm, nn.LayerNorm):
         raise UserError(
-            f"norm gains belong to LayerNorms, but one was replaced by {type(norm).__name__}: try set_prompts(None), or "
-            "to wrap other layers"
+            f"norm gains belong to LayerNorms, but one was replaced by {type(norm).__name__}: try set_prompts(None)"
         )
     centred = output if norm.bias is None else output - norm.bias
     return output + gain.to(output) * centred
