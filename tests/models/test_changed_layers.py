@@ -167,11 +167,17 @@ def test_torchs_counter_of_flops_does_not_change_what_it_counts(images):
     assert tower.macs().image == create_tiny().macs().image  # what hangs beside a layer is not counted
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_block_that_was_compiled_by_itself(images):
     expected, tower = create_tiny()(images), create_tiny()
     tower.blocks[2] = torch.compile(tower.blocks[2], backend="eager")
     torch.testing.assert_close(tower(images), expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_attention_without_queries_and_keys_is_named(images):
+    tower = create_tiny()
     tower.blocks[1].attn.forward = lambda x, **kwargs: x
     with pytest.raises(UserError, match="compiled by itself or got another `forward`: choose another reducer"):
         tower(images)

@@ -157,6 +157,17 @@ def test_hooks_of_a_tower_with_gains(reducer, place, images):
     assert (tower.prompts.norm_gains.grad.abs().sum(1) > 0).all()
 
 
+@torch.no_grad()
+def test_hooks_on_all_blocks_at_once_are_named(images):
+    tower, calls = create_tiny(), Counter()
+    forward_hook(tower.blocks, calls)
+    with pytest.warns(UserWarning, match="hooks on `blocks` as a whole do not run here"):
+        tower(images)
+    tower.set_pruning(keep_rate=1.0, drop_counts=None)
+    tower(images)
+    assert calls.total() == 1
+
+
 def test_gains_of_a_norm_that_was_replaced_are_not_left_out(images):
     tower = prompted()
     tower.blocks[1].norm1 = nn.Sequential(tower.blocks[1].norm1)
