@@ -109,6 +109,17 @@ def test_a_quantised_tower_runs(drops, images):
     assert not tower.cls_only and tower.macs().image > create_tiny(drops).macs().image
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@torch.no_grad()
+def test_a_quantised_tower_ranks_by_its_quantised_predictor(images):
+    plain = create_tiny(reducer="predictor", predictor_init="random")
+    tower = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+    kept = tower.forward_pruned(images).kept
+    shared = [set(a) & set(b) for a, b in zip(kept.tolist(), plain.forward_pruned(images).kept.tolist())]
+    assert kept.shape == (2, 32) and min(map(len, shared)) > 24
+    assert tower.macs().predictor == plain.macs().predictor > 0
+
+
 @torch.no_grad()
 def test_an_attention_whose_class_was_patched_is_called(images, monkeypatch):
     own = timm.layers.Attention.forward
