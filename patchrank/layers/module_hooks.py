@@ -18,6 +18,8 @@ from patchrank.utils.private_names import has_global_hooks, has_hooks
 # Modules of others may do anything: count their calls, or look at all tokens at once.
 _KNOWN = ("torch.nn.modules.", "timm.", "open_clip.")
 
+_REGISTERING = threading.Lock()  # torch numbers hooks without one, and of two with the same number one is lost
+
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a hook of any kind hangs on a module itself, or it got a `forward` of its own."""
@@ -49,7 +51,8 @@ def listening(hooks: Iterable[tuple[nn.Module, Callable[[Tensor], Tensor | None]
         hooks: modules, and what each one's output is handed to. What that returns takes the output's place, unless it
             is None. It comes after all hooks that hang there already.
     """
-    handles = [module.register_forward_hook(_of_this_thread(hook)) for module, hook in hooks]
+    with _REGISTERING:
+        handles = [module.register_forward_hook(_of_this_thread(hook)) for module, hook in hooks]
     try:
         yield
     finally:
