@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 
@@ -34,6 +35,15 @@ def block_macs(num_tokens: int, dim: int, hidden: int, cls_only: bool = False) -
     return projections + attention + 2 * rows * dim * hidden
 
 
+def hidden_size(block: nn.Module) -> int:
+    """Width of the MLP of a block, also where its first layer is wrapped in others (LoRA)."""
+    return max(
+        part.out_features
+        for name, part in block.named_modules()
+        if "fc1" in name.split(".") and hasattr(part, "out_features")
+    )
+
+
 def vision_macs(
     model: nn.Module,
     locations: Sequence[int] = (),
@@ -43,16 +53,17 @@ def vision_macs(
 ) -> int:
     """An image tower of ours that loses `drop_counts` patch tokens just before layers `locations`.
 
-    Visual prompts count as tokens; making them of text tokens is done once for all images, and is not counted.
+    Visual prompts count as tokens; making them of text tokens is done once for all images, and is not counted. Nor is
+    what others hang on a layer beside its own weights (LoRA).
 
     Args:
         num_leading: tokens before the patches; `model.num_leading_tokens`, prompts among them, if left out.
     """
     dim, depth = model.embed_dim, len(model.blocks)
-    hidden = model.blocks[0].mlp.fc1.out_features
+    hidden = hidden_size(model.blocks[0])
     patches = model.patch_embed.num_patches
     drops = dict(zip(locations, drop_counts))
-    total = patches * model.patch_embed.proj.weight[0].numel() * dim
+    total = patches * model.in_chans * prod(model.patch_embed.patch_size) * dim
     alive = patches + (model.num_leading_tokens if num_leading is None else num_leading)
     for layer in range(1, depth + 1):
         alive -= drops.get(layer, 0)

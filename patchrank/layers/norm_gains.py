@@ -1,14 +1,17 @@
 """Learned gains of a tower's LayerNorms, beside its own weights, of which nothing changes.
 
 A pruned sequence has other statistics than a whole one. Gains let the frozen layers answer to that, at no cost. They
-are handed over with each call and nothing hangs on the norms, so one tower may run with and without them in several
+are handed over with each call and nothing stays on the norms, so one tower may run with and without them in several
 threads.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
+from patchrank.layers.module_hooks import are_untouched, listening
 from patchrank.utils.errors import UserError
 
 
@@ -31,10 +34,18 @@ def check_gains(tower: nn.Module, gains: Tensor) -> None:
 def scaled_norm(norm: nn.Module, x: Tensor, gains: Tensor | None, place: int) -> Tensor:
     """What a LayerNorm w x + b gives; (1 + g) w x + b with the gain g = `gains[place]`, which gradients reach."""
     output = norm(x)
-    if gains is None or not isinstance(norm, nn.LayerNorm):
+    return output if gains is None else _scaled(norm, gains[place], output)
+
+
+def _scaled(norm: nn.Module, gain: Tensor, output: Tensor) -> Tensor:
+    if isinstance(norm, nn.Identity):
         return output
+    if not isinstance(norm, nn.LayerNorm):
+        raise UserError(
+            f"norm gains belong to LayerNorms, but one was replaced by {type(norm).__name__}: try set_prompts(None)"
+        )
     centred = output if norm.bias is None else output - norm.bias
-    return output + gains[place].to(output) * centred
+    return output + gain.to(output) * centred
 
 
 class GainedBlock:
@@ -61,7 +72,12 @@ class GainedBlock:
         return scaled_norm(self.block.norm2, x, self.gains, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return type(self.block).forward(self, x)  # timm's own code, which finds the norms of this object
+        block = self.block
+        if are_untouched([block]):
+            return type(block).forward(self, x)  # timm's own code, which finds the norms of this object
+        norms = zip((block.norm1, block.norm2), self.gains)
+        with listening([(norm, partial(_scaled, norm, gain)) for norm, gain in norms]):
+            return block(x)
 
 
 def gained_blocks(tower: nn.Module, gains: Tensor) -> list[GainedBlock]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from patchrank.layers.class_token import check_plain
+from patchrank.layers.class_token import check_attention
 from patchrank.layers.reducers import Reducer, TokenState
 from patchrank.utils.errors import UserError
 
@@ -27,7 +27,7 @@ def check_prunable(tower: nn.Module, pruner: PruningBlock) -> None:
     if rows and not tower.has_class_token:
         raise UserError("ranking by class attention needs a class token, but this tower has none")
     for layer in rows:
-        check_plain(tower.blocks, layer)
+        check_attention(tower.blocks, layer)
 
 
 def check_grid(tower: nn.Module, what: str) -> None:
@@ -36,6 +36,16 @@ def check_grid(tower: nn.Module, what: str) -> None:
         raise UserError(f"{what} needs a fixed image size, but dynamic_img_size is on: give img_size instead")
     if not isinstance(tower.patch_drop, nn.Identity):
         raise UserError(f"{what} needs all patches of the grid, but patch_drop_rate drops some before layer 1")
+
+
+def without_mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """x itself. Raises `UserError` for an attention mask, with which pruning and prompts do not go together."""
+    if attn_mask is not None or is_causal:
+        raise UserError(
+            "attention masks do not go together with pruning or prompts: tokens leave or come, and the mask would not "
+            "fit"
+        )
+    return x
 
 
 class PruningBlock(nn.Module):

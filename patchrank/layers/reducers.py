@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.layers import predictors
+from patchrank.layers.class_token import cls_row_macs
 from patchrank.layers.pruning import rank, take
 from patchrank.layers.registry import Registry
 from patchrank.utils.errors import UserError
+
+torch.fx.wrap("take")  # asks for the number of dimensions, which torch.fx cannot follow
 
 # SplitMix64's constants as signed 64-bit integers; products wrap around, as they should.
 _GAMMA, _MIX1, _MIX2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
@@ -177,10 +180,9 @@ class ClsAttention(Reducer):
         return state.best(self.score(state), k)
 
     def num_macs(self, tower: nn.Module, reaching: dict[int, int]) -> int:
-        """One query against all keys at each location; before layer 1 also the query's and the keys' projections."""
-        dim = tower.embed_dim
-        projections = (1 + reaching[1]) * dim * dim if 1 in reaching else 0
-        return projections + sum(reaching.values()) * dim
+        """One query against all keys at each location; before layer 1 also what makes them."""
+        projections = cls_row_macs(tower.blocks[0], reaching[1]) if 1 in reaching else 0
+        return projections + sum(reaching.values()) * tower.embed_dim
 
 
 @register_reducer("center")
@@ -228,6 +230,6 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def sample_keys(images: Tensor) -> Tensor:
     """One int64 per image (B, ...), from the exact bits of its pixels; sums of integers do not depend on order."""
-    bits = images.float().contiguous().view(torch.int32).flatten(1).to(torch.int64)
+    bits = torch.view_copy(images.float(), torch.int32).flatten(1).to(torch.int64)  # torch.jit cannot trace `view`
     places = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _GAMMA | 1
     return (bits * places).sum(1)

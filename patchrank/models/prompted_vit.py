@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 from timm.models import get_model_args
 from torch import Tensor, nn
+from torch.fx import Proxy
 
+from patchrank.layers.module_hooks import is_hooked
 from patchrank.layers.norm_gains import check_gains, gained_blocks, scaled_norm
 from patchrank.layers.prompts import count_visual, insert, remove
 from patchrank.layers.pruning_block import check_grid
@@ -77,11 +80,21 @@ class PromptedTower:
         x = self.patch_drop(self._pos_embed(self.patch_embed(images)))
         if prompts is None:
             return self.norm_pre(x)
+        if isinstance(x, Proxy):
+            raise UserError(
+                "torch.fx cannot follow learned prompts, which are no part of the tower: try hooks or "
+                "`forward_intermediates`, or take the prompts out with set_prompts(None)"
+            )
         x = insert(x, prompts.visual(), self.num_prefix_tokens)
         return scaled_norm(self.norm_pre, x, _gains_of(prompts), 0)
 
     def _layers(self, prompts: nn.Module | None) -> Sequence[Callable]:
         """The blocks, as they run with the gains that come with the prompts."""
+        if is_hooked(self.blocks):
+            warnings.warn(
+                "hooks on `blocks` as a whole do not run here, since layers run one by one: try hooks on single blocks",
+                stacklevel=4,
+            )
         gains = _gains_of(prompts)
         return self.blocks if gains is None else gained_blocks(self, gains)
 

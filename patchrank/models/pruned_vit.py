@@ -16,15 +16,16 @@ import torch
 from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from patchrank.config import validate
 from patchrank.io import weights_sha256
-from patchrank.layers.class_token import check_plain, cls_row, forward_cls, forward_with_row, is_plain
+from patchrank.layers.class_token import check_attention, cls_row, forward_cls, forward_with_row, is_plain
 from patchrank.layers.intermediates import format_intermediates
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import UNFILLED, awaits_weights
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
-from patchrank.layers.pruning_block import PruningBlock, check_prunable
+from patchrank.layers.pruning_block import PruningBlock, check_prunable, without_mask
 from patchrank.layers.reducers import TokenState, sample_keys
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
@@ -33,6 +34,8 @@ from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import feature_take_indices, has_model_args, keeping_model_args, update_model_args
 
 __all__ = ["PrunedVisionTransformer"]
+
+torch.fx.wrap("without_mask")  # a step of the traced graph, where masks have values; while it is traced they have none
 
 
 class PrunedOutput(NamedTuple):
@@ -72,10 +75,10 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
 
     @property
     def cls_only(self) -> bool:
-        """Whether `forward` runs the last block for the class token alone."""
+        """Whether `forward` runs the last block for the class token alone; never where something hangs on it."""
         wanted = self.pruning.cls_only_last
-        possible = self.global_pool == "token" and is_plain(self.blocks[-1])
-        return possible and (self.pruner is not None if wanted == "auto" else wanted)
+        wanted = self.pruner is not None if wanted == "auto" else wanted
+        return wanted and self._can_skip_rows()
 
     def set_pruning(self, predictor: nn.Module | None = None, **changes) -> None:
         """Changes pruning settings of a live model; what is not named stays. Nothing changes if anything is wrong.
@@ -184,8 +187,8 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         blocks = self._layers(prompts)
         for block in blocks[layer - 1 : -1]:
             x = self._run(block, x)
-        for_cls = self.global_pool == "token" and is_plain(self.blocks[-1])
-        return self._embedding(forward_cls(blocks[-1], x) if for_cls else blocks[-1](x), prompts)
+        last = forward_cls(blocks[-1], x) if self._can_skip_rows() else self._run(blocks[-1], x)
+        return self._embedding(last, prompts)
 
     @property
     def shared_layer(self) -> int:
@@ -206,20 +209,21 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             tokens: (B, P + N, D), what `forward_prefix(images, shared_layer)` gave, for callers that prune the same
                 images in many ways.
         """
-        x, state = self._encode(images, scores, self.cls_only, tokens=tokens)
+        cls_only = not isinstance(images, Proxy) and self.cls_only  # torch.fx wants every block as a module
+        x, state = self._encode(images, scores, cls_only, tokens=tokens)
         return PrunedOutput(self._embedding(x, self.prompts), state.index, state.scores)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         masked = attn_mask is not None or is_causal
-        if self._is_plain_call(attn_mask, is_causal) and (masked or not self.cls_only):
+        if self._keeps_all() and (masked or not self.cls_only):
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        return self.forward_pruned(x).embedding
+        return self.forward_pruned(without_mask(x, attn_mask, is_causal)).embedding
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Normed tokens on the full grid (B, P + N, D), zeros where dropped; P without prompts, as timm's."""
-        if self._is_plain_call(attn_mask, is_causal):
+        if self._keeps_all():
             return super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
-        x, state = self._encode(x)
+        x, state = self._encode(without_mask(x, attn_mask, is_causal))
         return self._full_grid(self._last_norm(x, self.prompts), state)
 
     def forward_intermediates(
@@ -236,7 +240,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         is_causal: bool = False,
     ):
         """timm's, with every map on the full grid and zeros where tokens had left; `stop_early` saves nothing here."""
-        if self._is_plain_call(attn_mask, is_causal):
+        if self._keeps_all():
             return super().forward_intermediates(
                 x, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only, output_dict,
                 attn_mask, is_causal,
@@ -248,7 +252,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             if layer - 1 in wanted:
                 taken.append(self._full_grid(self._last_norm(y, self.prompts) if norm else y, state))
 
-        last, state = self._encode(x, visit=visit)
+        last, state = self._encode(without_mask(x, attn_mask, is_causal), visit=visit)
         final = None if intermediates_only else self._full_grid(self._last_norm(last, self.prompts), state)
         fmt = getattr(output_fmt, "value", output_fmt)  # timm hands over its own enum as well
         grid = self.patch_embed.grid_size
@@ -264,14 +268,11 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         """What one image costs the tower as it came: with nothing pruned, and no prompts."""
         return Macs(vision_macs(self, num_leading=self.num_prefix_tokens))
 
-    def _is_plain_call(self, attn_mask: Tensor | None, is_causal: bool) -> bool:
-        plain = self.pruner is None and self.prompts is None
-        if not plain and (attn_mask is not None or is_causal):
-            raise UserError(
-                "attention masks do not go together with pruning or prompts: tokens leave or come, and the mask would "
-                "not fit"
-            )
-        return plain
+    def _keeps_all(self) -> bool:
+        return self.pruner is None and self.prompts is None
+
+    def _can_skip_rows(self) -> bool:
+        return self.global_pool == "token" and is_plain(self.blocks[-1])
 
     def _run(self, block: Callable, x: Tensor) -> Tensor:
         return checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
@@ -285,7 +286,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         key = sample_keys(images) if "sample_key" in needs else None
         row = None
         if self._wants_row(0, scores):  # no layer has attended yet, so layer 1 tells what it will attend to
-            check_plain(self.blocks, 1)
+            check_attention(self.blocks, 1)
             row = cls_row(self._layers(self.prompts)[0], x)[:, self.num_leading_tokens :]
         return TokenState(tokens=patches, index=index, cls=x[:, 0], sample_key=key, cls_row=row)
 
@@ -307,7 +308,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
             if cls_only and layer == len(blocks):
                 x = forward_cls(block, x)
             elif self._wants_row(layer, scores):  # it decides what leaves before the next layer
-                check_plain(self.blocks, layer)
+                check_attention(self.blocks, layer)
                 x, row = self._run(partial(forward_with_row, block), x)
                 state = replace(state, cls_row=row[:, self.num_leading_tokens :])
             else:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchrank.layers.module_hooks import is_hooked
 from patchrank.utils.errors import UserError, near
+from patchrank.utils.private_names import has_global_hooks
 from patchrank.utils.progress import progress
 
 CONTEXT_LENGTH = 77
@@ -139,6 +141,8 @@ def encode_tokens(text: nn.Module, tokens: Tensor, prompts: Tensor | None = None
     if not (complete and plain and getattr(text, "pool_type", None) == "argmax"):
         if prompts is not None:
             raise UserError("learned text tokens need a causal text tower, read at its end of text as CLIP's is")
+        return text(tokens)
+    if prompts is None and (is_hooked(text) or has_global_hooks()):  # which a call of its parts would pass by
         return text(tokens)
     tokens = tokens[:, : int(tokens.argmax(-1).max()) + 1]  # end of text has the highest id
     length, dtype = tokens.shape[1], text.transformer.get_cast_dtype()

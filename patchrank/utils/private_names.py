@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
+from torch.utils.module_tracker import ModuleTracker
 
 try:
     # How timm's own towers read `indices` of `forward_intermediates`; ours must read them alike, in later releases too.
@@ -50,6 +52,31 @@ def version_of(weight: Tensor) -> int:
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called: torch then runs what it compiled, and not the layers that are there."""
     return vars(module).get("_compiled_call_impl") is not None
+
+
+def has_hooks(module: nn.Module, before: bool = False) -> bool:
+    """Whether hooks hang on a module, forward or backward; with `before`, such as may change what it is given.
+
+    A parametrised module has none, but is of a class of its own. Torch has public ways to add hooks, but none to ask.
+    """
+    if before:
+        return bool(module._forward_pre_hooks)
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def has_global_hooks(before: bool = False) -> bool:
+    """Whether somebody hung hooks on all modules; `before` as in `has_hooks`.
+
+    Those of torch's own counter of FLOPs do not count: it changes nothing, and must see what runs without it.
+    """
+    hooks = [*_module._global_forward_pre_hooks.values()]
+    if not before:
+        hooks += _module._global_forward_hooks.values()
+        hooks += _module._global_backward_hooks.values()
+        hooks += _module._global_backward_pre_hooks.values()
+    return any(not isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in hooks)
 
 
 def has_model_args(model: nn.Module) -> bool:

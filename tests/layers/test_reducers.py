@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.layers import Attention
 from torch import nn
 
 from patchrank.layers.class_token import cls_row, forward_with_row
@@ -210,21 +211,19 @@ def test_among_ties_the_lower_place_stays_at_every_location():
     assert state.index.tolist() == [[1, 2]]
 
 
-def test_class_attention_needs_plain_attention(tower, images):
-    class Lora(nn.Linear):
-        pass
+def test_class_attention_needs_timms_attention(tower, images):
+    class Other(Attention):
+        def forward(self, x, attn_mask=None, is_causal=False):
+            return super().forward(x.roll(1, 1), attn_mask, is_causal)
 
-    tower.blocks[4].attn.qkv.__class__ = Lora
+    tower.blocks[4].attn.__class__ = Other
     prune(tower, "cls_attention", locations=(4, 8))  # rows of layers 3 and 7: layer 5 may be anything
     tower(images)
-    with pytest.raises(UserError, match="layer 5 has gates, q/k norms or replaced linear layers"):
+    with pytest.raises(UserError, match="timm's own `Attention`, but layer 5 has Other"):
         prune(tower, "cls_attention", locations=(6,))
-    tower.blocks[6].attn.qkv.__class__ = Lora  # after the fact
-    with pytest.raises(UserError, match="layer 7 has gates"):
+    tower.blocks[6].attn = nn.Identity()  # after the fact
+    with pytest.raises(UserError, match="layer 7 has Identity: choose another reducer"):
         tower(images)
-    normed = timm.create_model("patchrank_clip_digits", qk_norm=True)
-    with pytest.raises(UserError, match="layer 3 has gates, q/k norms"):
-        prune(normed, "cls_attention")
     bare = timm.create_model("patchrank_clip_digits", class_token=False, global_pool="")
     with pytest.raises(UserError, match="needs a class token"):
         prune(bare, "cls_attention")

@@ -37,6 +37,15 @@ def test_a_tower_that_looks_both_ways_is_run_whole(text):
     assert torch.equal(encode_tokens(text, tokens), text(tokens))
 
 
+@torch.no_grad()
+def test_a_hook_on_the_whole_tower_fires_and_what_it_gives_counts(text):
+    tokens = tokenize(TEXTS[:2])
+    expected = encode_tokens(text, tokens)
+    text.register_forward_hook(lambda module, args, output: 2 * output)
+    torch.testing.assert_close(encode_tokens(text, tokens), 2 * expected, atol=1e-5, rtol=0)
+    assert encode_tokens(text, tokens, torch.zeros(1, 32)).shape == (2, 16)
+
+
 def test_clips_own_tokens():
     assert tokenize(["a photo of a cat."])[0, :9].tolist() == [49406, 320, 1125, 539, 320, 2368, 269, 49407, 0]
     assert tokenize(["707-320"])[0].argmax() == 8  # seven tokens between start and end

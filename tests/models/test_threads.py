@@ -36,11 +36,13 @@ def assert_same(alone, together):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("reducer", ["predictor", "cls_attention"])
-def test_the_three_forwards_of_a_pruned_and_prompted_tower_side_by_side(images, reducer, switching_often):
+@pytest.mark.parametrize("reducer, hooked", [("predictor", False), ("cls_attention", False), ("cls_attention", True)])
+def test_the_three_forwards_of_a_pruned_and_prompted_tower_side_by_side(images, reducer, hooked, switching_often):
     torch.manual_seed(0)
     shape = {"depth": 2, "locations": (1, 2), "keep_rate": 0.5, "reducer": reducer, "predictor_init": "random"}
     tower = timm.create_model("patchrank_clip_digits", **shape).eval()
+    for block in tower.blocks if hooked else ():  # norms and attention are then listened to, each thread to its own
+        block.register_forward_pre_hook(lambda block, args: None)
     prompts = create("V", num_norms=len(layer_norms(tower)))
     prompts.norm_gains.copy_(torch.randn(prompts.norm_gains.shape, generator=torch.Generator().manual_seed(3)))
     tower.set_prompts(prompts)

@@ -146,4 +146,5 @@ def create_head(name: str, head: str, dim: int) -> nn.Module:
 
 def linear_macs(module: nn.Module, rows: int) -> int:
     """MACs of all linear layers in `module` where each of them runs over `rows` rows."""
-    return sum(rows * layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
+    sized = (layer for layer in module.modules() if hasattr(layer, "in_features"))  # quantised ones are no nn.Linear
+    return sum(rows * layer.in_features * layer.out_features for layer in sized)

@@ -40,7 +40,7 @@ class Prior(nn.Module):
 
     def forward(self, cls: Tensor, patches: Tensor) -> Tensor:
         """Scores (B, N), high = keep; patches (B, N, D) say how many images there are, the rest is not used."""
-        return self.scores.expand(len(patches), -1)
+        return self.scores.expand_as(patches[..., 0])
 
     def num_macs(self) -> int:
         """Nothing is multiplied."""

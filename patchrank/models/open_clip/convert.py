@@ -9,6 +9,7 @@ from open_clip import transformer as theirs
 from timm.layers import QuickGELU
 from torch import nn
 
+from patchrank.layers.module_hooks import is_hooked
 from patchrank.models.checkpoints.key_maps import timm_name, to_timm
 from patchrank.models.open_clip.visual import NativeTrunk, OpenClipVisual, put, with_value
 from patchrank.utils.errors import UserError
@@ -41,6 +42,9 @@ def create_visual(native: theirs.VisionTransformer, **pruning) -> OpenClipVisual
 
 def strange_features(native: theirs.VisionTransformer) -> Iterator[str]:
     """Names of everything that `native` has and our tower cannot reproduce."""
+    for name, module in native.named_modules():
+        if is_hooked(module):
+            yield f"hooks on {name or 'all of it'} would be lost (try to hang them on visual.trunk afterwards)"
     if native.attn_pool is not None:
         yield "attentional pooling"
     elif native.pool_type != "tok":

@@ -295,6 +295,10 @@ def test_patched_layers_are_refused():
     model.visual.transformer.resblocks[1].mlp.c_fc = torch.nn.Linear(64, 256, bias=False)
     with pytest.raises(UserError, match=r"weight 'blocks.1.mlp.fc1.bias' .* is \[\], but .* has \[256\]"):
         patchrank.prune_open_clip(model)
+    model = create()
+    model.visual.transformer.resblocks[0].register_forward_hook(lambda *args: None)
+    with pytest.raises(UserError, match="hooks on transformer.resblocks.0 would be lost"):
+        patchrank.prune_open_clip(model)
     model = create("timm")
     model.visual.trunk.forward = model.visual.trunk.forward_features
     with pytest.raises(UserError, match="compiled or patched forward"):
