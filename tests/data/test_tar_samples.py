@@ -5,6 +5,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from helpers.tars import tar_of
 
+from patchrank.data.readers.file_tree import HIDDEN
 from patchrank.data.readers.tar_samples import read_samples
 from patchrank.utils.errors import UserError
 
@@ -55,7 +56,7 @@ def named(*names):
         # as before: WebDataset's samples of several members
         (["a.0.webp", "a.cls"], {"a": ("a.0.webp", "a", None)}, {}),
         (["a.jpg", "a.seg.png", "a.cls"], {"a": ("a.jpg", "a", None)}, {"further images of a sample": 1}),
-        (["a.scores.npy", "a.jpg", "a.pkl", "a"], {"a": ("a.jpg", None, None)}, {"without an ending": 1}),
+        (["a.scores.npy", "a.jpg", "a.pkl", "a"], {"a": ("a.jpg", None, None)}, {"no ending": 1}),
         # labels that fit no image
         (["a.jpg", "a.v2.cls"], {"a": ("a.jpg", None, None)}, {"ending .cls beside no image of that name": 1}),
         (
@@ -70,18 +71,18 @@ def named(*names):
             {"ending .text (try .txt)": 1, "ending .label (try .cls)": 1},
         ),
         # what systems leave
-        (["._a.jpg", "a.jpg", "./._b.jpg", "d/._c.jpg"], {"a": ("a.jpg", None, None)}, {"hidden": 3}),
+        (["._a.jpg", "a.jpg", "./._b.jpg", "d/._c.jpg"], {"a": ("a.jpg", None, None)}, {HIDDEN: 3}),
         (
             ["__MACOSX/._a.jpg", "__MACOSX/d/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "a.jpg"],
             {"a": ("a.jpg", None, None)},
-            {"hidden": 1, "in __MACOSX": 1, "in @eaDir": 1},
+            {HIDDEN: 3},
         ),
         # images of other types
         (
             ["a.jpg", "b.heic", "b.cls", "c.jxl", "d.jpg_large", "e", "f.0017", "g."],
             {"a": ("a.jpg", None, None)},
             {f"ending .{kind}": 1 for kind in ("heic", "cls", "jxl", "jpg_large")}
-            | {"without an ending": 2, "of another ending": 1},
+            | {"no ending": 2, "other endings": 1},
         ),
     ],
 )

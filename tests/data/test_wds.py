@@ -10,6 +10,7 @@ from helpers.tars import tar_of
 from patchrank.data.broken_images import without_broken
 from patchrank.data.class_names import read_vocabulary
 from patchrank.data.dataset_factory import load_split
+from patchrank.data.readers.file_tree import HIDDEN
 from patchrank.data.readers.wds import load_wds
 from patchrank.utils.errors import UserError
 
@@ -44,7 +45,7 @@ def test_images_labels_and_captions_of_a_tar(tmp_path):
     assert split.ids == ["pets/a", "pets/b"] and split.classes == ("dog", "emu") and split.labels == [0, 1]
     assert split.captions == [("ein Hund äußert sich",), ("an emu, running",)]
     assert (split.task, split.split, split.decoding) == ("wds", "all", "viewer")
-    assert split.passed_over == {"ending .txt": 1, "hidden": 1, "notes of WebDataset": 1, "without an ending": 1}
+    assert split.passed_over == {"ending .txt": 1, HIDDEN: 1, "notes of WebDataset": 1, "no ending": 1}
     assert split.read(1) == members[0][1] and np.array_equal(np.asarray(split.image(0)), pixels(seed=1))
 
 
@@ -310,9 +311,10 @@ def test_what_lies_beside_tars_in_a_folder_is_counted(tmp_path, capsys):
     write(tmp_path / "._00000.tar", b"of macOS")
     (tmp_path / "_tmp").mkdir()
     split = load_split("wds", root=str(tmp_path))
-    beside = {"ending .json": 2, "ending .parquet": 2, "folders beside tars": 1, "hidden": 1}
+    beside = {"ending .json": 2, "ending .parquet": 2, "folders beside tars": 1, HIDDEN: 1}
     assert len(split) == 8 and split.passed_over == beside
-    assert "wds: passed over 6 files that are no images of it: 2 ending .json, 2 ending" in capsys.readouterr().err
+    line = "wds: passed over what is no image by its name or place, 6 in all: ending .json (2), ending .parquet (2)"
+    assert line in capsys.readouterr().err
 
 
 def test_what_lies_beside_the_tars_of_splits_is_counted(tmp_path):
@@ -327,4 +329,4 @@ def test_what_lies_beside_the_tars_of_splits_is_counted(tmp_path):
 def test_members_of_all_tars_are_counted_together(tmp_path):
     for n in range(2):
         write(tmp_path / f"{n}.tar", tar_of([("a.png", encoded()), ("b.heic", b"x"), (".DS_Store", b"x")]))
-    assert load(tmp_path / "{0..1}.tar").passed_over == {"ending .heic": 2, "hidden": 2}
+    assert load(tmp_path / "{0..1}.tar").passed_over == {"ending .heic": 2, HIDDEN: 2}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import posixpath
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,7 @@ from functools import partial
 from fsspec import AbstractFileSystem
 
 from patchrank.data.readers.entries import Entry, Listing, read_part
-from patchrank.io import read_bytes, read_text
+from patchrank.io import nfc, read_bytes, read_text, stored_name
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.progress import write_line
 
@@ -42,13 +41,10 @@ def read_csv(filesystem: AbstractFileSystem, folder: str, root: str) -> Listing:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
         rows.fieldnames = _columns(rows.fieldnames or (), root)
-        entries, labels = [], {}
+        entries = []
         for row in rows:
             if any("".join(cells or "").strip() for cells in row.values()):
-                entry = _entry(filesystem, folder, row, f"{root}, line {rows.line_num}")
-                # one class, though a disk of macOS spells its accents another way (NFD) than a keyboard (NFC)
-                spelling = entry.label and labels.setdefault(unicodedata.normalize("NFC", entry.label), entry.label)
-                entries.append(replace(entry, label=spelling))
+                entries.append(_entry(filesystem, folder, row, f"{root}, line {rows.line_num}"))
     except csv.Error as error:
         raise UserError(f"{root}, line {rows.reader.line_num}: not readable as CSV ({error})") from error
     return Listing(_one_an_image(entries))
@@ -91,6 +87,7 @@ def _entry(filesystem: AbstractFileSystem, folder: str, row: Row, where: str) ->
     for name, value in (("path", path), ("split", split), ("group", group)):
         if name in row and value is None:
             raise UserError(f"{where}, column {name!r}: is empty, but must be filled in every row")
+    label = label and nfc(label)
     if "\0" in path:
         raise UserError(f"{where}, column 'path': holds a NUL character, which no path may")
     captions = None if caption is None else (caption,)
@@ -101,21 +98,15 @@ def _entry(filesystem: AbstractFileSystem, folder: str, row: Row, where: str) ->
 
 
 def _read(filesystem: AbstractFileSystem, folder: str, path: str) -> bytes:
-    """The bytes of an image, whichever way the disk spells the accents in its path.
-
-    A disk of macOS takes é for an e and an accent (NFD), most others for one letter (NFC), and Linux for two names.
-    """
+    """The bytes of an image, also where the disk spells the accents in its path another way."""
     try:
         return read_part(filesystem, posixpath.join(folder, path))
     except FileNotFoundError:
-        if path.isascii():
+        place, below = ("/", path[1:]) if path.startswith("/") else (folder, path)
+        found = stored_name(filesystem.unstrip_protocol(place), below)
+        if found == below:
             raise
-    place = "/" if path.startswith("/") else folder
-    for name in path.strip("/").split("/"):
-        spellings = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
-        places = [posixpath.join(place, spelling) for spelling in spellings]
-        place = next((there for there in places if filesystem.exists(there)), places[0])
-    return read_part(filesystem, place)
+        return read_part(filesystem, posixpath.join(place, found))
 
 
 def _one_an_image(rows: Iterable[Entry]) -> list[Entry]:

@@ -64,7 +64,7 @@ def read_tree(filesystem: AbstractFileSystem, root: str) -> FileTree:
 def count_others(names: Iterable[str]) -> dict[str, int]:
     """Why files are no images by their names, as {"ending .heic": 3, "no ending": 1}; rare endings count together."""
     names = list(names)
-    found = Counter(_ending(name) for name in names if not name.startswith("."))
+    found = Counter(by_ending(name) for name in names if not name.startswith("."))
     counted = dict(sorted(found.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))[:ENDINGS])
     if rest := found.total() - sum(counted.values()):
         counted[OTHERS] = counted.get(OTHERS, 0) + rest
@@ -73,11 +73,12 @@ def count_others(names: Iterable[str]) -> dict[str, int]:
     return counted
 
 
-def _ending(name: str) -> str:
+def by_ending(name: str) -> str:
+    """Why a file of this name is no image: "ending .heic", "no ending", or "other endings" for what is hardly one."""
     ending = posixpath.splitext(name)[1].lower()
-    if re.fullmatch(r"\.[\w~+-]{1,12}", ending):
+    if re.fullmatch(r"\.(?!\d+$)[\w~+-]{1,12}", ending):  # not numbers, which could be thousands
         return f"ending {ending}"
-    return OTHERS if ending else "no ending"
+    return "no ending" if ending in ("", ".") else OTHERS
 
 
 def _add(name: str, tree: FileTree) -> None:

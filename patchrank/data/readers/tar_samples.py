@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import posixpath
 import re
 import tarfile
 from collections import Counter
@@ -16,13 +15,14 @@ from typing import IO, NamedTuple
 from fsspec import AbstractFileSystem
 
 from patchrank.data.decoding import image_extensions
+from patchrank.data.readers.file_tree import HIDDEN, SYSTEM, by_ending
+from patchrank.io import nfc
 from patchrank.utils.errors import UserError
 
 TEXT_LIMIT = 1 << 20  # bytes of a label or caption
 TEXTS = ("cls", "txt", "json")
 # Endings by which people call labels and captions, too. They are not read: WebDataset gives them no one meaning.
 ALIKE = {"class": "cls", "label": "cls", "text": "txt", "transcript": "txt", "caption": "txt", "captions": "txt"}
-OF_SYSTEMS = ("__MACOSX", "@eaDir")  # folders in which macOS and Synology's NAS keep copies of images
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _DAMAGED = "download or make it again"
 
@@ -91,15 +91,6 @@ def _second_of_a_name(members: Sequence[Member]) -> Member | None:
     return None
 
 
-def ending(name: str) -> str:
-    """Why a file of this name is no image: by its ending, where it has one of the usual kind."""
-    kind = posixpath.splitext(name)[1][1:].lower()
-    if not kind:
-        return "without an ending"
-    usual = re.fullmatch("[a-z][a-z0-9_]{0,11}", kind)  # numbers, for one, would make a line of thousands
-    return f"ending .{kind}" if usual else "of another ending"
-
-
 def _members(file: IO[bytes], path: str, passed_over: Counter[str]) -> Iterator[Member]:
     """Files in a tar that may be part of a sample; others are counted. Raises `UserError` for a tar that is cut off."""
     from webdataset.tariterators import base_plus_ext
@@ -134,14 +125,11 @@ def _why_no_member(info: tarfile.TarInfo, key: str | None) -> str | None:
     *folders, name = info.name.split("/")
     if not info.isreg():
         return "links" if info.issym() or info.islnk() else "special files"
-    if name.startswith("."):
-        return "hidden"
+    if name.startswith(".") or any(folder.lower() in SYSTEM for folder in folders):
+        return HIDDEN
     if re.match(r"__[^/]*__($|/)", info.name):
         return "notes of WebDataset"
-    for folder in OF_SYSTEMS:
-        if folder in folders:
-            return f"in {folder}"
-    return "without an ending" if key is None else None
+    return by_ending(name) if key is None else None
 
 
 def _samples(key: str, members: Sequence[Member], path: str, passed_over: Counter[str]) -> list[TarSample]:
@@ -155,7 +143,7 @@ def _samples(key: str, members: Sequence[Member], path: str, passed_over: Counte
     """
     images = [member for member in members if member.is_image]
     if not images:
-        passed_over.update(ending(member.name) for member in members)
+        passed_over.update(by_ending(member.name) for member in members)
         return []
     own = _texts_of(images, members, path, passed_over)
     has_plain = any(not image.infix for image in images)
@@ -213,7 +201,7 @@ def _label(texts: dict[str, Member], where: str) -> int | str | None:
     if not text or re.fullmatch(r"-\d+", text):
         raise UserError(f"{where}: cls is {text!r}, but must be a class by its number from 0, or by its name")
     if not re.fullmatch("[0-9]+", text):
-        return text
+        return nfc(text)
     digits = text.lstrip("0") or "0"
     if len(digits) > 10 or int(digits) >= 1 << 31:
         raise UserError(f"{where}: cls is the number {text[:40]}, but classes are numbered from 0, below 2**31")

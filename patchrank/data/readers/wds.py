@@ -13,7 +13,8 @@ from fsspec import AbstractFileSystem
 
 from patchrank.data.image_split import ImageSplit
 from patchrank.data.readers.entries import SHARES, Entry, Listing, make_split, read_part
-from patchrank.data.readers.tar_samples import ending, read_samples
+from patchrank.data.readers.file_tree import HIDDEN, by_ending
+from patchrank.data.readers.tar_samples import read_samples
 from patchrank.io import filesystem_of, patiently
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
@@ -127,7 +128,7 @@ def _listing(filesystem: AbstractFileSystem, folder: str, passed_over: Counter[s
         elif entry["type"] == "directory":
             folders.append(path)
         else:
-            passed_over["hidden" if name.startswith(".") else ending(name)] += 1
+            passed_over[HIDDEN if name.startswith(".") else by_ending(name)] += 1
     return sorted(tars), sorted(folders)
 
 
