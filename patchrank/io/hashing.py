@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def content_id(value: object) -> str:
@@ -14,7 +15,12 @@ def content_id(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def weights_sha256(model: nn.Module, without: tuple[str, ...] = ()) -> str:
+def weights_sha256(
+    model: nn.Module,
+    without: tuple[str, ...] = (),
+    weights: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
     """sha256 over names, types, shapes and bytes of a model's tensors.
 
     Activations and the norms' epsilon count as well, if they are not CLIP's usual ones (GELU and 1e-5): weights do not
@@ -22,6 +28,8 @@ def weights_sha256(model: nn.Module, without: tuple[str, ...] = ()) -> str:
 
     Args:
         without: beginnings of names that do not count.
+        weights: what the model is about to load, in place of the tensors that it has.
+        dtype: hashes floating-point tensors as if they were of this type.
     """
     settings = set()
     for name, module in model.named_modules():
@@ -32,9 +40,10 @@ def weights_sha256(model: nn.Module, without: tuple[str, ...] = ()) -> str:
                 settings.add(f"eps {module.eps}\n")
     unusual = sorted(settings - {"GELU none\n", "eps 1e-05\n"})
     digest = hashlib.sha256("".join(unusual).encode())
-    for key, value in sorted(model.state_dict().items()):
+    for key, value in sorted((model.state_dict() if weights is None else weights).items()):
         if not key.startswith(without):
             value = value.detach().cpu().contiguous()
+            value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.view(torch.uint8).numpy().tobytes() if value.ndim else value.numpy().tobytes())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from patchrank.layers.prompts import Prompts
 from patchrank.models import text as clip_text
 from patchrank.models.checkpoints.hub import download_pair
 from patchrank.models.checkpoints.load import load_pair
+from patchrank.models.fingerprints import Fingerprinted
 from patchrank.models.pretrained import TEXT_CFGS, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts
 from patchrank.utils.errors import UserError
@@ -30,7 +31,7 @@ from patchrank.utils.private_names import version_of
 KEEP_FROM = 256  # prompts: fewer are embedded faster than found
 
 
-class Clip(nn.Module):
+class Clip(Fingerprinted):
     """An image tower and a text tower with a common embedding space; all embeddings are unit vectors.
 
     Args:
@@ -43,6 +44,8 @@ class Clip(nn.Module):
         heads: folder or fsspec URL where class embeddings are kept between processes, by what they depend on; None
             keeps none.
     """
+
+    not_counted = ("visual.pruner.",)
 
     def __init__(
         self,
@@ -207,7 +210,7 @@ class Clip(nn.Module):
 
     def sha256(self) -> str:
         """Fingerprint of both towers, without any predictor."""
-        return weights_sha256(self, without=("visual.pruner.",))
+        return weights_sha256(self, self.not_counted)
 
 
 def create_clip(

@@ -18,19 +18,24 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchrank.config import validate
-from patchrank.io import weights_sha256
 from patchrank.layers.class_token import check_plain, cls_row, forward_cls, forward_with_row, is_plain
 from patchrank.layers.intermediates import format_intermediates
 from patchrank.layers.macs import Macs, vision_macs
-from patchrank.layers.predictors import UNFILLED, awaits_weights
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock, check_prunable
-from patchrank.layers.reducers import TokenState, sample_keys
+from patchrank.layers.reducers import Reducer, TokenState, sample_keys
+from patchrank.models.fingerprints import FingerprintedTower
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
-from patchrank.models.pruning_cfg import Pruning, create_ranker, with_predictor
+from patchrank.models.pruning_cfg import Pruning, check_owner, create_ranker, with_predictor
 from patchrank.utils.errors import UserError
-from patchrank.utils.private_names import feature_take_indices, has_model_args, keeping_model_args, update_model_args
+from patchrank.utils.private_names import (
+    feature_take_indices,
+    has_model_args,
+    keeping_model_args,
+    update_model_args,
+    with_plain_model_args,
+)
 
 __all__ = ["PrunedVisionTransformer"]
 
@@ -43,13 +48,18 @@ class PrunedOutput(NamedTuple):
     scores: Tensor | None
 
 
-class PrunedVisionTransformer(PromptedTower, VisionTransformer):
+@with_plain_model_args
+class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransformer):
     """timm's vision transformer, from which patch tokens leave on the way.
 
     Modifications: tokens leave before chosen layers (`Pruning` has the settings), the last block computes the class
     token alone, features come back on the full grid with zeros where tokens were dropped, and learned tokens
     (`set_prompts`) stand between prefix and patches; they are never scored or dropped, and no part of what comes back.
     """
+
+    _ranker: tuple[
+        Reducer, ...
+    ] = ()  # the reducer in use, or last in use; in a tuple, so that it is no part of weights
 
     def __init__(self, *args, prompts_path: str | Path | None = None, **kwargs):
         """Takes timm's arguments, by keyword the fields of `Pruning`, and the file of prompts to insert."""
@@ -59,7 +69,8 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         self.pruner: PruningBlock | None = None
         self._prune(settings)
         if prompts_path is not None:
-            self._hold(load_visual(prompts_path))  # compared with the weights once these are loaded
+            self._hold(load_visual(prompts_path))
+            self._unchecked = (self.prompts,)  # compared with the weights once these are loaded
 
     @property
     def num_patches(self) -> int:
@@ -87,14 +98,14 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         Raises:
             UserError: an unknown or impossible setting, or a predictor that was fitted to another tower.
         """
-        before = self.pruning, self.pruner
+        before = self.pruning, self.pruner, self._ranker
         if predictor is not None:  # it takes the place of the file, also in later changes
             changes = with_predictor(self.pruning, changes)
-        self._prune(changes, predictor)
         try:
-            self.check_predictor()
-        except UserError:
-            self.pruning, self.pruner = before
+            self._prune(changes, predictor)
+            check_owner(self, in_use=before[2], advise=True)
+        except BaseException:  # a predictor of somebody's own may raise anything
+            self.pruning, self.pruner, self._ranker = before
             raise
         if has_model_args(self):  # a tower that timm made, which may be saved with them
             update_model_args(self, **{name: getattr(self.pruning, name) for name in changes})  # as plain values
@@ -102,46 +113,36 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
     @contextmanager
     def restoring(self) -> Iterator[None]:
         """Gives pruning, prompts and timm's note of both back after a block, whatever changed them inside."""
-        before = self.pruning, self.pruner, self._prompts, self.num_prompt_tokens
+        before = self.pruning, self.pruner, self._ranker, self._prompts, self.num_prompt_tokens
         with keeping_model_args(self):
             try:
                 yield
             finally:
-                self.pruning, self.pruner, self._prompts, self.num_prompt_tokens = before
+                self.pruning, self.pruner, self._ranker, self._prompts, self.num_prompt_tokens = before
 
-    def blocks_sha256(self) -> str:
-        """Fingerprint of all that patch tokens pass through: the tower without its head and its pruning block."""
-        return weights_sha256(self, without=("pruner.", "head."))
-
-    def check_predictor(self) -> None:
-        """Raises `UserError` for a predictor that was fitted to other weights, or that has no weights itself."""
-        if awaits_weights(self):
-            raise UserError(UNFILLED)
-        fitted_to = getattr(getattr(self.pruner, "reducer", None), "about", {}).get("model")
-        if fitted_to and fitted_to["sha256"] != (own := self.blocks_sha256()):
-            raise UserError(
-                f"predictor {self.pruning.predictor_path or ''} was fitted to {fitted_to['name']} with weights "
-                f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
-            )
+    @property
+    def predictor(self) -> nn.Module | None:
+        """What ranks patches, or did while tokens left; None where nothing that is fitted ever did."""
+        return self._ranker[0].predictor if self._ranker and self._ranker[0].fitted else None
 
     def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
         pruning = validate(Pruning, dict(self.pruning) | changes, "pruning")
         locations = check_locations(pruning.locations, len(self.blocks))
         drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
-        pruner = None
+        # weights in use go on where none are given, but are tied to their reducer and their first location
+        given = predictor is not None or "predictor_path" in changes
+        moved = pruning.locations[0] != self.pruning.locations[0] or pruning.reducer != self.pruning.reducer
+        goes_on = self._ranker and self._ranker[0].fitted and not given and not moved
+        ranker, pruner = self._ranker if goes_on else (), None
+        if not ranker and (any(drops) or predictor is not None):
+            ranker = (create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor),)
+            if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
+                ranker[0].requires_grad_(False)
         if any(drops):
-            reducer = None if self.pruner is None else self.pruner.reducer
-            # weights in use go on where none are given, but are tied to their reducer and their first location
-            given = predictor is not None or "predictor_path" in changes
-            moved = pruning.locations[0] != self.pruning.locations[0] or pruning.reducer != self.pruning.reducer
-            if reducer is None or not reducer.fitted or given or moved:
-                reducer = create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
-                if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
-                    reducer.requires_grad_(False)
-            pruner = PruningBlock(reducer, locations, drops)
+            pruner = PruningBlock(ranker[0], locations, drops)
             check_prunable(self, pruner)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
-        self.pruning, self.pruner = pruning, pruner
+        self.pruning, self.pruner, self._ranker = pruning, pruner, ranker
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if self.pruner is not None and global_pool not in (None, "token", ""):

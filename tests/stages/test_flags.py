@@ -18,9 +18,9 @@ def parser():
 @pytest.mark.parametrize(
     "stage, flags, message",
     [
-        ("evaluate", "--keep-rate 2", "--keep-rate: should be less than or equal to 1, but is '2'"),
-        ("evaluate", "--keep-rate nan", "--keep-rate: should be less than or equal to 1, but is 'nan'"),
-        ("evaluate", "--keep-rate half", "--keep-rate: should be a valid number, but is 'half'"),
+        ("evaluate", "--keep-rate 2", "--keep-rate: should be a number above 0 and at most 1, but is '2'"),
+        ("evaluate", "--keep-rate nan", "--keep-rate: should be a number above 0 and at most 1, but is 'nan'"),
+        ("evaluate", "--keep-rate half", "--keep-rate: should be a number above 0 and at most 1, but is 'half'"),
         ("evaluate", "--locations 4 x", "--locations: should be a valid integer, but is 'x'"),
         ("evaluate", "--locations", "--locations: expected at least one argument"),
         ("evaluate", "--controls shuffled", "--controls: invalid choice: 'shuffled'"),
