@@ -26,6 +26,7 @@ from patchrank.models.pretrained import find_weights
 from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.device import check_device, hardware
 from patchrank.utils.errors import UserError
+from patchrank.utils.plain import plain
 from patchrank.utils.progress import progress
 
 VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
@@ -56,6 +57,7 @@ def measure(
     Raises:
         UserError: a ranking by oracles, which need scores that nobody could have in time.
     """
+    batch_size, repeats, seed = plain((batch_size, repeats, seed))
     tower = model.visual if isinstance(model, Clip) else model
     if tower.pruner is not None and tower.pruning.reducer == "golden":
         raise UserError("reducer 'golden' ranks by scores from outside, so it has no time of its own; try prior")

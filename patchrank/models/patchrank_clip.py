@@ -14,6 +14,7 @@ from patchrank.models.checkpoints.filter import checkpoint_filter_fn
 from patchrank.models.checkpoints.hub import ensure_reachable
 from patchrank.models.pretrained import PUBLISHED, WEIGHTS, Weights, find_weights
 from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.utils.plain import plain
 from patchrank.utils.private_names import update_model_args
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm looks for in a hub repository, in this order
@@ -43,7 +44,7 @@ default_cfgs = generate_default_cfgs({name: _cfg(weights) for name, weights in P
 
 def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisionTransformer:
     """An entry's tower; `kwargs` of the caller win over its `shape`."""
-    kwargs = shape | kwargs
+    kwargs = {name: plain(value) for name, value in (shape | kwargs).items()}
     asked = kwargs.pop("pretrained_cfg", None)
     if isinstance(asked, str) and asked:
         find_weights(f"{variant}.{asked}")  # which says more than timm of a tag that does not exist
