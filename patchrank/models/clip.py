@@ -228,7 +228,7 @@ def create_clip(
         pretrained: load the tag's weights: those that ship with the package, or the published ones from their hub.
         checkpoint: file of a pair to load instead: ours, open_clip's, OpenAI's or Hugging Face's `CLIPModel`.
         prompts: file of learned tokens to insert into both towers.
-        **pruning: keyword arguments of the entrypoint.
+        **pruning: keyword arguments of the entrypoint; `img_size` among them, to which `transform` resizes then.
 
     Raises:
         UserError: an unknown name, weights that cannot be reached, a checkpoint of another architecture, or prompts

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from patchrank.config import validate
 from patchrank.layers.class_token import check_plain, cls_row, forward_cls, forward_with_row, is_plain
-from patchrank.layers.intermediates import format_intermediates
+from patchrank.layers.intermediates import check_format, format_intermediates
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock, check_prunable
 from patchrank.layers.reducers import Reducer, TokenState, sample_keys
 from patchrank.models.fingerprints import FingerprintedTower
+from patchrank.models.pretrained import record_input_size
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
 from patchrank.models.pruning_cfg import Pruning, check_owner, create_ranker, with_predictor
@@ -153,6 +154,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         if self.pruner is not None:
             raise UserError("set_input_size would undo the grid that pruning relies on: set_pruning(keep_rate=1) first")
         super().set_input_size(*args, **kwargs)
+        record_input_size(self)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the tokens (B, P + N, D) that enter layer 1; here and below P counts prompts too."""
@@ -237,9 +239,10 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         is_causal: bool = False,
     ):
         """timm's, with every map on the full grid and zeros where tokens had left; `stop_early` saves nothing here."""
+        fmt = check_format(output_fmt)
         if self._is_plain_call(attn_mask, is_causal):
             return super().forward_intermediates(
-                x, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only, output_dict,
+                x, indices, return_prefix_tokens, norm, stop_early, fmt, intermediates_only, output_dict,
                 attn_mask, is_causal,
             )  # fmt: skip
         wanted, _ = feature_take_indices(len(self.blocks), indices)
@@ -251,7 +254,6 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
 
         last, state = self._encode(x, visit=visit)
         final = None if intermediates_only else self._full_grid(self._last_norm(last, self.prompts), state)
-        fmt = getattr(output_fmt, "value", output_fmt)  # timm hands over its own enum as well
         grid = self.patch_embed.grid_size
         return format_intermediates(taken, final, self.num_prefix_tokens, grid, fmt, return_prefix_tokens, output_dict)
 
