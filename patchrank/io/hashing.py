@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from patchrank.utils.errors import UserError
+
 
 def content_id(value: object) -> str:
     """sha256 of a value's canonical JSON; it names results that depend on that value alone."""
@@ -30,6 +32,9 @@ def weights_sha256(
         without: beginnings of names that do not count.
         weights: what the model is about to load, in place of the tensors that it has.
         dtype: hashes floating-point tensors as if they were of this type.
+
+    Raises:
+        UserError: a weight that `is_plain_tensor` does not find plain.
     """
     settings = set()
     for name, module in model.named_modules():
@@ -42,8 +47,18 @@ def weights_sha256(
     digest = hashlib.sha256("".join(unusual).encode())
     for key, value in sorted((model.state_dict() if weights is None else weights).items()):
         if not key.startswith(without):
+            if not is_plain_tensor(value):
+                raise UserError(
+                    f"weight {key} is quantised, or otherwise no plain tensor, so that nothing can be said of where it "
+                    "comes from; try the same before it is quantised"
+                )
             value = value.detach().cpu().contiguous()
             value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def is_plain_tensor(value: object) -> bool:
+    """Whether an entry of a state dict has bytes of its own; quantised layers and tensors on `meta` have none."""
+    return type(value) in (Tensor, nn.Parameter) and not (value.is_quantized or value.is_meta)

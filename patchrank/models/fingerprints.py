@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from patchrank.io import weights_sha256
+from patchrank.io import is_plain_tensor, weights_sha256
 from patchrank.layers.predictors import awaits_weights
 from patchrank.models.prompt_files import check_tower
 from patchrank.models.pruning_cfg import check_owner
@@ -49,7 +49,7 @@ class Fingerprinted(nn.Module):
     def has_fingerprint(self) -> bool:
         """Whether all weights are plain tensors; quantised ones have no bytes that could be compared."""
         own = {key: value for key, value in self.state_dict().items() if not key.startswith(self.not_counted)}
-        return all(type(value) is Tensor and not (value.is_quantized or value.is_meta) for value in own.values())
+        return all(map(is_plain_tensor, own.values()))
 
     def precision_note(self) -> str:
         """What to add to a message that names the weights, "" where they are not rounded."""

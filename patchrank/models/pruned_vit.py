@@ -124,7 +124,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
     @property
     def predictor(self) -> nn.Module | None:
         """What ranks patches, or did while tokens left; None where nothing that is fitted ever did."""
-        return self._ranker[0].predictor if self._ranker and self._ranker[0].fitted else None
+        return getattr(self._ranker[0], "predictor", None) if self._ranker else None
 
     def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
         pruning = validate(Pruning, dict(self.pruning) | changes, "pruning")

@@ -112,17 +112,15 @@ def check_owner(
     if not fitted_to:
         return
     path, kept = tower.pruning.predictor_path or "", reducer in in_use
-    says = (
-        f"predictor {path} was fitted to {fitted_to['name']} with weights {fitted_to['sha256'][:12]}, but this tower's"
-    )
+    theirs = f"{fitted_to['name']} with weights {fitted_to['sha256'][:12]}"
+    says, cure = f"predictor {path} was fitted to {theirs}, but this tower's weights", _on_purpose("" if kept else path)
     if not tower.has_fingerprint():
         if not kept:
-            early = "prune the tower before they are"
-            raise UserError(f"{says} are quantised, so that they cannot be compared; {early}, or {_on_purpose(path)}")
+            why = "are quantised, or otherwise no plain tensors, so that nobody can tell whose they are"
+            raise UserError(f"{says} {why}; prune the tower before that, or {cure}")
     elif fitted_to["sha256"] not in (known := tower.known_as(weights)):
-        hint = _on_purpose("" if kept else path) if advise else ""
-        hint = f"; if it shall rank all the same, {hint}" if advise else ""
-        raise UserError(f"{says} weights are {known[0][:12]}{tower.precision_note()}{hint}")
+        hint = f"; if it shall rank all the same, {cure}" if advise else ""
+        raise UserError(f"{says} are {known[0][:12]}{tower.precision_note()}{hint}")
 
 
 def _on_purpose(path: str | Path) -> str:
