@@ -17,7 +17,7 @@ from patchrank.layers.predictors import awaits_weights
 from patchrank.models.prompt_files import check_tower
 from patchrank.models.pruning_cfg import check_owner
 
-LOW = (torch.float16, torch.bfloat16)
+LOW = {torch.float16, torch.bfloat16}
 
 
 class Fingerprinted(nn.Module):
@@ -38,7 +38,7 @@ class Fingerprinted(nn.Module):
         """
         as_float32 = self.float32_sha256(weights)
         found = [as_float32, self._rounded.get(as_float32, as_float32)]
-        if weights is None and self._precision() is not torch.float32:
+        if weights is None and self._precisions() != {torch.float32}:
             found.insert(0, weights_sha256(self, self.not_counted))
         return list(dict.fromkeys(found))
 
@@ -48,32 +48,30 @@ class Fingerprinted(nn.Module):
 
     def has_fingerprint(self) -> bool:
         """Whether all weights are plain tensors; quantised ones have no bytes that could be compared."""
-        own = {key: value for key, value in self.state_dict().items() if not key.startswith(self.not_counted)}
-        return all(map(is_plain_tensor, own.values()))
+        return all(map(is_plain_tensor, self._counted(self.state_dict()).values()))
 
     def precision_note(self) -> str:
         """What to add to a message that names the weights, "" where they are not rounded."""
-        precision = self._precision()
-        if precision not in LOW:
-            return ""
-        return f" in {str(precision).removeprefix('torch.')}; try the same before they are rounded to it"
+        low = [str(precision).removeprefix("torch.") for precision in self._precisions() & LOW]
+        return f" in {' and '.join(sorted(low))}; try the same before they are rounded to it" if low else ""
 
     def covers(self, weights: Mapping[str, object]) -> bool:
-        """Whether weights hold everything that counts, in its shape."""
-        own = {key: value for key, value in self.state_dict().items() if not key.startswith(self.not_counted)}
-        found = {key: weights.get(key) for key in own}
-        return self.has_fingerprint() and all(
-            isinstance(value, Tensor) and value.shape == own[key].shape for key, value in found.items()
-        )
+        """Whether weights hold everything that counts, in its shape, and nothing else that would."""
+        own, theirs = self._counted(self.state_dict()), self._counted(weights)
+        if own.keys() != theirs.keys() or not all(map(is_plain_tensor, [*own.values(), *theirs.values()])):
+            return False
+        return all(value.shape == own[key].shape for key, value in theirs.items())
 
     def note_loading(self, weights: Mapping[str, Tensor]) -> None:
-        """Remembers fingerprints where `weights`, which are about to be loaded, will be rounded to this precision."""
-        precision = self._precision()
-        if precision in LOW and any(value.dtype is not precision for value in weights.values()):
-            rounded = {
-                key: value.to(precision) if value.is_floating_point() else value for key, value in weights.items()
-            }
-            self._note_rounding(self.float32_sha256(weights), self.float32_sha256(rounded))
+        """Remembers fingerprints where weights, which are about to be loaded, will be rounded.
+
+        Args:
+            weights: what `covers` finds complete.
+        """
+        own, theirs = self._counted(self.state_dict()), self._counted(weights)
+        if any(own[key].dtype in LOW and own[key].dtype is not value.dtype for key, value in theirs.items()):
+            rounded = {key: value.to(own[key].dtype) for key, value in theirs.items()}
+            self._note_rounding(self.float32_sha256(theirs), self.float32_sha256(rounded))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Modifications: notes the fingerprints before and after, where `fn` rounds the weights."""
@@ -85,17 +83,19 @@ class Fingerprinted(nn.Module):
         return self
 
     def _is_rounding(self, fn: Callable[[Tensor], Tensor]) -> bool:
-        precision = self._precision()
-        if precision is None or not self.has_fingerprint():
+        if not self.has_fingerprint():
             return False
-        return fn(torch.empty(0, dtype=precision)).dtype in {*LOW} - {precision}
+        return any(fn(torch.empty(0, dtype=now)).dtype in LOW - {now} for now in self._precisions())
 
     def _note_rounding(self, before: str, after: str) -> None:
         self._rounded = {**self._rounded, after: self._rounded.get(before, before)}
 
-    def _precision(self) -> torch.dtype | None:
-        """Type of the first floating-point weight."""
-        return next((weight.dtype for weight in self.parameters() if weight.is_floating_point()), None)
+    def _precisions(self) -> set[torch.dtype]:
+        """Types of the floating-point weights."""
+        return {weight.dtype for weight in self.parameters() if weight.is_floating_point()}
+
+    def _counted(self, weights: Mapping[str, object]) -> dict[str, object]:
+        return {key: value for key, value in weights.items() if not key.startswith(self.not_counted)}
 
 
 class FingerprintedTower(Fingerprinted):
@@ -118,7 +118,8 @@ class FingerprintedTower(Fingerprinted):
         if self.covers(weights):
             self.note_loading(weights)
             for prompts in self._unchecked:
-                check_tower(self, prompts, weights)
+                if prompts is self.prompts:
+                    check_tower(self, prompts, weights)
             self._unchecked = ()
             brings = any(key.startswith("pruner.") for key in weights)
             if strict and self.pruner is not None and not brings and not awaits_weights(self):

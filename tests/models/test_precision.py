@@ -122,6 +122,33 @@ def test_weights_as_they_came_are_fingerprinted_once(monkeypatch):
     assert len(taken) == 1
 
 
+def test_open_clips_mixed_precision_keeps_the_fingerprint_that_files_have_of_it(tmp_path):
+    import open_clip
+
+    vision = open_clip.CLIPVisionCfg(layers=2, width=64, head_width=32, patch_size=8, image_size=64)
+    model = open_clip.CLIP(16, vision, open_clip.CLIPTextCfg(layers=1, width=16, heads=1))
+    open_clip.convert_weights_to_lp(model, torch.float16)
+    trunk = patchrank.prune_open_clip(model, locations=(2,)).visual.trunk
+    assert {weight.dtype for weight in trunk.parameters()} == {torch.float16, torch.float32}
+    predictor, about = load_predictor(PREDICTOR)
+    fitted_to = {"name": "mixed", "sha256": trunk.blocks_sha256()}
+    save_predictor(predictor, tmp_path / "p.safetensors", about | {"location": 2, "model": fitted_to})
+    trunk.set_pruning(keep_rate=0.5, predictor_path=tmp_path / "p.safetensors")
+    trained(trunk)
+    with pytest.raises(UserError, match="in float16; try the same before they are rounded to it; if it shall rank"):
+        trunk.set_pruning(keep_rate=0.6)
+
+
+def test_prompts_that_were_taken_out_again_are_compared_with_nothing(tower, tmp_path):
+    save_prompts(Prompts("V", 2, 64, 64), tmp_path / "p.safetensors", describe(patchrank.create_clip(DIGITS)))
+    other = timm.create_model(DIGITS, prompts_path=tmp_path / "p.safetensors")
+    with pytest.raises(UserError, match="tuned with patchrank_clip_digits, whose image tower"):
+        other.load_state_dict(tower.state_dict())
+    other.set_prompts(None)
+    other.load_state_dict(tower.state_dict())
+    assert torch.equal(other.pos_embed, tower.pos_embed)
+
+
 # Training
 
 
