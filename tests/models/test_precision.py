@@ -224,8 +224,14 @@ def test_a_quantised_tower_goes_on_pruning_but_takes_no_file_on_trust(change, im
 
 
 class Raising(nn.Module):
+    """Raises as soon as it is to be moved to the tower's device and precision."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
     def _apply(self, *args):
-        raise ZeroDivisionError
+        raise self.error
 
     def forward(self, cls, patches):
         return patches.sum(-1)
@@ -234,11 +240,15 @@ class Raising(nn.Module):
 @pytest.mark.parametrize("start", [{}, {"keep_rate": 0.8}])
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, UserError])
 def test_nothing_changes_whatever_goes_wrong(start, error, monkeypatch):
-    tower, wrong = digits(**start), Raising()
-    monkeypatch.setattr(wrong, "_apply", lambda *args: (_ for _ in ()).throw(error()))
+    tower, wrong = digits(**start), Raising(error)
     before = tower.pruning, tower.pruner, tower.predictor, timm.models.get_model_args(tower)
     with pytest.raises(error):
         tower.set_pruning(predictor=wrong, keep_rate=0.6, locations=(2, 3))
+    assert (tower.pruning, tower.pruner, tower.predictor, timm.models.get_model_args(tower)) == before
+    with monkeypatch.context() as patched:  # the predictor is in its place by then
+        patched.setattr(tower, "known_as", lambda weights: Raising(error).cpu())
+        with pytest.raises(error):
+            tower.set_pruning(predictor_path=PREDICTOR, keep_rate=0.6)
     assert (tower.pruning, tower.pruner, tower.predictor, timm.models.get_model_args(tower)) == before
     tower.set_pruning(keep_rate=0.6)
     assert tower.drop_counts == COUNTS
