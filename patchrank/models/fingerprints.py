@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from patchrank.io import is_plain_tensor, weights_sha256
 from patchrank.layers.predictors import awaits_weights
+from patchrank.layers.reducers import Reducer
 from patchrank.models.prompt_files import check_tower
 from patchrank.models.pruning_cfg import check_owner
 
@@ -102,7 +103,15 @@ class FingerprintedTower(Fingerprinted):
     """Part of an image tower: refuses weights that its predictor or its prompts were not made for."""
 
     not_counted = ("pruner.", "head.")
-    _unchecked: tuple[nn.Module, ...] = ()  # prompts that will be compared with the first weights that are loaded
+    # In tuples, so that they are no part of the weights: the reducer in use, or last in use, and prompts that are to be
+    # compared with the first weights that are loaded.
+    _ranker: tuple[Reducer, ...] = ()
+    _unchecked: tuple[nn.Module, ...] = ()
+
+    @property
+    def predictor(self) -> nn.Module | None:
+        """What ranks patches, or did while tokens left; None where nothing that is fitted ever did."""
+        return getattr(self._ranker[0], "predictor", None) if self._ranker else None
 
     def blocks_sha256(self) -> str:
         """Fingerprint of all that patch tokens pass through: the tower without its head and its pruning block."""

@@ -23,7 +23,7 @@ from patchrank.layers.intermediates import check_format, format_intermediates
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock, check_prunable
-from patchrank.layers.reducers import Reducer, TokenState, sample_keys
+from patchrank.layers.reducers import TokenState, sample_keys
 from patchrank.models.fingerprints import FingerprintedTower
 from patchrank.models.pretrained import record_input_size
 from patchrank.models.prompt_files import load_visual
@@ -57,10 +57,6 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
     token alone, features come back on the full grid with zeros where tokens were dropped, and learned tokens
     (`set_prompts`) stand between prefix and patches; they are never scored or dropped, and no part of what comes back.
     """
-
-    _ranker: tuple[
-        Reducer, ...
-    ] = ()  # the reducer in use, or last in use; in a tuple, so that it is no part of weights
 
     def __init__(self, *args, prompts_path: str | Path | None = None, **kwargs):
         """Takes timm's arguments, by keyword the fields of `Pruning`, and the file of prompts to insert."""
@@ -120,11 +116,6 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
                 yield
             finally:
                 self.pruning, self.pruner, self._ranker, self._prompts, self.num_prompt_tokens = before
-
-    @property
-    def predictor(self) -> nn.Module | None:
-        """What ranks patches, or did while tokens left; None where nothing that is fitted ever did."""
-        return getattr(self._ranker[0], "predictor", None) if self._ranker else None
 
     def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
         pruning = validate(Pruning, dict(self.pruning) | changes, "pruning")

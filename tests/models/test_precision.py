@@ -56,7 +56,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ALL, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_tower_in_another_precision_prunes_by_its_own_predictor(way, dtype):
     tower = WAYS[way](dtype)
@@ -98,7 +98,7 @@ def test_a_predictor_of_another_tower_is_refused_in_any_precision(tower, tmp_pat
             other.set_pruning(keep_rate=0.5, predictor_path=tmp_path / "p.safetensors")
 
 
-@pytest.mark.parametrize("dtype", ALL, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_prompts_follow_the_same_rule(dtype, tmp_path):
     pair, path = patchrank.create_clip(DIGITS), tmp_path / "prompts.safetensors"
     save_prompts(Prompts("TV", 2, 64, 64), path, describe(pair))
@@ -323,8 +323,7 @@ def test_numbers_of_other_libraries_in_scoring_fitting_and_timing(whole, images)
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), np.float32("nan"), float("inf"), True, np.True_, "0.6", None, 0, 1.01])
-def test_what_is_no_share_is_told_in_one_plain_line(wrong):
-    tower = digits()
+def test_what_is_no_share_is_told_in_one_plain_line(wrong, tower):
     with pytest.raises(UserError) as refused:
         tower.set_pruning(keep_rate=wrong)
     assert str(refused.value) == f"pruning: keep_rate is {wrong!r}, but should be a number above 0 and at most 1"
@@ -344,9 +343,9 @@ def test_what_is_no_share_is_told_in_one_plain_line(wrong):
         ({"seed": np.True_}, "seed is np.True_, but should be a valid integer"),
     ],
 )
-def test_other_kinds_of_numbers_and_of_collections_are_refused(settings, message):
+def test_other_kinds_of_numbers_and_of_collections_are_refused(settings, message, tower):
     with pytest.raises(UserError) as refused:
-        digits().set_pruning(keep_rate=0.5, **settings)
+        tower.set_pruning(keep_rate=0.5, **settings)
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
