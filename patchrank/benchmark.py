@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.cli.config_flags import add_config_flags, thread_count
-from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_pruned_clip_from, pruning_from
+from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_pruned_clip_from, img_size_of, pruning_from
 from patchrank.cli.summary import macs_line, print_row, pruning_title
 from patchrank.config import DEFAULTS, BenchmarkConfig
 from patchrank.models.clip import Clip
@@ -26,6 +26,7 @@ from patchrank.models.pretrained import find_weights
 from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.device import check_device, hardware
 from patchrank.utils.errors import UserError
+from patchrank.utils.plain import plain
 from patchrank.utils.progress import progress
 
 VERSION = 1  # of the measurement: bump it when the same tower would get other milliseconds
@@ -56,6 +57,7 @@ def measure(
     Raises:
         UserError: a ranking by oracles, which need scores that nobody could have in time.
     """
+    batch_size, repeats, seed = plain((batch_size, repeats, seed))
     tower = model.visual if isinstance(model, Clip) else model
     if tower.pruner is not None and tower.pruning.reducer == "golden":
         raise UserError("reducer 'golden' ranks by scores from outside, so it has no time of its own; try prior")
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tower = _tower(args, settings)
     found = measure(tower, args.batch_size, args.repeats, args.seed, quiet=False)
     costs = {"gmacs": tower.macs().image / 1e9, "gmacs_unpruned": tower.macs_unpruned().image / 1e9}
-    about = {"model": args.model, "batch_size": args.batch_size, "repeats": args.repeats}
+    about = {"model": args.model} | img_size_of(args) | {"batch_size": args.batch_size, "repeats": args.repeats}
     row = about | settings | found | costs | {"hardware": hardware(args.device)}
     print_row(row, pruning_title(args, "with random images"), _lines(row), args.out)
 
@@ -130,7 +132,7 @@ def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
     if any((args.checkpoint, args.prompts, args.predictor, find_weights(args.model).file)):
         return create_pruned_clip_from(args).visual
     torch.manual_seed(args.seed)
-    tower = timm.create_model(args.model, predictor_init="random", seed=args.seed, **settings)
+    tower = timm.create_model(args.model, img_size=args.img_size, predictor_init="random", seed=args.seed, **settings)
     print("weights are random, which changes no time", file=sys.stderr)
     return tower.eval().to(args.device)
 

@@ -28,6 +28,7 @@ from patchrank.layers.predictors import Prior, check_location, create_predictor,
 from patchrank.models.clip import Clip
 from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.errors import UserError, near
+from patchrank.utils.plain import plain
 from patchrank.utils.progress import progress
 
 VERSION = 1  # of the fitting: bump it when the same shards would give another predictor
@@ -70,6 +71,8 @@ def fit_predictor(
         after_epoch: called after each epoch, from 1, with the predictor as it stands, in evaluation mode; what it
             raises ends the fitting. Nothing that is fitted depends on it.
     """
+    epochs, lr, seed, grid_size = plain((epochs, lr, seed, tuple(grid_size)))
+    kwargs = {key: plain(value) for key, value in kwargs.items()}
     if loss not in LOSSES:
         raise UserError(f"loss {loss!r} does not exist; {near(loss, LOSSES)}")
     if name == "prior":

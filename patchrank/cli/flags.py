@@ -24,7 +24,7 @@ PRUNING = ("keep_rate", "locations", "reducer", "leftovers")  # settings of a tr
 
 def add_model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
     """The flags of every stage."""
-    add_config_flags(parser, ModelConfig, "checkpoint", model="name")
+    add_config_flags(parser, ModelConfig, "checkpoint", "img_size", model="name")
     parser.add_argument("--prompts", metavar="FILE", help="learned tokens, tuned with this very model")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
     add_config_flags(parser, TrialConfig, "seed")
@@ -75,7 +75,8 @@ def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:
     """The pair that `--model`, `--checkpoint`, `--prompts` and `--device` name, seeded."""
     check_device(args.device)
     torch.manual_seed(args.seed)
-    clip = create_clip(args.model, checkpoint=args.checkpoint, prompts=args.prompts, device=args.device, **pruning)
+    files = {"checkpoint": args.checkpoint, "prompts": args.prompts}
+    clip = create_clip(args.model, device=args.device, img_size=args.img_size, **files, **pruning)
     clip.heads = join(cache_folder(), "heads")
     return clip
 
@@ -94,10 +95,15 @@ def create_pruned_clip_from(args: argparse.Namespace) -> Clip:
     return clip
 
 
+def img_size_of(args: argparse.Namespace) -> dict[str, int]:
+    """What a result row says of the images' size: nothing where it is the model's own."""
+    return {} if args.img_size is None else {"img_size": args.img_size}
+
+
 def evaluation_row(args: argparse.Namespace, task: str, clip: Clip, split: ImageSplit, measured: Mapping) -> dict:
     """The result row of `evaluate` and `retrieval`: what was asked for, what was measured, what it costs in MACs."""
     asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "limit", "seed")
-    row = {"task": task, "model": args.model, "data": args.data, "split": split.split}
+    row = {"task": task, "model": args.model} | img_size_of(args) | {"data": args.data, "split": split.split}
     row |= {key: getattr(args, key) for key in asked}
     row |= {"n_images": len(split), "n_skipped": split.skipped, "passed_over": split.passed_over}
     return row | pruning_from(args) | measured | macs_row(clip)

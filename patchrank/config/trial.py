@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from patchrank.config.base import ListOf, Strict
+from patchrank.config.base import ListOf, Share, Strict
 
 
 class ModelConfig(Strict):
     name: str = Field("patchrank_clip_digits", description="a timm entrypoint of ours")
     checkpoint: str | None = Field(None, description="file of a pair, whoever saved it (default: the tag's own)")
+    img_size: int | None = Field(None, ge=1, description="side of the images, in pixels (default: the model's own)")
 
 
 class DataConfig(Strict):
@@ -52,7 +53,7 @@ class PredictorConfig(Strict):
 class PruningConfig(Strict):
     reducer: str = Field("predictor", description="who ranks patches")
     leftovers: str = Field("drop", description="what becomes of the patches that are not kept")
-    keep_rate: float = Field(1.0, gt=0, le=1, description="share of patches that are left at the end")
+    keep_rate: Share = Field(1.0, description="share of patches that are left at the end")
     drop_counts: ListOf[int] | None = Field(None, description="patches that leave at each location; beats keep_rate")
     locations: ListOf[int] = Field((4, 6, 8, 10), min_length=1, description="layers, from 1, before which they leave")
 

@@ -42,7 +42,7 @@ def read_ranked(clip: Clip, path: str, metric: str, location: int, quiet: bool =
     if metric not in manifest["metrics"]:
         raise UserError(f"metric {metric!r} is not in shards {path}; {near(metric, manifest['metrics'])}")
     row = manifest["metrics"].index(metric)
-    check_locations((location,), len(clip.visual.blocks))
+    (location,) = check_locations((location,), len(clip.visual.blocks))
     transform, device = clip.transform(), clip.logit_scale.device
     golden, batch, count = [], [], manifest["data"]["count"]
     shape = count, clip.visual.num_patches + clip.visual.num_leading_tokens, clip.visual.embed_dim

@@ -18,6 +18,7 @@ from patchrank.config import DEFAULTS
 from patchrank.layers import pruning
 from patchrank.utils.device import full_precision
 from patchrank.utils.errors import UserError, near
+from patchrank.utils.plain import plain
 
 METRICS = ("label", "confidence", "preservation")
 VERSION = 1  # of the scoring: bump it when the same images would get other scores
@@ -67,6 +68,7 @@ def score_images(
         UserError: a window larger than the grid, tokens that no window covers, a layer outside the tower, more rounds
             than tokens, an unknown metric, or none that can be had without labels or class names.
     """
+    window, stride, rounds, batch_size = plain((window, stride, rounds, batch_size))
     (remove_at,) = pruning.check_locations((remove_at,), len(tower.blocks))
     squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
     check_rounds(rounds, tower.num_patches)

@@ -12,6 +12,7 @@ from patchrank.io.files import remove as remove
 from patchrank.io.files import write_atomic as write_atomic
 from patchrank.io.files import write_json as write_json
 from patchrank.io.hashing import content_id as content_id
+from patchrank.io.hashing import is_plain_tensor as is_plain_tensor
 from patchrank.io.hashing import weights_sha256 as weights_sha256
 from patchrank.io.paths import cache_folder as cache_folder
 from patchrank.io.paths import filesystem_of as filesystem_of

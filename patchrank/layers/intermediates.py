@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from patchrank.utils.errors import UserError, near
+
+FORMATS = ("NCHW", "NLC")  # those that timm's vision transformer gives
+
+
+def check_format(output_fmt: object) -> str:
+    """The name of a format, which timm may hand over as its own enum. Raises `UserError` for any other."""
+    name = getattr(output_fmt, "value", output_fmt)
+    if name not in FORMATS:
+        raise UserError(
+            f"output_fmt must be one of {', '.join(FORMATS)}, but is {name!r}; {near(str(name).upper(), FORMATS)}"
+        )
+    return name
+
 
 def format_intermediates(
     sequences: list[Tensor], final: Tensor | None, num_prefix: int, grid_size: tuple[int, int], output_fmt: str,

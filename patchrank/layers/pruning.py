@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from patchrank.utils.errors import UserError
+from patchrank.utils.plain import plain
 
 
 def num_kept(num_tokens: int, keep_rate: float) -> int:
     """Tokens left of `num_tokens` at a keep rate in (0, 1]; halves round up, one token always stays."""
+    num_tokens, keep_rate = plain((num_tokens, keep_rate))
     if not 0 < keep_rate <= 1:
         raise UserError(f"keep_rate must lie in (0, 1], but is {keep_rate}")
     return max(1, int(keep_rate * num_tokens + 0.5))
@@ -23,7 +25,7 @@ def num_kept(num_tokens: int, keep_rate: float) -> int:
 
 def check_locations(locations: Sequence[int], depth: int) -> tuple[int, ...]:
     """Layer numbers, counted from 1, just before which tokens leave (section 3.2, "Token Removal")."""
-    locations = tuple(locations)
+    locations = plain(tuple(locations))
     if not locations or any(type(layer) is not int or not 1 <= layer <= depth for layer in locations):
         raise UserError(f"locations must be layer numbers from 1 to the tower's depth {depth}, but are {locations}")
     if any(a >= b for a, b in zip(locations, locations[1:])):
@@ -38,10 +40,11 @@ def drop_schedule(
 
     `drop_counts` wins over `keep_rate` where it is given (tables 4 and 5 drop 20 at each of four).
     """
+    num_tokens = plain(num_tokens)
     if drop_counts is None:
         share, extra = divmod(num_tokens - num_kept(num_tokens, keep_rate), len(locations))
         return tuple(share + 1 if place < extra else share for place in range(len(locations)))
-    counts = tuple(drop_counts)
+    counts = plain(tuple(drop_counts))
     if len(counts) != len(locations) or any(type(n) is not int or n < 0 for n in counts):
         raise UserError(f"drop_counts must be one count >= 0 for each of {len(locations)} locations, but is {counts}")
     if any(counts) and not counts[0]:

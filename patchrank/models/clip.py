@@ -24,6 +24,7 @@ from patchrank.layers.prompts import Prompts
 from patchrank.models import text as clip_text
 from patchrank.models.checkpoints.hub import download_pair
 from patchrank.models.checkpoints.load import load_pair
+from patchrank.models.fingerprints import Fingerprinted
 from patchrank.models.pretrained import TEXT_CFGS, by_open_clips_name, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts
 from patchrank.utils.device import check_device
@@ -35,7 +36,7 @@ KEEP_FROM = 256  # prompts: fewer are embedded faster than found
 Names = tuple[str, ...]  # of classes, or their captions by one template
 
 
-class Clip(nn.Module):
+class Clip(Fingerprinted):
     """An image tower and a text tower with a common embedding space; all embeddings are unit vectors.
 
     Args:
@@ -48,6 +49,8 @@ class Clip(nn.Module):
         heads: folder or fsspec URL where class embeddings are kept between processes, by what they depend on; None
             keeps none.
     """
+
+    not_counted = ("visual.pruner.",)
 
     def __init__(
         self,
@@ -252,7 +255,7 @@ class Clip(nn.Module):
 
     def sha256(self) -> str:
         """Fingerprint of both towers, without any predictor."""
-        return weights_sha256(self, without=("visual.pruner.",))
+        return weights_sha256(self, self.not_counted)
 
 
 def _as_rgb(image: Image.Image | Tensor) -> Image.Image | Tensor:
@@ -280,7 +283,7 @@ def create_clip(
         pretrained: load the tag's weights: those that ship with the package, or the published ones from their hub.
         checkpoint: file of a pair to load instead: ours, open_clip's, OpenAI's or Hugging Face's `CLIPModel`.
         prompts: file of learned tokens to insert into both towers.
-        **pruning: keyword arguments of the entrypoint.
+        **pruning: keyword arguments of the entrypoint; `img_size` among them, to which `transform` resizes then.
 
     Raises:
         UserError: an unknown name, weights that cannot be reached, a checkpoint of another architecture, prompts that

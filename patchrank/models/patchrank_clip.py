@@ -8,15 +8,17 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from timm.layers import LayerNorm
+from timm.layers import LayerNorm, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import Tensor
 
 from patchrank.models.checkpoints.filter import checkpoint_filter_fn
 from patchrank.models.checkpoints.hub import ensure_reachable
 from patchrank.models.checkpoints.load import read_checkpoint
-from patchrank.models.pretrained import PUBLISHED, WEIGHTS, Weights, find_weights
+from patchrank.models.pretrained import PUBLISHED, WEIGHTS, Weights, find_weights, record_input_size
 from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.utils.errors import UserError
+from patchrank.utils.plain import plain
 from patchrank.utils.private_names import update_model_args
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # what timm looks for in a hub repository, in this order
@@ -46,7 +48,8 @@ default_cfgs = generate_default_cfgs({name: _cfg(weights) for name, weights in P
 
 def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisionTransformer:
     """An entry's tower; `kwargs` of the caller win over its `shape`."""
-    kwargs = shape | kwargs
+    kwargs = {name: plain(value) for name, value in (shape | kwargs).items()}
+    check_img_size(kwargs.get("img_size"), kwargs["patch_size"])
     asked = kwargs.pop("pretrained_cfg", None)
     if isinstance(asked, str) and asked:
         find_weights(f"{variant}.{asked}")  # which says more than timm of a tag that does not exist
@@ -70,6 +73,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisi
     )
     if file:
         model.pretrained_cfg["state_dict"] = None
+    record_input_size(model)
     update_model_args(model, act_layer=kwargs["act_layer"])  # so that a tower that is saved comes back with it
     if pretrained and not kwargs.get("features_only"):  # timm takes a layer off those, and with it their fingerprint
         model.check_predictor()
@@ -80,6 +84,16 @@ def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisi
 def _read_and_filter(file: str, _: dict, model: PrunedVisionTransformer) -> dict[str, Tensor]:
     """A file of weights, read by the same rules as all checkpoints: timm's reader knows fewer formats."""
     return checkpoint_filter_fn(read_checkpoint(file), model, f"checkpoint {file}")
+
+
+def check_img_size(img_size: object, patch_size: int | tuple[int, int]) -> None:
+    """Raises `UserError` for an image size that is none, or smaller than a patch; None is the entry's own size."""
+    if img_size is None:
+        return
+    sides, least = to_2tuple(img_size), to_2tuple(patch_size)
+    if len(sides) != 2 or any(type(side) is not int or side < patch for side, patch in zip(sides, least)):
+        needed = f"a side of at least {max(least)} pixels (one patch), or (height, width)"
+        raise UserError(f"img_size must be {needed}, but is {img_size!r}")
 
 
 def _weights_of(variant: str, repo: str | None, tag: str) -> Weights:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from timm.models import get_model_input_config
+from torch import nn
 
 from patchrank.io.yaml import read_yaml
 from patchrank.utils.errors import UserError, near
@@ -91,6 +93,19 @@ def by_open_clips_name(model: str, tag: str | None = None) -> list[Weights]:
         if name and name.removesuffix("-quickgelu") == asked and tag in (None, own_tag):
             found.append(weights)
     return found
+
+
+def record_input_size(model: nn.Module) -> None:
+    """Lets timm's record of a tower name the size of its images, which is what transforms go by.
+
+    timm leaves the size of the published weights in it, whatever size the tower was made for.
+    """
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not cfg or "input_size" not in cfg:
+        return
+    size = (cfg["input_size"][0], *get_model_input_config(model)["input_size"][1:])
+    if size != tuple(cfg["input_size"]):
+        model.pretrained_cfg = model.default_cfg = {**cfg, "input_size": size}
 
 
 def _published() -> Iterator[Weights]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchrank.config import PromptConfig
 from patchrank.io.tensor_file import read_tensors, write_tensors
@@ -97,17 +97,20 @@ def load_visual(path: str | Path) -> Prompts:
     return prompts
 
 
-def check_tower(tower: nn.Module, prompts: nn.Module) -> None:
+def check_tower(tower: nn.Module, prompts: nn.Module, weights: Mapping[str, Tensor] | None = None) -> None:
     """Refuses prompts that were tuned with another image tower, as their file says; prompts from no file always pass.
+
+    Args:
+        weights: what the tower is about to load, in place of the weights that it has.
 
     Raises:
         UserError: names both towers.
     """
     theirs = getattr(prompts, "about", {}).get("model")
-    if theirs and theirs["blocks_sha256"] != (own := tower.blocks_sha256()):
+    if theirs and theirs["blocks_sha256"] not in (known := tower.known_as(weights)):
         raise UserError(
             f"{prompts.source}: tuned with {theirs['name']}, whose image tower has weights "
-            f"{theirs['blocks_sha256'][:12]}, but this tower's weights are {own[:12]}"
+            f"{theirs['blocks_sha256'][:12]}, but this tower's weights are {known[0][:12]}{tower.precision_note()}"
         )
 
 
@@ -118,9 +121,10 @@ def check_pair(clip: nn.Module, prompts: Prompts) -> None:
         UserError: names both pairs, or both widths.
     """
     theirs = prompts.about.get("model")
-    if theirs and theirs["sha256"] != (own := clip.sha256()):
+    if theirs and theirs["sha256"] not in (known := clip.known_as()):
         says = f"tuned with {theirs['name']} with weights {theirs['sha256'][:12]}"
-        raise UserError(f"{prompts.source}: {says}, but this model is {clip.name} with {own[:12]}")
+        ours = f"{clip.name} with {known[0][:12]}{clip.precision_note()}"
+        raise UserError(f"{prompts.source}: {says}, but this model is {ours}")
     width, own_width = prompts.text.shape[-1], getattr(clip.text, "width", None)
     if width != own_width:
         raise UserError(f"{prompts.source}: of text width {width}, but the text tower of {clip.name} has {own_width}")

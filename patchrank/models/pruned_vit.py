@@ -19,19 +19,25 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from patchrank.config import validate
-from patchrank.io import weights_sha256
 from patchrank.layers.class_token import check_attention, cls_row, forward_cls, forward_with_row, is_plain
-from patchrank.layers.intermediates import format_intermediates
+from patchrank.layers.intermediates import check_format, format_intermediates
 from patchrank.layers.macs import Macs, vision_macs
-from patchrank.layers.predictors import UNFILLED, awaits_weights
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock, check_prunable, without_mask
 from patchrank.layers.reducers import TokenState, sample_keys
+from patchrank.models.fingerprints import FingerprintedTower
+from patchrank.models.pretrained import record_input_size
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
-from patchrank.models.pruning_cfg import Pruning, create_ranker, with_predictor
+from patchrank.models.pruning_cfg import Pruning, check_owner, create_ranker, with_predictor
 from patchrank.utils.errors import UserError
-from patchrank.utils.private_names import feature_take_indices, has_model_args, keeping_model_args, update_model_args
+from patchrank.utils.private_names import (
+    feature_take_indices,
+    has_model_args,
+    keeping_model_args,
+    update_model_args,
+    with_plain_model_args,
+)
 
 __all__ = ["PrunedVisionTransformer"]
 
@@ -46,7 +52,8 @@ class PrunedOutput(NamedTuple):
     scores: Tensor | None
 
 
-class PrunedVisionTransformer(PromptedTower, VisionTransformer):
+@with_plain_model_args
+class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransformer):
     """timm's vision transformer, from which patch tokens leave on the way.
 
     Modifications: tokens leave before chosen layers (`Pruning` has the settings), the last block computes the class
@@ -62,7 +69,8 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         self.pruner: PruningBlock | None = None
         self._prune(settings)
         if prompts_path is not None:
-            self._hold(load_visual(prompts_path))  # compared with the weights once these are loaded
+            self._hold(load_visual(prompts_path))
+            self._unchecked = (self.prompts,)  # compared with the weights once these are loaded
 
     @property
     def num_patches(self) -> int:
@@ -90,14 +98,14 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         Raises:
             UserError: an unknown or impossible setting, or a predictor that was fitted to another tower.
         """
-        before = self.pruning, self.pruner
+        before = self.pruning, self.pruner, self._ranker
         if predictor is not None:  # it takes the place of the file, also in later changes
             changes = with_predictor(self.pruning, changes)
-        self._prune(changes, predictor)
         try:
-            self.check_predictor()
-        except UserError:
-            self.pruning, self.pruner = before
+            self._prune(changes, predictor)
+            check_owner(self, in_use=before[2], advise=True)
+        except BaseException:  # a predictor of somebody's own may raise anything
+            self.pruning, self.pruner, self._ranker = before
             raise
         if has_model_args(self):  # a tower that timm made, which may be saved with them
             update_model_args(self, **{name: getattr(self.pruning, name) for name in changes})  # as plain values
@@ -105,46 +113,31 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
     @contextmanager
     def restoring(self) -> Iterator[None]:
         """Gives pruning, prompts and timm's note of both back after a block, whatever changed them inside."""
-        before = self.pruning, self.pruner, self._prompts, self.num_prompt_tokens
+        before = self.pruning, self.pruner, self._ranker, self._prompts, self.num_prompt_tokens
         with keeping_model_args(self):
             try:
                 yield
             finally:
-                self.pruning, self.pruner, self._prompts, self.num_prompt_tokens = before
-
-    def blocks_sha256(self) -> str:
-        """Fingerprint of all that patch tokens pass through: the tower without its head and its pruning block."""
-        return weights_sha256(self, without=("pruner.", "head."))
-
-    def check_predictor(self) -> None:
-        """Raises `UserError` for a predictor that was fitted to other weights, or that has no weights itself."""
-        if awaits_weights(self):
-            raise UserError(UNFILLED)
-        fitted_to = getattr(getattr(self.pruner, "reducer", None), "about", {}).get("model")
-        if fitted_to and fitted_to["sha256"] != (own := self.blocks_sha256()):
-            raise UserError(
-                f"predictor {self.pruning.predictor_path or ''} was fitted to {fitted_to['name']} with weights "
-                f"{fitted_to['sha256'][:12]}, but this tower's weights are {own[:12]}"
-            )
+                self.pruning, self.pruner, self._ranker, self._prompts, self.num_prompt_tokens = before
 
     def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
         pruning = validate(Pruning, dict(self.pruning) | changes, "pruning")
         locations = check_locations(pruning.locations, len(self.blocks))
         drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
-        pruner = None
+        # weights in use go on where none are given, but are tied to their reducer and their first location
+        given = predictor is not None or "predictor_path" in changes
+        moved = pruning.locations[0] != self.pruning.locations[0] or pruning.reducer != self.pruning.reducer
+        goes_on = self._ranker and self._ranker[0].fitted and not given and not moved
+        ranker, pruner = self._ranker if goes_on else (), None
+        if not ranker and (any(drops) or predictor is not None):
+            ranker = (create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor),)
+            if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
+                ranker[0].requires_grad_(False)
         if any(drops):
-            reducer = None if self.pruner is None else self.pruner.reducer
-            # weights in use go on where none are given, but are tied to their reducer and their first location
-            given = predictor is not None or "predictor_path" in changes
-            moved = pruning.locations[0] != self.pruning.locations[0] or pruning.reducer != self.pruning.reducer
-            if reducer is None or not reducer.fitted or given or moved:
-                reducer = create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor)
-                if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
-                    reducer.requires_grad_(False)
-            pruner = PruningBlock(reducer, locations, drops)
+            pruner = PruningBlock(ranker[0], locations, drops)
             check_prunable(self, pruner)
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
-        self.pruning, self.pruner = pruning, pruner
+        self.pruning, self.pruner, self._ranker = pruning, pruner, ranker
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if self.pruner is not None and global_pool not in (None, "token", ""):
@@ -155,6 +148,7 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         if self.pruner is not None:
             raise UserError("set_input_size would undo the grid that pruning relies on: set_pruning(keep_rate=1) first")
         super().set_input_size(*args, **kwargs)
+        record_input_size(self)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the tokens (B, P + N, D) that enter layer 1; here and below P counts prompts too."""
@@ -240,9 +234,10 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
         is_causal: bool = False,
     ):
         """timm's, with every map on the full grid and zeros where tokens had left; `stop_early` saves nothing here."""
+        fmt = check_format(output_fmt)
         if self._keeps_all():
             return super().forward_intermediates(
-                x, indices, return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only, output_dict,
+                x, indices, return_prefix_tokens, norm, stop_early, fmt, intermediates_only, output_dict,
                 attn_mask, is_causal,
             )  # fmt: skip
         wanted, _ = feature_take_indices(len(self.blocks), indices)
@@ -254,7 +249,6 @@ class PrunedVisionTransformer(PromptedTower, VisionTransformer):
 
         last, state = self._encode(without_mask(x, attn_mask, is_causal), visit=visit)
         final = None if intermediates_only else self._full_grid(self._last_norm(last, self.prompts), state)
-        fmt = getattr(output_fmt, "value", output_fmt)  # timm hands over its own enum as well
         grid = self.patch_embed.grid_size
         return format_intermediates(taken, final, self.num_prefix_tokens, grid, fmt, return_prefix_tokens, output_dict)
 

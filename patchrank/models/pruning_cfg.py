@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from patchrank.config import DEFAULTS, PruningConfig
-from patchrank.layers.predictors import check_location, create_awaiting, create_predictor, load_predictor
+from patchrank.layers.predictors import (
+    UNFILLED,
+    awaits_weights,
+    check_location,
+    create_awaiting,
+    create_predictor,
+    load_predictor,
+)
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
 from patchrank.utils.errors import UserError, near
 
@@ -80,6 +87,47 @@ def create_ranker(
     if kind.fitted:
         reducer.about = about
     return reducer
+
+
+def check_owner(
+    tower: nn.Module,
+    weights: Mapping[str, Tensor] | None = None,
+    in_use: tuple[Reducer, ...] = (),
+    advise: bool = False,
+) -> None:
+    """Refuses a predictor that was fitted to another tower, as its file says, or that has no weights itself.
+
+    Args:
+        weights: what the tower is about to load, in place of the weights that it has.
+        in_use: the reducer that ranked before, which needs no proof where weights have none.
+        advise: say how `set_pruning` takes the predictor all the same.
+
+    Raises:
+        UserError: names both towers.
+    """
+    if weights is None and awaits_weights(tower):
+        raise UserError(UNFILLED)
+    reducer = getattr(tower.pruner, "reducer", None)
+    fitted_to = getattr(reducer, "about", {}).get("model")
+    if not fitted_to:
+        return
+    path, kept = tower.pruning.predictor_path or "", reducer in in_use
+    theirs = f"{fitted_to['name']} with weights {fitted_to['sha256'][:12]}"
+    says, cure = f"predictor {path} was fitted to {theirs}, but this tower's weights", _on_purpose("" if kept else path)
+    if not tower.has_fingerprint():
+        if not kept:
+            why = "are quantised, or otherwise no plain tensors, so that nobody can tell whose they are"
+            raise UserError(f"{says} {why}; prune the tower before that, or {cure}")
+    elif fitted_to["sha256"] not in (known := tower.known_as(weights)):
+        hint = f"; if it shall rank all the same, {cure}" if advise else ""
+        raise UserError(f"{says} are {known[0][:12]}{tower.precision_note()}{hint}")
+
+
+def _on_purpose(path: str | Path) -> str:
+    """How to hand over a predictor that belongs to other weights: from its file, or the one in use."""
+    if not path:
+        return "try set_pruning(predictor=model.predictor, ...)"
+    return f"try set_pruning(predictor=patchrank.layers.predictors.load_predictor({str(path)!r})[0], ...)"
 
 
 def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> tuple[nn.Module, dict]:

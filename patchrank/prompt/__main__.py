@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from patchrank.cli.config_flags import add_config_flags, read_config
-from patchrank.cli.flags import create_pruned_clip_from, load_split_from, pruned_parser, pruning_from
+from patchrank.cli.flags import create_pruned_clip_from, img_size_of, load_split_from, pruned_parser, pruning_from
 from patchrank.cli.summary import ACCURACIES, cosine_line, images_line, macs_line, percentages, print_row, pruning_title
 from patchrank.config import DataConfig, PromptConfig
 from patchrank.data.dataset_factory import find_task
@@ -129,7 +129,8 @@ def _row(
     tuned: Tuned | None = None,
 ) -> dict:
     """The result row; `before` is the same pruning without prompts, None where there are none."""
-    row = {"model": args.model, "data": args.data, "split": args.split or "val", "n_images": len(found.kept)}
+    row = {"model": args.model} | img_size_of(args)
+    row |= {"data": args.data, "split": args.split or "val", "n_images": len(found.kept)}
     row |= {"seed": args.seed} | pruning_from(args) | {"mode": config.mode}
     unused = "images" if config.loss == "cross_entropy" else "shots"
     for key in ("num_tokens", "preset", "shots", "images", "epochs", "lr", "norm_gains", "precision"):

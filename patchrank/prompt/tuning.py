@@ -30,6 +30,7 @@ from patchrank.prompt.presets import PRESETS, learning_rates
 from patchrank.prompt.train_step import State, head_of, ready, start, train_epoch
 from patchrank.utils.errors import StoreError, UserError
 from patchrank.utils.metrics import percent
+from patchrank.utils.plain import plain
 from patchrank.utils.progress import progress
 
 KIND = "prompt state"  # of the file that keeps it
@@ -75,6 +76,7 @@ def tune_prompts(
     Raises:
         UserError: impossible prompts, distillation where nothing is pruned, or a loss that is no number.
     """
+    seed = plain(seed)
     check_distillation(config, clip.visual)
     run = run_id(clip, train, val, config, seed)
     if (known := finished(out, run)) is not None:

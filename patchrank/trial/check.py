@@ -38,7 +38,7 @@ def check_trial(trial: ResolvedTrial) -> None:
             raise UserError(f"{key} must not name a task twice, but is {list(tasks)}")
         for task in tasks:
             _check_task(task, config.data)
-    pair = _empty_pair(config.model.name)
+    pair = _empty_pair(config.model.name, config.model.img_size)
     tower = pair.visual
     pruning.check_locations((trial.remove_at,), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, config.golden.window, config.golden.stride)
@@ -57,7 +57,7 @@ def check_trial(trial: ResolvedTrial) -> None:
 
 def counted_gmacs(trial: ResolvedTrial) -> float:
     """GMACs of one image with a trial's pruning, its ranking included and learned tokens left out; nothing is run."""
-    pair, predictor = _empty_pair(trial.config.model.name), None
+    pair, predictor = _empty_pair(trial.config.model.name, trial.config.model.img_size), None
     if trial.ranker is not None:
         with torch.device("meta"):
             predictor = trial.ranker.create(pair.visual)
@@ -101,7 +101,7 @@ def _check_task(task: str, data: DataConfig) -> None:
 
 
 @lru_cache(maxsize=4)
-def _empty_pair(name: str) -> Clip:
+def _empty_pair(name: str, img_size: int | None) -> Clip:
     """A tower without weights to check settings against, in a pair without a text tower."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return Clip(name, timm.create_model(name), nn.Identity())
+        return Clip(name, timm.create_model(name, img_size=img_size), nn.Identity())

@@ -75,7 +75,9 @@ def speed_settings(trial: ResolvedTrial) -> dict:
         counted = ("mode", "loss", "preset", "words") if prompt["num_tokens"] is None else ("num_tokens",)
         without_effect = FIRST["prompt"] - {*counted, "norm_gains"}
         prompts = {key: value for key, value in prompt.items() if key not in without_effect}
-    return {"model": trial.config.model.name, "pruning": pruning, "predictor": predictor, "prompts": prompts}
+    size = {} if (side := trial.config.model.img_size) is None else {"img_size": side}
+    settings = {"model": trial.config.model.name, "pruning": pruning, "predictor": predictor, "prompts": prompts}
+    return settings | size
 
 
 def speed_id(trial: ResolvedTrial, hardware: dict, settings: BenchmarkConfig) -> str:

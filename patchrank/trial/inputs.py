@@ -112,6 +112,6 @@ def load_inputs(model: ModelConfig, data: DataConfig, device: str = "cpu", heads
         UserError: a model, checkpoint or device that cannot be had.
     """
     check_device(device)
-    clip = create_clip(model.name, checkpoint=model.checkpoint, device=device)
+    clip = create_clip(model.name, checkpoint=model.checkpoint, device=device, img_size=model.img_size)
     clip.heads = heads
     return Inputs(clip, data)

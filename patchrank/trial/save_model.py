@@ -103,7 +103,7 @@ def _how_to_load(trial: ResolvedTrial, folder: str) -> dict[str, str]:
     """Python that makes the image tower, and the pair with its text tower, from a folder."""
     model, prompts = trial.config.model, f"{folder}/{PROMPTS}" if trial.learns else None
     visual = f", prompts_path={prompts!r}" if trial.learns_visual else ""
-    settings = {"checkpoint": model.checkpoint, "prompts": prompts}
+    settings = {"checkpoint": model.checkpoint, "prompts": prompts, "img_size": model.img_size}
     settings |= {"predictor_path": f"{folder}/{PREDICTOR}"} if trial.is_fitted and trial.prunes else {}
     settings |= trial.pruning
     arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)

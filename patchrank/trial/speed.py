@@ -47,13 +47,16 @@ def measure_trial(trial: ResolvedTrial, device: str, settings: BenchmarkConfig, 
 def random_tower(trial: ResolvedTrial, device: str = "cpu") -> nn.Module:
     """A tower of a trial's structure with random weights, its ranker and its learned tokens among them."""
     with torch.random.fork_rng(devices=[]):
-        tower, predictor = timm.create_model(trial.config.model.name).eval(), None
+        model, predictor = trial.config.model, None
+        tower = timm.create_model(model.name, img_size=model.img_size).eval()
         if trial.config.pruning.reducer == "predictor":
             predictor = trial.predictor.create(tower).eval()
         tower.set_pruning(predictor, predictor_init="random", **trial.pruning)
         tower.to(device)
         if trial.learns_visual:
-            clip = create_clip(trial.config.model.name, pretrained=False)  # whose text tower counts tokens of words
+            clip = create_clip(
+                model.name, pretrained=False, img_size=model.img_size
+            )  # whose text tower counts tokens of words
             recipe = TrialContext(trial, Inputs(clip, trial.config.data)).recipes[trial.tasks[0]]
             widths, gains = (clip.text.width, tower.embed_dim), len(layer_norms(tower)) if recipe.norm_gains else 0
             tower.set_prompts(create_prompt(recipe.name, "V", recipe.num_tokens, *widths, num_norms=gains).to(device))

@@ -6,7 +6,7 @@ private names that are used anywhere else. Where a package gets a public way, ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import timm
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 from torch.utils.module_tracker import ModuleTracker
+
+from patchrank.utils.plain import plain
 
 try:
     # How timm's own towers read `indices` of `forward_intermediates`; ours must read them alike, in later releases too.
@@ -36,6 +38,7 @@ traceable_assert = torch._assert
 
 # Private methods that our towers override, and the classes that call them.
 OVERRIDDEN = {
+    "_apply": "torch.nn.Module",  # all changes of precision go through it, also those of a module around ours
     "_load_from_state_dict": "torch.nn.Module",  # torch's public hook cannot report a missing key by open_clip's name
     "_pos_embed": "timm.models.vision_transformer.VisionTransformer",  # all that runs between patches and first norm
 }
@@ -85,6 +88,26 @@ def has_model_args(model: nn.Module) -> bool:
     The public `timm.models.get_model_args` gives a few for any model.
     """
     return hasattr(model, "_model_args")
+
+
+def with_plain_model_args(cls: type[nn.Module]) -> type[nn.Module]:
+    """A class decorator: timm's note of the arguments of such a model holds plain values, not NumPy's.
+
+    timm notes what `create_model` was given only when the model is made, so no constructor could do this.
+    """
+
+    name = "_model_args"
+
+    def set_args(model: nn.Module, args: Mapping[str, object]) -> None:
+        vars(model)[name] = {key: plain(value) for key, value in args.items()}
+
+    def get_args(model: nn.Module) -> dict[str, object]:
+        if name not in vars(model):  # as for any attribute that is not there
+            raise AttributeError(name)
+        return vars(model)[name]
+
+    setattr(cls, name, property(get_args, set_args))
+    return cls
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
 from patchrank.models.embed import embed
 from patchrank.utils.errors import UserError, near
+from patchrank.utils.plain import plain
 from patchrank.utils.progress import progress
 from patchrank.visualize.pictures import Pictures
 
@@ -136,7 +137,8 @@ def rank_pictures(
     Raises:
         UserError: an unknown ranker, one that lacks what it needs, or an impossible setting.
     """
-    golden = {"window": window, "stride": stride, "remove_at": remove_at}
+    keep_rates, locations = plain(tuple(keep_rates)), plain(tuple(locations))
+    golden = {"window": plain(window), "stride": plain(stride), "remove_at": plain(remove_at)}
     rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
     check_rankers(rankers, pictures.labels is not None)
     for keep_rate in keep_rates:  # before minutes are spent on golden scores
@@ -147,8 +149,8 @@ def rank_pictures(
     labels = None if pictures.labels is None else torch.tensor(pictures.labels, device=device)
     with clip.applied():  # the pair as it came
         clip.set_prompts(None)
-        plain = clip.zero_shot_head(pictures.classes, pictures.templates)
-        whole = kept_by(clip, images, plain, "golden", [1.0], locations)[0]
+        whole_head = clip.zero_shot_head(pictures.classes, pictures.templates)
+        whole = kept_by(clip, images, whole_head, "golden", [1.0], locations)[0]
     pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed}
     # what takes no time goes first, so that it also fails first
     bar = progress([name for name in rankers if name not in METRICS], desc="rank", unit="row", disable=quiet, delay=1)

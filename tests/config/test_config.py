@@ -67,8 +67,16 @@ def test_unreadable_yaml_is_named_by_line(text, message):
     [
         ("trial.pruning.keep_rat=0.5", "key 'trial.pruning.keep_rat' does not exist; did you mean 'keep_rate'"),
         ("trail.seed=1", "key 'trail' does not exist; did you mean 'trial'"),
-        ("trial.pruning.keep_rate=0", "trial.pruning.keep_rate is 0, but should be greater than 0"),
-        ("trial.pruning.keep_rate=half", "trial.pruning.keep_rate is 'half', but should be a valid number"),
+        ("trial.pruning.keep_rate=0", "trial.pruning.keep_rate is 0, but should be a number above 0 and at most 1"),
+        ("trial.pruning.keep_rate=half", "keep_rate is 'half', but should be a number above 0 and at most 1"),
+        ("trial.pruning.keep_rate=.nan", "keep_rate is nan, but should be a number above 0 and at most 1"),
+        (
+            "trial.pruning.locations=!!set {4, 6}",
+            "locations is {4, 6}, but should be a list, whose items have an order",
+        ),
+        ("trial.controls=!!set {random}", "controls is {'random'}, but should be a list, whose items have an order"),
+        ("spaces=!!set {a.yaml}", "spaces is {'a.yaml'}, but should be a list, whose items have an order"),
+        ("trial.model.img_size=0", "trial.model.img_size is 0, but should be greater than or equal to 1"),
         ("trial.seed=on", "trial.seed is 'on', but should be a valid integer"),
         ("trial.golden.metric=labels", "should be 'label', 'confidence' or 'preservation'"),
         ("trial.pruning.locations=[0, 4]", "from 1 to the tower's depth 12"),

@@ -153,8 +153,8 @@ def test_compiled_shapes_are_static(tower, images):
     "settings, message",
     [
         ({"keep_rate": 0.5}, "no weights to rank by"),
-        ({"keep_rate": 1.5}, "keep_rate is 1.5, but should be less than or equal to 1"),
-        ({"keep_rate": True}, "keep_rate is True, but should be a valid number"),
+        ({"keep_rate": 1.5}, "keep_rate is 1.5, but should be a number above 0 and at most 1"),
+        ({"keep_rate": True}, "keep_rate is True, but should be a number above 0 and at most 1"),
         ({"locations": (4, "6")}, "locations.1 is '6', but should be a valid integer"),
         ({"locations": 4}, "locations is 4, but should be a valid list"),
         ({"locations": (0,)}, "from 1 to the tower's depth 12"),
@@ -227,10 +227,10 @@ def test_a_predictor_that_came_as_a_module_stays(tower, images):
     assert tower.pruner.reducer.predictor is mine
     with pytest.raises(UserError, match="no weights to rank by"):
         tower.set_pruning(locations=(5, 6))
-    with pytest.raises(UserError, match="no weights to rank by"):
-        tower.set_pruning(keep_rate=1.0)
-        tower.set_pruning(keep_rate=0.5)  # the module is gone, and nothing else takes its place unasked
-    tower.set_pruning(keep_rate=0.5, predictor=mine)
+    tower.set_pruning(keep_rate=1.0)
+    assert not any(key.startswith("pruner.") for key in tower.state_dict())
+    tower.set_pruning(keep_rate=0.5)
+    assert tower.pruner.reducer.predictor is mine
     state = tower.state_dict()
     assert any(key.startswith("pruner.reducer.predictor.") for key in state)
 

@@ -18,14 +18,16 @@ def parser():
 @pytest.mark.parametrize(
     "stage, flags, message",
     [
-        ("evaluate", "--keep-rate 2", "--keep-rate: should be less than or equal to 1, but is '2'"),
-        ("evaluate", "--keep-rate nan", "--keep-rate: should be less than or equal to 1, but is 'nan'"),
-        ("evaluate", "--keep-rate half", "--keep-rate: should be a valid number, but is 'half'"),
+        ("evaluate", "--keep-rate 2", "--keep-rate: should be a number above 0 and at most 1, but is '2'"),
+        ("evaluate", "--keep-rate nan", "--keep-rate: should be a number above 0 and at most 1, but is 'nan'"),
+        ("evaluate", "--keep-rate half", "--keep-rate: should be a number above 0 and at most 1, but is 'half'"),
         ("evaluate", "--locations 4 x", "--locations: should be a valid integer, but is 'x'"),
         ("evaluate", "--locations", "--locations: expected at least one argument"),
         ("evaluate", "--controls shuffled", "--controls: invalid choice: 'shuffled'"),
         ("evaluate", "--templates openai8", "--templates: invalid choice: 'openai8'"),
         ("evaluate", "--keep 0.5 --foo", "unrecognized arguments: --foo"),
+        ("evaluate", "--img-size 0", "--img-size: should be greater than or equal to 1, but is '0'"),
+        ("benchmark", "--img-size 96.5", "--img-size: should be a valid integer, but is '96.5'"),
         ("fit", "--dim 0", "--dim: should be greater than or equal to 1, but is '0'"),
         ("fit", "--lr inf", "--lr: should be a finite number, but is 'inf'"),
         ("fit", "--head max", "--head: invalid choice: 'max'"),
@@ -66,13 +68,14 @@ def test_without_flags_a_configuration_is_the_schemas_own(parser):
 def test_flags_are_read_back_as_a_configuration(parser):
     add_config_flags(parser, PruningConfig, "keep_rate", "locations")
     add_config_flags(parser, PromptConfig, "norm_gains", "augment", "words", "lr")
-    add_config_flags(parser, ModelConfig, "checkpoint", model="name")
+    add_config_flags(parser, ModelConfig, "checkpoint", "img_size", model="name")
     add_config_flags(parser, TrialConfig, "controls", "seed")
-    text = "--keep-rate 0.5 --locations 2 5 --norm-gains --no-augment --words 12 --lr 1e-3 --model a --controls random"
+    text = "--keep-rate 0.5 --locations 2 5 --norm-gains --no-augment --words 12 --lr 1e-3 --model a --img-size 96 "
+    text += "--controls random"
     args = parser.parse_args(text.split())
     assert read_config(args, PruningConfig) == PruningConfig(keep_rate=0.5, locations=(2, 5))
     assert read_config(args, PromptConfig) == PromptConfig(norm_gains=True, augment=False, words="12", lr=0.001)
-    assert read_config(args, ModelConfig) == ModelConfig(name="a")
+    assert read_config(args, ModelConfig) == ModelConfig(name="a", img_size=96)
     assert read_config(args, TrialConfig) == TrialConfig(controls=("random",))
 
 

@@ -110,7 +110,7 @@ def test_ids_depend_on_images_and_presets_that_prompts_come_from(inputs, monkeyp
 
 def test_a_trial_without_prompts_has_the_id_that_it_had_before_there_were_any(inputs):
     plain = named(prompt=None)
-    settings = plain.config.model_dump(exclude={"model": {"checkpoint"}, "data": {"root", "vocabulary"}})
+    settings = plain.config.model_dump(exclude={"model": {"checkpoint", "img_size"}, "data": {"root", "vocabulary"}})
     assert settings["prompt"] is None
     off = named(prompt__mode="none", prompt__lr=0.5)
     found = TrialContext(plain, inputs)

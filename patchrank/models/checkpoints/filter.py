@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import timm
 import torch
+from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -94,12 +95,16 @@ def _with_predictor(weights: dict[str, Tensor], model: nn.Module, source: str) -
 def _is_resized(weights: Mapping[str, Tensor], model: nn.Module) -> bool:
     """Whether the weights' positions are on the grid of the tower's entry, but the tower has another grid."""
     patches, positions = weights.get("patch_embed.proj.weight"), weights.get("pos_embed")
-    patch, size = model.patch_embed.patch_size, _config(model).get("input_size", (0, 0, 0))[-2:]
+    patch, config = model.patch_embed.patch_size, _config(model)
     if patches is None or positions is None or patches.shape[2:] != patch or positions.ndim != 3:
         return False
-    grid = tuple(pixels // side for pixels, side in zip(size, patch))
+    entry = get_pretrained_cfg(config.get("architecture") or "")
+    sizes = [config.get("input_size", (0, 0, 0))[-2:], entry.input_size[-2:] if entry else (0, 0)]
+    grids = {tuple(pixels // side for pixels, side in zip(size, patch)) for size in sizes} - {
+        model.patch_embed.grid_size
+    }
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    return grid != model.patch_embed.grid_size and positions.shape[1] - prefix == math.prod(grid)
+    return positions.shape[1] - prefix in map(math.prod, grids)
 
 
 def _config(model: nn.Module) -> dict:
@@ -115,6 +120,11 @@ class TowerShape(NamedTuple):
     layers: int
     positions: int
     outputs: int
+
+    def image_side(self) -> int | None:
+        """Pixels of a side of the images, with one class token; None where they are no squares."""
+        side = math.isqrt(max(self.positions - 1, 0))
+        return side * self.patch if side * side == self.positions - 1 else None
 
     def __str__(self) -> str:
         patches = max(self.positions - 1, 0)  # all but the class token
@@ -144,5 +154,7 @@ def _check_shape(weights: Mapping[str, Tensor], model: nn.Module, source: str, a
         with torch.device("meta"):  # towers without content
             towers = {entry: timm.create_model(entry) for entry in timm.list_models("patchrank_clip_*")}
         fits = [entry for entry, tower in towers.items() if tower_shape(tower.state_dict()) == theirs]
+        if theirs._replace(positions=0) == compared._replace(positions=0) and (side := theirs.image_side()):
+            fits.append(f"img_size={side} (--img-size {side})")  # the same architecture, trained on images of that side
         fits = " or ".join(fits) or "none of our entries"
         raise UserError(f"{source}: a vision transformer of {theirs}, but {name} has {ours}; {fits} would fit")

@@ -7,10 +7,8 @@ import shutil
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -41,8 +39,7 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
             f"save_pretrained takes a tower that timm.create_model made from a patchrank entry, but got a "
             f"{type(model).__name__}"
         )
-    plain = next(model.parameters()).dtype == torch.float32
-    (model if plain else deepcopy(model).float()).check_predictor()  # as it will be when it is loaded
+    model.check_predictor()
     target = find_target(directory)
     if model.num_prompt_tokens:
         raise UserError(
@@ -108,8 +105,10 @@ def _record(model: PrunedVisionTransformer) -> dict | None:
     reducer = getattr(model.pruner, "reducer", None)
     if reducer is None or not reducer.fitted:
         return None
-    if reducer.about:
-        return dict(reducer.about)
+    if (about := dict(reducer.about)) and about.get("model"):  # of weights as they will be when they are loaded
+        return about | {"model": about["model"] | {"sha256": model.float32_sha256()}}
+    if about:
+        return about
     name, kwargs = name_and_settings(reducer.predictor)
     grid, location = model.patch_embed.grid_size, model.pruning.locations[0]
     if _shapes(create_predictor(name, model.embed_dim, grid, **kwargs)) != _shapes(reducer.predictor):
