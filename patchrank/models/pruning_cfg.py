@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from patchrank.config import DEFAULTS, PruningConfig
+from patchrank.config import DEFAULTS, PruningConfig, Seed
 from patchrank.layers.predictors import (
     UNFILLED,
     awaits_weights,
@@ -45,7 +45,7 @@ class Pruning(PruningConfig):
     cls_only_last: bool | Literal["auto"] = "auto"
     predictor_path: str | Path | None = None
     predictor_init: Literal["random"] | Mapping | None = None
-    seed: int = DEFAULTS.seed
+    seed: Seed = DEFAULTS.seed
 
     @model_validator(mode="after")
     def _names_exist(self) -> Pruning:
