@@ -15,7 +15,7 @@ from patchrank.data.image_split import ImageSplit, Reader
 from patchrank.data.readers.folder import load_folder
 from patchrank.data.readers.wds import load_wds
 from patchrank.utils.errors import UserError, near
-from patchrank.utils.progress import write_line
+from patchrank.utils.progress import write_line_once
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def load_split(
     if images.passed_over:
         count = sum(images.passed_over.values())
         reasons = ", ".join(f"{why} ({many:,})" for why, many in images.passed_over.items())
-        write_line(f"{task}: passed over what is no image by its name or place, {count:,} in all: {reasons}")
+        told = f"{task}: passed over what is no image by its name or place, {count:,} in all: {reasons}"
+        write_line_once(told, root)
     if found.embedded:
         images = images.first(limit)
     elif found.checked:

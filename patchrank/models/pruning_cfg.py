@@ -35,7 +35,8 @@ class Pruning(PruningConfig):
     reducer: who decides, by registered name.
     leftovers: what becomes of the others: `drop`.
     cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
-    predictor_path: safetensors file of a fitted predictor or position prior.
+    predictor_path: safetensors file of a fitted predictor or position prior. It must be there even where nothing ranks
+        by it yet; whether it fits the tower is looked at once it ranks.
     predictor_init: what ranks where there is no file. "random" is an untrained predictor (for speed benchmarks). A
         record (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`) describes a
         predictor whose weights come with the tower's checkpoint. `save_pretrained` writes such records.
