@@ -57,12 +57,18 @@ class Pruning(PruningConfig):
         return self
 
 
-def with_predictor(settings: Pruning, changes: dict) -> dict:
+def with_predictor(settings: Pruning, changes: dict, predictor: nn.Module) -> dict:
     """The changes to settings where a predictor is handed over as a module: it ranks, and any file is forgotten.
 
+    Args:
+        predictor: the module; what people hand over by mistake, such as a keep rate or a path, is refused.
+
     Raises:
-        UserError: a reducer is asked for that ranks by itself.
+        UserError: no module, or a reducer is asked for that ranks by itself.
     """
+    if not isinstance(predictor, nn.Module):
+        example = f"predictor_path={str(predictor)!r}" if isinstance(predictor, str | Path) else "keep_rate=0.6"
+        raise UserError(f"predictor must be a module, but is {predictor!r}; settings go by name, as in {example}")
     own = {name for name, kind in REDUCERS.items() if not kind.fitted}
     if changes.get("reducer") in own:
         fitted = " or ".join(sorted(set(REDUCERS) - own))

@@ -119,6 +119,11 @@ def test_bad_overrides_say_which_key_and_which_rule(override, message):
         make_plan(load_sweep("locations", [override, *["root=runs/x"][: override != "seed"]]))
 
 
+def test_overrides_are_a_list():
+    with pytest.raises(UserError, match=r"overrides must be a list, as in \['trial.seed=1'\]"):
+        load_sweep("locations", "trial.seed=1")
+
+
 def test_overriding_a_swept_axis_pins_it_and_says_so():
     sweep = load_sweep("locations", ["trial.pruning.locations=[3, 6]"])
     assert list(sweep.axes) == ["seed", "controls"] and sweep.notes == [

@@ -258,3 +258,18 @@ def test_a_name_of_two_lines_is_refused_by_name(tmp_path, name):
     fill(tmp_path, "cat/1.png", f"cat/{name}" if "/" not in name else name)
     with pytest.raises(UserError, match=r"the name '[^\n]*two\\nlines[^\n]*' is not one line of text"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given, rule",
+    [
+        ({"limit": -1}, "limit must be a whole number"),
+        ({"limit": "4"}, "limit must be a whole number"),
+        ({"limit": 2.5}, "limit must be a whole number"),
+        ({"task": ["digits"]}, "data .'digits'. does not exist"),
+        ({"task": "wds", "root": ["a.tar"]}, "data.root must be a path or URL"),
+    ],
+)
+def test_wrong_kinds_of_settings_are_named(given, rule):
+    with pytest.raises(UserError, match=rule):
+        load_split(**{"task": "digits", "split": "val"} | given)

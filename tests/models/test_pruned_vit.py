@@ -234,6 +234,15 @@ def test_a_predictor_file_of_another_location_may_wait_for_it(tower, tmp_path):
     assert tower.drop_counts == (16, 16)
 
 
+@pytest.mark.parametrize(
+    "wrong, cure", [(0.5, "keep_rate="), ("p.safetensors", "predictor_path='p.safe"), ({}, "keep_rate=")]
+)
+def test_what_is_no_predictor_is_refused(tower, wrong, cure):
+    with pytest.raises(UserError, match=f"predictor must be a module, but is .*; settings go by name, as in {cure}"):
+        tower.set_pruning(wrong)
+    assert tower.drop_counts == ()
+
+
 @torch.no_grad()
 def test_a_predictor_that_came_as_a_module_stays(tower, images):
     torch.manual_seed(1)
