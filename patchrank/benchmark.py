@@ -120,7 +120,7 @@ def _lines(row: dict) -> list[tuple[str, str]]:
         ("speed-up", f"{row['speedup']:.2f} times"),
         macs_line(row),
         ("runs of each tower", f"{row['repeats']} of {row['batch_size']} images"),
-        ("measured on", machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"),
+        ("measured on", machine["gpu"] or f"{machine['cpu']}, threads: {machine['threads']}"),
     ]
 
 

@@ -29,6 +29,7 @@ from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.embed import evaluate
 from patchrank.utils.command import create_parser, run_command
+from patchrank.utils.errors import UserError
 from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
 
@@ -178,15 +179,18 @@ def load_checkpoint(path: Path, clip: Clip, optimizer: torch.optim.Optimizer) ->
 
 def main(argv: list[str] | None = None) -> None:
     parser = create_parser("pretrain", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="folder of checkpoint, log and weights")
+    parser.add_argument("--out", default="runs/pretrain", help="local folder of checkpoint, log and weights")
     parser.add_argument("--steps", type=positive, default=STEPS, help=f"batches in all (default: {STEPS})")
     parser.add_argument("--lr", type=positive_float, default=LR, help=f"learning rate at its highest (default: {LR})")
     add_config_flags(parser, TrialConfig, "seed")
     args = parser.parse_args(argv)
+    if "://" in args.out:
+        raise UserError(f"--out {args.out}: checkpoints are kept in a local folder; try runs/pretrain")
     check_writable(args.out)  # better now than after the first steps
-    clip = train(args.out, args.steps, args.lr, args.seed)
+    out = Path(args.out)
+    clip = train(out, args.steps, args.lr, args.seed)
     shipped = {key: value.half().contiguous() for key, value in clip.state_dict().items()}
-    write_atomic(args.out / "patchrank_clip_digits.safetensors", save(shipped))
+    write_atomic(out / "patchrank_clip_digits.safetensors", save(shipped))
     for split in ("val", "test"):
         seen, unseen = (accuracy(clip, load_split("digits", split, templates=t)) for t in (None, (UNSEEN_TEMPLATE,)))
         print(f"{split}: {seen:.2f} % with the task's templates, {unseen:.2f} % with an unseen one")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from patchrank.config import Strict, rule_of, validate
@@ -36,7 +36,7 @@ def read_config(args: argparse.Namespace, schema: type[Config]) -> Config:
 
 def reader(kind: Any) -> Callable[[str], Any]:
     """What makes a value of a type from a flag's text, for argparse, which tells what does not fit in one line."""
-    adapter = TypeAdapter(kind)
+    adapter = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
     def read(text: str) -> Any:
         try:
@@ -52,7 +52,7 @@ def reader(kind: Any) -> Callable[[str], Any]:
 
 positive = reader(Annotated[int, Field(ge=1)])
 thread_count = reader(Annotated[int, Field(ge=1, le=4096)])
-positive_float = reader(Annotated[float, Field(gt=0, allow_inf_nan=False)])
+positive_float = reader(Annotated[float, Field(gt=0)])
 
 
 def _argument(field: FieldInfo) -> dict[str, Any]:

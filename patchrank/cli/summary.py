@@ -80,7 +80,7 @@ def macs_line(row: Mapping) -> tuple[str, str]:
 
 def images_line(row: Mapping) -> tuple[str, str]:
     skipped = row.get("n_skipped")
-    return "images", f"{row['n_images']:,}" + (f" ({skipped:,} broken ones left out)" if skipped else "")
+    return "images", f"{row['n_images']:,}" + (f" (left out as broken: {skipped:,})" if skipped else "")
 
 
 def _macs(giga: float) -> str:

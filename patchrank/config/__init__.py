@@ -5,7 +5,7 @@ Other packages take all of these names from here.
 
 # ruff: noqa: F401, I001
 # fmt: off
-from patchrank.config.base import ListOf, Strict
+from patchrank.config.base import ListOf, Seed, Strict
 from patchrank.config.trial import (
     DEFAULTS, DataConfig, GoldenConfig, ModelConfig, PredictorConfig, PromptConfig, PruningConfig, TrialConfig,
 )

@@ -47,12 +47,13 @@ def _share(value: Any, read: ValidatorFunctionWrapHandler) -> float:
 
 
 Share = Annotated[float, Field(gt=0, le=1), WrapValidator(_share)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what torch, NumPy and Optuna all take
 
 
 class Strict(BaseModel):
-    """A frozen, hashable mapping whose keys are all known; values keep their types."""
+    """A frozen, hashable mapping whose keys are all known; values keep their types, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

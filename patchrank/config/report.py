@@ -29,9 +29,9 @@ class Claim(Strict):
         "matching", "matching_prior", "kendall", "ndcg",
         "val_accuracy", "val_unpruned", "val_agreement", "val_cosine", "val_drift",
     ]  # fmt: skip
-    at_least: float | None = Field(None, allow_inf_nan=False)  # left out: above 0
-    within: float | None = Field(None, gt=0, allow_inf_nan=False)
-    share: float | None = Field(None, gt=0, allow_inf_nan=False)  # at most so much of what it is set against
+    at_least: float | None = None  # left out: above 0
+    within: float | None = Field(None, gt=0)
+    share: float | None = Field(None, gt=0)  # at most so much of what it is set against
     task: str | None = None  # on the images of this task alone
     answers: bool = False  # it is the answer to `question`; where none is marked, the first claim is
     each: ListOf[str] = ()  # one comparison for each value of these paths, or for each task

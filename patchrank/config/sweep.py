@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from patchrank.config.base import ListOf, Strict
+from patchrank.config.base import ListOf, Seed, Strict
 from patchrank.config.report import ReportConfig
 from patchrank.config.trial import TrialConfig
 
@@ -24,7 +24,7 @@ class SearchConfig(Strict):
     method: Literal["grid", "random", "optuna"] = "grid"
     sampler: Literal["tpe", "nsga2", "random"] = "tpe"  # Optuna's, for method optuna
     samples: int = Field(20, ge=1)  # per grid cell; a pure grid needs none
-    seed: int = 0
+    seed: Seed = 0
     round: int = Field(16, ge=2)  # trials between two measurements of milliseconds, beside which nothing runs
     asha: AshaConfig | None = None
 
@@ -42,8 +42,8 @@ class Constraint(Strict):
     """A bound that a trial must keep to be worth anything."""
 
     metric: Measured
-    at_most: float | None = Field(None, allow_inf_nan=False)
-    at_least: float | None = Field(None, allow_inf_nan=False)
+    at_most: float | None = None
+    at_least: float | None = None
 
     @model_validator(mode="after")
     def _one_bound(self) -> Constraint:
@@ -145,7 +145,7 @@ class SweepConfig(Strict):
     objectives: ListOf[Objective] = Field((Objective(metric="val_accuracy", mode="max"),), min_length=1)
     constraints: ListOf[Constraint] = ()
     resources: Resources = Resources()
-    time_limit: float | None = Field(None, gt=0)  # seconds, after which a trial is ended and counts as failed
+    time_limit: float | None = Field(None, gt=0, le=1e9)  # seconds, after which a trial is ended and counts as failed
     benchmark: BenchmarkConfig = BenchmarkConfig()
     imports: ListOf[str] = ()  # modules that register components of yours, importable on every node
     loggers: Loggers = Loggers()

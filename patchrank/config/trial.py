@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from patchrank.config.base import ListOf, Share, Strict
+from patchrank.config.base import ListOf, Seed, Share, Strict
 
 
 class ModelConfig(Strict):
@@ -45,7 +45,7 @@ class PredictorConfig(Strict):
     head: Literal["linear", "mean"] = Field("linear", description="how the channels of a token become its score")
     loss: str = Field("bce", description="bce, listwise or eq8")
     epochs: int = Field(50, ge=1, description="passes over the training images")
-    lr: float = Field(0.01, gt=0, allow_inf_nan=False, description="learning rate at the start")
+    lr: float = Field(0.01, gt=0, description="learning rate at the start")
     # own: each task has a predictor of its own; else one for all tasks, fitted on these
     fit_on: Literal["own"] | Annotated[ListOf[str], Field(min_length=1)] = "own"
 
@@ -73,7 +73,7 @@ class PromptConfig(Strict):
     shots: int = Field(16, ge=1, description="labelled images of each class")
     images: int | None = Field(None, ge=1, description="images that distillation sees, without labels (default: 1024)")
     epochs: int | None = Field(None, ge=1, description="passes over the training images (default: the preset's)")
-    lr: float | None = Field(None, gt=0, allow_inf_nan=False, description="learning rate (default: the preset's)")
+    lr: float | None = Field(None, gt=0, description="learning rate (default: the preset's)")
     batch_size: int | None = Field(None, ge=1, description="images of a step (default: the preset's)")
     bias: bool = Field(False, description="gives the map to visual tokens a bias, as MaPLe does")
     class_specific: bool = Field(False, description="each class has tokens of its own, in mode T")
@@ -98,7 +98,7 @@ class PromptConfig(Strict):
 class TrialConfig(Strict):
     """Everything that one trial depends on."""
 
-    seed: int = Field(0, description="of all that is drawn at random")
+    seed: Seed = Field(0, description="of all that is drawn at random")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     golden: GoldenConfig = GoldenConfig()

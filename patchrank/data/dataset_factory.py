@@ -6,6 +6,8 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
+from os import PathLike
 
 from patchrank.data.broken_images import fingerprinted, without_broken
 from patchrank.data.class_names import read_vocabulary
@@ -15,7 +17,7 @@ from patchrank.data.image_split import ImageSplit, Reader
 from patchrank.data.readers.folder import load_folder
 from patchrank.data.readers.wds import load_wds
 from patchrank.utils.errors import UserError, near
-from patchrank.utils.progress import write_line
+from patchrank.utils.progress import write_line_once
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ TASKS: dict[str, Task] = {
 
 def find_task(name: str) -> Task:
     """Raises `UserError` for a name that no task has."""
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise UserError(f"data {name!r} does not exist; {near(name, TASKS)}")
     return TASKS[name]
 
@@ -85,8 +87,13 @@ def load_split(
         templates: prompts in place of the task's own.
 
     Raises:
-        UserError: no such task or split, images that are not there or too often broken, a root for an embedded task.
+        UserError: no such task or split, images that are not there or too often broken, a root for an embedded task,
+            a limit or root of another kind.
     """
+    if limit is not None and (not isinstance(limit, Integral) or limit < 0):
+        raise UserError(f"limit must be a whole number of images, or None for all, but is {limit!r}")
+    if not isinstance(root, str | PathLike | None):
+        raise UserError(f"data.root must be a path or URL, but is {root!r}")
     found = find_task(task)
     if root is not None and found.embedded:
         raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
@@ -95,7 +102,8 @@ def load_split(
     if images.passed_over:
         count = sum(images.passed_over.values())
         reasons = ", ".join(f"{why} ({many:,})" for why, many in images.passed_over.items())
-        write_line(f"{task}: passed over what is no image by its name or place, {count:,} in all: {reasons}")
+        told = f"{task}: passed over what is no image by its name or place, {count:,} in all: {reasons}"
+        write_line_once(told, root)
     if found.embedded:
         images = images.first(limit)
     elif found.checked:

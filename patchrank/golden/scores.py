@@ -65,14 +65,17 @@ def score_images(
         batch_size: sequences run at a time; `batch_size_of` the images' device if left out.
 
     Raises:
-        UserError: a window larger than the grid, tokens that no window covers, a layer outside the tower, more rounds
-            than tokens, an unknown metric, or none that can be had without labels or class names.
+        UserError: labels that are not one class of the head for each image, a window larger than the grid, tokens
+            that no window covers, a layer outside the tower, more rounds than tokens, an unknown metric, or none that
+            can be had without labels or class names.
     """
     window, stride, rounds, batch_size = plain((window, stride, rounds, batch_size))
     (remove_at,) = pruning.check_locations((remove_at,), len(tower.blocks))
     squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
     check_rounds(rounds, tower.num_patches)
     wanted = known_metrics(metrics, labels is not None, head is not None)
+    if labels is not None and head is not None:
+        _check_labels(labels, len(images), len(head))
     batch_size = batch_size or batch_size_of(images.device.type)
     with full_precision():
         tokens = tower.forward_prefix(images, remove_at)
@@ -139,6 +142,13 @@ def _greedy(damage: Callable[[Tensor], Tensor], first: Tensor, squares: Tensor, 
         ranks.scatter_(1, order[:, leaving], values[:, leaving])
         alive.scatter_(1, order[:, leaving], False)
     return ranks
+
+
+def _check_labels(labels: Tensor, images: int, classes: int) -> None:
+    """Raises `UserError` where labels are not one class for each image; a single one would count for all of them."""
+    if labels.shape != (images,) or (images and not 0 <= labels.min() <= labels.max() < classes):
+        need = f"one number from 0 to {classes - 1} for each of {images} images"
+        raise UserError(f"labels must be {need}, but are {labels.tolist()} of shape {tuple(labels.shape)}"[:300])
 
 
 def _without_windows(

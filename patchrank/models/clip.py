@@ -76,8 +76,12 @@ class Clip(Fingerprinted):
         return getattr(self.text, "context_length", clip_text.CONTEXT_LENGTH)
 
     def tokenize(self, texts: str | Sequence[str]) -> Tensor:
-        """Token ids, (T, 77), of several texts or one. What does not fit is cut."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        """Token ids, (T, 77), of several texts or one. What does not fit is cut.
+
+        Raises:
+            UserError: something else than texts, or none.
+        """
+        texts = clip_text.check_texts(texts)
         if self.tokenizer is not None:
             return self.tokenizer(texts)
         return clip_text.tokenize(texts, self.context_length)
@@ -86,6 +90,7 @@ class Clip(Fingerprinted):
         return F.normalize(self.visual(images), dim=-1)
 
     def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Embeddings (T, E) of texts, unit vectors. Raises `UserError` as `tokenize` does."""
         return F.normalize(clip_text.encode_tokens(self.text, self.tokenize(texts).to(self.logit_scale.device)), dim=-1)
 
     @property

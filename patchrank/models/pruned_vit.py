@@ -22,6 +22,7 @@ from patchrank.config import validate
 from patchrank.layers.class_token import check_attention, cls_row, forward_cls, forward_with_row, is_plain
 from patchrank.layers.intermediates import check_format, format_intermediates
 from patchrank.layers.macs import Macs, vision_macs
+from patchrank.layers.predictors import load_predictor
 from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
 from patchrank.layers.pruning_block import PruningBlock, check_prunable, without_mask
 from patchrank.layers.reducers import TokenState, sample_keys
@@ -100,7 +101,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         """
         before = self.pruning, self.pruner, self._ranker
         if predictor is not None:  # it takes the place of the file, also in later changes
-            changes = with_predictor(self.pruning, changes)
+            changes = with_predictor(self.pruning, changes, predictor)
         try:
             self._prune(changes, predictor)
             check_owner(self, in_use=before[2], advise=True)
@@ -133,6 +134,8 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
             ranker = (create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor),)
             if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
                 ranker[0].requires_grad_(False)
+        if changes.get("predictor_path") and not (ranker and ranker[0].fitted):
+            load_predictor(pruning.predictor_path)  # nothing ranks by it now, but a file that is named must be there
         if any(drops):
             pruner = PruningBlock(ranker[0], locations, drops)
             check_prunable(self, pruner)

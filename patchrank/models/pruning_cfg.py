@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from patchrank.config import DEFAULTS, PruningConfig
+from patchrank.config import DEFAULTS, PruningConfig, Seed
 from patchrank.layers.predictors import (
     UNFILLED,
     awaits_weights,
@@ -35,7 +35,8 @@ class Pruning(PruningConfig):
     reducer: who decides, by registered name.
     leftovers: what becomes of the others: `drop`.
     cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
-    predictor_path: safetensors file of a fitted predictor or position prior.
+    predictor_path: safetensors file of a fitted predictor or position prior. It must be there even where nothing ranks
+        by it yet; whether it fits the tower is looked at once it ranks.
     predictor_init: what ranks where there is no file. "random" is an untrained predictor (for speed benchmarks). A
         record (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`) describes a
         predictor whose weights come with the tower's checkpoint. `save_pretrained` writes such records.
@@ -45,7 +46,7 @@ class Pruning(PruningConfig):
     cls_only_last: bool | Literal["auto"] = "auto"
     predictor_path: str | Path | None = None
     predictor_init: Literal["random"] | Mapping | None = None
-    seed: int = DEFAULTS.seed
+    seed: Seed = DEFAULTS.seed
 
     @model_validator(mode="after")
     def _names_exist(self) -> Pruning:
@@ -56,12 +57,18 @@ class Pruning(PruningConfig):
         return self
 
 
-def with_predictor(settings: Pruning, changes: dict) -> dict:
+def with_predictor(settings: Pruning, changes: dict, predictor: nn.Module) -> dict:
     """The changes to settings where a predictor is handed over as a module: it ranks, and any file is forgotten.
 
+    Args:
+        predictor: the module; what people hand over by mistake, such as a keep rate or a path, is refused.
+
     Raises:
-        UserError: a reducer is asked for that ranks by itself.
+        UserError: no module, or a reducer is asked for that ranks by itself.
     """
+    if not isinstance(predictor, nn.Module):
+        example = f"predictor_path={str(predictor)!r}" if isinstance(predictor, str | Path) else "keep_rate=0.6"
+        raise UserError(f"predictor must be a module, but is {predictor!r}; settings go by name, as in {example}")
     own = {name for name, kind in REDUCERS.items() if not kind.fitted}
     if changes.get("reducer") in own:
         fitted = " or ".join(sorted(set(REDUCERS) - own))

@@ -41,6 +41,19 @@ def tokenize(texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH) -
     return tokenize([texts] if isinstance(texts, str) else list(texts), context_length=context_length)
 
 
+def check_texts(texts: str | Iterable[str]) -> list[str]:
+    """Several texts, or one, as a list.
+
+    Raises:
+        UserError: none at all, something that has no order, or what is no text.
+    """
+    found = [texts] if isinstance(texts, str) else list(_several(texts, "texts", "['a cat', 'a dog']"))
+    for n, text in enumerate(found):
+        if not isinstance(text, str):
+            raise UserError(f"texts: the one at place {n} is {str(text)[:80]!r}, and must be text")
+    return found
+
+
 def check_classes(classes: Iterable[str]) -> tuple[str, ...]:
     """Names of classes in their order; several may be alike, as in ImageNet.
 

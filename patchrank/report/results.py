@@ -19,6 +19,7 @@ from patchrank.utils.errors import StoreError, UserError, one_line
 from patchrank.utils.stats import Interval, paired_interval
 
 NEEDED = {"date": str, "sweep": str, "env": dict, "metrics": dict}  # keys of a row, and the kinds of their values
+ENV = {"patchrank", "torch", "device", "threads"}  # what the report tells of where trials ran
 
 
 class Measure(NamedTuple):
@@ -63,6 +64,18 @@ class Values(NamedTuple):
     units: np.ndarray
 
 
+class _Metrics(dict[str, float]):
+    """Metrics by name. One that is asked for and not there is missing in a record, since all trials write the same."""
+
+    def __init__(self, found: dict[str, float], records: Sequence[str]):
+        super().__init__(found)
+        self.records = records
+
+    def __missing__(self, key: str) -> float:
+        cure = "try removing it, and its trial is run again"
+        raise UserError(f"{' or '.join(self.records)}: lacks a sound {key!r} in metrics; {cure}")
+
+
 def joined(parts: Iterable[Values]) -> Values:
     """The values of several tasks, one after the other."""
     return Values(*map(np.concatenate, zip(*parts)))
@@ -102,7 +115,8 @@ class Setting:
         """The rows' metrics that are plain numbers, averaged over seeds."""
         found = {key: [row["metrics"].get(key) for row in self.rows] for key in self.rows[0]["metrics"]}
         shared = {key: each for key, each in found.items() if all(isinstance(value, int | float) for value in each)}
-        return {key: float(np.mean(each)) for key, each in shared.items()}
+        names = [f"trials/{row['id']}.json" for row in self.rows]
+        return _Metrics({key: float(np.mean(each)) for key, each in shared.items()}, names)
 
     def shown(self, measure: str) -> str:
         """The measure itself, or its counterpart on validation images where no test image was looked at."""
@@ -261,4 +275,6 @@ def _is_sound(value: Any, key: str) -> bool:
         return False
     if key == "metrics":
         return isinstance(value.get("gmacs"), int | float) and isinstance(value.get("tasks", {}), dict)
+    if key == "env":
+        return ENV <= value.keys()
     return key != "date" or re.fullmatch(r"\d{4}-\d\d-\d\d", value) is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def run_sweep(
         print_estimate(plan, jobs, fresh, where)
         return Outcome(plan.rows(), 0)
     words = [str(spec), *overrides, *(["--quick"] if quick else [])]
-    outcome = _run(plan, jobs, fresh, where, " ".join(words))
+    outcome = _run(plan, jobs, fresh, where, shlex.join(words))
     if best is not None and outcome.exit_code != 130:
         write_best(plan, outcome.rows, bounds, out)
     return outcome

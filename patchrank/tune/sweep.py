@@ -36,6 +36,8 @@ def load_sweep(spec: str, overrides: Sequence[str] = (), quick: bool = False) ->
         UserError: an unreadable file, an unknown or wrong key, an axis that is no setting of a trial, or axes that do
             not go together.
     """
+    if isinstance(overrides, str):  # each of its letters would be one
+        raise UserError(f"overrides must be a list, as in [{overrides!r}], but are {overrides!r}")
     path = find_sweep(spec)
     raw = read_yaml(path)
     if not isinstance(raw, dict):

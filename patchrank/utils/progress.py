@@ -9,6 +9,7 @@ import io
 import sys
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 
 from tqdm import tqdm
 
@@ -44,6 +45,12 @@ def write_line(line: str) -> None:
     """Writes one line on stderr without breaking the bars that are there."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
+
+
+@lru_cache(maxsize=1024)
+def write_line_once(line: str, about: str | None = None) -> None:
+    """`write_line`, where the same was not written before about the same thing: all splits of a folder say it."""
+    write_line(line)
 
 
 class _PlainLines(io.TextIOBase):

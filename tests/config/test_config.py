@@ -78,6 +78,13 @@ def test_unreadable_yaml_is_named_by_line(text, message):
         ("spaces=!!set {a.yaml}", "spaces is {'a.yaml'}, but should be a list, whose items have an order"),
         ("trial.model.img_size=0", "trial.model.img_size is 0, but should be greater than or equal to 1"),
         ("trial.seed=on", "trial.seed is 'on', but should be a valid integer"),
+        ("trial.seed=-1", "trial.seed is -1, but should be greater than or equal to 0"),
+        (f"trial.seed={2**32}", "trial.seed is 4294967296, but should be less than 4294967296"),
+        ("search.seed=-1", "search.seed is -1, but should be greater than or equal to 0"),
+        ("time_limit=.inf", "time_limit is inf, but should be a finite number"),
+        ("time_limit=1e300", "time_limit is 1e.300, but should be less than or equal to 1000000000"),
+        ("resources.cpu=.inf", "resources.cpu is inf, but should be a finite number"),
+        ("search.asha={of: predictor, reduction: .nan}", "reduction is nan, but should be a finite number"),
         ("trial.golden.metric=labels", "should be 'label', 'confidence' or 'preservation'"),
         ("trial.pruning.locations=[0, 4]", "from 1 to the tower's depth 12"),
         ("trial.pruning.locations=[4, 13]", "from 1 to the tower's depth 12"),
@@ -110,6 +117,11 @@ def test_unreadable_yaml_is_named_by_line(text, message):
 def test_bad_overrides_say_which_key_and_which_rule(override, message):
     with pytest.raises(UserError, match=message):
         make_plan(load_sweep("locations", [override, *["root=runs/x"][: override != "seed"]]))
+
+
+def test_overrides_are_a_list():
+    with pytest.raises(UserError, match=r"overrides must be a list, as in \['trial.seed=1'\]"):
+        load_sweep("locations", "trial.seed=1")
 
 
 def test_overriding_a_swept_axis_pins_it_and_says_so():

@@ -135,6 +135,16 @@ def test_many_odd_endings_are_counted_together(tmp_path):
     assert sum(found.values()) == 17 and len(found) == 9 and found["other endings"] == 9
 
 
+def test_what_splits_have_in_common_is_said_once_and_of_each_folder(tmp_path, capsys):
+    for name in ("mine", "yours"):
+        root = fill(tmp_path / name, "train/ant/a.png", "val/ant/b.png", "val/ant/c.heic")
+        (root / "train" / "bee").mkdir()
+        for part in ("train", "val", "train"):
+            assert load_split("folder", part, None, str(root)).passed_over == {"ending .heic": 1}
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 4 and sum("passed over" in line for line in told) == 2
+
+
 def test_a_folder_of_images_alone_passes_over_nothing(tmp_path, capsys):
     assert load_split("folder", "all", None, str(fill(tmp_path, "cat/1.png"))).passed_over == {}
     assert "passed over" not in capsys.readouterr().err
@@ -248,3 +258,18 @@ def test_a_name_of_two_lines_is_refused_by_name(tmp_path, name):
     fill(tmp_path, "cat/1.png", f"cat/{name}" if "/" not in name else name)
     with pytest.raises(UserError, match=r"the name '[^\n]*two\\nlines[^\n]*' is not one line of text"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given, rule",
+    [
+        ({"limit": -1}, "limit must be a whole number"),
+        ({"limit": "4"}, "limit must be a whole number"),
+        ({"limit": 2.5}, "limit must be a whole number"),
+        ({"task": ["digits"]}, "data .'digits'. does not exist"),
+        ({"task": "wds", "root": ["a.tar"]}, "data.root must be a path or URL"),
+    ],
+)
+def test_wrong_kinds_of_settings_are_named(given, rule):
+    with pytest.raises(UserError, match=rule):
+        load_split(**{"task": "digits", "split": "val"} | given)

@@ -150,3 +150,10 @@ def test_signs_pruning_by_g_beats_random_beats_reversed(clip):
         for name, s in {"g": g[:, 2], "random": random_scores(images, 64, 0), "reversed": -g[:, 2]}.items()
     }
     assert right["g"] > right["random"] > right["reversed"]
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 2], [0, -1], [[0, 1]]])
+def test_labels_are_one_class_for_each_image(tower, images, labels):
+    head = torch.nn.functional.normalize(torch.randn(2, 64), dim=-1)
+    with pytest.raises(UserError, match="labels must be one number from 0 to 1 for each of 2 images, but are"):
+        score_images(tower, images[:2], head, torch.tensor(labels))

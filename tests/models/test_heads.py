@@ -100,6 +100,23 @@ def test_names_that_the_text_tower_cuts_are_told(clip):
         clip.zero_shot_head(["unbelievably" * 20, "cat"][1:], PLAIN)
 
 
+@pytest.mark.parametrize(
+    "texts, rule",
+    [
+        ([], "texts must hold one or more, as in ['a cat', 'a dog'], but there are none"),
+        (None, "texts must be a list"),
+        ({"a": 1}, "texts must be a list"),
+        (["a", 3], "texts: the one at place 1 is '3', and must be text"),
+        ([["a"]], "texts: the one at place 0 is"),
+    ],
+)
+def test_what_is_no_text_is_refused(clip, texts, rule):
+    for takes in (clip.encode_text, clip.tokenize):
+        with pytest.raises(UserError) as caught:
+            takes(texts)
+        assert str(caught.value).startswith(rule)
+
+
 def test_one_text_is_one_text(clip):
     assert torch.equal(clip.encode_text("a cat"), clip.encode_text(["a cat"]))
     assert clip.tokenize("a cat").shape == (1, 77)

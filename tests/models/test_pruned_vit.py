@@ -218,6 +218,31 @@ def test_a_predictor_file_fits_or_is_refused(tower, tmp_path):
         tower.set_pruning(keep_rate=0.5, predictor_path=path)
 
 
+@pytest.mark.parametrize("settings", [{"keep_rate": 1}, {"keep_rate": 0.5, "reducer": "center"}, {}])
+def test_a_predictor_file_that_is_named_is_read_even_if_nothing_ranks_by_it(tower, tmp_path, settings):
+    with pytest.raises(UserError, match="predictor file .*nofile.safetensors: cannot be read"):
+        tower.set_pruning(predictor_path=tmp_path / "nofile.safetensors", **settings)
+    assert tower.pruning.predictor_path is None and tower.drop_counts == ()  # nothing changed
+    with pytest.raises(UserError, match="prompts|predictor"):
+        timm.create_model("patchrank_clip_digits", predictor_path=__file__, **settings)
+
+
+def test_a_predictor_file_of_another_location_may_wait_for_it(tower, tmp_path):
+    write_predictor(tmp_path / "p.safetensors", tower, location=1)
+    tower.set_pruning(predictor_path=tmp_path / "p.safetensors")
+    tower.set_pruning(keep_rate=0.5, locations=(1, 3))
+    assert tower.drop_counts == (16, 16)
+
+
+@pytest.mark.parametrize(
+    "wrong, cure", [(0.5, "keep_rate="), ("p.safetensors", "predictor_path='p.safe"), ({}, "keep_rate=")]
+)
+def test_what_is_no_predictor_is_refused(tower, wrong, cure):
+    with pytest.raises(UserError, match=f"predictor must be a module, but is .*; settings go by name, as in {cure}"):
+        tower.set_pruning(wrong)
+    assert tower.drop_counts == ()
+
+
 @torch.no_grad()
 def test_a_predictor_that_came_as_a_module_stays(tower, images):
     torch.manual_seed(1)

@@ -506,7 +506,16 @@ def test_two_rates_are_dots_and_three_are_curves(run):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("date", "soon"), ("date", None), ("env", []), ("sweep", 3), ("metrics", {}), ("metrics", None)]
+    "key, value",
+    [
+        ("date", "soon"),
+        ("date", None),
+        ("env", []),
+        ("env", {"torch": "2"}),
+        ("sweep", 3),
+        ("metrics", {}),
+        ("metrics", None),
+    ],
 )
 def test_a_record_that_somebody_changed_is_named(run, key, value):
     run.add()
@@ -514,6 +523,15 @@ def test_a_record_that_somebody_changed_is_named(run, key, value):
     with pytest.raises(UserError, match=rf"trials/.*\.json: lacks a sound '{key}'; try removing it"):
         run.report([])
     assert not (run.root / "report.md").exists()
+
+
+@pytest.mark.parametrize("key", ["agreement", "cosine", "gmacs_unpruned"])
+@pytest.mark.parametrize("value", [None, "high", [1.0]])
+def test_a_figure_that_somebody_changed_is_named(run, key, value):
+    run.add()
+    run.rows[0]["metrics"][key] = value
+    with pytest.raises(UserError, match=rf"trials/{run.rows[0]['id']}\.json: lacks a sound '{key}' in metrics; try"):
+        run.report([])
 
 
 @pytest.mark.parametrize("content", [b"", b"no arrays", b"PK\x03\x04 and no more"])

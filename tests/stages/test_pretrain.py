@@ -1,9 +1,11 @@
 import json
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from patchrank import pretrain
+from patchrank.utils.errors import UserError
 
 
 def test_resuming_equals_going_through(tmp_path, monkeypatch):
@@ -36,6 +38,11 @@ def test_batches_depend_on_seed_and_step_alone():
     one, two = pretrain.CurriculumBatches()[7], pretrain.CurriculumBatches()[7]
     assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1]) and one[2] == two[2]
     assert not torch.equal(one[0], pretrain.CurriculumBatches(seed=1)[7][0])
+
+
+def test_checkpoints_are_kept_in_a_local_folder():
+    with pytest.raises(UserError, match="--out http://127.0.0.1:9/x: checkpoints are kept in a local folder"):
+        pretrain.main(["--out", "http://127.0.0.1:9/x", "--steps", "1"])
 
 
 def test_identical_captions_count_as_positives(clip):

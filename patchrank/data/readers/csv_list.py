@@ -14,7 +14,7 @@ from fsspec import AbstractFileSystem
 from patchrank.data.readers.entries import Entry, Listing, read_part
 from patchrank.io import nfc, read_bytes, read_text, stored_name
 from patchrank.utils.errors import UserError, near
-from patchrank.utils.progress import write_line
+from patchrank.utils.progress import write_line_once
 
 COLUMNS = ("path", "label", "caption", "split", "group")
 OPEN_CLIP = {"filepath": "path", "title": "caption"}  # what open_clip's training calls its two columns
@@ -76,7 +76,7 @@ def _columns(header: Iterable[str], root: str) -> list[str]:
     if unread:
         more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
         known = ", ".join(COLUMNS)
-        write_line(f"{root}: columns not read: {', '.join(unread[:SHOWN])}{more} (those that are read: {known})")
+        write_line_once(f"{root}: columns not read: {', '.join(unread[:SHOWN])}{more} (those that are read: {known})")
     return columns
 
 

@@ -16,7 +16,7 @@ from patchrank.data.readers.file_tree import FileTree, count_others, read_tree
 from patchrank.data.readers.img2dataset import is_img2dataset, read_captions
 from patchrank.io import filesystem_of, nfc, patiently
 from patchrank.utils.errors import UserError
-from patchrank.utils.progress import write_line
+from patchrank.utils.progress import write_line_once
 
 LIKE_SPLITS = {*SHARES, "training", "valid", "validation", "dev", "eval", "testing"}
 NAMED = 5  # classes without images that are named
@@ -93,7 +93,7 @@ def _classes(tree: FileTree, entries: Sequence[Entry], splits: bool, root: str) 
     empty = sorted(classes - filled)
     if empty:
         more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
-        write_line(
+        write_line_once(
             f"{root}: classes without images: {', '.join(map(repr, empty[:NAMED]))}{more}; they stay classes, so that "
             "labels mean the same; remove these folders if they are none"
         )

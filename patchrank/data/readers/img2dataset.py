@@ -11,7 +11,7 @@ from functools import partial
 from patchrank.data.image_split import THREADS
 from patchrank.data.readers.file_tree import FileTree
 from patchrank.utils.errors import UserError
-from patchrank.utils.progress import progress, write_line
+from patchrank.utils.progress import progress, write_line_once
 
 
 def is_img2dataset(tree: FileTree) -> bool:
@@ -43,9 +43,9 @@ def read_captions(tree: FileTree, read: Callable[[str], bytes], where: str) -> d
             texts[name] = text
     says = f"{where}: read as img2dataset wrote it: {len(tree.images):,} images without labels"
     if texts and len(texts) < len(tree.images):
-        write_line(f"{says}; {len(tree.images) - len(texts):,} have no caption beside them, so that none are read")
+        write_line_once(f"{says}; {len(tree.images) - len(texts):,} have no caption beside them, so that none are read")
         return {}
-    write_line(f"{says}, {'with' if texts else 'and without'} captions")
+    write_line_once(f"{says}, {'with' if texts else 'and without'} captions")
     bar = partial(progress, total=len(texts), desc="read captions", unit="caption", delay=2)
     with ThreadPoolExecutor(THREADS) as pool:
         captions = list(bar(pool.map(partial(_caption, read, where), texts.values())))

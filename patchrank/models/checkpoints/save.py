@@ -14,7 +14,7 @@ from torch import nn
 
 from patchrank.layers.predictors import create_predictor, name_and_settings
 from patchrank.models.pruned_vit import PrunedVisionTransformer
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import UserError, one_line
 from patchrank.utils.private_names import save_config_for_hf
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -91,10 +91,16 @@ def find_target(directory: str | Path, names: Collection[str] = (CONFIG, WEIGHTS
     """
     if "://" in str(directory):
         raise UserError(f"cannot write {directory}: a tower is saved to a local directory")
-    target = Path(directory).expanduser().absolute()
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
+    try:
+        target = Path(directory).expanduser().absolute()
+        target.lstat()  # raises for a NUL, which `exists` takes for a name that is free
+    except (FileNotFoundError, NotADirectoryError):  # nothing is there; whether it can be made is seen when it is
+        return target
+    except (OSError, TypeError, RuntimeError, ValueError) as error:  # too long, no path, no such user, a NUL
+        raise UserError(f"cannot write {directory!r}: it can be no directory ({one_line(error)})") from error
+    if target.is_symlink() or not target.is_dir():
         raise UserError(f"cannot write {directory}: it exists and is no directory of its own")
-    others = sorted({entry.name for entry in target.iterdir()} - set(names)) if target.exists() else []
+    others = sorted({entry.name for entry in target.iterdir()} - set(names))
     if others:
         raise UserError(f"cannot write {directory}: it holds other files, such as {others[0]!r}; name a new directory")
     return target

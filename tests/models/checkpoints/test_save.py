@@ -266,6 +266,13 @@ def test_directories_are_written_whole_or_not_at_all(images, tmp_path, fitted, m
         save_pretrained(fitted, "memory://saved")
 
 
+@pytest.mark.parametrize("directory", [None, 3, "a\0b", "x" * 300, "~no-such-user/x"])
+def test_what_is_no_directory_is_refused(directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot write .*: it can be no directory"):
+        save_pretrained(timm.create_model(DIGITS), directory)
+
+
 def test_what_is_no_tower_of_ours(tmp_path, tower):
     with pytest.raises(UserError, match="but got a Linear"):
         save_pretrained(nn.Linear(2, 2), tmp_path / "saved")
