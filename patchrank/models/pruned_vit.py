@@ -100,7 +100,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         """
         before = self.pruning, self.pruner, self._ranker
         if predictor is not None:  # it takes the place of the file, also in later changes
-            changes = with_predictor(self.pruning, changes)
+            changes = with_predictor(self.pruning, changes, predictor)
         try:
             self._prune(changes, predictor)
             check_owner(self, in_use=before[2], advise=True)
