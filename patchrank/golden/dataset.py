@@ -80,7 +80,9 @@ def _check_manifest(clip: Clip, manifest: dict, path: str) -> None:
     theirs, ours = (about.get("prompts", "none")[:12] for about in (model, clip.prompts_about()))
     if model["sha256"] != (own := clip.sha256()):
         says = f"were computed from {model['name']} with weights {model['sha256'][:12]}"
-        raise UserError(f"shards {path} {says}, but this model is {clip.name} with {own[:12]}")
+        side = manifest["transform"]["input_size"][-1]
+        cure = "" if manifest["grid"] == grid else f"; their images have {side} pixels a side, so try --img-size {side}"
+        raise UserError(f"shards {path} {says}, but this model is {clip.name} with {own[:12]}{cure}")
     if theirs != ours:
         raise UserError(f"shards {path} were computed with prompts {theirs}, but this model has prompts {ours}")
     if manifest["transform"] != (seen := clip.transform_settings()):

@@ -21,6 +21,7 @@ from patchrank.layers.predictors import (
 )
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
 from patchrank.utils.errors import UserError, near
+from patchrank.utils.plain import plain
 
 LEFTOVERS = ("drop",)
 RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor whose weights come with a checkpoint
@@ -60,15 +61,12 @@ class Pruning(PruningConfig):
 def with_predictor(settings: Pruning, changes: dict, predictor: nn.Module) -> dict:
     """The changes to settings where a predictor is handed over as a module: it ranks, and any file is forgotten.
 
-    Args:
-        predictor: the module; what people hand over by mistake, such as a keep rate or a path, is refused.
-
     Raises:
-        UserError: no module, or a reducer is asked for that ranks by itself.
+        UserError: it is no module, or a reducer is asked for that ranks by itself.
     """
     if not isinstance(predictor, nn.Module):
-        example = f"predictor_path={str(predictor)!r}" if isinstance(predictor, str | Path) else "keep_rate=0.6"
-        raise UserError(f"predictor must be a module, but is {predictor!r}; settings go by name, as in {example}")
+        instead = f"keep_rate={predictor}" if isinstance(plain(predictor), int | float) else "predictor_path=FILE"
+        raise UserError(f"predictor must be a module (nn.Module) or None, but is {predictor!r:.80}; try {instead}")
     own = {name for name, kind in REDUCERS.items() if not kind.fitted}
     if changes.get("reducer") in own:
         fitted = " or ".join(sorted(set(REDUCERS) - own))
@@ -170,7 +168,8 @@ def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple
     )
     for which, theirs, ours in pairs:
         if theirs != ours:
-            raise UserError(f"{what} was fitted for {which} {theirs}, but this tower has {ours}")
+            cure = "try a predictor that was fitted for it, or another reducer"
+            raise UserError(f"{what} was fitted for {which} {theirs}, but this tower has {ours}; {cure}")
     check_location(about["name"], settings.locations[0])
     if settings.reducer == "prior" and about["name"] != "prior":
         raise UserError(

@@ -145,11 +145,19 @@ def test_shards_of_another_model_are_refused(clip, scored):
     torch.manual_seed(0)
     other = Clip("other", timm.create_model("patchrank_clip_digits"), clip.text)
     with pytest.raises(
-        UserError, match="were computed from patchrank_clip_digits with weights .* but this model is other"
+        UserError, match="were computed from patchrank_clip_digits with weights .* but this model is other with \\w+$"
     ):
         read_ranked(other, scored[1].path, "preservation", 4, quiet=True)
     with pytest.raises(UserError, match="did you mean 'preservation'"):
         read_ranked(clip, scored[1].path, "preservatoin", 4, quiet=True)
+
+
+def test_shards_of_another_image_size_say_which(scored):
+    from patchrank.models.clip import create_clip
+
+    larger = create_clip("patchrank_clip_digits", img_size=96)
+    with pytest.raises(UserError, match="their images have 64 pixels a side, so try --img-size 64$"):
+        read_ranked(larger, scored[1].path, "preservation", 4, quiet=True)
 
 
 def files(folder) -> dict[str, bytes]:

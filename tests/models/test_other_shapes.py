@@ -44,6 +44,10 @@ def test_transforms_follow_the_size_of_the_tower(size, expected):
     split = load_split("digits", "val", 2)
     assert shard_folder(pair, split, "shards").header["transform"]["input_size"] == [3, *expected]
     assert measure(pair, batch_size=1, repeats=3)["ms"] > 0
+    with pytest.raises(
+        UserError, match="this tower has .*; try a predictor that was fitted for it, or another reducer"
+    ):
+        pair.visual.set_pruning(keep_rate=0.5, predictor_path=PREDICTOR)
     pair.visual.set_pruning(keep_rate=0.5, reducer="cls_attention")
     assert pair.encode_image(image[None]).isfinite().all()
 

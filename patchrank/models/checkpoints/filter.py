@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import timm
@@ -143,6 +144,14 @@ def tower_shape(weights: Mapping[str, Tensor]) -> TowerShape | None:
     return TowerShape(patches.shape[0], patches.shape[-1], len(layers), positions.shape[1], outputs)
 
 
+@cache
+def _entry_shapes() -> dict[str, TowerShape | None]:
+    """The shape of every entry of ours."""
+    entries = timm.list_models("patchrank_clip_*")
+    with torch.device("meta"):  # towers without content
+        return {entry: tower_shape(timm.create_model(entry, weight_init="skip").state_dict()) for entry in entries}
+
+
 def _check_shape(weights: Mapping[str, Tensor], model: nn.Module, source: str, adapted: Collection[str]) -> None:
     """Raises `UserError` for another architecture, with the entries of ours that would fit."""
     theirs, ours = tower_shape(weights), tower_shape(model.state_dict())
@@ -151,9 +160,7 @@ def _check_shape(weights: Mapping[str, Tensor], model: nn.Module, source: str, a
     compared = ours._replace(outputs=theirs.outputs) if "head.weight" in adapted or not theirs.outputs else ours
     if theirs != compared:
         name = _config(model).get("architecture") or "this tower"
-        with torch.device("meta"):  # towers without content
-            towers = {entry: timm.create_model(entry) for entry in timm.list_models("patchrank_clip_*")}
-        fits = [entry for entry, tower in towers.items() if tower_shape(tower.state_dict()) == theirs]
+        fits = [entry for entry, shape in _entry_shapes().items() if shape == theirs]
         if theirs._replace(positions=0) == compared._replace(positions=0) and (side := theirs.image_side()):
             fits.append(f"img_size={side} (--img-size {side})")  # the same architecture, trained on images of that side
         fits = " or ".join(fits) or "none of our entries"

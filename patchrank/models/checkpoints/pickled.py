@@ -14,12 +14,12 @@ from typing import IO
 import torch
 
 
-class _LeftOut:
+class LeftOut:
     """Stands in for an object that is no tensor: takes whatever its pickle hands over, and keeps none of it."""
 
     __slots__ = ()
 
-    def __new__(cls, *args: object) -> _LeftOut:
+    def __new__(cls, *args: object) -> LeftOut:
         return super().__new__(cls)
 
     def __init__(self, *args: object):
@@ -54,7 +54,7 @@ _DICTS = (
     "lightning_fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.data.AttributeDict",
 )
-_STAND_INS = [*((_LeftOut, name) for name in _LEFT_OUT), *((_PlainDict, name) for name in _DICTS)]
+_STAND_INS = [*((LeftOut, name) for name in _LEFT_OUT), *((_PlainDict, name) for name in _DICTS)]
 _LOCK = Lock()  # torch keeps the names that it allows for the whole process
 
 

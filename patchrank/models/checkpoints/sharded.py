@@ -89,7 +89,8 @@ def _parts_of_index(path: str, source: str) -> list[Part]:
         for name, shard in json.loads(content)["weight_map"].items():
             named[str(shard)].add(name)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{source}: {path} is no index of shards, which has a 'weight_map'") from error
+        says = "is no index of shards: 'weight_map' is missing or damaged; try to download it again"
+        raise UserError(f"{source}: {path} {says}") from error
     for shard in named:
         if not shard.endswith(SUFFIXES) or re.search(r"[/\\:]", shard):
             says = f"names {shard[:80]!r}, which is no file of weights in its own folder"

@@ -8,6 +8,7 @@ import torch
 from timm.models import clean_state_dict
 from torch import Tensor
 
+from patchrank.models.checkpoints.pickled import LeftOut
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import write_line
 
@@ -46,7 +47,8 @@ def unwrap(loaded: object, source: str = "weights") -> dict[str, Tensor]:
         _tell_of_averages(wrappers, source)
         loaded = loaded[wrappers[0]]
     if not isinstance(loaded, Mapping):
-        raise UserError(f"{source}: holds a {type(loaded).__name__}, not weights by name")
+        what = "an object that is no tensor" if isinstance(loaded, LeftOut) else f"a {type(loaded).__name__}"
+        raise UserError(f"{source}: holds {what}, not weights by name")
     named = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not named:
         raise UserError(f"{source}: {_what_it_holds(loaded)}")
@@ -55,7 +57,8 @@ def unwrap(loaded: object, source: str = "weights") -> dict[str, Tensor]:
             raise UserError(f"{source}: {key[:40]!r} is not the name of a weight")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"{source}: {key} is sparse, quantised or without content")
-    return clean_state_dict({key: value.detach() for key, value in named.items()})
+    # by the class, since a pickle may give a tensor attributes of such names, which `detach` also leaves behind
+    return clean_state_dict({key: Tensor.detach(value) for key, value in named.items()})
 
 
 def _wrappers_in(loaded: object, depth: int = MAX_DEPTH) -> list[str]:

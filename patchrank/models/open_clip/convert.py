@@ -9,6 +9,7 @@ from open_clip import transformer as theirs
 from timm.layers import QuickGELU
 from torch import nn
 
+from patchrank.io import is_plain_tensor
 from patchrank.layers.module_hooks import is_hooked
 from patchrank.models.checkpoints.key_maps import timm_name, to_timm
 from patchrank.models.open_clip.visual import NativeTrunk, OpenClipVisual, put, with_value
@@ -45,6 +46,9 @@ def strange_features(native: theirs.VisionTransformer) -> Iterator[str]:
     for name, module in native.named_modules():
         if is_hooked(module):
             yield f"hooks on {name or 'all of it'} would be lost (try to hang them on visual.trunk afterwards)"
+    if not all(map(is_plain_tensor, native.state_dict().values())):
+        yield "quantised weights (try to quantise them after prune_open_clip)"
+        return
     if native.attn_pool is not None:
         yield "attentional pooling"
     elif native.pool_type != "tok":

@@ -110,10 +110,12 @@ def test_unknown_keys_of_weights_are_named(tmp_path):
         ({"encoder": {"backbone": {"a": torch.ones(2)}}}, r"'encoder', but .*try torch.save\(checkpoint\['encoder'\]"),
         (torch.optim.Adam([torch.ones(1)]).state_dict(), "holds the state of an optimizer, not weights; try"),
         ({"model": {"a": np.ones(3)}}, "holds no weights by name: there is no tensor under 'model'"),
+        (np.ones(3), "holds an object that is no tensor, not weights by name"),
     ]:
         torch.save(content, tmp_path / "w.pt")
         with pytest.raises(UserError, match=f"w.pt: .*{message}"):
             read_checkpoint(tmp_path / "w.pt")
+    content = {"epoch": 1}
     content["model"] = content
     with pytest.raises(UserError, match="no weights by name"):
         checkpoint_filter_fn(content, create_tower())

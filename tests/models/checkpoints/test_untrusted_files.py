@@ -197,6 +197,15 @@ def test_names_that_are_known_run_nothing(tmp_path, monkeypatch, what, zipped):
     assert not (tmp_path / "never").exists()
 
 
+def test_tensors_bring_no_attributes(tmp_path):
+    """torch saves what is set on a tensor, so that a file may put its own in place of a tensor's methods."""
+    disguised = torch.ones(2)
+    disguised.detach = disguised.numel = set
+    torch.save({"a": disguised}, tmp_path / "w.pt")
+    (read,) = read_checkpoint(tmp_path / "w.pt").values()
+    assert torch.equal(read, torch.ones(2)) and read.numel() == 2 and not vars(read)
+
+
 def test_what_is_refused_says_how_to_save_weights_alone(tmp_path):
     torch.save({"model": nn.Linear(2, 2)}, tmp_path / "w.pt")
     with pytest.raises(

@@ -1,5 +1,6 @@
 """What people have in place of open_clip's model: one line that says what to pass instead."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -83,6 +84,31 @@ def test_what_is_no_model_of_open_clip_is_told_what_to_pass(make, kind, cure):
             told.startswith(f"{function.__name__} takes a model of open_clip, but got ") and len(told.splitlines()) == 1
         )
         assert kind in told and cure in told
+
+
+@pytest.mark.parametrize("wrong, instead", [(0.6, "keep_rate=0.6"), (np.float32(0.5), "keep_rate=0.5"), ("f", "pred")])
+def test_a_setting_in_the_predictors_place_is_told_what_to_pass(wrong, instead, tower):
+    model, before = create(), (tower.pruning, tower.drop_counts)
+    visual = model.visual
+    for call in (lambda: patchrank.prune_open_clip(model, wrong, locations=(2,)), lambda: tower.set_pruning(wrong)):
+        with pytest.raises(
+            UserError, match=r"^predictor must be a module .nn.Module. or None, but is .*; try " + instead
+        ):
+            call()
+    assert model.visual is visual and (tower.pruning, tower.drop_counts) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_a_model_is_quantised_after_it_is_pruned():
+    def quantise(model):
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+    quantised = quantise(create())
+    with pytest.raises(UserError, match="quantised weights .try to quantise them after prune_open_clip"):
+        patchrank.prune_open_clip(quantised, keep_rate=0.5, reducer="center", locations=(2,))
+    model = quantise(patchrank.prune_open_clip(create(), keep_rate=0.5, reducer="center", locations=(2,)))
+    assert model.encode_image(images_of(model)).isfinite().all()
 
 
 @torch.no_grad()
