@@ -12,10 +12,12 @@ from patchrank.data.class_names import read_vocabulary
 from patchrank.data.coop import NAMED, load_named
 from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit, Reader
+from patchrank.data.readers.entries import shown
 from patchrank.data.readers.folder import load_folder
 from patchrank.data.readers.wds import load_wds
 from patchrank.utils.errors import UserError, near
-from patchrank.utils.progress import write_line
+from patchrank.utils.plain import plain
+from patchrank.utils.progress import write_once
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,22 @@ def load_split(
         templates: prompts in place of the task's own.
 
     Raises:
-        UserError: no such task or split, images that are not there or too often broken, a root for an embedded task.
+        UserError: no such task or split, a limit below 1, one template instead of a list, a root for an embedded task,
+            images that are not there or too often broken.
     """
-    found = find_task(task)
+    found, limit = find_task(task), plain(limit)
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise UserError(f"limit must be a whole number of images from 1, or None for all, but is {limit!r}")
+    if isinstance(templates, str):
+        raise UserError(f"templates must be a list, but is the text {templates!r}; try [{templates!r}]")
     if root is not None and found.embedded:
         raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
     names = None if vocabulary is None else read_vocabulary(vocabulary)
     images = found.load(task, split or found.default, root)
     if images.passed_over:
-        count = sum(images.passed_over.values())
-        reasons = ", ".join(f"{why} ({many:,})" for why, many in images.passed_over.items())
-        write_line(f"{task}: passed over what is no image by its name or place, {count:,} in all: {reasons}")
+        count, where = sum(images.passed_over.values()), f"{task} {root}"
+        says = f"passed over what is no image by its name or place, {count:,} in all"
+        write_once(f"{where}: {says}: {shown(images.passed_over)}")
     if found.embedded:
         images = images.first(limit)
     elif found.checked:

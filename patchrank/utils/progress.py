@@ -5,6 +5,7 @@ Everything in this package that shows progress does so through this file.
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 import time
@@ -44,6 +45,12 @@ def write_line(line: str) -> None:
     """Writes one line on stderr without breaking the bars that are there."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
+
+
+@functools.cache
+def write_once(line: str) -> None:
+    """Writes a line on stderr that this process has not written before, such as one about data that is read again."""
+    write_line(line)
 
 
 class _PlainLines(io.TextIOBase):

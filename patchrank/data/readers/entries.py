@@ -58,6 +58,11 @@ def read_part(filesystem: AbstractFileSystem, path: str, start: int | None = Non
     return patiently(url, lambda: filesystem.cat_file(path, start=start, end=end))
 
 
+def shown(passed_over: Mapping[str, int]) -> str:
+    """What was passed over, as "ending .heic (3), no ending (1)"."""
+    return ", ".join(f"{why} ({many:,})" for why, many in passed_over.items())
+
+
 def make_split(task: str, split: str, found: Listing, where: str) -> ImageSplit:
     """One split of some images, sorted by id; `where` is what errors call them all.
 
@@ -72,7 +77,8 @@ def make_split(task: str, split: str, found: Listing, where: str) -> ImageSplit:
             some images only.
     """
     if not found.entries:
-        raise UserError(f"data.root {where}: holds no images")
+        others = f"; passed over: {shown(found.passed_over)}" if found.passed_over else ""
+        raise UserError(f"data.root {where}: holds no images{others}")
     entries = sorted(found.entries, key=lambda entry: entry.id)
     for entry, other in zip(entries, entries[1:]):
         if entry.id == other.id:
