@@ -1,6 +1,7 @@
 """Records and manifests carry what a folder holds beside its images, where it holds anything."""
 
 from helpers.image_files import encoded, pixels, write
+from helpers.small_sweep import write_sweep
 
 from patchrank.config import TrialConfig
 from patchrank.data.dataset_factory import load_split
@@ -10,6 +11,8 @@ from patchrank.models.clip import create_clip
 from patchrank.trial.inputs import load_inputs
 from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.run import run_trial
+from patchrank.tune.plan import make_plan
+from patchrank.tune.sweep import load_sweep
 
 
 def photos(folder):
@@ -35,6 +38,16 @@ def test_a_record_counts_files_beside_the_images_and_broken_ones(tmp_path):
     assert found.keys() - clean.keys() == {"n_skipped", "passed_over"}
     assert (found["n_skipped"], found["passed_over"]) == (1, {"ending .heic": 1})
     assert found["n_images"] == clean["n_images"] - 1
+
+
+def test_a_sweep_tells_its_tasks_what_manifests_count(tmp_path):
+    folder = photos(tmp_path / "photos")
+    write(folder / "a" / "x.heic", b"")
+    write_sweep(tmp_path, "pruning.keep_rate: {grid: [0.9, 0.8]}", reducer="predictor")
+    data = f"trial.data={{tasks: [folder], root: {folder}, n_train: 2, n_val: 2, n_test: 2}}"
+    places = [f"root={tmp_path}/runs", f"shards={tmp_path}/shards"]
+    jobs = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), [data, *places])).jobs()
+    assert jobs and all(job.passed_over == {"ending .heic": 1} for job in jobs)
 
 
 def test_a_manifest_counts_them_without_another_key(tmp_path):
