@@ -27,8 +27,8 @@ PICTURES = {"RGB": 4, "1": 5, "L": 5, "P": 5, "CMYK": 8, "YCbCr": 8, "LAB": 8, "
 DEEP_OR_TRANSPARENT = 16
 
 
-def open_image(content: bytes, formats: Sequence[str] | None = None) -> Image.Image:
-    """An image whose pixels are not decoded yet; of any format where `formats` is None.
+def open_image(content: bytes, formats: Sequence[str]) -> Image.Image:
+    """An image in one of these formats, whose pixels are not decoded yet.
 
     Raises:
         Exception: as Pillow's `Image.open`; a `ValueError` where an icon would take more memory than `LIMIT`.
