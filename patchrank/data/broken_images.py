@@ -57,7 +57,8 @@ def without_broken(split: ImageSplit, limit: int | None = None, share: float = 0
         first, reason = next(iter(broken.items()))
         raise UserError(
             f"data {name}: {len(broken)} of {looked} images cannot be decoded, but "
-            f"{rule if good else 'at least one must be left'}; the first is {split.ids[first]} ({reason})"
+            f"{rule if good else 'at least one must be left'}; the first is {split.ids[first]} ({reason}); try to "
+            "repair or remove them"
         )
     version = int.from_bytes(contents.digest()[:6], "big")
     return replace(split.take(good), skipped=split.skipped + len(broken), version=version)

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
 from os import PathLike
 
 from patchrank.data.broken_images import fingerprinted, without_broken
@@ -14,10 +13,12 @@ from patchrank.data.class_names import read_vocabulary
 from patchrank.data.coop import NAMED, load_named
 from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit, Reader
+from patchrank.data.readers.entries import shown
 from patchrank.data.readers.folder import load_folder
 from patchrank.data.readers.wds import load_wds
 from patchrank.utils.errors import UserError, near
-from patchrank.utils.progress import write_line_once
+from patchrank.utils.plain import plain
+from patchrank.utils.progress import write_once
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,24 @@ def load_split(
         templates: prompts in place of the task's own.
 
     Raises:
-        UserError: no such task or split, images that are not there or too often broken, a root for an embedded task,
-            a limit or root of another kind.
+        UserError: no such task or split, a limit below 1, a root that is no path, one template instead of a list,
+            images that are not there or too often broken, a root for an embedded task.
     """
-    if limit is not None and (not isinstance(limit, Integral) or limit < 0):
-        raise UserError(f"limit must be a whole number of images, or None for all, but is {limit!r}")
+    found, limit = find_task(task), plain(limit)
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise UserError(f"limit must be a whole number of images from 1, or None for all, but is {limit!r}")
     if not isinstance(root, str | PathLike | None):
         raise UserError(f"data.root must be a path or URL, but is {root!r}")
-    found = find_task(task)
+    if isinstance(templates, str):
+        raise UserError(f"templates must be a list, but is the text {templates!r}; try [{templates!r}]")
     if root is not None and found.embedded:
         raise UserError(f"data.root is {root!r}, but task {task!r} is embedded and needs none: leave it out")
     names = None if vocabulary is None else read_vocabulary(vocabulary)
     images = found.load(task, split or found.default, root)
     if images.passed_over:
-        count = sum(images.passed_over.values())
-        reasons = ", ".join(f"{why} ({many:,})" for why, many in images.passed_over.items())
-        told = f"{task}: passed over what is no image by its name or place, {count:,} in all: {reasons}"
-        write_line_once(told, root)
+        count, where = sum(images.passed_over.values()), f"{task} {root}"
+        says = f"passed over what is no image by its name or place, {count:,} in all"
+        write_once(f"{where}: {says}: {shown(images.passed_over)}")
     if found.embedded:
         images = images.first(limit)
     elif found.checked:

@@ -35,7 +35,7 @@ def decode_plain(content: bytes) -> Image.Image:
     Raises:
         Exception: as `decode_viewer`.
     """
-    image = open_image(content)
+    image = open_image(content, image_formats())
     check_memory(image, content)
     return _rgb(image)
 

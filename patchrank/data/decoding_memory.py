@@ -27,8 +27,8 @@ PICTURES = {"RGB": 4, "1": 5, "L": 5, "P": 5, "CMYK": 8, "YCbCr": 8, "LAB": 8, "
 DEEP_OR_TRANSPARENT = 16
 
 
-def open_image(content: bytes, formats: Sequence[str] | None = None) -> Image.Image:
-    """An image whose pixels are not decoded yet; of any format where `formats` is None.
+def open_image(content: bytes, formats: Sequence[str]) -> Image.Image:
+    """An image in one of these formats, whose pixels are not decoded yet.
 
     Raises:
         Exception: as Pillow's `Image.open`; a `ValueError` where an icon would take more memory than `LIMIT`.
@@ -57,8 +57,8 @@ def _check(image: Image.Image, need: int) -> None:
     if need > LIMIT:
         size = f"{image.width:,} x {image.height:,} pixels ({image.width * image.height / 1e6:.1f} megapixels"
         raise ValueError(
-            f"decoding and resizing {size}, {image.format}) may take {need >> 20:,} MiB, but the limit is "
-            f"{LIMIT >> 20}; try a smaller copy"
+            f"decoding {size}, {image.format}) and resizing for towers of up to {SIDE:,} pixels a side may take "
+            f"{need >> 20:,} MiB, but the limit is {LIMIT >> 20}; try a smaller copy"
         )
 
 

@@ -88,8 +88,7 @@ def make_shards(
     for index in progress(sorted(faults), desc=what, unit="shard", delay=0, disable=quiet or not faults):
         score_shard(clip, split, folder, index, batch_size)
     if faults or not folder.complete():
-        unused = {"passed_over": split.passed_over} if split.passed_over else {}
-        folder.finish(batch=batch_size, threads=torch.get_num_threads(), **unused)
+        folder.finish(batch=batch_size, threads=torch.get_num_threads(), passed_over=split.passed_over)
     return folder.path
 
 

@@ -98,10 +98,14 @@ class ShardFolder:
         write_json(join(self.path, f"{_stem(index)}.json"), record)
 
     def finish(self, **how: object) -> dict:
-        """Compiles the manifest from the records of all shards; `how` (batch, threads, ...) is noted, not keyed."""
+        """Compiles the manifest from the records of all shards.
+
+        `how` (batch, threads, passed_over) is noted where it is not empty, but not keyed.
+        """
         if self.faults():
             raise UserError(f"shards {self.path}: some are missing or damaged, so no manifest can be written")
-        manifest = {**self.header, "key": self.key, **how, "shards": self._records(), "complete": True}
+        noted = {name: value for name, value in how.items() if value}
+        manifest = {**self.header, "key": self.key, **noted, "shards": self._records(), "complete": True}
         write_json(join(self.path, "manifest.json"), manifest)
         return manifest
 

@@ -22,11 +22,15 @@ from patchrank.utils.errors import StoreError, UserError
 
 @dataclass
 class Job:
-    """One set of shards: a trial that needs it, and what is wrong with the shards that are to be made."""
+    """One set of shards: a trial that needs it, and what is wrong with the shards that are to be made.
+
+    passed_over: as in `ImageSplit`, of the images that are scored.
+    """
 
     trial: ResolvedTrial
     folder: ShardFolder
     faults: dict[int, str]
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -91,9 +95,9 @@ class Plan:
         """All sets of shards that the sweep needs, each once."""
         jobs: dict[str, Job] = {}
         for trial in self.staged():
-            for _, folder in self.context(trial).needed_shards.values():
+            for split, folder in self.context(trial).needed_shards.values():
                 if folder.key not in jobs:
-                    jobs[folder.key] = Job(trial, folder, folder.faults())
+                    jobs[folder.key] = Job(trial, folder, folder.faults(), split.passed_over)
         return list(jobs.values())
 
     def inputs(self, trial: ResolvedTrial) -> Inputs:

@@ -36,7 +36,9 @@ def ray_folder() -> Iterator[None]:
         return
     told = f"{name}={usual}: Ray cannot keep its session there ({fault})"
     short = next((place for place in SHORT if fault_of(place) is None), None)
-    if name == "RAY_TMPDIR" or short is None:
+    if name == "TMPDIR" and short is None:
+        raise UserError(f"{told}, nor in {', '.join(SHORT)}; try RAY_TMPDIR=FOLDER, a short one that you can write to")
+    if name == "RAY_TMPDIR":
         raise UserError(f"{told}; try a short folder that you can write to, such as RAY_TMPDIR={SHORT[0]}")
     with tempfile.TemporaryDirectory(prefix="ray-", dir=short, ignore_cleanup_errors=True) as folder:
         say(f"note: {told}; it lies in {folder}")

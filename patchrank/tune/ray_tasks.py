@@ -48,7 +48,8 @@ def stage(plan: Plan, jobs: list[Job]) -> None:
             job.faults = job.folder.faults()
     for job in jobs:
         if job in made or not job.folder.complete():
-            job.folder.finish(batch=batch_size_of(resources.device), threads=resources.num_threads)
+            how = {"batch": batch_size_of(resources.device), "threads": resources.num_threads}
+            job.folder.finish(**how, passed_over=job.passed_over)
 
 
 def _await(waiting: dict[ray.ObjectRef, tuple[Job, int]]) -> None:

@@ -5,11 +5,11 @@ Everything in this package that shows progress does so through this file.
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 import time
 from collections.abc import Iterable
-from functools import lru_cache
 
 from tqdm import tqdm
 
@@ -47,9 +47,9 @@ def write_line(line: str) -> None:
     sys.stderr.flush()
 
 
-@lru_cache(maxsize=1024)
-def write_line_once(line: str, about: str | None = None) -> None:
-    """`write_line`, where the same was not written before about the same thing: all splits of a folder say it."""
+@functools.cache
+def write_once(line: str) -> None:
+    """Writes a line on stderr that this process has not written before, such as one about data that is read again."""
     write_line(line)
 
 

@@ -56,7 +56,8 @@ def test_a_csv_file_of_paths_alone_and_behind_a_url(listed):
         ("\ufeff \n\n", "the file is empty"),
         ("\npath\na.png\n", "line 1: is empty, but must be a header with the column 'path'"),
         ("path\na.png\nb\0.png\n", "line 3(, column 'path': holds a NUL character|: not readable as CSV .*NUL)"),
-        ("file;label\na.png;cat\n", "line 1: column 'path' is missing; .*known: file;label"),
+        ("file;label\na.png;cat\n", "line 1: column 'path' is missing; .*known: file;label; the first line must name"),
+        ("image_name| comment_number| comment\na.png| 0| a cat\n", "column 'path' is missing; .*commas, semicolons or"),
         ("path,path\na.png,b.png\n", "line 1: column 'path' stands twice"),
         ("path,label\na.png,cat\n,dog\n", "line 3, column 'path': is empty"),
         ("path,split\na.png,train\nb.png,\n", "line 3, column 'split': is empty"),
@@ -117,6 +118,8 @@ def test_rows_of_one_image_that_say_different_things(listed, text, message):
         '\ufeff"path";"label";"caption"\r\n"a.png";"cat";"a cat, asleep"\r\n"b.png";"dog";"a dog"\r\n',
         "Path\tLabel\tCaption\na.png\tcat\ta cat, asleep\nb.png\tdog\ta dog\n",
         "filepath\ttitle\tlabel\na.png\ta cat, asleep\tcat\nb.png\ta dog\tdog\n",  # open_clip's training
+        'path, label, caption\na.png, cat, "a cat, asleep"\nb.png, dog, "a dog"\n',
+        '"path", "label", "caption"\n"a.png", "cat", "a cat, asleep"\n"b.png", "dog", "a dog"\n',
         'title,label,filepath\n"a cat, asleep",cat,a.png\na dog,dog,b.png\n',
         # a spreadsheet's blank rows
         'path,label,caption\n,,\na.png,cat,"a cat, asleep"\n  ,\nb.png,dog,a dog\n,,,,,\n\n',

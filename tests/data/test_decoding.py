@@ -224,7 +224,7 @@ def test_files_that_are_cut_off_are_faulty(kind):
     ids=["empty", "text", "bomb", "postscript"],
 )
 def test_what_is_no_image_says_so(content, reason):
-    assert reason in fault(content, "viewer")
+    assert reason in fault(content, "viewer") and reason in fault(content, "plain")
 
 
 def test_a_pickle_is_no_image_and_is_not_opened(tmp_path):

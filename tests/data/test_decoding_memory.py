@@ -207,7 +207,7 @@ def test_no_image_takes_more_than_is_reckoned(tmp_path):
     rgb, rgba = Image.new("RGB", (side, side), "red"), Image.new("RGBA", (side, side), "red")
     deep = np.random.default_rng(0).integers(1, 65_535, (side, side), dtype=np.uint16)
     contents = [
-        png(1, 100, rows=100),
+        png(4, 100, rows=100),
         png(side, side, 1, 0, rows=side),
         png(side, side, 8, 6, rows=side),
         png(side, side, 1, 3, (b"PLTE", bytes(6)), (b"tRNS", b"\0"), rows=side),

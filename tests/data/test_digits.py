@@ -203,3 +203,18 @@ def test_captions_vary_in_length_and_go_beyond_24_tokens(clip):
 def test_unknown_names_are_answered_with_near_ones(task, split, near):
     with pytest.raises(UserError, match=f"did you mean {near!r}"):
         load_split(task, split)
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"limit": -3}, "^limit must be a whole number of images from 1, or None for all, but is -3$"),
+        ({"limit": 0}, "^limit must be .* but is 0$"),
+        ({"limit": 2.5}, "^limit must be .* but is 2.5$"),
+        ({"templates": "a {}"}, r"^templates must be a list, but is the text 'a {}'; try \['a {}'\]$"),
+    ],
+)
+def test_what_no_split_can_be_made_of_is_named(how, message):
+    with pytest.raises(UserError, match=message):
+        load_split("digits", "val", **how)
+    assert len(load_split("digits", "val", np.int64(3), templates=["a {}"])) == 3

@@ -52,6 +52,7 @@ SYSTEM = [
     "__MACOSX",
     "lost+found",
     "System Volume Information",
+    "Temporary Items",
     ".git",
 ]
 SHOWN = {".png", ".jpg", ".jpeg", ".webp"}
@@ -124,9 +125,34 @@ def test_files_of_unknown_endings_are_counted_and_said_in_one_line(tmp_path, cap
     }
     told = [line for line in capsys.readouterr().err.splitlines() if "passed over" in line]
     assert told == [
-        "folder: passed over what is no image by its name or place, 5 in all: ending .heic (2), ending .jpg_large (1), "
-        "no ending (1), hidden or in system folders (1)"
+        f"folder {tmp_path}: passed over what is no image by its name or place, 5 in all: ending .heic (2), ending "
+        ".jpg_large (1), no ending (1), hidden or in system folders (1)"
     ]
+
+
+def test_a_line_is_said_once_for_all_splits_and_a_folder_without_images_tells_what_it_holds(tmp_path, capsys):
+    fill(tmp_path / "some", "train/a/1.png", "val/a/2.png", "val/a/3.heic")
+    (tmp_path / "some/train/b").mkdir()
+    for split in ("train", "val", "all"):
+        assert load_split("folder", split, None, str(tmp_path / "some")).passed_over == {"ending .heic": 1}
+    told = capsys.readouterr().err
+    assert told.count("passed over what is no image") == told.count("classes without images: 'b'") == 1
+    fill(tmp_path / "none", "100APPLE/1.HEIC", "100APPLE/1.MOV", "00000.tar")
+    with pytest.raises(
+        UserError, match=r"none: holds no images; passed over: ending .heic \(1\), ending .mov \(1\), e"
+    ):
+        load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("names", [("train2017", "val2017"), ("train", "test1"), ("Train", "Val2")])
+def test_folders_called_as_splits_with_a_number_are_refused(tmp_path, names):
+    fill(tmp_path, *(f"{name}/1.png" for name in names))
+    with pytest.raises(UserError, match="look like splits, but folder .* does not fit"):
+        load(tmp_path)
+
+
+def test_numbered_folders_of_one_name_are_classes(tmp_path):
+    assert load(fill(tmp_path, "test1/1.png", "test2/1.png", "cat/1.png")).classes == ("cat", "test1", "test2")
 
 
 def test_many_odd_endings_are_counted_together(tmp_path):
@@ -238,6 +264,8 @@ def test_numbered_classes_are_not_taken_for_downloads(tmp_path):
     fill(tmp_path, "00000/000000000.jpg", "00001/000010000.jpg")  # no note of img2dataset's
     assert load(tmp_path).classes == ("00000", "00001")
     write(tmp_path / "00000.parquet", b"PAR1")
+    assert load(tmp_path).classes == ()
+    fill(tmp_path, "00002/0000201.jpg")  # 100 images a folder
     assert load(tmp_path).classes == ()
     fill(tmp_path, "00002/00000_00017.jpg")  # as in GTSRB
     assert load(tmp_path).classes == ("00000", "00001", "00002")

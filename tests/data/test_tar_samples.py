@@ -73,6 +73,11 @@ def named(*names):
         # what systems leave
         (["._a.jpg", "a.jpg", "./._b.jpg", "d/._c.jpg"], {"a": ("a.jpg", None, None)}, {HIDDEN: 3}),
         (
+            ["a.jpg", ".git/b.jpg", "./d/.@__thumb/a.jpg", "./c.jpg", "../e.jpg", "/f.jpg"],
+            {key: (f"{key}.jpg", None, None) for key in ("a", "./c", "../e", "/f")},
+            {HIDDEN: 2},
+        ),
+        (
             ["__MACOSX/._a.jpg", "__MACOSX/d/a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "a.jpg"],
             {"a": ("a.jpg", None, None)},
             {HIDDEN: 3},

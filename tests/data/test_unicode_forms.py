@@ -105,12 +105,12 @@ def test_lists_that_were_joined_have_marks_between_them_and_variants_may_have_ac
 def test_files_beside_the_images_of_imagenet_are_counted(tmp_path, capsys):
     folder = make_named(tmp_path, "imagenet")
     before = load_named("imagenet", "train", str(tmp_path)).passed_over
-    for name in ("._n01440764_18.JPEG", "notes", "a.heic"):
+    for name in ("._n01440764_18.JPEG", "notes", "a.heic", "@eaDir/x.jpg"):
         write(folder / "images/train/n01440764" / name, encoded())
     split = load_split("imagenet", "train", None, str(tmp_path))
     more = {why: many - before.get(why, 0) for why, many in split.passed_over.items() if many != before.get(why)}
-    assert more == {"ending .heic": 1, "no ending": 1, "hidden or in system folders": 1}
-    assert "imagenet: passed over" in capsys.readouterr().err
+    assert more == {"ending .heic": 1, "no ending": 1, "hidden or in system folders": 2}
+    assert f"imagenet {tmp_path}: passed over" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -223,7 +223,7 @@ PNG = encoded()
         ),
         (
             tar_of([("a.1.heic", PNG), ("b.txt", "x")]),
-            r"holds no images \(1 ending .heic, 1 ending .txt\); try members",
+            r"holds no images; passed over: ending .heic \(1\), ending .txt \(1\); try members",
         ),
         (tar_of([("a.png", PNG), ("a.cls", "-1")]), "sample 'a': cls is '-1', but must be a class by its number"),
         (tar_of([("a.png", PNG), ("a.cls", " ")]), "sample 'a': cls is '', but must be"),
@@ -313,7 +313,7 @@ def test_what_lies_beside_tars_in_a_folder_is_counted(tmp_path, capsys):
     split = load_split("wds", root=str(tmp_path))
     beside = {"ending .json": 2, "ending .parquet": 2, "folders beside tars": 1, HIDDEN: 1}
     assert len(split) == 8 and split.passed_over == beside
-    line = "wds: passed over what is no image by its name or place, 6 in all: ending .json (2), ending .parquet (2)"
+    line = f"wds {tmp_path}: passed over what is no image by its name or place, 6 in all: ending .json (2), "
     assert line in capsys.readouterr().err
 
 
@@ -324,6 +324,13 @@ def test_what_lies_beside_the_tars_of_splits_is_counted(tmp_path):
     write(tmp_path / "classnames.txt", "cat\ndog\n")
     (tmp_path / "notes").mkdir()
     assert load(tmp_path, "test").passed_over == {"ending .txt": 3, "folders beside tars": 1}
+
+
+def test_hidden_and_system_folders_beside_splits_are_no_splits(tmp_path):
+    write(tmp_path / "train" / "0.tar", shard())
+    for name in ("@eaDir/0.tar", ".git/0.tar", "train/@eaDir/0.tar", "train/._0.tar"):
+        write(tmp_path / name, shard())
+    assert load(tmp_path, "train").passed_over == {HIDDEN: 4}
 
 
 def test_members_of_all_tars_are_counted_together(tmp_path):

@@ -235,10 +235,10 @@ def test_a_predictor_file_of_another_location_may_wait_for_it(tower, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong, cure", [(0.5, "keep_rate="), ("p.safetensors", "predictor_path='p.safe"), ({}, "keep_rate=")]
+    "wrong, cure", [(0.5, "keep_rate=0.5"), ("p.safetensors", "predictor_path=FILE"), ({}, "pred")]
 )
 def test_what_is_no_predictor_is_refused(tower, wrong, cure):
-    with pytest.raises(UserError, match=f"predictor must be a module, but is .*; settings go by name, as in {cure}"):
+    with pytest.raises(UserError, match=f"predictor must be a module .nn.Module. or None, but is .*; try {cure}"):
         tower.set_pruning(wrong)
     assert tower.drop_counts == ()
 

@@ -14,7 +14,7 @@ from fsspec import AbstractFileSystem
 from patchrank.data.readers.entries import Entry, Listing, read_part
 from patchrank.io import nfc, read_bytes, read_text, stored_name
 from patchrank.utils.errors import UserError, near
-from patchrank.utils.progress import write_line_once
+from patchrank.utils.progress import write_once
 
 COLUMNS = ("path", "label", "caption", "split", "group")
 OPEN_CLIP = {"filepath": "path", "title": "caption"}  # what open_clip's training calls its two columns
@@ -38,7 +38,8 @@ def read_csv(filesystem: AbstractFileSystem, folder: str, root: str) -> Listing:
     text = read_text(root)
     if not text.strip():
         raise UserError(f"{root}: the file is empty, but must list images below a header with the column 'path'")
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    how = {"delimiter": _delimiter(text), "skipinitialspace": True, "strict": True}
+    rows = csv.DictReader(io.StringIO(text, newline=""), **how)
     try:
         rows.fieldnames = _columns(rows.fieldnames or (), root)
         entries = []
@@ -68,7 +69,8 @@ def _columns(header: Iterable[str], root: str) -> list[str]:
     if "filepath" in columns and "path" not in columns:
         columns = [OPEN_CLIP.get(column, column) for column in columns]
     if "path" not in columns:
-        raise UserError(f"{root}, line 1: column 'path' is missing; {near('path', columns)}")
+        rule = "the first line must name the columns, separated by commas, semicolons or tabs"
+        raise UserError(f"{root}, line 1: column 'path' is missing; {near('path', columns)}; {rule}")
     for name in COLUMNS:
         if columns.count(name) > 1:
             raise UserError(f"{root}, line 1: column {name!r} stands twice")
@@ -76,7 +78,7 @@ def _columns(header: Iterable[str], root: str) -> list[str]:
     if unread:
         more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
         known = ", ".join(COLUMNS)
-        write_line_once(f"{root}: columns not read: {', '.join(unread[:SHOWN])}{more} (those that are read: {known})")
+        write_once(f"{root}: columns not read: {', '.join(unread[:SHOWN])}{more} (those that are read: {known})")
     return columns
 
 

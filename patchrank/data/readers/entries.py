@@ -58,6 +58,11 @@ def read_part(filesystem: AbstractFileSystem, path: str, start: int | None = Non
     return patiently(url, lambda: filesystem.cat_file(path, start=start, end=end))
 
 
+def shown(passed_over: Mapping[str, int]) -> str:
+    """What was passed over, as "ending .heic (3), no ending (1)"."""
+    return ", ".join(f"{why} ({many:,})" for why, many in passed_over.items())
+
+
 def make_split(task: str, split: str, found: Listing, where: str) -> ImageSplit:
     """One split of some images, sorted by id; `where` is what errors call them all.
 
@@ -71,8 +76,9 @@ def make_split(task: str, split: str, found: Listing, where: str) -> ImageSplit:
         UserError: no images, an id that two images have, an unknown or empty split, or labels, captions or groups for
             some images only.
     """
+    others = f"; passed over: {shown(found.passed_over)}" if found.passed_over else ""
     if not found.entries:
-        raise UserError(f"data.root {where}: holds no images")
+        raise UserError(f"data.root {where}: holds no images{others}")
     entries = sorted(found.entries, key=lambda entry: entry.id)
     for entry, other in zip(entries, entries[1:]):
         if entry.id == other.id:
@@ -81,7 +87,7 @@ def make_split(task: str, split: str, found: Listing, where: str) -> ImageSplit:
         # file systems allow any bytes in a name; Python shows some of them as surrogates
         if "\n" in name or re.search("[\ud800-\udfff]", name):
             raise UserError(f"{where}: the name {name!r} is not one line of text in UTF-8; rename the file or folder")
-    chosen, hashed = _choose(entries, split, where)
+    chosen, hashed = _choose(entries, split, where, others)
     known = {name: _all_or_none(name, entries if hashed else chosen, chosen) for name in ("label", "captions", "group")}
     groups = known["group"] and [f"{task}/{name}" for name in known["group"]]
     classes = _classes(entries, found.classes)
@@ -109,13 +115,13 @@ def split_of(name: str) -> str:
     return "train" if place < SHARES["train"] else "val" if place < SHARES["train"] + SHARES["val"] else "test"
 
 
-def _choose(entries: Sequence[Entry], split: str, where: str) -> tuple[list[Entry], bool]:
+def _choose(entries: Sequence[Entry], split: str, where: str, others: str) -> tuple[list[Entry], bool]:
     """The entries of a split, and whether a hash decided on them."""
     hashed = any(entry.split is None for entry in entries)
     named = [split_of(entry.group or entry.id) if hashed else entry.split for entry in entries]
     known = {"all", *(SHARES if hashed else named)}
     if split not in known:
-        raise UserError(f"{where}: split {split!r} does not exist; {near(split, known)}")
+        raise UserError(f"{where}: split {split!r} does not exist; {near(split, known)}{others}")
     chosen = [entry for entry, name in zip(entries, named) if split in ("all", name)]
     if not chosen:
         raise UserError(

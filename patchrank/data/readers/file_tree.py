@@ -25,7 +25,7 @@ ENDINGS = 8  # that are counted one by one
 # Folders that file managers, archives and storage boxes make; those of more kinds are hidden by a dot.
 SYSTEM = {
     "@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "@tmp", "$recycle.bin", "__macosx",
-    "lost+found", "system volume information",
+    "lost+found", "system volume information", "network trash folder", "temporary items",
 }  # fmt: skip
 
 
@@ -64,13 +64,19 @@ def read_tree(filesystem: AbstractFileSystem, root: str) -> FileTree:
 def count_others(names: Iterable[str]) -> dict[str, int]:
     """Why files are no images by their names, as {"ending .heic": 3, "no ending": 1}; rare endings count together."""
     names = list(names)
-    found = Counter(by_ending(name) for name in names if not name.startswith("."))
+    found = Counter(by_ending(name) for name in names if not is_hidden(name))
     counted = dict(sorted(found.items(), key=lambda item: (item[0] == OTHERS, -item[1], item[0]))[:ENDINGS])
     if rest := found.total() - sum(counted.values()):
         counted[OTHERS] = counted.get(OTHERS, 0) + rest
     if hidden := len(names) - found.total():
         counted[HIDDEN] = hidden
     return counted
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a part of a relative path is hidden by a dot, or called as a system's folder."""
+    parts = (part for part in path.split("/") if part not in (".", ".."))  # of which tars may be full
+    return any(part.startswith(".") or part.lower() in SYSTEM for part in parts)
 
 
 def by_ending(name: str) -> str:
@@ -84,17 +90,13 @@ def by_ending(name: str) -> str:
 def _add(name: str, tree: FileTree) -> None:
     """Sorts a file in by its path."""
     *folders, last = name.split("/")
-    if last.startswith(".") or any(_is_hidden(folder) for folder in folders):
+    if is_hidden(name):
         tree.passed_over[HIDDEN] += 1
         return
     tree.folders.update("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
     if last:  # a store may list a folder, as "cats/"
         is_image = posixpath.splitext(last)[1].lower() in image_extensions()
         (tree.images if is_image else tree.others).append(name)
-
-
-def _is_hidden(folder: str) -> bool:
-    return folder.startswith(".") or folder.lower() in SYSTEM
 
 
 def _walk(folder: str, prefix: str, above: frozenset[str], tree: FileTree) -> None:
@@ -107,7 +109,7 @@ def _walk(folder: str, prefix: str, above: frozenset[str], tree: FileTree) -> No
                 _add(prefix + name, tree)
             else:
                 tree.passed_over[NO_FILES] += 1
-        elif _is_hidden(name):
+        elif is_hidden(name):
             tree.passed_over.update(_count_hidden(path))
         elif os.path.realpath(path) in above:
             tree.passed_over[LEADS_BACK] += 1

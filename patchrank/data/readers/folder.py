@@ -16,7 +16,7 @@ from patchrank.data.readers.file_tree import FileTree, count_others, read_tree
 from patchrank.data.readers.img2dataset import is_img2dataset, read_captions
 from patchrank.io import filesystem_of, nfc, patiently
 from patchrank.utils.errors import UserError
-from patchrank.utils.progress import write_line_once
+from patchrank.utils.progress import write_once
 
 LIKE_SPLITS = {*SHARES, "training", "valid", "validation", "dev", "eval", "testing"}
 NAMED = 5  # classes without images that are named
@@ -31,8 +31,9 @@ def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
 
     If all first folders with images are called train, val or test, they are splits, and classes begin below them. If
     only some are, but two or more have names like splits (train, val, test, training, valid, validation, dev, eval or
-    testing, in any case), they are refused, since somebody meant splits. One such folder is a class, since trains and
-    tests can be photographed. Folders that img2dataset wrote are no classes, but their images have captions.
+    testing, in any case; or train2017 and val2017), they are refused, since somebody meant splits. One such folder is
+    a class, since trains and tests can be photographed. Folders that img2dataset wrote are no classes, but their images
+    have captions.
 
     Ids and classes are in Unicode's form NFC, whatever form the disk has. Two images whose ids would then be the same
     keep the names that they have on disk.
@@ -93,7 +94,7 @@ def _classes(tree: FileTree, entries: Sequence[Entry], splits: bool, root: str) 
     empty = sorted(classes - filled)
     if empty:
         more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
-        write_line_once(
+        write_once(
             f"{root}: classes without images: {', '.join(map(repr, empty[:NAMED]))}{more}; they stay classes, so that "
             "labels mean the same; remove these folders if they are none"
         )
@@ -105,8 +106,10 @@ def _are_splits(paths: Sequence[list[str]], root: str) -> bool:
     folders = sorted({path[0] for path in paths if len(path) > 1})
     others = [f"folder {name}" for name in folders if name not in SHARES]
     others += [f"image {path[0]}" for path in paths if len(path) == 1]
-    alike = [name for name in folders if name.lower() in LIKE_SPLITS]
-    if others and len(alike) > 1:
+    words = {name: name.lower().rstrip("0123456789") for name in folders}  # COCO has train2017 and val2017
+    alike = [name for name in folders if words[name] in LIKE_SPLITS]
+    meant = {name if name.lower() in LIKE_SPLITS else words[name] for name in alike}  # test1 and test2 may be classes
+    if others and len(meant) > 1:
         raise UserError(
             f"data.root {root}: folders {', '.join(alike)} look like splits, but {others[0]} does not fit: splits "
             "must be called exactly train, val, test, with nothing beside them; or list the images in a CSV file with "

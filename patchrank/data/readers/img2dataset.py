@@ -11,7 +11,7 @@ from functools import partial
 from patchrank.data.image_split import THREADS
 from patchrank.data.readers.file_tree import FileTree
 from patchrank.utils.errors import UserError
-from patchrank.utils.progress import progress, write_line_once
+from patchrank.utils.progress import progress, write_once
 
 
 def is_img2dataset(tree: FileTree) -> bool:
@@ -20,7 +20,7 @@ def is_img2dataset(tree: FileTree) -> bool:
     The number of an image starts with that of its folder. The file is `00012.parquet` or `00012_stats.json` beside a
     folder, or `000120345.json` beside an image.
     """
-    if not all(re.fullmatch(r"(?:(?:train|val|test)/)?([0-9]{5,})/\1[0-9]{4,}\.\w+", name) for name in tree.images):
+    if not all(re.fullmatch(r"(?:(?:train|val|test)/)?([0-9]{5,})/\1[0-9]+\.\w+", name) for name in tree.images):
         return False
     stems = {posixpath.splitext(name)[0] for name in tree.images}
     notes = {f"{folder}{end}" for folder in tree.folders for end in (".parquet", "_stats.json")}
@@ -43,9 +43,9 @@ def read_captions(tree: FileTree, read: Callable[[str], bytes], where: str) -> d
             texts[name] = text
     says = f"{where}: read as img2dataset wrote it: {len(tree.images):,} images without labels"
     if texts and len(texts) < len(tree.images):
-        write_line_once(f"{says}; {len(tree.images) - len(texts):,} have no caption beside them, so that none are read")
+        write_once(f"{says}; {len(tree.images) - len(texts):,} have no caption beside them, so that none are read")
         return {}
-    write_line_once(f"{says}, {'with' if texts else 'and without'} captions")
+    write_once(f"{says}, {'with' if texts else 'and without'} captions")
     bar = partial(progress, total=len(texts), desc="read captions", unit="caption", delay=2)
     with ThreadPoolExecutor(THREADS) as pool:
         captions = list(bar(pool.map(partial(_caption, read, where), texts.values())))

@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 from fsspec import AbstractFileSystem
 
 from patchrank.data.decoding import image_extensions
-from patchrank.data.readers.file_tree import HIDDEN, SYSTEM, by_ending
+from patchrank.data.readers.file_tree import HIDDEN, by_ending, is_hidden
 from patchrank.io import nfc
 from patchrank.utils.errors import UserError
 
@@ -122,14 +122,13 @@ def _members(file: IO[bytes], path: str, passed_over: Counter[str]) -> Iterator[
 
 def _why_no_member(info: tarfile.TarInfo, key: str | None) -> str | None:
     """Why a tar's entry is part of no sample, whatever stands beside it; None for files that may be."""
-    *folders, name = info.name.split("/")
     if not info.isreg():
         return "links" if info.issym() or info.islnk() else "special files"
-    if name.startswith(".") or any(folder.lower() in SYSTEM for folder in folders):
+    if is_hidden(info.name):
         return HIDDEN
     if re.match(r"__[^/]*__($|/)", info.name):
         return "notes of WebDataset"
-    return by_ending(name) if key is None else None
+    return by_ending(info.name) if key is None else None
 
 
 def _samples(key: str, members: Sequence[Member], path: str, passed_over: Counter[str]) -> list[TarSample]:

@@ -12,8 +12,8 @@ from functools import partial
 from fsspec import AbstractFileSystem
 
 from patchrank.data.image_split import ImageSplit
-from patchrank.data.readers.entries import SHARES, Entry, Listing, make_split, read_part
-from patchrank.data.readers.file_tree import HIDDEN, by_ending
+from patchrank.data.readers.entries import SHARES, Entry, Listing, make_split, read_part, shown
+from patchrank.data.readers.file_tree import HIDDEN, by_ending, is_hidden
 from patchrank.data.readers.tar_samples import read_samples
 from patchrank.io import filesystem_of, patiently
 from patchrank.utils.errors import UserError
@@ -123,12 +123,14 @@ def _listing(filesystem: AbstractFileSystem, folder: str, passed_over: Counter[s
         name = posixpath.basename(path)
         if path == folder.rstrip("/"):  # stores may list the folder itself
             continue
-        if _NAME.search(name.lower()) and not name.startswith("."):
+        if is_hidden(name):
+            passed_over[HIDDEN] += 1
+        elif _NAME.search(name.lower()):
             tars.append(path)
         elif entry["type"] == "directory":
             folders.append(path)
         else:
-            passed_over[HIDDEN if name.startswith(".") else by_ending(name)] += 1
+            passed_over[by_ending(name)] += 1
     return sorted(tars), sorted(folders)
 
 
@@ -145,7 +147,7 @@ def _entries(tar: Tar) -> Listing:
         raise UserError(f"{tar.path}: cannot be read as a tar ({error.strerror or 'no such file'})") from error
     samples, passed_over = found
     if not samples:
-        others = f" ({', '.join(f'{count:,} {why}' for why, count in passed_over.items())})" if passed_over else ""
+        others = f"; passed over: {shown(passed_over)}" if passed_over else ""
         raise UserError(f"{tar.path}: holds no images{others}; try members that are called as in key.jpg or key.png")
     entries = []
     for sample in samples:
