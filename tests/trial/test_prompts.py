@@ -128,7 +128,7 @@ def test_a_trial_without_prompts_has_the_id_that_it_had_before_there_were_any(in
         ({"prompt.mode": "TX"}, "prompt.mode is 'TX'"),
         ({"prompt.mode": "TV", "pruning.reducer": "golden"}, "prompts learn from others"),
         ({"prompt.mode": "TV", "prompt.num_tokens": 74}, "must leave room for a class name; try 67"),
-        ({"prompt.mode": "TV", "seed": -1}, "seed must be a whole number from 0"),
+        ({"prompt.mode": "TV", "seed": -1}, "seed is -1, but should be greater than or equal to 0"),
         ({"prompt.shots": 0}, "prompt.shots is 0"),
     ],
 )
