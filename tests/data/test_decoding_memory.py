@@ -84,8 +84,8 @@ def test_thin_images_that_fit_are_images():
 def test_a_refusal_names_the_size_and_the_limit():
     said = fault(LARGE["thin"], "viewer")
     assert said == (
-        "decoding 1 x 60,000 pixels (0.1 megapixels, PNG) and resizing for towers of up to 1,024 pixels a side may take "
-        "240,298 MiB, but the limit is 512; "
+        "decoding 1 x 60,000 pixels (0.1 megapixels, PNG) and resizing for towers of up to 1,024 pixels a side "
+        "may take 240,298 MiB, but the limit is 512; "
         "try a smaller copy"
     )
 

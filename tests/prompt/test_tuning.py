@@ -299,7 +299,6 @@ def test_a_dry_run_tells_time_and_memory_and_leaves_nothing(tmp_path, capsys):
         (["--class-specific"], "class-specific prompts need mode 'T'"),
         (["--words", "a photo", "--num-tokens", "3"], "words to start from must be"),
         (["--data", "digit"], "data 'digit' does not exist"),
-        (["--seed", "-1"], "--seed should be greater than or equal to 0, but is '-1'"),
         (["--mode", "none", "--dry-run"], "mode none tunes nothing"),
         (["--mode", "V", "--loss", "distill", "--dry-run"], "nothing is pruned; try a lower keep_rate"),
         (["--loss", "distill"], "^flags: loss 'distill' learns visual tokens alone, so mode must be 'V', but is 'TV'$"),
