@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -70,9 +71,16 @@ def own_machine() -> dict[str, int]:
     return {"GPU": torch.cuda.device_count(), "CPU": os.cpu_count() or 1}
 
 
+class Session(NamedTuple):
+    """slots: how many trials fit at a time. outlives_us: a notebook's own Ray, which goes on when a sweep ends."""
+
+    slots: int
+    outlives_us: bool
+
+
 @contextmanager
-def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ()) -> Iterator[int]:
-    """Ray for the length of a block; yields how many trials fit at a time.
+def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ()) -> Iterator[Session]:
+    """Ray for the length of a block.
 
     Args:
         modules: of the user's, which travel to a cluster's nodes with this package.
@@ -92,7 +100,7 @@ def ray_cluster(resources: Resources, where: Where, modules: Sequence[str] = ())
         if started:
             _start(where, modules)
         try:
-            yield _slots_in_time(resources, where.wait)
+            yield Session(_slots_in_time(resources, where.wait), outlives_us=not started)
         finally:
             if started:  # a notebook's own cluster is left as it was
                 ray.shutdown()

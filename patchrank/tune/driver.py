@@ -105,14 +105,14 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -
         plan.refresh()  # another driver may have been at work until now
         try:
             # Ray installs a signal handler of its own when it starts, so ours is installed after
-            with ray_cluster(config.resources, where, config.imports) as slots, interrupts.caught():
+            with ray_cluster(config.resources, where, config.imports) as session, interrupts.caught():
                 from patchrank.tune.ray_tasks import stage
 
-                stage(plan, jobs)
+                stage(plan, jobs, session.outlives_us)
                 if fresh:  # only now, so that nothing that goes wrong earlier costs a record
                     interrupts.raise_if_lost()
                     plan.forget()
-                while _round(plan, slots, interrupts, failed):
+                while _round(plan, session.slots, interrupts, failed):
                     pass
         except KeyboardInterrupt:
             interrupts.happened = True

@@ -23,10 +23,15 @@ ROUNDS = 3  # looks at what there is, of which a node that was lost may have tak
 PATIENCE = 60.0  # seconds, after which somebody should know what a measurement waits for
 
 
-def stage(plan: Plan, jobs: list[Job]) -> None:
+def stage(plan: Plan, jobs: list[Job], cancels: bool = False) -> None:
     """Makes what is missing, one Ray task a shard, and then every manifest.
 
     Ray repeats tasks whose worker or node was lost; what was lost after it was made is found and made again.
+
+    Args:
+        cancels: what is under way is cancelled where one shard fails or somebody asks for an end. A Ray that is shut
+            down next ends it anyway, and must not be asked: Ray 2.60 ends the driver itself where a task is cancelled
+            in the moment in which it is done.
 
     Raises:
         UserError: a shard that cannot be made, with its cause.
@@ -43,7 +48,7 @@ def stage(plan: Plan, jobs: list[Job]) -> None:
             waiting[task.remote(job.trial.config, config, job.folder.key, index)] = job, index
         if not waiting:
             break
-        _await(waiting)
+        _await(waiting, cancels)
         for job in made:
             job.faults = job.folder.faults()
     for job in jobs:
@@ -52,7 +57,7 @@ def stage(plan: Plan, jobs: list[Job]) -> None:
             job.folder.finish(**how, passed_over=job.passed_over)
 
 
-def _await(waiting: dict[ray.ObjectRef, tuple[Job, int]]) -> None:
+def _await(waiting: dict[ray.ObjectRef, tuple[Job, int]], cancels: bool) -> None:
     """Waits for all tasks, each with its job and shard, with a bar that counts images."""
     total = sum(job.folder.sizes[index] for job, index in waiting.values())
     with progress(total=total, desc="golden scores", unit="image", delay=0, smoothing=0.1) as bar:
@@ -69,8 +74,8 @@ def _await(waiting: dict[ray.ObjectRef, tuple[Job, int]]) -> None:
                         what = f"shard {index} of {job.name} in {job.folder.path}"
                         raise UserError(f"{what} cannot be made ({_cause(error)})") from None
                     bar.update(job.folder.sizes[index])
-        finally:  # where one has failed, or somebody asked for an end
-            for task in waiting:
+        finally:
+            for task in waiting if cancels else ():
                 ray.cancel(task)
 
 
