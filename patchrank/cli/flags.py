@@ -13,9 +13,9 @@ from patchrank.config import DEFAULTS, DataConfig, ModelConfig, PruningConfig, T
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import cache_folder, join
+from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip, create_clip, macs_row
 from patchrank.models.prompt_files import describe
-from patchrank.models.text import template_set
 from patchrank.utils.command import create_parser
 from patchrank.utils.device import check_device
 

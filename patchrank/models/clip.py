@@ -1,10 +1,9 @@
-"""The pair: one of our image towers, its text tower, and the zero-shot head between them."""
+"""The pair: one of our image towers and its text tower."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,31 +11,26 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torchvision.transforms import Compose
 
-from patchrank.io import content_id, join, read_bytes, weights_sha256, write_atomic
+from patchrank.io import weights_sha256
 from patchrank.layers.macs import text_macs
 from patchrank.layers.prompts import Prompts
 from patchrank.models import text as clip_text
+from patchrank.models.captions import check_texts
 from patchrank.models.checkpoints.hub import download_pair
 from patchrank.models.checkpoints.load import load_pair
 from patchrank.models.fingerprints import Fingerprinted
 from patchrank.models.pretrained import TEXT_CFGS, by_open_clips_name, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts
+from patchrank.models.zero_shot import ZeroShot
 from patchrank.utils.device import check_device
-from patchrank.utils.errors import StoreError, UserError
-from patchrank.utils.private_names import version_of
-
-KEEP_FROM = 256  # prompts: fewer are embedded faster than found
-
-Names = tuple[str, ...]  # of classes, or their captions by one template
+from patchrank.utils.errors import UserError
 
 
-class Clip(Fingerprinted):
+class Clip(ZeroShot, Fingerprinted):
     """An image tower and a text tower with a common embedding space; all embeddings are unit vectors.
 
     Args:
@@ -44,10 +38,6 @@ class Clip(Fingerprinted):
         visual: image tower, (B, 3, H, W) to (B, E).
         text: text tower, (T, 77) token ids to (T, E).
         tokenizer: texts to token ids; CLIP's own if left out.
-
-    Attributes:
-        heads: folder or fsspec URL where class embeddings are kept between processes, by what they depend on; None
-            keeps none.
     """
 
     not_counted = ("visual.pruner.",)
@@ -64,11 +54,8 @@ class Clip(Fingerprinted):
         self.visual = visual
         self.text = text
         self.tokenizer = tokenizer
-        self.heads: str | None = None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self._heads: dict[tuple, Tensor] = {}  # by weights, classes, templates and prompts
         self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights
-        self._prompted_ids: dict[tuple, Tensor] = {}
 
     @property
     def context_length(self) -> int:
@@ -81,7 +68,7 @@ class Clip(Fingerprinted):
         Raises:
             UserError: something else than texts, or none.
         """
-        texts = clip_text.check_texts(texts)
+        texts = check_texts(texts)
         if self.tokenizer is not None:
             return self.tokenizer(texts)
         return clip_text.tokenize(texts, self.context_length)
@@ -145,99 +132,10 @@ class Clip(Fingerprinted):
         """What beside `sha256` decides on embeddings: the fingerprint of prompts in use, {} where none are."""
         return {} if self.prompts is None else {"prompts": self.prompts.sha256()}
 
-    def prompted_head(self, classes: Sequence[str], prompts: Prompts) -> Tensor:
-        """Class embeddings (C, E), unit vectors, of `{learned tokens} {name}.`; gradients reach the prompts.
-
-        Raises:
-            UserError: prompts of mode V or of other classes, a class name that leaves no room for them, or no list of
-                names.
-        """
-        classes = clip_text.check_classes(classes)
-        learned, key = prompts.textual(classes), (tuple(classes), prompts.num_tokens)
-        ids = self._prompted_ids.get(key)
-        if ids is None:  # training asks for the same ones at every step, so the last ones are kept
-            with torch.inference_mode(False):  # they may later stand in a graph
-                ids = clip_text.tokenize_prompted(self.tokenize, classes, prompts.num_tokens)
-            self._prompted_ids = {key: ids}
-        ids, rows = ids.to(self.logit_scale.device), []
-        for start in range(0, len(ids), clip_text.BATCH_SIZE):
-            part = slice(start, start + clip_text.BATCH_SIZE)
-            rows.append(clip_text.encode_tokens(self.text, ids[part], learned if learned.ndim == 2 else learned[part]))
-        return F.normalize(torch.cat(rows), dim=-1)
-
     def embed_words(self, words: str) -> Tensor:
         """(n, D_t), what the text tower looks up for the n tokens of some words: a start for prompts."""
         tokens = self.tokenize([words])[0].to(self.logit_scale.device)
         return self.text.token_embedding(tokens[1 : int(tokens.argmax())]).detach()  # without start and end
-
-    def zero_shot_head(
-        self, classes: Iterable[str], templates: Iterable[clip_text.Template], prompted: bool = True
-    ) -> Tensor:
-        """Class embeddings (C, E): unit vectors of every template, averaged, made unit vectors again.
-
-        Where learned text tokens are in use, they take the place of all templates. Cached while the pair is in
-        evaluation mode and the text tower's weights stay as they are.
-
-        Args:
-            classes: names, in the order of the labels.
-            templates: sentences with one `{}` for a name, or functions from a name to a sentence, as open_clip's are.
-            prompted: False for the class embeddings of the pair as it came, whatever prompts are in use.
-
-        Raises:
-            UserError: one name or template instead of a list, none at all, or what is no name or no template.
-        """
-        classes = clip_text.check_classes(classes)
-        # a function gives way to its captions: what it does may change, so caches must not know it by what it is
-        templates = tuple(
-            template if isinstance(template, str) else clip_text.fill(template, classes)
-            for template in clip_text.check_templates(templates)
-        )
-        prompts = self.prompts if prompted and self.prompts is not None and self.prompts.inserts_text else None
-        if self.training:
-            return self._make_head(classes, templates, prompts)
-        weights = tuple((weight.data_ptr(), version_of(weight)) for weight in self.text.parameters())
-        key = weights, classes, templates, None if prompts is None else prompts.sha256()
-        head = self._heads.get(key)
-        if head is None:
-            head = self._kept_head(classes, templates, prompts)
-            # heads of other weights go; threads may read the old dictionary, so a new one takes its place
-            self._heads = {k: kept for k, kept in self._heads.items() if k[0] == weights} | {key: head}
-        return head
-
-    def _kept_head(self, classes: Names, templates: tuple[str | Names, ...], prompts: Prompts | None) -> Tensor:
-        """From the folder of heads, where there is one; large ones are kept there once they are made."""
-        if self.heads is None or len(classes) * len(templates) < KEEP_FROM:
-            return self._make_head(classes, templates, prompts)
-        about = {"text": weights_sha256(self.text), "classes": list(classes), "templates": list(templates)}
-        about |= {} if prompts is None else {"prompts": prompts.sha256()}
-        path = join(self.heads, f"{content_id(about)}.safetensors")
-        try:
-            return load(read_bytes(path))["head"].to(self.logit_scale.device)
-        except (FileNotFoundError, NotADirectoryError, SafetensorError, KeyError):
-            head = self._make_head(classes, templates, prompts)
-        try:
-            write_atomic(path, save({"head": head.cpu().contiguous()}))
-        except StoreError:
-            raise
-        except UserError as error:  # as for a user without a home: slower the next time, and no more
-            warnings.warn(f"class embeddings are not kept ({error}); try PATCHRANK_CACHE=FOLDER", stacklevel=2)
-        return head
-
-    @torch.no_grad()
-    def _make_head(self, classes: Names, templates: tuple[str | Names, ...], prompts: Prompts | None) -> Tensor:
-        with torch.inference_mode(False):  # a cached head may later stand in a graph
-            if prompts is not None:
-                return self.prompted_head(classes, prompts)
-            filled = [clip_text.fill(each, classes) if isinstance(each, str) else each for each in templates]
-            texts = [text for of_class in zip(*filled) for text in of_class]
-            if self.tokenizer is None and (cut := clip_text.too_long(texts, self.context_length)):
-                warnings.warn(
-                    f"{len(cut)} of {len(texts)} captions are longer than the {self.context_length} tokens of the text "
-                    f"tower, and are cut, such as {cut[0][:80]!r}...; try shorter names",
-                    stacklevel=2,
-                )
-            rows = clip_text.encode_texts(self.encode_text, texts, "class embeddings")
-            return F.normalize(rows.view(len(classes), len(templates), -1).mean(1), dim=-1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in [0, 1] to what the image tower expects."""

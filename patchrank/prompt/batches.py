@@ -19,9 +19,9 @@ from patchrank.data.coop import NAMED
 from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.data.few_shot import few_shot, load_few_shot
 from patchrank.data.image_split import ImageSplit, ahead
+from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip
 from patchrank.models.embed import over_batches, unit
-from patchrank.models.text import template_set
 from patchrank.utils.errors import UserError
 
 IN_MEMORY = 1 << 30  # bytes that transformed images may take

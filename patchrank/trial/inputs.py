@@ -13,9 +13,9 @@ from torch import Tensor
 from patchrank.config import DataConfig, ModelConfig
 from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.data.image_split import ImageSplit
+from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.embed import embed_shared, embed_unpruned
-from patchrank.models.text import template_set
 from patchrank.utils.device import check_device
 
 PARTS = {"train": "n_train", "val": "n_val", "test": "n_test"}

@@ -13,7 +13,7 @@ from patchrank.data.decoding import decode_viewer, fault
 from patchrank.data.digits import scenes as digits
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import read_bytes
-from patchrank.models.text import check_classes, check_templates
+from patchrank.models.captions import check_classes, check_templates
 from patchrank.utils.errors import UserError, near
 
 

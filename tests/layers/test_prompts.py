@@ -145,7 +145,7 @@ def test_each_mode_puts_learned_tokens_where_it_says(pair, images):
 
 @torch.no_grad()
 def test_cached_heads_depend_on_what_is_learned(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("patchrank.models.clip.KEEP_FROM", 1)
+    monkeypatch.setattr("patchrank.models.zero_shot.KEEP_FROM", 1)
     pair.heads, prompts = str(tmp_path), create("T")
     written = pair.zero_shot_head(CLASSES, TEMPLATES)
     pair.set_prompts(prompts)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from patchrank.models.text import create_text_tower, encode_tokens, template_set, text_shape, tokenize
+from patchrank.models.captions import template_set
+from patchrank.models.text import create_text_tower, encode_tokens, text_shape, tokenize
 from patchrank.utils.errors import UserError
 
 TEXTS = ["a dog", "a photo of a Mexican hairless dog (xoloitzcuintli), a type of pet.", "x " * 100]

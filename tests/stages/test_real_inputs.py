@@ -183,7 +183,7 @@ def test_a_trial_needs_labels(tmp_path):
 
 def test_class_embeddings_are_kept_by_what_they_depend_on(clip, tmp_path, monkeypatch):
     assert clip.zero_shot_head(("one",), ("a {}.",)) is not None and not list(tmp_path.iterdir())
-    monkeypatch.setattr("patchrank.models.clip.KEEP_FROM", 2)
+    monkeypatch.setattr("patchrank.models.zero_shot.KEEP_FROM", 2)
     clip.heads = f"{tmp_path}/heads"
     try:
         clip._heads.clear()
@@ -208,7 +208,7 @@ def test_class_embeddings_are_kept_by_what_they_depend_on(clip, tmp_path, monkey
 @torch.no_grad()
 def test_the_activation_is_part_of_what_is_kept(tmp_path, monkeypatch):
     """The same weights under another activation are another pair: other embeddings, and another fingerprint."""
-    monkeypatch.setattr("patchrank.models.clip.KEEP_FROM", 1)
+    monkeypatch.setattr("patchrank.models.zero_shot.KEEP_FROM", 1)
     quick, plain = (create_clip("patchrank_clip_digits", act_layer=act) for act in ("quick_gelu", "gelu"))
     quick.heads = plain.heads = f"{tmp_path}/heads"
     heads = [clip.zero_shot_head(("one", "two"), ("a {}.",)) for clip in (quick, plain)]
