@@ -40,7 +40,7 @@ def read_text(path: str | Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or 'no such file'})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a text file in UTF-8") from error
+        raise UserError(f"{path}: is not a text file in UTF-8; try to save it in that encoding") from error
 
 
 def read_json(path: str | Path) -> dict | None:
