@@ -243,7 +243,7 @@ def downloaded(tmp_path):
 def test_downloads_of_img2dataset_are_captions_and_no_classes(downloaded, capsys):
     split = load(downloaded)
     assert split.labels is None and split.classes == () and len(split) == 4
-    assert split.captions == [f"a picture {shard} {n}" for shard in ("00000", "00001") for n in range(2)]
+    assert split.captions == [(f"a picture {shard} {n}",) for shard in ("00000", "00001") for n in range(2)]
     assert split.passed_over == {"ending .json": 6, "ending .parquet": 2}
     assert "read as img2dataset wrote it: 4 images without labels, with captions" in capsys.readouterr().err
 
@@ -253,7 +253,7 @@ def test_downloads_of_img2dataset_in_splits_and_with_few_captions(downloaded, tm
     for name in os.listdir(downloaded):
         if name != "train":
             (downloaded / name).rename(downloaded / "train" / name)
-    assert load(downloaded, "train").captions[3] == "a picture 00001 1"
+    assert load(downloaded, "train").captions[3] == ("a picture 00001 1",)
     (downloaded / "train/00000/000000001.txt").unlink()
     split = load(downloaded)
     assert split.captions is None and split.passed_over["ending .txt"] == 3

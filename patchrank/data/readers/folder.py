@@ -39,8 +39,9 @@ def load_folder(task: str, split: str, root: str | None) -> ImageSplit:
     keep the names that they have on disk.
 
     A CSV file (root ends with .csv) has a header with the column `path`, relative to the file's own folder or
-    absolute. It may have `label` (a class by name), `caption`, `split`, and `group` (a name that images of the same
-    person, video or place share: intervals draw them together). Other columns are not read.
+    absolute. It may have `label` (a class by name), `caption` (a path may repeat, for several), `split`, and `group` (a
+    name that images of the same person, video or place share: intervals draw them together). Other columns are not
+    read.
 
     Raises:
         UserError: no root or nothing there, folders of which only some are splits, a CSV file without these columns,

@@ -27,8 +27,8 @@ def is_img2dataset(tree: FileTree) -> bool:
     return any(name in notes or (name.endswith(".json") and name[:-5] in stems) for name in tree.others)
 
 
-def read_captions(tree: FileTree, read: Callable[[str], bytes], where: str) -> dict[str, str]:
-    """The caption of each image by its path, from the `.txt` beside it; none where one has no such file.
+def read_captions(tree: FileTree, read: Callable[[str], bytes], where: str) -> dict[str, tuple[str]]:
+    """The one caption of each image by its path, from the `.txt` beside it; none where one has no such file.
 
     Args:
         read: the bytes of a file by its path.
@@ -49,7 +49,7 @@ def read_captions(tree: FileTree, read: Callable[[str], bytes], where: str) -> d
     bar = partial(progress, total=len(texts), desc="read captions", unit="caption", delay=2)
     with ThreadPoolExecutor(THREADS) as pool:
         captions = list(bar(pool.map(partial(_caption, read, where), texts.values())))
-    return dict(zip(texts, captions))
+    return {name: (caption,) for name, caption in zip(texts, captions)}
 
 
 def _caption(read: Callable[[str], bytes], where: str, name: str) -> str:
