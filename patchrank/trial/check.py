@@ -14,6 +14,7 @@ from patchrank.golden.scores import check_rounds
 from patchrank.layers import pruning
 from patchrank.layers.predictors import check_location
 from patchrank.layers.prompts import PROMPTS
+from patchrank.layers.schedule import check_locations
 from patchrank.models.clip import Clip
 from patchrank.models.pretrained import find_weights
 from patchrank.models.text import CONTEXT_LENGTH, tokenize
@@ -40,7 +41,7 @@ def check_trial(trial: ResolvedTrial) -> None:
             _check_task(task, config.data)
     pair = _empty_pair(config.model.name, config.model.img_size)
     tower = pair.visual
-    pruning.check_locations((trial.remove_at,), len(tower.blocks))
+    check_locations((trial.remove_at,), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, config.golden.window, config.golden.stride)
     check_rounds(config.golden.rounds, tower.num_patches)
     trial.predictor.create(tower)
