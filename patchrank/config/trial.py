@@ -59,7 +59,7 @@ class PruningConfig(Strict):
     budget: Share | None = Field(None, description="share of the whole tower's MACs to stay within; beats keep_rate")
     taper: Share = Field(1.0, description="what leaves at a location, as a share of what left at the one before")
     metric: Literal["features", "keys"] = Field("features", description="by which patches are compared to merge")
-    protection: float = Field(0.1, ge=0, description="guided_merge: weight of predicted importance")
+    protection: float | None = Field(None, ge=0, description="weight of importance in matching (default: reducer's)")
     drop_share: float = Field(0.0, ge=0, le=1, description="of patches that leave, the share dropped and not merged")
 
 

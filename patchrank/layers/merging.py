@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchrank.layers.pruning import rank
+from patchrank.layers.pruning import rank, take
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -59,6 +59,37 @@ def joined(kept: Tensor, gone: Tensor, into: Tensor) -> Tensor:
     """
     joins = into.unsqueeze(1) == torch.arange(kept.shape[1], device=into.device)[:, None]  # (B, k, m)
     return kept + joins.float() @ gone
+
+
+def upward(
+    metric: Tensor, sizes: Tensor, importance: Tensor, count: int, protection: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranked matching: a token may merge into any that is more important, and those that cost least do.
+
+    Merging tokens i and j costs what it adds to the squared distances of unit vectors from the mean that stands for
+    them (Ward's criterion), s_i s_j / (s_i + s_j) * (1 - cos_ij), times exp(protection * importance_i) for the token i
+    that goes. The most important one always stays, and nothing merges into a token that goes itself.
+
+    Args:
+        metric: (B, K, d), compared by cosine.
+        sizes: (B, K), s.
+        importance: (B, K), z-scored; among ties the lower place counts as more important.
+        count: how many merge, at most K - 1.
+        protection: 0 for Ward's criterion alone, with importance deciding only which of two tokens goes.
+
+    Returns:
+        kept (B, K - count): places of the tokens that stay, in descending importance.
+        gone, into: as `bipartite`.
+    """
+    order = rank(importance)
+    metric, sizes, importance = (take(x, order) for x in (metric, sizes, importance))
+    cost = 1 / (1 / sizes[:, :, None] + 1 / sizes[:, None]) * (1 - similarity(metric, metric))  # (B, K, K)
+    ahead = torch.ones_like(cost, dtype=torch.bool).tril(-1)
+    cheapest = cost.masked_fill(~ahead, torch.inf).amin(-1) * (protection * importance).exp()
+    by_cost = cheapest.argsort(dim=-1, stable=True)
+    going, staying = by_cost[:, :count], by_cost[:, count:].sort(dim=-1).values
+    to_those_that_stay = take(cost, going).gather(2, staying.unsqueeze(1).expand(-1, count, -1))
+    return order.gather(1, staying), order.gather(1, going), to_those_that_stay.argmin(-1)
 
 
 def num_merging(num_leaving: int, drop_share: float) -> int:

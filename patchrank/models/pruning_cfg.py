@@ -43,7 +43,8 @@ class Pruning(PruningConfig):
     budget: share of the unpruned tower's MACs to stay within, ranking and matching included; wins over `keep_rate`.
     taper: what leaves at a location as a share of what left at the one before; 1 for equal counts.
     metric: what tokens are compared by to merge: normed `features`, or `keys` averaged over heads.
-    protection: weight of predicted importance in the matching of `guided_merge`.
+    protection: weight of importance in the matching of `guided_merge`, `rank_merge` and `attention_merge`; None for the
+        reducer's own.
     drop_share: of tokens that leave, the share that is dropped where the others merge.
     cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
     predictor_path: safetensors file of a fitted predictor or position prior. It must be there even where nothing ranks

@@ -85,6 +85,47 @@ def test_guided_merge_without_protection_by_keys_is_tome(tower, images):
     assert not torch.equal(tower(images), expected.embedding)
 
 
+def naive_upward(tokens, sizes, metric, importance, count, protection):
+    """Ranked matching on one image, token by token; returns tokens, sizes and places of those that stay."""
+    order = sorted(range(len(tokens)), key=lambda i: (-float(importance[i]), i))
+    unit = torch.nn.functional.normalize(metric, dim=-1)
+    cost = lambda i, j: float(sizes[i] * sizes[j] / (sizes[i] + sizes[j]) * (1 - unit[i] @ unit[j]))  # noqa: E731
+    cheapest = {}
+    for place, i in enumerate(order[1:], 1):
+        cheapest[i] = min(cost(i, j) for j in order[:place]) * float((protection * importance[i]).exp())
+    gone = sorted(cheapest, key=cheapest.get)[:count]
+    kept = [i for i in order if i not in gone]
+    total, grown = {j: tokens[j] * sizes[j] for j in kept}, {j: float(sizes[j]) for j in kept}
+    for i in gone:
+        j = min(kept, key=lambda j: cost(i, j))
+        total[j], grown[j] = total[j] + tokens[i] * sizes[i], grown[j] + float(sizes[i])
+    return torch.stack([total[j] / grown[j] for j in kept]), torch.tensor([grown[j] for j in kept]), kept
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("protection", [0.0, 0.5, 3.0])
+def test_ranked_matching_equals_a_loop_over_tokens(protection):
+    torch.manual_seed(0)
+    tokens, metric, row = torch.randn(3, 16, 8), torch.randn(3, 16, 4), torch.rand(3, 16)
+    sizes, places = torch.randint(1, 6, (3, 16)).float(), torch.arange(16).expand(3, -1)
+    state = TokenState(tokens, places, tokens[:, 0], sizes, homes=places, metric=metric, cls_row=row)
+    state = create_reducer("attention_merge", protection=protection).reduce(state, 9)
+    for image in range(3):
+        z = (row[image] - row[image].mean()) / row[image].std(correction=0)
+        expected, grown, kept = naive_upward(tokens[image], sizes[image], metric[image], z, 7, protection)
+        torch.testing.assert_close(state.tokens[image], expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(state.sizes[image], grown)
+        assert state.index[image].tolist() == kept
+
+
+@torch.no_grad()
+def test_the_most_important_token_never_goes_and_one_can_be_all_that_is_left(tower, images):
+    scores = torch.randn(4, 64, generator=torch.Generator().manual_seed(2))
+    prune(tower, "rank_merge", drop_counts=(63,), locations=(4,))
+    out = tower.forward_pruned(images, scores)
+    assert torch.equal(out.kept[:, 0], scores.argmax(-1)) and (out.source == 0).all()
+
+
 @torch.no_grad()
 def test_protected_tokens_do_not_go(tower, images):
     prune(tower, "guided_merge", protection=100.0, drop_counts=(16,), locations=(4,))

@@ -285,9 +285,7 @@ def test_a_file_that_reads_the_class_token_alone_is_refused_at_location_1(tower,
 
 @pytest.mark.parametrize("reducer", FITTED)
 def test_fitted_reducers_want_weights_or_the_word_that_none_are_meant(tower, images, reducer):
-    with pytest.raises(
-        UserError, match=f"reducer '{reducer}' has no weights .* center, cls_attention, feature_merge, golden, "
-    ):
+    with pytest.raises(UserError, match=f"reducer '{reducer}' has no weights .* center, cls_attention"):
         tower.set_pruning(keep_rate=0.5, reducer=reducer)
     tower.set_pruning(keep_rate=0.5, reducer=reducer, predictor_init="random")
     assert tower.forward_pruned(images).kept.shape == (4, 32)
@@ -308,9 +306,7 @@ def test_a_module_goes_on_until_its_first_location_or_reducer_changes(tower, red
 
 def test_a_module_needs_a_reducer_that_ranks_by_it(tower):
     mine = create_predictor("mix_mlp", 64, (8, 8))
-    with pytest.raises(
-        UserError, match="reducer 'center' takes no predictor; .* needs guided_merge or predictor or prior"
-    ):
+    with pytest.raises(UserError, match="reducer 'center' takes no predictor; .* needs .*predictor or prior"):
         tower.set_pruning(keep_rate=0.5, reducer="center", predictor=mine)
     with pytest.raises(UserError, match="reducer 'prior' ranks by a fitted 'prior', but was given a MixMlp"):
         tower.set_pruning(keep_rate=0.5, reducer="prior", predictor=mine)

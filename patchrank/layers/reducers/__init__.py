@@ -7,8 +7,10 @@ from patchrank.layers.reducers.base import REDUCERS as REDUCERS
 from patchrank.layers.reducers.base import Reducer as Reducer
 from patchrank.layers.reducers.base import create_reducer as create_reducer
 from patchrank.layers.reducers.base import register_reducer as register_reducer
+from patchrank.layers.reducers.matching import AttentionMerge as AttentionMerge
 from patchrank.layers.reducers.matching import FeatureMerge as FeatureMerge
 from patchrank.layers.reducers.matching import GuidedMerge as GuidedMerge
+from patchrank.layers.reducers.matching import RankMerge as RankMerge
 from patchrank.layers.reducers.matching import Tome as Tome
 from patchrank.layers.reducers.rankers import Center as Center
 from patchrank.layers.reducers.rankers import ClsAttention as ClsAttention
