@@ -23,6 +23,7 @@ from patchrank.models.captions import check_texts
 from patchrank.models.checkpoints.hub import download_pair
 from patchrank.models.checkpoints.load import load_pair
 from patchrank.models.fingerprints import Fingerprinted
+from patchrank.models.model_name import is_open_clip
 from patchrank.models.pretrained import TEXT_CFGS, by_open_clips_name, find_weights
 from patchrank.models.prompt_files import check_pair, load_prompts
 from patchrank.models.zero_shot import ZeroShot
@@ -34,7 +35,7 @@ class Clip(ZeroShot, Fingerprinted):
     """An image tower and a text tower with a common embedding space; all embeddings are unit vectors.
 
     Args:
-        name: what `create_clip` was asked for; results and shards quote it.
+        name: of the model; results and shards quote it.
         visual: image tower, (B, 3, H, W) to (B, E).
         text: text tower, (T, 77) token ids to (T, E).
         tokenizer: texts to token ids; CLIP's own if left out.
@@ -182,15 +183,18 @@ def create_clip(
     """An image tower with its text tower and tokenizer, in evaluation mode.
 
     Args:
-        name: one of our timm entrypoints, with or without a tag.
+        name: one of our timm entrypoints, with or without a tag; or a model of open_clip's, by the file of its config
+            (`open_clip:CONFIG.json`), or by a name that open_clip knows (`open_clip:NAME`, `open_clip:NAME/TAG`).
         pretrained: load the tag's weights: those that ship with the package, or the published ones from their hub.
         checkpoint: file of a pair to load instead: ours, open_clip's, OpenAI's or Hugging Face's `CLIPModel`.
         prompts: file of learned tokens to insert into both towers.
-        **pruning: keyword arguments of the entrypoint; `img_size` among them, to which `transform` resizes then.
+        **pruning: keyword arguments of the entrypoint; `img_size` among them, to which `transform` resizes then. Of
+            open_clip's models the fields of `patchrank.models.pruning_cfg.Pruning` alone.
 
     Raises:
-        UserError: an unknown name, weights that cannot be reached, a checkpoint of another architecture, prompts that
-            were tuned with another pair, or a device that is not there.
+        UserError: an unknown name, a config that is none or whose towers ours cannot reproduce, weights that cannot be
+            reached, a checkpoint of another architecture, prompts that were tuned with another pair, or a device that
+            is not there.
     """
     if pretrained not in (True, False):
         meant = by_open_clips_name(str(name), pretrained) if isinstance(pretrained, str) else []
@@ -200,9 +204,32 @@ def create_clip(
             f"create_clip({example!r}), or checkpoint=FILE"
         )
     check_device(device)
-    weights = find_weights(name)
     if "prompts_path" in pruning:
         raise UserError("prompts_path is for an image tower alone; of a pair it is prompts=FILE")
+    if is_open_clip(name):
+        from patchrank.models.open_clip.by_name import create_open_clip
+
+        clip = create_open_clip(name, pretrained, checkpoint, **pruning)
+    else:
+        clip = _create_own(name, pretrained, checkpoint, **pruning)
+    if prompts is not None:
+        clip.set_prompts(load_prompts(prompts)[0].to(device))
+    return clip.eval().to(device)
+
+
+def create_tower(name: str, **pruning) -> nn.Module:
+    """The image tower of `create_clip` alone, with random weights. Raises `UserError` as `create_clip` does."""
+    if is_open_clip(name):
+        from patchrank.models.open_clip.by_name import create_open_clip_tower
+
+        return create_open_clip_tower(name, **pruning)
+    find_weights(name)  # which says more than timm of a name that does not exist
+    return timm.create_model(name, **pruning).eval()
+
+
+def _create_own(name: str, pretrained: bool, checkpoint: str | Path | None, **pruning) -> Clip:
+    """The pair of an entry of ours, on the CPU; arguments as for `create_clip`."""
+    weights = find_weights(name)
     source = checkpoint if checkpoint is not None or not pretrained else weights.file or download_pair(weights)
     ships = pretrained and checkpoint is None and weights.file is not None
     visual = timm.create_model(name, pretrained=ships, **pruning)  # with its predictor, where one ships
@@ -210,9 +237,7 @@ def create_clip(
     clip = Clip(name, visual, clip_text.create_text_tower(quick_gelu, **TEXT_CFGS[weights.entry]))
     if source is not None:
         load_pair(clip, source)
-    if prompts is not None:
-        clip.set_prompts(load_prompts(prompts)[0].to(device))
-    return clip.eval().to(device)
+    return clip
 
 
 def macs_row(clip: Clip) -> dict[str, float]:
