@@ -65,16 +65,16 @@ def create_open_clip(
         raise UserError(f"{source}: names no weights; try {_other_weights(name)}")
     model = create_model(config, source, img_size)
     tokenizer = _create_tokenizer(config.model["text_cfg"], source)
-    usual = _usual_locations(model.visual, pruning)
+    pruning |= _usual_locations(model.visual, pruning)
     try:
-        prune_open_clip(model, **usual)
+        prune_open_clip(model, **{key: pruning[key] for key in ("locations",) if key in pruning})
         clip = from_open_clip(model, stable_name(name), tokenizer)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     clip.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))  # some have a vector of one
     if checkpoint is not None or pretrained:
         load_pair(clip, checkpoint or download_open_clip(*config.weights), _open_clips_names(model.visual))
-    clip.visual.set_pruning(**pruning | usual)  # once the weights are there that a predictor's file is compared with
+    clip.visual.set_pruning(**pruning)  # once the weights are there that a predictor's file is compared with
     return clip
 
 
