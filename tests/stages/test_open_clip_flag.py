@@ -63,8 +63,8 @@ def test_all_stages_from_golden_scores_to_prompts(run, tmp_path):
 
 def test_files_of_another_model_are_refused(run, tmp_path):
     shards = run(golden, "--split", "val", "--limit", 2, "--remove-at", 2, "--out", tmp_path / "shards")
-    with pytest.raises(UserError, match="were computed from open_clip:toy@.* but this model is patchrank_clip_digits"):
-        fit.main(["--shards", shards, "--val-shards", shards])
+    with pytest.raises(UserError, match="computed from open_clip:toy@.* but this model is patchrank_clip_digits"):
+        evaluate.main(["--split", "val", "--limit", "2", "--keep-rate", "0.5", "--shards", shards])
 
 
 def test_milliseconds_need_no_weights(tmp_path, capsys):

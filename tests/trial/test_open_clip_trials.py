@@ -70,9 +70,11 @@ def test_ids_depend_on_the_configs_content_and_not_on_folders(files, tmp_path):
 @pytest.fixture
 def few(monkeypatch):
     """Few images, where all of test would be read."""
-    monkeypatch.setattr(
-        "patchrank.trial.inputs.load_split", lambda *args: load_split(*args[:2], args[2] or 6, *args[3:])
-    )
+
+    def load(task, split, limit, *places):
+        return load_split(task, split, limit or 6, *places)
+
+    monkeypatch.setattr("patchrank.trial.inputs.load_split", load)
 
 
 def test_a_trial_runs_and_leaves_a_model_that_both_libraries_load(files, few, tmp_path):
