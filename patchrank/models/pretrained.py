@@ -74,7 +74,8 @@ def find_weights(name: str) -> Weights:
         raise UserError(f"model must be a name, such as 'patchrank_clip_b16', but is {name!r}")
     if ":" in name:
         kinds = f"an entry of ours, such as patchrank_clip_b16, or {FORMS}"
-        raise UserError(f"model {name!r}: there are no models of the kind '{name.partition(':')[0]}:'; try {kinds}")
+        prefix = name.partition(":")[0]
+        raise UserError(f"model {name!r} does not exist: there are no models of the kind '{prefix}:'; try {kinds}")
     entry = name.partition(".")[0]
     of_entry = {found.name: found for found in PUBLISHED.values() if found.entry == entry}
     if not of_entry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 from patchrank.config import DEFAULTS
 from patchrank.models.checkpoints.hub import download_open_clip
 from patchrank.models.checkpoints.load import load_pair
-from patchrank.models.clip import Clip
 from patchrank.models.model_name import FORMS, OPEN_CLIP, config_file, read_config, stable_name
 from patchrank.models.open_clip.pair import from_open_clip
 from patchrank.models.open_clip.prune import prune_open_clip, strange_parts
 from patchrank.models.open_clip.visual import OpenClipTrunk, OpenClipVisual
+from patchrank.models.pair import Clip
 from patchrank.models.text import VOCAB_SIZE
 from patchrank.utils.errors import UserError, near, one_line
 
@@ -99,8 +100,11 @@ def find_config(name: str) -> Config:
         raise UserError(f"model {name!r}: names no model; try {FORMS}")
     model, slash, tag = stated.partition("/")
     if model not in list_models():
-        hint = near(stated.replace("/", "-"), list_models())
-        raise UserError(f"model {name!r}: open_clip knows no such config, and files of configs end in .json; {hint}")
+        close = get_close_matches(stated.replace("/", "-"), list_models(), n=1, cutoff=0.5)
+        hint = f"{OPEN_CLIP}{close[0]}" if close else "one of open_clip.list_models()"
+        raise UserError(
+            f"model {name!r}: open_clip knows no such config, and files of configs end in .json; try {hint}"
+        )
     config = get_model_config(model)
     if not slash:
         return Config(config, {})

@@ -14,9 +14,9 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from patchrank.models.clip import Clip
 from patchrank.models.open_clip.convert import create_visual, strange_features
 from patchrank.models.open_clip.visual import OpenClipTrunk, OpenClipVisual
+from patchrank.models.pair import Clip
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import is_compiled

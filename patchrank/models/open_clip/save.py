@@ -9,10 +9,10 @@ from open_clip.transform import merge_preprocess_dict
 from safetensors.torch import save_file
 
 from patchrank.io import write_json
-from patchrank.models.clip import Clip
 from patchrank.models.open_clip.by_name import Config, create_model, find_config
 from patchrank.models.open_clip.pair import from_open_clip
 from patchrank.models.open_clip.prune import prune_open_clip
+from patchrank.models.pair import Clip
 
 NOT_OURS = ("init_logit_bias", "nonscalar_logit_scale")  # a pair of ours has one scale and no bias
 FILES = (HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME)

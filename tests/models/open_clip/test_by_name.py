@@ -95,7 +95,9 @@ def test_names_are_independent_of_folders_and_say_the_content(files, tmp_path):
 
 MODELS = [
     ("open_clip:", "model 'open_clip:': names no model; try open_clip:CONFIG.json, open_clip:NAME or open_clip:NAME/"),
-    ("open_clip:ViT-B-61", "knows no such config, and files of configs end in .json; did you mean 'ViT-B-16'"),
+    ("open_clip:ViT-B-61", "knows no such config, and files of configs end in .json; try open_clip:ViT-B-16"),
+    ("open_clip:zzz", "try one of open_clip.list_models()"),
+    ("open_clip:ViT-B/16", "try open_clip:ViT-B-16"),
     ("open_clip:ViT-B-16/opnai", "knows no such tag; did you mean 'openai'"),
     ("open_clip:ViT-B-16/openai", "trained with quick GELU; try open_clip:ViT-B-16-quickgelu/openai"),
     ("open_clip:ViT-B-16", "names no weights; try --checkpoint FILE, or a tag, as in open_clip:ViT-B-16/openai"),
