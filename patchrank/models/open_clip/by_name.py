@@ -103,7 +103,7 @@ def find_config(name: str) -> Config:
         close = get_close_matches(stated.replace("/", "-"), list_models(), n=1, cutoff=0.5)
         hint = f"{OPEN_CLIP}{close[0]}" if close else "one of open_clip.list_models()"
         raise UserError(
-            f"model {name!r}: open_clip knows no such config, and files of configs end in .json; try {hint}"
+            f"model {name!r}: open_clip knows no such config, and a config's file ends in .json; try {hint}"
         )
     config = get_model_config(model)
     if not slash:
