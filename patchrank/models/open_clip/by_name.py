@@ -105,17 +105,19 @@ def find_config(name: str) -> Config:
         raise UserError(
             f"model {name!r}: open_clip knows no such config, and a config's file ends in .json; try {hint}"
         )
-    config = get_model_config(model)
-    if not slash:
-        return Config(config, {})
-    known = list_pretrained_tags_by_model(model)
+    return _with_tag(name, model, tag) if slash else Config(get_model_config(model), {})
+
+
+def _with_tag(name: str, model: str, tag: str) -> Config:
+    """The config of a model that open_clip knows, with a tag's weights and preparation of images."""
+    config, known, about = get_model_config(model), list_pretrained_tags_by_model(model), get_pretrained_cfg(model, tag)
     if tag not in known:
         hint = near(tag, known) if known else f"it knows none of {model}; try {OPEN_CLIP}{model} with a checkpoint"
         raise UserError(f"model {name!r}: open_clip knows no such tag; {hint}")
-    about = get_pretrained_cfg(model, tag)
-    if about.get("quick_gelu", False) != config.get("quick_gelu", False):
-        trained = "quick GELU" if about.get("quick_gelu") else "GELU"
-        other = f"{model}-quickgelu" if about.get("quick_gelu") else model.removesuffix("-quickgelu")
+    quick = about.get("quick_gelu", False)
+    if quick != config.get("quick_gelu", False):  # it would run, and be less accurate
+        other = f"{model}-quickgelu" if quick else model.removesuffix("-quickgelu")
+        trained = "quick GELU" if quick else "GELU"
         raise UserError(f"model {name!r}: these weights were trained with {trained}; try {OPEN_CLIP}{other}/{tag}")
     return Config(config, about, (model, tag))
 
