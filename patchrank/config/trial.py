@@ -13,7 +13,7 @@ from patchrank.config.base import ListOf, Seed, Share, Strict
 
 
 class ModelConfig(Strict):
-    name: str = Field("patchrank_clip_digits", description="a timm entrypoint of ours")
+    name: str = Field("patchrank_clip_digits", description="entry of ours, open_clip:CONFIG.json or open_clip:NAME/TAG")
     checkpoint: str | None = Field(None, description="file of a pair, whoever saved it (default: the tag's own)")
     img_size: int | None = Field(None, ge=1, description="side of the images, in pixels (default: the model's own)")
 
