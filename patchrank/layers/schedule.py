@@ -92,7 +92,7 @@ def budget_schedule(
     cost: Callable[[tuple[int, ...]], int],
     largest: int,
 ) -> tuple[int, ...]:
-    """The schedule of fewest leaving tokens that stays within a share of a tower's MACs.
+    """The schedule of fewest leaving tokens that stays within a share of a tower's MACs, by less than one token.
 
     Args:
         budget: share of `whole`, in (0, 1].
@@ -109,5 +109,18 @@ def budget_schedule(
             f"budget {budget:g} cannot be kept: with these locations at least {least / whole:.3f} of the tower's MACs "
             "are left; try earlier locations, or more of them"
         )
-    enough = range(largest + 1)
-    return schedule(bisect_left(enough, True, key=lambda leaving: cost(schedule(leaving)) <= budget * whole))
+    fits = lambda counts: cost(counts) <= budget * whole  # noqa: E731
+    return _given_back(schedule(bisect_left(range(largest + 1), True, key=lambda n: fits(schedule(n)))), fits)
+
+
+def _given_back(counts: tuple[int, ...], fits: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:
+    """Fewer leaving tokens, as long as they fit: rounding leaves some of a budget over. Earlier places come first.
+
+    One token leaves at the first place at least, since what ranks was made for it.
+    """
+    for place in range(len(counts)):
+        while counts[place] > (place == 0) and fits(
+            fewer := (*counts[:place], counts[place] - 1, *counts[place + 1 :])
+        ):
+            counts = fewer
+    return counts
