@@ -99,7 +99,7 @@ def create_pruned_clip_from(args: argparse.Namespace) -> Clip:
 
 
 def _other_settings(clip: Clip) -> list[str]:
-    """Pruning settings that the prompts in use were tuned with and that are others here; none if their file has none."""
+    """Pruning settings that the prompts in use were tuned with and that are others here; [] if their file has none."""
     theirs, ours = clip.prompts.about.get("pruning", {}), describe(clip)["pruning"]
     if not theirs:
         return []
