@@ -236,8 +236,11 @@ def configuration(config: dict) -> dict[str, Any]:
     """What tells one setting from another, by dotted path: all but seed and controls.
 
     Without prompts nothing else in that section is read: `prompt: null` and `prompt: {mode: none, ...}` are the same.
+    Nor do `leftovers: null` and `drop` differ, since a reducer that merges by itself never has `drop`.
     """
     found = {path: value for path, value in leaves(config).items() if path not in ("seed", "controls", "prompt")}
+    if found.get("pruning.leftovers", "") is None:
+        found["pruning.leftovers"] = "drop"
     if found.get("prompt.mode", "none") == "none":
         found = {path: value for path, value in found.items() if path.split(".")[0] != "prompt"}
         found["prompt.mode"] = "none"

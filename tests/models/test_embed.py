@@ -56,6 +56,17 @@ def test_each_variant_is_what_its_own_forward_gives(clip, split, prompted):
     assert list(vectors) == ["unpruned", "pruned"]
 
 
+@torch.no_grad()
+def test_where_patches_merge_it_says_what_each_lives_in(clip, split):
+    with clip.applied(reducer="tome", keep_rate=0.5, predictor_path=None):
+        _, left = embed(clip, split_batches(clip, split, batch_size=10, quiet=True), with_unpruned=False)
+        expected = [clip.visual.forward_pruned(images) for images, _ in split.batches(clip.transform(), 10)]
+        assert torch.equal(left.source, torch.cat([out.source for out in expected])) and left.source.min() == 0
+        assert torch.equal(left.kept, torch.cat([out.kept for out in expected]))
+        found = evaluate(clip, split, quiet=True)
+    assert (found.source == left.source.numpy()).all() and (found.kept == left.kept.numpy()).all()
+
+
 def test_only_what_is_asked_for_is_embedded(clip, split):
     clip.visual.set_pruning(keep_rate=0.5, reducer="center")
     batches = split_batches(clip, split, batch_size=10, quiet=True)
