@@ -119,7 +119,7 @@ def _how_to_load(trial: ResolvedTrial, folder: str) -> dict[str, str]:
         name, checkpoint = f"open_clip:{folder}/{OPEN_CLIP_FILES[0]}", f"{folder}/{OPEN_CLIP_FILES[1]}"
     settings = {"checkpoint": checkpoint, "prompts": prompts, "img_size": model.img_size}
     settings |= {"predictor_path": f"{folder}/{PREDICTOR}"} if trial.is_fitted and trial.prunes else {}
-    settings |= trial.pruning
+    settings |= canonical(trial.config.pruning, "pruning") | {"seed": trial.config.seed}
     arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
     pair, local = f"patchrank.create_clip({name!r}, {arguments})", f"local-dir:{folder}"
     if theirs:

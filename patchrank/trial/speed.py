@@ -47,8 +47,8 @@ def random_tower(trial: ResolvedTrial, device: str = "cpu") -> nn.Module:
     """A tower of a trial's structure with random weights, its ranker and its learned tokens among them."""
     with torch.random.fork_rng(devices=[]):
         model, predictor = trial.config.model, None
-        tower = create_tower(model.name, img_size=model.img_size)
-        if trial.config.pruning.reducer == "predictor":
+        tower = create_tower(model.name, img_size=model.img_size).eval()
+        if trial.ranks_by_predictor:
             predictor = trial.predictor.create(tower).eval()
         tower.set_pruning(predictor, predictor_init="random", **trial.pruning)
         tower.to(device)

@@ -38,7 +38,8 @@ MEANT = {
     "batch_size": {"benchmark": "benchmark.batch_size", "prompt": "prompt.batch_size"},
     "mode": {"prompt": "prompt.mode", "layers.prompts": "prompt.mode"},
     "images": {"prompt": "prompt.images"},
-    "metric": {"golden": "golden.metric", "fit": "golden.metric", "layers": "pruning.metric"},
+    "metric": dict.fromkeys(("golden", "fit"), "golden.metric")
+    | dict.fromkeys(("benchmark", "evaluate", "layers", "prompt", "retrieval", "visualize"), "pruning.metric"),
 }
 WORDS = ("name", "batch_size", "mode", "images", "templates", "root")  # mean a setting only where MEANT says so
 RENAMED = {"model": "model.name", "data_root": "data.root", "predictor_name": "predictor.name"}  # flags

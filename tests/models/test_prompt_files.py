@@ -247,6 +247,23 @@ def test_commands_take_prompts(path, about, capsys):
     assert rows[1]["cosine"] != rows[0]["cosine"]
 
 
+def test_prompts_that_were_tuned_with_another_pruning_are_noted(path, about, capsys):
+    """By settings that their file does not state, too, since these are at their default."""
+    save_prompts(create(), path, about)
+    argv = ["--limit", "2", "--prompts", str(path), "--keep-rate", "0.5"]
+    evaluate_main(argv)
+    assert "was tuned with" not in capsys.readouterr().err
+    evaluate_main([*argv, "--leftovers", "merge", "--taper", "0.5"])
+    assert "was tuned with leftovers drop (here merge), taper 1.0 (here 0.5)\n" in capsys.readouterr().err
+
+
+def test_files_state_newer_settings_only_where_they_are_not_at_their_default(clip):
+    with clip.applied(reducer="tome", budget=0.7, predictor_path=None):
+        pruning = describe(clip)["pruning"]
+    usual = {"keep_rate": 1.0, "locations": [4, 6, 8, 10], "drop_counts": None}
+    assert pruning == usual | {"reducer": "tome", "leftovers": None, "budget": 0.7}
+
+
 def test_shards_tell_prompts_apart(path, about, capsys, tmp_path):
     save_prompts(create(), path, about)
     folders, scoring = [], ["--data", "digits", "--limit", "2", "--stride", "2", "--out", str(tmp_path / "shards")]

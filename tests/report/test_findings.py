@@ -490,3 +490,56 @@ def test_roots_beside_are_resolved_as_the_sweeps_own(tmp_path, monkeypatch):
     assert quick.config.report.beside == (str(tmp_path / "runs/one-quick"), "memory://two-quick")
     assert sweep.config.report.question == "What for?" and sweep.config.report.claims
     assert set(TASKS) < set(sweep.config.trial.data.tasks)
+
+
+# ---- what leaves, and how
+
+
+def add_merging(run, **settings):
+    """A setting with matching, as of tokens that are compared."""
+    run.add(lost=2, **settings)
+    run.rows[-1]["metrics"] |= {"gmacs_matching": 0.001, "n_kept": 30, "n_tokens": 64}
+
+
+def test_a_page_says_what_leaves_and_how(run):
+    for budget in (0.75, 0.65):
+        both = {"pruning__budget": budget, "pruning__taper": 0.5, "pruning__keep_rate": 1.0}
+        add_merging(run, pruning__reducer="tome", **both)
+        add_merging(run, pruning__reducer="guided_merge", **both)
+        add_merging(run, pruning__leftovers="merge", **both)
+        run.add(**both)
+        run.rows[-1]["metrics"] |= {"n_kept": 26, "n_tokens": 64}
+    axes = ["pruning.reducer", "pruning.leftovers", "pruning.budget"]
+    run.report(axes)
+    page = page_of(run)
+    assert (
+        "Everywhere: tokens leave at layers 4, 6, 8, 10; ranking by preservation; predictor mix_mlp; taper 0.5." in page
+    )
+    assert "% of patch tokens kept" not in page and "its ranking and matching included" in page
+    names = [row["ranked by"] for row in run.table(axes)[1]]
+    assert names[1:5] == ["ToMe", "guided merging", "predictor", "predictor"]
+    head, rows = run.table(axes)
+    assert [row["leftovers"] for row in rows[1:5]] == ["", "", "merge", "drop"]
+    assert [row["budget"] for row in rows[1:]] == ["75 %"] * 4 + ["65 %"] * 4
+    assert [row["tokens left"] for row in rows[1:5]] == ["30 of 64"] * 3 + ["26 of 64"]
+    assert brief_table(run.settings(), axes).splitlines()[4].startswith("predictor; merge; 75 % of MACs ")
+
+
+def test_a_page_on_one_budget_names_it_and_a_page_without_says_what_it_said_before(run):
+    add_merging(run, pruning__budget=0.65, pruning__leftovers="merge", pruning__locations=[4])
+    run.report([])
+    said = "Everywhere: at most 65 % of the tower's MACs; tokens leave before layer 4; leftovers: merge; ranking by"
+    assert said in page_of(run) and "taper" not in page_of(run)
+    other = Run(run.root.parent / "other")
+    other.add()
+    other.report([])
+    said = "Everywhere: 60 % of patch tokens kept; tokens leave before layers 4, 6, 8, 10; leftovers: drop; ranking by"
+    assert said in page_of(other) and "tokens left" not in page_of(other)
+    assert "GMACs: one image, its ranking included." in page_of(other)
+
+
+def test_settings_that_say_nothing_of_leftovers_are_those_that_drop(run):
+    run.add(pruning__leftovers=None)
+    run.add(pruning__leftovers="drop", seed=1)
+    (setting,) = run.settings()
+    assert len(setting.rows) == 2 and setting.leftovers == "drop"

@@ -16,7 +16,7 @@ from patchrank.report.plots.style import scale_points
 from patchrank.report.plots.sweep import curve_lines, draw_panel, draw_sweep, is_crowded
 from patchrank.report.results import change, subset
 from patchrank.utils.errors import UserError
-from patchrank.utils.veil import veil_dropped
+from patchrank.utils.veil import draw_left, veil_dropped
 
 
 @pytest.fixture
@@ -285,6 +285,36 @@ def test_dropped_patches_are_veiled_and_kept_ones_untouched():
     veiled = veil_dropped(pictures, np.array([[0, 3]]), np.array([2, 2]))
     assert (veiled[0, :4, :4] == 200).all() and (veiled[0, 4:, 4:] == 200).all()
     assert (veiled[0, :4, 4:] < 150).all() and (veiled[0, 4:, :4] < 150).all()
+    assert (draw_left(pictures, np.array([[0, 3]]), None, np.array([2, 2])) == veiled).all()
+
+
+def test_patches_that_merged_show_the_mean_colour_of_their_region():
+    picture = np.arange(12 * 12 * 3).reshape(12, 12, 3).astype(np.uint8)
+    # the first row is one region, patch 3 stands alone, 4 joins 5, and the others were dropped
+    source = np.array([[0, 0, 0, 1, 2, 2, -1, -1, -1]])
+    drawn = draw_left(picture[None], np.array([[0, 3, 5]]), source, np.array([3, 3]))[0]
+    region = picture[:4].reshape(-1, 3).mean(0).astype(np.uint8)
+    assert (drawn[:3] == region).all()
+    assert (drawn[3] != region).any(-1).all()  # the line below it
+    assert (drawn[4:8, :3] == picture[4:8, :3]).all() and (drawn[4:8, 3] != picture[4:8, 3]).any(-1).all()
+    assert (drawn[4:7, 4:] == picture[4:8, 4:].reshape(-1, 3).mean(0).astype(np.uint8)).all()
+    assert abs(drawn[8:].astype(int) - 128).max() < 0.16 * 128
+
+
+def test_a_page_says_what_merged_patches_show(run):
+    run.add()
+    run.add(pruning__leftovers="merge")
+    path = run.root / "trials" / "0001.npz"
+    with np.load(path) as arrays:
+        sources = {f"{task}.pictures_source": np.tile(np.arange(16) % 8, (6, 1)) for task in TASKS}
+        found = {**arrays, **sources}
+    run.report(["pruning.leftovers"])
+    before = (run.root / "made-up-tokens.png").read_bytes()
+    assert "merged" not in (run.root / "report.md").read_text()
+    np.savez(path, **found)
+    run.report(["pruning.leftovers"])
+    assert "patches that merged show the mean colour" in (run.root / "report.md").read_text()
+    assert (run.root / "made-up-tokens.png").read_bytes() != before
 
 
 # ---- the index

@@ -35,6 +35,13 @@ def test_towers_take_turns_and_the_first_runs_do_not_count(monkeypatch):
     assert found["ms_quartiles"] == [750, 1250] and found["ms_unpruned_quartiles"] == [2000, 2250]
 
 
+def test_the_twin_of_a_tower_with_a_budget_is_whole(monkeypatch):
+    pruned, trial = [], configure(BASE, {"pruning.reducer": "tome", "pruning.budget": 0.7})
+    monkeypatch.setattr(benchmark, "seconds_of", lambda run, _: pruned.append(run.pruner is not None) or 1.0)
+    measure(random_tower(trial), batch_size=2, repeats=1)
+    assert pruned == [True, False] * 4
+
+
 def test_what_is_timed_is_the_pruned_forward_and_timms_own(monkeypatch):
     images, outputs = [], []
     tower = random_tower(configure(BASE, {"prompt.mode": "V"}))

@@ -6,6 +6,7 @@ import pytest
 
 import patchrank
 from patchrank.data.dataset_factory import load_split
+from patchrank.evaluate import shard_matching
 from patchrank.fit import main
 from patchrank.golden.make_shards import make_shards, shard_folder
 from patchrank.layers.predictors import load_predictor
@@ -64,3 +65,15 @@ def test_what_cannot_be_measured_or_learnt_is_refused(shards, tmp_path):
     with pytest.raises(UserError, match="head of mlp must be 'linear'"):
         fit(shards, tmp_path / "p", "adapt", predictor_name="mlp", head="mean")
     assert not (tmp_path / "p").exists()
+
+
+def test_a_guided_matching_has_its_predictors_matching_rate(shards):
+    """And reducers without a predictor are told that they have none."""
+    clip = patchrank.create_clip("patchrank_clip_digits", keep_rate=0.6)
+    expected = shard_matching(clip, shards["val"])
+    clip.visual.set_pruning(reducer="guided_merge")
+    assert shard_matching(clip, shards["val"]) == expected and "matching_rate" in expected
+    for reducer in ("tome", "center"):
+        clip.visual.set_pruning(reducer=reducer)
+        with pytest.raises(UserError, match="a matching rate needs pruning by reducer 'predictor', or another"):
+            shard_matching(clip, shards["val"])

@@ -5,6 +5,8 @@ import importlib
 import pytest
 
 from patchrank.cli.config_flags import add_config_flags, read_config
+from patchrank.cli.flags import add_pruning_flags, pruning_from
+from patchrank.cli.summary import pruning_title
 from patchrank.config import GoldenConfig, ModelConfig, PromptConfig, PruningConfig, TrialConfig
 from patchrank.utils.command import create_parser
 from patchrank.utils.errors import UserError
@@ -28,6 +30,12 @@ def parser():
         ("evaluate", "--keep 0.5 --foo", "unrecognized arguments: --foo"),
         ("evaluate", "--img-size 0", "--img-size: should be greater than or equal to 1, but is '0'"),
         ("benchmark", "--img-size 96.5", "--img-size: should be a valid integer, but is '96.5'"),
+        ("evaluate", "--budget 1.5", "--budget: should be a number above 0 and at most 1, but is '1.5'"),
+        ("benchmark", "--drop-counts", "--drop-counts: expected at least one argument"),
+        ("retrieval", "--drop-counts 3 x", "--drop-counts: should be a valid integer, but is 'x'"),
+        ("prompt", "--metric values", "--metric: invalid choice: 'values'"),
+        ("visualize", "--protection -1", "--protection: should be greater than or equal to 0, but is '-1'"),
+        ("evaluate", "--drop-share 2", "--drop-share: should be less than or equal to 1, but is '2'"),
         ("fit", "--dim 0", "--dim: should be greater than or equal to 1, but is '0'"),
         ("fit", "--lr inf", "--lr: should be a finite number, but is 'inf'"),
         ("fit", "--head max", "--head: invalid choice: 'max'"),
@@ -67,17 +75,60 @@ def test_without_flags_a_configuration_is_the_schemas_own(parser):
 
 
 def test_flags_are_read_back_as_a_configuration(parser):
-    add_config_flags(parser, PruningConfig, "keep_rate", "locations")
+    add_config_flags(parser, PruningConfig, *PruningConfig.model_fields)
     add_config_flags(parser, PromptConfig, "norm_gains", "augment", "words", "lr")
     add_config_flags(parser, ModelConfig, "checkpoint", "img_size", model="name")
     add_config_flags(parser, TrialConfig, "controls", "seed")
     text = "--keep-rate 0.5 --locations 2 5 --norm-gains --no-augment --words 12 --lr 1e-3 --model a --img-size 96 "
-    text += "--controls random"
+    text += "--controls random --drop-counts 3 2 --budget 0.65 --taper 0.5 --metric keys --protection 0 --drop-share 1 "
+    text += "--leftovers merge --reducer tome"
     args = parser.parse_args(text.split())
-    assert read_config(args, PruningConfig) == PruningConfig(keep_rate=0.5, locations=(2, 5))
+    pruning = {"drop_counts": (3, 2), "budget": 0.65, "taper": 0.5, "metric": "keys", "protection": 0.0}
+    pruning |= {"drop_share": 1.0, "leftovers": "merge", "reducer": "tome", "keep_rate": 0.5, "locations": (2, 5)}
+    assert read_config(args, PruningConfig) == PruningConfig(**pruning)
     assert read_config(args, PromptConfig) == PromptConfig(norm_gains=True, augment=False, words="12", lr=0.001)
     assert read_config(args, ModelConfig) == ModelConfig(name="a", img_size=96)
     assert read_config(args, TrialConfig) == TrialConfig(controls=("random",))
+
+
+SAME = {"keep_rate": 0.6, "locations": [4, 6, 8, 10], "reducer": "predictor", "leftovers": "drop"}
+
+
+@pytest.mark.parametrize(
+    "flags, row, title",
+    [
+        ("", SAME | {"keep_rate": 1.0}, "nothing pruned"),
+        ("--keep-rate 0.6", SAME, "60 % of patches kept by predictor at layers 4, 6, 8, 10"),
+        (
+            "--keep-rate 0.6 --leftovers drop --metric features",
+            SAME,
+            "60 % of patches kept by predictor at layers 4, 6,",
+        ),
+        (
+            "--keep-rate 0.6 --leftovers merge --metric keys",
+            SAME | {"leftovers": "merge", "metric": "keys"},
+            "60 % of patches kept by predictor at layers 4, 6, 8, 10, the others merged",
+        ),
+        (
+            "--budget 0.65 --reducer tome --locations 4 5",
+            {"keep_rate": 1.0, "locations": [4, 5], "reducer": "tome", "leftovers": None, "budget": 0.65},
+            "at most 65 % of MACs, patches merged by tome at layers 4, 5",
+        ),
+        (
+            "--keep-rate 0.6 --drop-counts 9 0 0 1",
+            SAME | {"drop_counts": [9, 0, 0, 1]},
+            "9, 0, 0, 1 patches dropped by predictor at layers 4, 6, 8, 10",
+        ),
+        ("--keep-rate 0.6 --drop-counts 0 0 0 0", SAME | {"drop_counts": [0] * 4}, "nothing pruned"),
+    ],
+)
+def test_rows_and_titles_say_what_leaves_and_how(parser, flags, row, title):
+    """Rows state settings that are newer only where they are not at their default."""
+    add_pruning_flags(parser)
+    parser.set_defaults(model="m")
+    args = parser.parse_args(flags.split())
+    assert pruning_from(args) == row and list(pruning_from(args))[:4] == list(SAME)
+    assert pruning_title(args, "on digits/val").startswith(f"m on digits/val: {title}")
 
 
 def test_help_has_the_description_and_the_default_of_a_field(parser, capsys):

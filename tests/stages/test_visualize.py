@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from patchrank.data.dataset_factory import load_split
+from patchrank.layers.reducers import REDUCERS
 from patchrank.layers.schedule import num_kept
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
@@ -56,6 +57,35 @@ def test_what_is_kept_is_what_the_tower_keeps(clip, rankings, pictures):
     kept_by(clip, images, head, "random", [0.5])
     assert clip.visual.pruner is before and clip.visual.pruning.reducer == "predictor"
     clip.visual.set_pruning(reducer="predictor")
+
+
+DRAWN = sorted({*REDUCERS} - {"golden", "prior"})  # golden rows are named by their metric, and a prior needs its file
+
+
+@pytest.mark.parametrize("ranker", DRAWN)
+def test_every_ranker_can_be_drawn_and_shows_what_merged(clip, pictures, ranker):
+    """Those that rank drop what they do not keep, unless it shall merge; others merge by their own rule."""
+    few = {"rankers": [ranker], "keep_rates": [0.5], "locations": (4, 8)}
+    first = rank_pictures(clip, pictures, **few)
+    (kept,) = first.rows[ranker]
+    assert (kept.source is not None) == REDUCERS[ranker].merges
+    merged = rank_pictures(clip, pictures, **few, leftovers="merge")
+    (other,) = merged.rows[ranker]
+    if REDUCERS[ranker].merges:
+        assert (other.source == kept.source).all()
+    else:
+        assert other.source.shape == (2, 64) and other.source.min() == 0  # nothing is dropped
+    assert (np.take_along_axis(other.source, other.places, 1) == np.arange(other.places.shape[1])).all()
+    texts = [" ".join(text.get_text().split()) for text in draw(merged).figure.texts]
+    assert "patches that merged show the mean colour" in texts[-1]
+
+
+def test_oracles_and_other_settings_merge_too(clip, pictures):
+    few = {"keep_rates": [0.5], "locations": (4,), "leftovers": "merge"}
+    rows = rank_pictures(clip, pictures, ["preservation", "center"], **few).rows
+    assert all(kept.source.min() == 0 for (kept,) in rows.values())
+    (some,) = rank_pictures(clip, pictures, ["center"], **few, drop_share=0.5).rows["center"]
+    assert (some.source == -1).sum(1).tolist() == [16, 16]
 
 
 def test_golden_rankings_are_the_golden_scores_order(clip, pictures, rankings):
@@ -161,6 +191,8 @@ def test_the_command_writes_one_picture_and_prints_its_path(photograph, tmp_path
         ("--image {image} --rank predicter", "did you mean 'predictor'"),
         ("--image {image} --rank golden", "known: "),
         ("--image {image} --keep-rates 1.5", "keep_rate"),
+        ("--image {image} --rank tome --keep-rates 0.2 --locations 4", "try more locations"),
+        ("--image {image} --rank center --leftovers melt", "leftovers 'melt' does not exist"),
         ("--image {image} --locations 13", "locations"),
         ("--image {image} --locations 2 --rank predictor", "location 4"),
         ("--image {image} --predictor {text} --rank predictor", "predictor file"),

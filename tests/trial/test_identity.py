@@ -80,6 +80,31 @@ def test_lists_and_tuples_are_the_same_settings():
     assert plain == json.loads(json.dumps(plain)) and plain["pruning"]["locations"] == [2, 4]
 
 
+def test_leftovers_that_nothing_was_said_of_are_drop_for_a_ranker_alone(inputs):
+    def ids(**pruning):
+        trial = ResolvedTrial(TrialConfig(data=SMALL, pruning={"keep_rate": 0.5} | pruning))
+        return trial_id(TrialContext(trial, inputs)), speed_id(trial, {}, BenchmarkConfig())
+
+    for reducer in ("predictor", "center"):
+        silent, drop, merge = (ids(reducer=reducer, leftovers=each) for each in (None, "drop", "merge"))
+        assert silent == drop and not set(drop) & set(merge)
+    assert ids(reducer="tome") != ids(reducer="tome", metric="keys")  # which it has no use for, but a trial may say
+
+
+def test_what_newer_settings_change_of_milliseconds():
+    """A guided matching ranks by a predictor, whose shape counts; how much it listens to it takes no time."""
+
+    def settings(**pruning):
+        return speed_settings(ResolvedTrial(TrialConfig(pruning=pruning)))
+
+    guided = settings(reducer="guided_merge", budget=0.7)
+    assert guided["predictor"] == {"name": "mix_mlp", "dim": 16, "head": "linear"}
+    assert guided == settings(reducer="guided_merge", budget=0.7, protection=0.3, keep_rate=0.2)
+    assert guided != settings(reducer="guided_merge", budget=0.6)
+    assert guided != settings(reducer="guided_merge", budget=0.7, taper=0.5)
+    assert settings(reducer="prior", keep_rate=0.5)["predictor"] is None
+
+
 def test_counts_of_nothing_are_timed_as_the_whole_tower():
     counts = {"drop_counts": [0, 0, 0, 0], "keep_rate": 0.5}
     whole, none = (ResolvedTrial(TrialConfig(pruning=each)) for each in ({"keep_rate": 1.0}, counts))

@@ -24,6 +24,8 @@ def resolved(**sections) -> ResolvedTrial:
         ({"pruning": {"keep_rate": 1.0}}, MLP, 50),  # it is fitted and measured, though nothing leaves
         ({"pruning": {"reducer": "prior"}}, Ranker("prior", {}), 0),
         ({"predictor": {"name": "prior"}}, Ranker("prior", {}), 0),
+        ({"pruning": {"reducer": "guided_merge"}}, MLP, 50),
+        ({"pruning": {"reducer": "tome"}}, None, 0),
         ({"pruning": {"reducer": "center"}}, None, 0),
         ({"pruning": {"reducer": "golden"}}, None, 0),
         ({"pruning": {"reducer": "nothing like that"}}, None, 0),  # which a check will refuse
@@ -68,6 +70,9 @@ def test_what_is_fitted_on_and_scored(sections, fit_tasks, ink, needs):
         ({"keep_rate": 0.9}, True),
         ({"keep_rate": 0.9, "drop_counts": [0, 0, 0, 0]}, False),
         ({"keep_rate": 1.0, "drop_counts": [1, 0, 0, 0]}, True),
+        ({"budget": 0.7}, True),
+        ({"budget": 1.0, "keep_rate": 0.5}, False),
+        ({"budget": 0.7, "drop_counts": [0, 0, 0, 0]}, False),
     ],
 )
 def test_whether_anything_leaves(pruning, prunes):
@@ -82,7 +87,9 @@ def test_prompts_and_controls():
     tuned = resolved(**both, prompt={"mode": "T"})
     assert tuned.learns and not tuned.learns_visual and tuned.controls == ()
     assert resolved(prompt={"mode": "V"}).learns_visual and tuned.pruning["seed"] == 3
-    assert resolved(**both, pruning={"reducer": "center"}).controls == ()
+    assert resolved(**both, pruning={"reducer": "guided_merge"}).controls == ("random",)
+    for reducer in ("center", "prior", "tome"):
+        assert resolved(**both, pruning={"reducer": reducer}).controls == ()
     assert resolved(golden={"remove_at": "first"}, pruning={"locations": [2, 4]}).remove_at == 2
 
 

@@ -77,6 +77,46 @@ def test_every_reducer_fills_a_row_that_is_the_mean_of_its_tasks(run, reducer):
     assert len(record["shards"]) == (4 if fitted or reducer == "golden" else 0)
 
 
+def test_a_record_tells_what_merged_where_anything_did(run, inputs):
+    record, arrays = run(pruning__reducer="center", pruning__leftovers="merge", pruning__budget=0.7)
+    metrics, source = record["metrics"], arrays["digits.pictures_source"]
+    assert source.shape == (3, 64) and source.max() + 1 == metrics["n_kept"] < metrics["n_tokens"]
+    assert 0 < metrics["gmacs_matching"] and metrics["gmacs"] <= 0.7 * metrics["gmacs_unpruned"]
+    record, arrays = run(pruning__reducer="center")
+    assert "gmacs_matching" not in record["metrics"] and not any(name.endswith("_source") for name in arrays)
+
+
+def test_a_guided_matching_is_fitted_as_a_predictor_is(run):
+    guided, _ = run(pruning__reducer="guided_merge", pruning__locations=[4, 6], controls=["random"])
+    plain, _ = run()
+    same = ("matching_rate", "matching_prior", "n_train", "gmacs_predictor")
+    assert {key: guided["metrics"][key] for key in same} == {key: plain["metrics"][key] for key in same}
+    assert guided["shards"] == plain["shards"] and "accuracy_random" in guided["metrics"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"budget": 0.2}, "budget 0.2 cannot be kept: with these locations at least"),
+        ({"budget": 0.3, "reducer": "tome"}, "budget 0.3 cannot be kept"),
+        ({"keep_rate": 0.3, "reducer": "tome"}, "try more locations"),
+        ({"reducer": "guided_merge", "leftovers": "merge"}, "merges by a rule of its own"),
+        ({"reducer": "tome", "leftovers": "drop"}, "try leftovers=None"),
+    ],
+)
+def test_what_cannot_leave_is_refused_before_anything_runs(changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        configure(BASE, {f"pruning.{key}": value for key, value in changes.items()})
+    assert str(error.value).startswith(f"pruning.{next(iter(changes))}=")
+
+
+def test_a_budget_counts_the_predictor_that_the_trial_has():
+    """Which may be far from the usual one: this one costs as much as the tower."""
+    configure(BASE, {"pruning.budget": 0.7})
+    with pytest.raises(UserError, match="budget 0.7 cannot be kept"):
+        configure(BASE, {"pruning.budget": 0.7, "predictor.dim": 4096})
+
+
 def test_prior_matches_as_the_prior_does(run):
     _, arrays = run(pruning__reducer="prior")
     assert np.array_equal(arrays["digits.matching"], arrays["digits.matching_prior"])

@@ -156,6 +156,11 @@ FEW = {"prompt__epochs": 1, "prompt__shots": 1}
         ({}, ["predictor.safetensors"]),
         ({"pruning__reducer": "prior"}, ["predictor.safetensors"]),
         ({"pruning__reducer": "random", "seed": 3}, []),
+        (
+            {"pruning__reducer": "guided_merge", "pruning__budget": 0.7, "pruning__protection": 0.3},
+            ["predictor.safetensors"],
+        ),
+        ({"pruning__reducer": "center", "pruning__leftovers": "merge", "pruning__metric": "keys"}, []),
         ({"pruning__keep_rate": 1.0}, []),
         ({"prompt__mode": "TV", **FEW}, ["predictor.safetensors", "prompts.safetensors"]),
         ({"prompt__mode": "T", **FEW}, ["predictor.safetensors", "prompts.safetensors"]),
