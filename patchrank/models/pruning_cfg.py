@@ -72,7 +72,7 @@ class Pruning(PruningConfig):
         if REDUCERS[self.reducer].merges:
             raise UserError(
                 f"reducer {self.reducer!r} merges by a rule of its own, so leftovers {self.leftovers!r} says nothing "
-                "here; try leftovers=None"
+                "here; try leftovers=None, the default"
             )
         return self
 
