@@ -129,7 +129,7 @@ def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
 
     Elsewhere weights are random: they change no time.
     """
-    if any((args.checkpoint, args.prompts, args.predictor, find_weights(args.model).file)):
+    if any((args.checkpoint, args.prompts, args.predictor, args.repair, find_weights(args.model).file)):
         return create_pruned_clip_from(args).visual
     torch.manual_seed(args.seed)
     tower = timm.create_model(args.model, img_size=args.img_size, predictor_init="random", seed=args.seed, **settings)

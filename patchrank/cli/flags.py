@@ -43,6 +43,7 @@ def add_data_flags(parser: argparse.ArgumentParser, default_split: str) -> None:
 def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     add_config_flags(parser, PruningConfig, *PRUNING)
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
+    parser.add_argument("--repair", metavar="FILE", help="repair of this very model and pruning (patchrank.repair)")
 
 
 def pruned_parser(
@@ -86,7 +87,8 @@ def create_pruned_clip_from(args: argparse.Namespace) -> Clip:
 
     Where `--prompts` were tuned with another pruning, a note on stderr says so.
     """
-    clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **pruning_from(args))
+    files = {"predictor_path": args.predictor, "repair_path": args.repair}
+    clip = create_clip_from(args, seed=args.seed, **files, **pruning_from(args))
     if clip.prompts is not None:
         theirs, ours = clip.prompts.about.get("pruning", {}), describe(clip)["pruning"]
         other = [f"{key} {value} (here {ours[key]})" for key, value in theirs.items() if ours.get(key) != value]
@@ -102,7 +104,7 @@ def img_size_of(args: argparse.Namespace) -> dict[str, int]:
 
 def evaluation_row(args: argparse.Namespace, task: str, clip: Clip, split: ImageSplit, measured: Mapping) -> dict:
     """The result row of `evaluate` and `retrieval`: what was asked for, what was measured, what it costs in MACs."""
-    asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "limit", "seed")
+    asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "repair", "limit", "seed")
     row = {"task": task, "model": args.model} | img_size_of(args) | {"data": args.data, "split": split.split}
     row |= {key: getattr(args, key) for key in asked}
     row |= {"n_images": len(split), "n_skipped": split.skipped, "passed_over": split.passed_over}

@@ -58,8 +58,9 @@ def pruning_title(args: argparse.Namespace, where: str) -> str:
     """A table's title: the model, `where` it was measured ("on digits/val"), and what flags leave of its patches."""
     if args.keep_rate == 1:
         return f"{args.model} {where}: nothing pruned"
-    layers = ", ".join(map(str, args.locations))
-    return f"{args.model} {where}: {100 * args.keep_rate:g} % of patches kept by {args.reducer} at layers {layers}"
+    layers, repaired = ", ".join(map(str, args.locations)), "; repaired" if args.repair else ""
+    kept = f"{100 * args.keep_rate:g} % of patches kept by {args.reducer} at layers {layers}"
+    return f"{args.model} {where}: {kept}{repaired}"
 
 
 def percentages(row: Mapping, labels: Mapping[str, str]) -> list[tuple[str, str]]:

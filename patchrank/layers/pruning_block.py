@@ -61,6 +61,7 @@ class PruningBlock(nn.Module):
         super().__init__()
         self.reducer = reducer
         self.drops = {layer: count for layer, count in zip(locations, drop_counts) if count}
+        self.repair: nn.Module | None = None  # what takes the place of the tower's head while these tokens leave
 
     def wants_row(self, layer: int) -> bool:
         """Whether class attention in `layer`, 0 for the tower's input, decides what leaves before the next one."""

@@ -31,6 +31,8 @@ from patchrank.models.pretrained import record_input_size
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
 from patchrank.models.pruning_cfg import Pruning, check_owner, create_ranker, with_predictor
+from patchrank.models.repair_files import check_repair
+from patchrank.models.repaired_vit import RepairedTower
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import (
     feature_take_indices,
@@ -54,7 +56,7 @@ class PrunedOutput(NamedTuple):
 
 
 @with_plain_model_args
-class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransformer):
+class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, VisionTransformer):
     """timm's vision transformer, from which patch tokens leave on the way.
 
     Modifications: tokens leave before chosen layers (`Pruning` has the settings), the last block computes the class
@@ -97,7 +99,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
             **changes: fields of `Pruning`.
 
         Raises:
-            UserError: an unknown or impossible setting, or a predictor that was fitted to another tower.
+            UserError: an unknown or impossible setting, or a predictor or repair that was fitted to something else.
         """
         before = self.pruning, self.pruner, self._ranker
         if predictor is not None:  # it takes the place of the file, also in later changes
@@ -105,6 +107,8 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         try:
             self._prune(changes, predictor)
             check_owner(self, in_use=before[2], advise=True)
+            if self.repair is not getattr(before[1], "repair", None):
+                check_repair(self)
         except BaseException:  # a predictor of somebody's own may raise anything
             self.pruning, self.pruner, self._ranker = before
             raise
@@ -139,6 +143,9 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         if any(drops):
             pruner = PruningBlock(ranker[0], locations, drops)
             check_prunable(self, pruner)
+        repair = self._find_repair(pruning, pruner, "repair_path" in changes)
+        if pruner is not None:
+            pruner.repair = repair
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner, self._ranker = pruning, pruner, ranker
 
@@ -185,7 +192,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         for block in blocks[layer - 1 : -1]:
             x = self._run(block, x)
         last = forward_cls(blocks[-1], x) if self._can_skip_rows() else self._run(blocks[-1], x)
-        return self._embedding(last, prompts)
+        return self._embedding(last, prompts, repaired=False)
 
     @property
     def shared_layer(self) -> int:
@@ -202,13 +209,14 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
 
         Args:
             images: (B, 3, H, W), normalised.
-            scores: (B, N), high = keep, to rank by instead of the reducer's own (oracles, controls).
+            scores: (B, N), high = keep, to rank by instead of the reducer's own (oracles, controls); then no repair is
+                used, since it belongs to the reducer's ranking.
             tokens: (B, P + N, D), what `forward_prefix(images, shared_layer)` gave, for callers that prune the same
                 images in many ways.
         """
         cls_only = not isinstance(images, Proxy) and self.cls_only  # torch.fx wants every block as a module
         x, state = self._encode(images, scores, cls_only, tokens=tokens)
-        return PrunedOutput(self._embedding(x, self.prompts), state.index, state.scores)
+        return PrunedOutput(self._embedding(x, self.prompts, scores is None), state.index, state.scores)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         masked = attn_mask is not None or is_causal
