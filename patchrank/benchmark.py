@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = measure(tower, args.batch_size, args.repeats, args.seed, quiet=False)
     costs = {"gmacs": tower.macs().image / 1e9, "gmacs_unpruned": tower.macs_unpruned().image / 1e9}
     about = {"model": args.model} | img_size_of(args) | {"batch_size": args.batch_size, "repeats": args.repeats}
+    about |= {} if args.repair is None else {"repair": args.repair}
     row = about | settings | found | costs | {"hardware": hardware(args.device)}
     print_row(row, pruning_title(args, "with random images"), _lines(row), args.out)
 
