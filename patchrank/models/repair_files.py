@@ -19,9 +19,9 @@ MODEL = ("name", "blocks_sha256", "head_sha256")
 ABOUT = ("model", "pruning", "ranker_sha256", "images", "ridge", "data")  # keys of a file's metadata
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 # Fields of `Pruning` that do not decide by themselves which tokens are left: the layers and counts of `drops` stand for
-# the first three, and the ranker's fingerprint for its file. Seeds draw other random orders of the same kind.
-LEFT_OUT = {"keep_rate", "locations", "drop_counts", "predictor_path", "predictor_init", "repair_path"}
-LEFT_OUT |= {"cls_only_last", "seed"}
+# those of the schedule, and the ranker's fingerprint for its file. Seeds draw other random orders of the same kind.
+SCHEDULE = {"keep_rate", "budget", "taper", "locations", "drop_counts"}
+LEFT_OUT = SCHEDULE | {"predictor_path", "predictor_init", "repair_path", "cls_only_last", "seed"}
 
 
 def save_repair(repair: Repair, path: str | Path) -> None:
