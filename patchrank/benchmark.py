@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,8 @@ from patchrank.cli.config_flags import add_config_flags, thread_count
 from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_pruned_clip_from, img_size_of, pruning_from
 from patchrank.cli.summary import macs_line, print_row, pruning_title
 from patchrank.config import DEFAULTS, BenchmarkConfig
-from patchrank.models.clip import Clip
+from patchrank.models.clip import Clip, create_tower
+from patchrank.models.model_name import is_open_clip, stable_name
 from patchrank.models.pretrained import find_weights
 from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.device import check_device, hardware
@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tower = _tower(args, settings)
     found = measure(tower, args.batch_size, args.repeats, args.seed, quiet=False)
     costs = {"gmacs": tower.macs().image / 1e9, "gmacs_unpruned": tower.macs_unpruned().image / 1e9}
-    about = {"model": args.model} | img_size_of(args) | {"batch_size": args.batch_size, "repeats": args.repeats}
+    about = {"model": stable_name(args.model)} | img_size_of(args)
+    about |= {"batch_size": args.batch_size, "repeats": args.repeats}
     about |= {} if args.repair is None else {"repair": args.repair}
     row = about | settings | found | costs | {"hardware": hardware(args.device)}
     print_row(row, pruning_title(args, "with random images"), _lines(row), args.out)
@@ -130,12 +131,13 @@ def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
 
     Elsewhere weights are random: they change no time.
     """
-    if any((args.checkpoint, args.prompts, args.predictor, args.repair, find_weights(args.model).file)):
+    ships = not is_open_clip(args.model) and find_weights(args.model).file
+    if any((args.checkpoint, args.prompts, args.predictor, args.repair, ships)):
         return create_pruned_clip_from(args).visual
     torch.manual_seed(args.seed)
-    tower = timm.create_model(args.model, img_size=args.img_size, predictor_init="random", seed=args.seed, **settings)
+    tower = create_tower(args.model, img_size=args.img_size, predictor_init="random", seed=args.seed, **settings)
     print("weights are random, which changes no time", file=sys.stderr)
-    return tower.eval().to(args.device)
+    return tower.to(args.device)
 
 
 if __name__ == "__main__":

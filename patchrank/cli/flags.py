@@ -105,7 +105,7 @@ def img_size_of(args: argparse.Namespace) -> dict[str, int]:
 def evaluation_row(args: argparse.Namespace, task: str, clip: Clip, split: ImageSplit, measured: Mapping) -> dict:
     """The result row of `evaluate` and `retrieval`: what was asked for, what was measured, what it costs in MACs."""
     asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "repair", "limit", "seed")
-    row = {"task": task, "model": args.model} | img_size_of(args) | {"data": args.data, "split": split.split}
+    row = {"task": task, "model": clip.name} | img_size_of(args) | {"data": args.data, "split": split.split}
     row |= {key: getattr(args, key) for key in asked}
     row |= {"n_images": len(split), "n_skipped": split.skipped, "passed_over": split.passed_over}
     return row | pruning_from(args) | measured | macs_row(clip)

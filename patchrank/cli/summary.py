@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 
 from patchrank.io import write_atomic
+from patchrank.models.model_name import stable_name
 
 WIDTH = 100  # columns
 
@@ -56,11 +57,12 @@ def table(title: str, figures: Iterable[tuple[str, str]]) -> str:
 
 def pruning_title(args: argparse.Namespace, where: str) -> str:
     """A table's title: the model, `where` it was measured ("on digits/val"), and what flags leave of its patches."""
+    model = stable_name(args.model)
     if args.keep_rate == 1:
-        return f"{args.model} {where}: nothing pruned"
+        return f"{model} {where}: nothing pruned"
     layers, repaired = ", ".join(map(str, args.locations)), "; repaired" if args.repair else ""
     kept = f"{100 * args.keep_rate:g} % of patches kept by {args.reducer} at layers {layers}"
-    return f"{args.model} {where}: {kept}{repaired}"
+    return f"{model} {where}: {kept}{repaired}"
 
 
 def percentages(row: Mapping, labels: Mapping[str, str]) -> list[tuple[str, str]]:

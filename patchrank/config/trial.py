@@ -15,7 +15,7 @@ MIN_REPAIR_IMAGES = 50  # a fifth of them chooses the ridge, and fewer than ten 
 
 
 class ModelConfig(Strict):
-    name: str = Field("patchrank_clip_digits", description="a timm entrypoint of ours")
+    name: str = Field("patchrank_clip_digits", description="entry of ours, open_clip:CONFIG.json or open_clip:NAME/TAG")
     checkpoint: str | None = Field(None, description="file of a pair, whoever saved it (default: the tag's own)")
     img_size: int | None = Field(None, ge=1, description="side of the images, in pixels (default: the model's own)")
 
@@ -54,10 +54,15 @@ class PredictorConfig(Strict):
 
 class PruningConfig(Strict):
     reducer: str = Field("predictor", description="who ranks patches")
-    leftovers: str = Field("drop", description="what becomes of the patches that are not kept")
+    leftovers: str | None = Field(None, description="what becomes of patches that are not kept: drop (default), merge")
     keep_rate: Share = Field(1.0, description="share of patches that are left at the end")
-    drop_counts: ListOf[int] | None = Field(None, description="patches that leave at each location; beats keep_rate")
+    drop_counts: ListOf[int] | None = Field(None, description="patches that leave at each location; beats the others")
     locations: ListOf[int] = Field((4, 6, 8, 10), min_length=1, description="layers, from 1, before which they leave")
+    budget: Share | None = Field(None, description="share of the whole tower's MACs to stay within; beats keep_rate")
+    taper: Share = Field(1.0, description="what leaves at a location, as a share of what left at the one before")
+    metric: Literal["features", "keys"] = Field("features", description="by which patches are compared to merge")
+    protection: float | None = Field(None, ge=0, description="weight of importance in matching (default: reducer's)")
+    drop_share: float = Field(0.0, ge=0, le=1, description="of patches that leave, the share dropped and not merged")
 
 
 class PromptConfig(Strict):

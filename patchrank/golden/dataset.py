@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patchrank.golden.shards import read_manifest, stream
-from patchrank.layers.pruning import check_locations
+from patchrank.layers.schedule import check_locations
 from patchrank.models.clip import Clip
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.progress import progress

@@ -10,6 +10,7 @@ from patchrank.golden.scores import METRICS, VERSION, batch_size_of, check_round
 from patchrank.golden.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.io import content_id
 from patchrank.layers import pruning
+from patchrank.layers.schedule import check_locations
 from patchrank.models.clip import Clip
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
@@ -31,7 +32,7 @@ def shard_folder(clip: Clip, split: ImageSplit, root: str, sha256: str | None = 
     for template in filter(callable, split.templates):
         raise UserError(f"templates: shards say which ones they were scored with, so {template!r} must be a sentence")
     check_rounds(golden.rounds, clip.visual.num_patches)
-    pruning.check_locations((golden.remove_at,), len(clip.visual.blocks))
+    check_locations((golden.remove_at,), len(clip.visual.blocks))
     pruning.windows(clip.visual.patch_embed.grid_size, golden.window, golden.stride)
     metrics = METRICS if golden.rounds == 1 else [golden.metric]
     header = {

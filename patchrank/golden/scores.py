@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from patchrank.config import DEFAULTS
 from patchrank.layers import pruning
+from patchrank.layers.schedule import check_locations
 from patchrank.utils.device import full_precision
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.plain import plain
@@ -70,7 +71,7 @@ def score_images(
             can be had without labels or class names.
     """
     window, stride, rounds, batch_size = plain((window, stride, rounds, batch_size))
-    (remove_at,) = pruning.check_locations((remove_at,), len(tower.blocks))
+    (remove_at,) = check_locations((remove_at,), len(tower.blocks))
     squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
     check_rounds(rounds, tower.num_patches)
     wanted = known_metrics(metrics, labels is not None, head is not None)

@@ -27,12 +27,16 @@ class Macs:
         return self.vision + self.predictor + self.matching
 
 
-def block_macs(num_tokens: int, dim: int, hidden: int, cls_only: bool = False) -> int:
-    """One transformer block; with `cls_only`, keys and values of all tokens but everything else for one."""
+def block_macs(num_tokens: int, dim: int, hidden: int, cls_only: bool = False, leave_mid: int = 0) -> int:
+    """One transformer block; with `cls_only`, keys and values of all tokens but everything else for one.
+
+    Args:
+        leave_mid: how many tokens leave between attention and MLP.
+    """
     rows = 1 if cls_only else num_tokens
     projections = 2 * num_tokens * dim * dim + 2 * rows * dim * dim  # k, v; q, out
     attention = 2 * rows * num_tokens * dim
-    return projections + attention + 2 * rows * dim * hidden
+    return projections + attention + 2 * (1 if cls_only else rows - leave_mid) * dim * hidden
 
 
 def hidden_size(block: nn.Module) -> int:
@@ -50,6 +54,7 @@ def vision_macs(
     drop_counts: Sequence[int] = (),
     cls_only_last: bool = False,
     num_leading: int | None = None,
+    mid: bool = False,
 ) -> int:
     """An image tower of ours that loses `drop_counts` patch tokens just before layers `locations`.
 
@@ -58,6 +63,7 @@ def vision_macs(
 
     Args:
         num_leading: tokens before the patches; `model.num_leading_tokens`, prompts among them, if left out.
+        mid: tokens leave in the middle of those layers instead, between attention and MLP.
     """
     dim, depth = model.embed_dim, len(model.blocks)
     hidden = hidden_size(model.blocks[0])
@@ -66,8 +72,10 @@ def vision_macs(
     total = patches * model.in_chans * prod(model.patch_embed.patch_size) * dim
     alive = patches + (model.num_leading_tokens if num_leading is None else num_leading)
     for layer in range(1, depth + 1):
-        alive -= drops.get(layer, 0)
-        total += block_macs(alive, dim, hidden, cls_only=cls_only_last and layer == depth)
+        leaving, cls_only = drops.get(layer, 0), cls_only_last and layer == depth
+        alive -= 0 if mid else leaving
+        total += block_macs(alive, dim, hidden, cls_only, leaving if mid else 0)
+        alive -= leaving if mid else 0
     return total + dim * model.num_classes
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchrank.layers.module_hooks import are_untouched, listening
@@ -71,13 +72,29 @@ class GainedBlock:
     def norm2(self, x: Tensor) -> Tensor:
         return scaled_norm(self.block.norm2, x, self.gains, 1)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, **kwargs) -> Tensor:
         block = self.block
         if are_untouched([block]):
-            return type(block).forward(self, x)  # timm's own code, which finds the norms of this object
+            return type(block).forward(self, x, **kwargs)  # timm's own code, which finds the norms of this object
         norms = zip((block.norm1, block.norm2), self.gains)
         with listening([(norm, partial(_scaled, norm, gain)) for norm, gain in norms]):
-            return block(x)
+            return block(x, **kwargs)
+
+
+def plain_norm(block: nn.Module | GainedBlock, which: int, x: Tensor) -> Tensor:
+    """What `norm1` or `norm2` of a block makes of tokens (B, K, D), in float32 and without a call of the module.
+
+    So hooks on the norm fire once, when the block itself runs.
+
+    Args:
+        which: 1 or 2.
+    """
+    norm = getattr(block.block if isinstance(block, GainedBlock) else block, f"norm{which}")
+    if not isinstance(norm, nn.LayerNorm):
+        return norm(x).float()
+    weight, bias = (None if part is None else part.float() for part in (norm.weight, norm.bias))
+    output = F.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)
+    return _scaled(norm, block.gains[which - 1], output) if isinstance(block, GainedBlock) else output
 
 
 def gained_blocks(tower: nn.Module, gains: Tensor) -> list[GainedBlock]:

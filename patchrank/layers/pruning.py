@@ -6,52 +6,10 @@ Scores are "high = keep"; damage is "high = removal hurts" (the complement of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from patchrank.utils.errors import UserError
-from patchrank.utils.plain import plain
-
-
-def num_kept(num_tokens: int, keep_rate: float) -> int:
-    """Tokens left of `num_tokens` at a keep rate in (0, 1]; halves round up, one token always stays."""
-    num_tokens, keep_rate = plain((num_tokens, keep_rate))
-    if not 0 < keep_rate <= 1:
-        raise UserError(f"keep_rate must lie in (0, 1], but is {keep_rate}")
-    return max(1, int(keep_rate * num_tokens + 0.5))
-
-
-def check_locations(locations: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Layer numbers, counted from 1, just before which tokens leave (section 3.2, "Token Removal")."""
-    locations = plain(tuple(locations))
-    if not locations or any(type(layer) is not int or not 1 <= layer <= depth for layer in locations):
-        raise UserError(f"locations must be layer numbers from 1 to the tower's depth {depth}, but are {locations}")
-    if any(a >= b for a, b in zip(locations, locations[1:])):
-        raise UserError(f"locations must increase, but are {locations}; try {tuple(sorted(set(locations)))}")
-    return locations
-
-
-def drop_schedule(
-    num_tokens: int, keep_rate: float, locations: Sequence[int], drop_counts: Sequence[int] | None = None
-) -> tuple[int, ...]:
-    """How many tokens leave at each location: as equal as integers allow, earlier locations first.
-
-    `drop_counts` wins over `keep_rate` where it is given (tables 4 and 5 drop 20 at each of four).
-    """
-    num_tokens = plain(num_tokens)
-    if drop_counts is None:
-        share, extra = divmod(num_tokens - num_kept(num_tokens, keep_rate), len(locations))
-        return tuple(share + 1 if place < extra else share for place in range(len(locations)))
-    counts = plain(tuple(drop_counts))
-    if len(counts) != len(locations) or any(type(n) is not int or n < 0 for n in counts):
-        raise UserError(f"drop_counts must be one count >= 0 for each of {len(locations)} locations, but is {counts}")
-    if any(counts) and not counts[0]:
-        raise UserError(f"drop_counts must begin above 0, since tokens are ranked there, but is {counts}")
-    if sum(counts) >= num_tokens:
-        raise UserError(f"drop_counts must leave a token, but {counts} removes {sum(counts)} of {num_tokens}")
-    return counts
 
 
 def rank(scores: Tensor) -> Tensor:
@@ -68,6 +26,16 @@ def scatter_to_grid(tokens: Tensor, index: Tensor, num_tokens: int) -> Tensor:
     """Puts tokens (B, K, D) back at their places (B, K) in the full grid (B, N, D); zeros where dropped."""
     grid = tokens.new_zeros(tokens.shape[0], num_tokens, tokens.shape[-1])
     return grid.scatter(1, index.unsqueeze(-1).expand_as(tokens), tokens)
+
+
+def gather_to_grid(tokens: Tensor, homes: Tensor) -> Tensor:
+    """Gives each patch of the full grid the token that it lives in: (B, N, D); zeros where it was dropped.
+
+    Args:
+        tokens: (B, K, D).
+        homes: (B, N), places among them, -1 where a patch was dropped.
+    """
+    return torch.where(homes.unsqueeze(-1) >= 0, take(tokens, homes.clamp(min=0)), 0.0)
 
 
 def windows(grid_size: tuple[int, int], window: int, stride: int = 1) -> Tensor:

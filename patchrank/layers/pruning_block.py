@@ -1,51 +1,37 @@
-"""The pruning block: what stands before the layers at which tokens leave."""
+"""The pruning block: what stands before the layers at which tokens leave, or acts inside of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from patchrank.layers.class_token import check_attention
-from patchrank.layers.reducers import Reducer, TokenState
+from patchrank.layers.block_parts import SIGNALS, Seen, check_attention, check_parts, row_of, run_block
+from patchrank.layers.class_token import queries_keys
+from patchrank.layers.merging import joining_macs, num_merging
+from patchrank.layers.norm_gains import plain_norm
+from patchrank.layers.reducers import Reducer, sample_keys
+from patchrank.layers.reducers.base import Metric
+from patchrank.layers.token_state import TokenState, first_state
 from patchrank.utils.errors import UserError
 
 
-def check_prunable(tower: nn.Module, pruner: PruningBlock) -> None:
-    """Refuses a tower from which tokens cannot leave, or not by the reducer of `pruner`.
+class PrunedOutput(NamedTuple):
+    """What a pruned forward gives.
 
-    Raises:
-        UserError: other pooling than by the class token, a changing image size, patches dropped at random, no class
-            attention where it decides.
+    embedding: (B, E).
+    kept: (B, K), places in the full grid.
+    scores: (B, N), or None where nothing was ranked once for all.
+    source: (B, N), which of the kept tokens each patch lives in, since it was kept or merged; -1 where it was dropped.
     """
-    if tower.global_pool not in ("token", ""):
-        raise UserError(f"pruning needs pooling by the class token, but global_pool is {tower.global_pool!r}")
-    check_grid(tower, "pruning")
-    rows = [max(layer, 1) for layer in range(len(tower.blocks)) if pruner.wants_row(layer)]
-    if rows and not tower.has_class_token:
-        raise UserError("ranking by class attention needs a class token, but this tower has none")
-    for layer in rows:
-        check_attention(tower.blocks, layer)
 
-
-def check_grid(tower: nn.Module, what: str) -> None:
-    """Refuses a tower whose sequences do not always begin with all patches of one grid; `what` needs that."""
-    if tower.dynamic_img_size:
-        raise UserError(f"{what} needs a fixed image size, but dynamic_img_size is on: give img_size instead")
-    if not isinstance(tower.patch_drop, nn.Identity):
-        raise UserError(f"{what} needs all patches of the grid, but patch_drop_rate drops some before layer 1")
-
-
-def without_mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    """x itself. Raises `UserError` for an attention mask, with which pruning and prompts do not go together."""
-    if attn_mask is not None or is_causal:
-        raise UserError(
-            "attention masks do not go together with pruning or prompts: tokens leave or come, and the mask would not "
-            "fit"
-        )
-    return x
+    embedding: Tensor
+    kept: Tensor
+    scores: Tensor | None
+    source: Tensor
 
 
 class PruningBlock(nn.Module):
@@ -53,44 +39,187 @@ class PruningBlock(nn.Module):
 
     Args:
         reducer: who chooses.
-        locations: layers (from 1) before which tokens leave.
+        locations: layers (from 1) before which tokens leave, or inside of which, as the reducer's `site` says.
         drop_counts: how many leave at each of them.
+        name: what messages call the reducer.
+        merge: whether what a ranking does not keep merges into what it keeps.
+        metric: what tokens are compared by then: normed `features` of this layer, or `keys` of the layer before.
+        drop_share: how much of what leaves is dropped even so.
     """
 
-    def __init__(self, reducer: Reducer, locations: Sequence[int], drop_counts: Sequence[int]):
+    def __init__(
+        self,
+        reducer: Reducer,
+        locations: Sequence[int],
+        drop_counts: Sequence[int],
+        name: str = "",
+        merge: bool = False,
+        metric: Metric = "features",
+        drop_share: float = 0.0,
+    ):
         super().__init__()
-        self.reducer = reducer
+        self.reducer, self.name = reducer, name
+        self.merge, self.drop_share = merge and not reducer.merges, drop_share
+        self.metric = reducer.metric if reducer.merges else metric if merge else None
         self.drops = {layer: count for layer, count in zip(locations, drop_counts) if count}
         self.repair: nn.Module | None = None  # what takes the place of the tower's head while these tokens leave
 
-    def wants_row(self, layer: int) -> bool:
-        """Whether class attention in `layer`, 0 for the tower's input, decides what leaves before the next one."""
-        return "cls_row" in self.reducer.needs and layer + 1 in self.drops
+    @property
+    def mid(self) -> bool:
+        """Whether tokens leave in the middle of the layers that locations name."""
+        return self.reducer.site == "mid"
 
-    def num_macs(self, tower: nn.Module) -> int:
-        """MACs of all rankings of one image in `tower`."""
-        reaching, length = {}, tower.num_leading_tokens + tower.num_patches
+    def signals(self, layer: int) -> tuple[str, ...]:
+        """What is read in `layer`, 0 for the tower's input, since it decides what leaves there or before the next."""
+        if (layer if self.mid else layer + 1) not in self.drops:
+            return ()
+        wanted = {*self.reducer.needs, *(["keys"] if self.metric == "keys" else [])}
+        return tuple(signal for signal in SIGNALS if signal in wanted)
+
+    def in_parts(self) -> list[int]:
+        """The layers that run in two parts, attention and MLP."""
+        if self.mid:
+            return list(self.drops)
+        return [layer - 1 for layer in self.drops if layer > 1 and "shift" in self.reducer.needs]
+
+    @property
+    def shared_layer(self) -> int:
+        """The last layer whose input does not depend on what leaves, nor is looked at before."""
+        first = min(self.drops)
+        if self.reducer.observes == "all":
+            return 1
+        return first if self.mid else max(1, first - bool(self.signals(first - 1)))
+
+    def leaving(self, num_patches: int) -> dict[int, tuple[int, int]]:
+        """For each location how many patch tokens there are, and how many of them leave."""
+        found = {}
         for layer, count in self.drops.items():
-            reaching[layer] = length
-            length -= count
-        return self.reducer.num_macs(tower, reaching)
+            found[layer] = num_patches, count
+            num_patches -= count
+        return found
+
+    def num_macs(self, tower: nn.Module, cls_only: bool = False) -> int:
+        """MACs of all rankings of one image in `tower`; `cls_only` if its last block computes the class token alone."""
+        leading, leaving = tower.num_leading_tokens, self._acting(tower, cls_only)
+        return self.reducer.num_macs(tower, {layer: leading + alive for layer, (alive, _) in leaving.items()})
+
+    def matching_macs(self, tower: nn.Module, cls_only: bool = False) -> int:
+        """MACs of one image in `tower` for comparing tokens, and adding up those that merge."""
+        leaving = self._acting(tower, cls_only)
+        if not self.merge:
+            return self.reducer.matching_macs(tower, leaving)
+        attn, total = tower.blocks[0].attn, 0
+        width = tower.embed_dim if self.metric == "features" else attn.head_dim
+        for alive, count in leaving.values():
+            gone = num_merging(count, self.drop_share)
+            total += gone * (alive - count) * width + joining_macs(gone, alive - count, tower.embed_dim)
+        if self.metric == "keys" and 1 in leaving:  # no layer has made keys yet
+            total += (tower.num_leading_tokens + tower.num_patches) * tower.embed_dim * attn.attn_dim
+        return total
+
+    def _acting(self, tower: nn.Module, cls_only: bool) -> dict[int, tuple[int, int]]:
+        """As `leaving`, without the middle of the last layer where nothing behind it is read."""
+        leaving = self.leaving(tower.num_patches)
+        if self.mid and cls_only:
+            leaving.pop(len(tower.blocks), None)
+        return leaving
+
+    def begin(self, images: Tensor, x: Tensor, num_leading: int) -> TokenState:
+        """The state of all patches (B, N) of a sequence (B, P + N, D) that no token has left yet."""
+        needs = self.reducer.needs
+        state = first_state(x, num_leading)
+        if self.merge or self.reducer.merges:
+            state = replace(state, homes=state.index, merge=self.merge, drop_share=self.drop_share)
+        if "sample_key" in needs:
+            state = replace(state, sample_key=sample_keys(images))
+        return state
 
     def forward(
-        self, x: Tensor, state: TokenState, layer: int, num_leading: int, scores: Tensor | None = None
+        self,
+        x: Tensor,
+        state: TokenState,
+        block: Callable,
+        layer: int,
+        num_leading: int,
+        scores: Tensor | None = None,
     ) -> tuple[Tensor, TokenState]:
-        """The sequence (B, P + K, D) and state that enter `layer`; unchanged where nothing leaves before it.
+        """The sequence (B, P + K, D) and state that enter `layer`, whose block is `block`.
 
         Reducers never see the P = `num_leading` tokens before the patches. `scores` (B, N) take the place of the
         reducer's ranking.
         """
-        count = self.drops.get(layer, 0)
-        if not count:
+        if not self._looks(layer):
             return x, state
         leading, patches = x[:, :num_leading], x[:, num_leading:]
         state = replace(state, tokens=patches, cls=x[:, 0])
-        if scores is not None:
-            state = state if state.scores is not None else state.ranked_by(scores)
-            state = state.first(patches.shape[1] - count)
-        else:
-            state = self.reducer.reduce(state, patches.shape[1] - count)
+        if self._observes(layer):
+            state = self.reducer.observe(state, layer, scores)
+        count = 0 if self.mid else self.drops.get(layer, 0)
+        if not count:
+            return x, state
+        if layer == 1 and self._wanted(0, scores):  # no layer has run yet: this one tells what it will do
+            check_attention(block, 1)
+            q, k = queries_keys(block, x)
+            row = row_of(q[:, :, :1], k, block.attn.scale)
+            state = self._told(state, Seen(row, k.mean(1)), num_leading)
+        if self.metric == "features":
+            state = replace(state, metric=plain_norm(block, 1, patches))
+        state = self._reduced(state, patches.shape[1] - count, scores)
         return torch.cat([leading, state.tokens], dim=1), state
+
+    def run(
+        self, block: Callable, x: Tensor, state: TokenState, layer: int, num_leading: int, scores: Tensor | None = None
+    ) -> tuple[Tensor, TokenState]:
+        """What `layer`, with its block, makes of a sequence (B, P + K, D), and the state behind it."""
+        bias = state.bias(num_leading, x.dtype)
+        count = self.drops.get(layer, 0) if self.mid else 0
+        wanted = self._wanted(layer, scores)
+        if wanted:  # what hangs on a block may have changed since pruning was set
+            check_attention(block, layer)
+        if count or "shift" in wanted:
+            check_parts(block, layer)
+
+        def middle(y: Tensor, seen: Seen) -> Tensor:
+            nonlocal state
+            state = replace(state, tokens=y[:, num_leading:], cls=y[:, 0])
+            state = self._told(state, seen, num_leading)
+            if self.metric == "features":
+                state = replace(state, metric=plain_norm(block, 2, state.tokens))
+            state = self._reduced(state, state.tokens.shape[1] - count, scores)
+            return torch.cat([y[:, :num_leading], state.tokens], dim=1)
+
+        x, seen = run_block(block, x, bias, wanted, middle if count else None)
+        return x, state if count else self._told(state, seen, num_leading)
+
+    def _looks(self, layer: int) -> bool:
+        return layer in self.drops or self._observes(layer)
+
+    def _observes(self, layer: int) -> bool:
+        first, last = min(self.drops), max(self.drops)
+        return (
+            self.reducer.observes is not None
+            and layer in {"first": (first,), "all": range(1, last + 1)}[self.reducer.observes]
+        )
+
+    def _wanted(self, layer: int, scores: Tensor | None) -> tuple[str, ...]:
+        """What is read in `layer`; where scores come from outside, only what tokens are compared by."""
+        return tuple(signal for signal in self.signals(layer) if scores is None or signal == "keys")
+
+    def _told(self, state: TokenState, seen: Seen, num_leading: int) -> TokenState:
+        """The state with what passed by in a layer, of the patches alone."""
+        row, keys, shift = (x if x is None else x[:, num_leading:] for x in (seen.cls_row, seen.keys, seen.shift))
+        state = replace(state, cls_row=row, shift=shift)
+        return replace(state, metric=keys) if self.metric == "keys" else state
+
+    def _reduced(self, state: TokenState, k: int, scores: Tensor | None) -> TokenState:
+        """k tokens, chosen by the reducer or by scores (B, N) from outside."""
+        if scores is None or self.reducer.observes:
+            state = self.reducer.reduce(state, k)
+        elif self.mid:
+            raise UserError(f"reducer {self.name!r} chooses inside a layer and takes no scores from outside")
+        else:
+            state = state if state.scores is not None else state.ranked_by(scores)
+            state = state.first(k)
+        if self.merge and state.sizes is None:
+            raise UserError(f"reducer {self.name!r} drops what it does not keep, so leftovers must be 'drop'")
+        return replace(state, cls_row=None, shift=None, metric=None)

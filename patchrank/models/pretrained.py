@@ -15,6 +15,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from patchrank.io.yaml import read_yaml
+from patchrank.models.model_name import FORMS
 from patchrank.utils.errors import UserError, near
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -71,6 +72,10 @@ def find_weights(name: str) -> Weights:
     """
     if not isinstance(name, str):
         raise UserError(f"model must be a name, such as 'patchrank_clip_b16', but is {name!r}")
+    if ":" in name:
+        kinds = f"an entry of ours, such as patchrank_clip_b16, or {FORMS}"
+        prefix = name.partition(":")[0]
+        raise UserError(f"model {name!r} does not exist: there are no models of the kind '{prefix}:'; try {kinds}")
     entry = name.partition(".")[0]
     of_entry = {found.name: found for found in PUBLISHED.values() if found.entry == entry}
     if not of_entry:

@@ -12,7 +12,7 @@ from torch.fx import Proxy
 from patchrank.layers.module_hooks import is_hooked
 from patchrank.layers.norm_gains import check_gains, gained_blocks, scaled_norm
 from patchrank.layers.prompts import count_visual, insert, remove
-from patchrank.layers.pruning_block import check_grid
+from patchrank.layers.prunable import check_grid
 from patchrank.models.prompt_files import check_tower
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import update_model_args

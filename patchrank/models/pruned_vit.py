@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from timm.models import checkpoint
@@ -19,18 +17,31 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from patchrank.config import validate
-from patchrank.layers.class_token import check_attention, cls_row, forward_cls, forward_with_row, is_plain
+from patchrank.layers.class_token import can_skip_rows, forward_cls
 from patchrank.layers.intermediates import check_format, format_intermediates
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import load_predictor
-from patchrank.layers.pruning import check_locations, drop_schedule, scatter_to_grid
-from patchrank.layers.pruning_block import PruningBlock, check_prunable, without_mask
-from patchrank.layers.reducers import TokenState, sample_keys
+from patchrank.layers.prunable import check_prunable, without_mask
+from patchrank.layers.pruning import gather_to_grid, scatter_to_grid
+from patchrank.layers.pruning_block import PrunedOutput, PruningBlock
+from patchrank.layers.reducers import Reducer
+from patchrank.layers.token_state import TokenState, first_state
 from patchrank.models.fingerprints import FingerprintedTower
 from patchrank.models.pretrained import record_input_size
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
-from patchrank.models.pruning_cfg import Pruning, check_owner, create_ranker, with_predictor
+from patchrank.models.pruning_cfg import (
+    Pruning,
+    check_owner,
+    check_schedule,
+    count_macs,
+    create_pruner,
+    create_ranker,
+    find_drops,
+    lets_leave,
+    skips_rows,
+    with_predictor,
+)
 from patchrank.models.repair_files import check_repair
 from patchrank.models.repaired_vit import RepairedTower
 from patchrank.utils.errors import UserError
@@ -47,21 +58,14 @@ __all__ = ["PrunedVisionTransformer"]
 torch.fx.wrap("without_mask")  # a step of the traced graph, where masks have values; while it is traced they have none
 
 
-class PrunedOutput(NamedTuple):
-    """embedding (B, E); kept (B, K), places in the full grid; scores (B, N) or None where nothing was ranked."""
-
-    embedding: Tensor
-    kept: Tensor
-    scores: Tensor | None
-
-
 @with_plain_model_args
 class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, VisionTransformer):
     """timm's vision transformer, from which patch tokens leave on the way.
 
-    Modifications: tokens leave before chosen layers (`Pruning` has the settings), the last block computes the class
-    token alone, features come back on the full grid with zeros where tokens were dropped, and learned tokens
-    (`set_prompts`) stand between prefix and patches; they are never scored or dropped, and no part of what comes back.
+    Modifications: tokens leave before chosen layers or inside of them (`Pruning` has the settings), the last block
+    computes the class token alone, features come back on the full grid, with what patches merged into, or zeros where
+    they were dropped, and learned tokens (`set_prompts`) stand between prefix and patches; they are never scored or
+    dropped, and no part of what comes back.
     """
 
     def __init__(self, *args, prompts_path: str | Path | None = None, **kwargs):
@@ -87,9 +91,7 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
     @property
     def cls_only(self) -> bool:
         """Whether `forward` runs the last block for the class token alone; never where something hangs on it."""
-        wanted = self.pruning.cls_only_last
-        wanted = self.pruner is not None if wanted == "auto" else wanted
-        return wanted and self._can_skip_rows()
+        return skips_rows(self, self.pruning, self.pruner is not None)
 
     def set_pruning(self, predictor: nn.Module | None = None, **changes) -> None:
         """Changes pruning settings of a live model; what is not named stays. Nothing changes if anything is wrong.
@@ -127,27 +129,37 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
 
     def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
         pruning = validate(Pruning, dict(self.pruning) | changes, "pruning")
-        locations = check_locations(pruning.locations, len(self.blocks))
-        drops = drop_schedule(self.num_patches, pruning.keep_rate, locations, pruning.drop_counts)
-        # weights in use go on where none are given, but are tied to their reducer and their first location
-        given = predictor is not None or "predictor_path" in changes
-        moved = pruning.locations[0] != self.pruning.locations[0] or pruning.reducer != self.pruning.reducer
-        goes_on = self._ranker and self._ranker[0].fitted and not given and not moved
-        ranker, pruner = self._ranker if goes_on else (), None
-        if not ranker and (any(drops) or predictor is not None):
-            ranker = (create_ranker(pruning, self.embed_dim, self.patch_embed.grid_size, predictor),)
-            if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
-                ranker[0].requires_grad_(False)
-        if changes.get("predictor_path") and not (ranker and ranker[0].fitted):
-            load_predictor(pruning.predictor_path)  # nothing ranks by it now, but a file that is named must be there
-        if any(drops):
-            pruner = PruningBlock(ranker[0], locations, drops)
-            check_prunable(self, pruner)
+        check_schedule(self, pruning)
+        ranker, pruner = self._find_ranker(pruning, changes, predictor), None
+        if ranker:
+            drops = find_drops(self, pruning, ranker[0])
+            if any(drops):
+                pruner = create_pruner(pruning, ranker[0], drops)
+                check_prunable(self, pruner)
         repair = self._find_repair(pruning, pruner, "repair_path" in changes)
         if pruner is not None:
             pruner.repair = repair
             pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner, self._ranker = pruning, pruner, ranker
+
+    def _find_ranker(self, pruning: Pruning, changes: dict, predictor: nn.Module | None) -> tuple[Reducer, ...]:
+        """The reducer that settings ask for; () where nothing leaves and none was ever needed.
+
+        Weights in use go on where none are given, but are tied to their reducer and their first location.
+        """
+        embed_dim, grid_size, found = self.embed_dim, self.patch_embed.grid_size, ()
+        given = predictor is not None or "predictor_path" in changes
+        moved = pruning.locations[0] != self.pruning.locations[0] or pruning.reducer != self.pruning.reducer
+        if self._ranker and self._ranker[0].fitted and not given and not moved:
+            found = (create_ranker(pruning, embed_dim, grid_size, self._ranker[0].predictor),)
+            found[0].about = self._ranker[0].about
+        elif lets_leave(pruning) or predictor is not None:
+            found = (create_ranker(pruning, embed_dim, grid_size, predictor),)
+            if predictor is None:  # choosing passes no gradient on; one handed over may be in training elsewhere
+                found[0].requires_grad_(False)
+        if changes.get("predictor_path") and not (found and found[0].fitted):
+            load_predictor(pruning.predictor_path)  # nothing ranks by it now, but a file that is named must be there
+        return found
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if self.pruner is not None and global_pool not in (None, "token", ""):
@@ -191,16 +203,15 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         blocks = self._layers(prompts)
         for block in blocks[layer - 1 : -1]:
             x = self._run(block, x)
-        last = forward_cls(blocks[-1], x) if self._can_skip_rows() else self._run(blocks[-1], x)
+        last = forward_cls(blocks[-1], x) if can_skip_rows(self) else self._run(blocks[-1], x)
         return self._embedding(last, prompts, repaired=False)
 
     @property
     def shared_layer(self) -> int:
-        """The last layer whose input pruning does not touch; class attention is read in the layer before tokens go."""
+        """The last layer whose input pruning neither touches nor looks at."""
         if self.pruner is None:
             return 1
-        first = min(self.pruner.drops)
-        return max(1, first - self.pruner.wants_row(first - 1))
+        return self.pruner.shared_layer
 
     def forward_pruned(
         self, images: Tensor, scores: Tensor | None = None, tokens: Tensor | None = None
@@ -216,7 +227,9 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         """
         cls_only = not isinstance(images, Proxy) and self.cls_only  # torch.fx wants every block as a module
         x, state = self._encode(images, scores, cls_only, tokens=tokens)
-        return PrunedOutput(self._embedding(x, self.prompts, scores is None), state.index, state.scores)
+        source = state.source(self.num_patches)
+        embedding = self._embedding(x, self.prompts, repaired=scores is None)
+        return PrunedOutput(embedding, state.index, state.scores, source)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         masked = attn_mask is not None or is_causal
@@ -265,9 +278,7 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
 
     def macs(self) -> Macs:
         """What one image costs with the settings in force."""
-        drops = self.pruner.drops if self.pruner is not None else {}
-        ranking = self.pruner.num_macs(self) if self.pruner is not None else 0
-        return Macs(vision_macs(self, tuple(drops), tuple(drops.values()), self.cls_only), predictor=ranking)
+        return count_macs(self, self.pruner, self.cls_only)
 
     def macs_unpruned(self) -> Macs:
         """What one image costs the tower as it came: with nothing pruned, and no prompts."""
@@ -276,24 +287,8 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
     def _keeps_all(self) -> bool:
         return self.pruner is None and self.prompts is None
 
-    def _can_skip_rows(self) -> bool:
-        return self.global_pool == "token" and is_plain(self.blocks[-1])
-
     def _run(self, block: Callable, x: Tensor) -> Tensor:
         return checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
-
-    def _wants_row(self, layer: int, scores: Tensor | None) -> bool:
-        return scores is None and self.pruner is not None and self.pruner.wants_row(layer)
-
-    def _begin(self, images: Tensor, x: Tensor, scores: Tensor | None) -> TokenState:
-        patches, needs = x[:, self.num_leading_tokens :], () if self.pruner is None else self.pruner.reducer.needs
-        index = torch.arange(patches.shape[1], device=x.device).expand(x.shape[0], -1)
-        key = sample_keys(images) if "sample_key" in needs else None
-        row = None
-        if self._wants_row(0, scores):  # no layer has attended yet, so layer 1 tells what it will attend to
-            check_attention(self.blocks, 1)
-            row = cls_row(self._layers(self.prompts)[0], x)[:, self.num_leading_tokens :]
-        return TokenState(tokens=patches, index=index, cls=x[:, 0], sample_key=key, cls_row=row)
 
     def _encode(
         self,
@@ -305,17 +300,17 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
     ) -> tuple[Tensor, TokenState]:
         """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
         x = self.embed(images) if tokens is None else tokens
-        state, blocks = self._begin(images, x, scores), self._layers(self.prompts)
+        first, pruner, blocks = self.num_leading_tokens, self.pruner, self._layers(self.prompts)
+        state = first_state(x, first) if pruner is None else pruner.begin(images, x, first)
         for layer in range(1 if tokens is None else self.shared_layer, len(blocks) + 1):
             block = blocks[layer - 1]
-            if self.pruner is not None:
-                x, state = self.pruner(x, state, layer, self.num_leading_tokens, scores)
-            if cls_only and layer == len(blocks):
-                x = forward_cls(block, x)
-            elif self._wants_row(layer, scores):  # it decides what leaves before the next layer
-                check_attention(self.blocks, layer)
-                x, row = self._run(partial(forward_with_row, block), x)
-                state = replace(state, cls_row=row[:, self.num_leading_tokens :])
+            if pruner is not None:
+                x, state = pruner(x, state, block, layer, first, scores)
+            if cls_only and layer == len(blocks):  # of what leaves in the middle of this layer nothing is read
+                x = forward_cls(block, x, state.bias(first, x.dtype))
+            elif pruner is not None:
+                run = partial(pruner.run, block, state=state, layer=layer, num_leading=first, scores=scores)
+                x, state = self._run(run, x)
             else:
                 x = self._run(block, x)
             if visit is not None:
@@ -324,4 +319,6 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
 
     def _full_grid(self, x: Tensor, state: TokenState) -> Tensor:
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_leading_tokens :]
+        if state.homes is not None:
+            return torch.cat([prefix, gather_to_grid(patches, state.homes)], dim=1)
         return torch.cat([prefix, scatter_to_grid(patches, state.index, self.num_patches)], dim=1)

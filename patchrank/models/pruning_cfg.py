@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from patchrank.config import DEFAULTS, PruningConfig, Seed
+from patchrank.layers.class_token import can_skip_rows
+from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import (
     UNFILLED,
     awaits_weights,
@@ -19,11 +21,13 @@ from patchrank.layers.predictors import (
     create_predictor,
     load_predictor,
 )
+from patchrank.layers.pruning_block import PruningBlock
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
+from patchrank.layers.schedule import budget_schedule, check_locations, clipped, drop_schedule, tapered
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.plain import plain
 
-LEFTOVERS = ("drop",)
+LEFTOVERS = ("drop", "merge")
 RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor whose weights come with a checkpoint
 
 
@@ -32,9 +36,16 @@ class Pruning(PruningConfig):
 
     keep_rate: share of patch tokens left after the last location; 1 is the plain tower, bit for bit.
     locations: layers, counted from 1, just before which tokens leave.
-    drop_counts: how many leave at each location; wins over `keep_rate`.
+    drop_counts: how many leave at each location; wins over `budget` and `keep_rate`.
     reducer: who decides, by registered name.
-    leftovers: what becomes of the others: `drop`.
+    leftovers: what becomes of the others: `drop`, which is usual, or `merge`, each into its most similar one that
+        stays. Reducers that merge by a rule of their own refuse either.
+    budget: share of the unpruned tower's MACs to stay within, ranking and matching included; wins over `keep_rate`.
+    taper: what leaves at a location as a share of what left at the one before; 1 for equal counts.
+    metric: what tokens are compared by to merge: normed `features`, or `keys` averaged over heads.
+    protection: weight of importance in the matching of `guided_merge`, `rank_merge` and `attention_merge`; None for the
+        reducer's own.
+    drop_share: of tokens that leave, the share that is dropped where the others merge.
     cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
     predictor_path: safetensors file of a fitted predictor or position prior. It must be there even where nothing ranks
         by it yet; whether it fits the tower is looked at once it ranks.
@@ -57,8 +68,15 @@ class Pruning(PruningConfig):
     def _names_exist(self) -> Pruning:
         if self.reducer not in REDUCERS:
             raise UserError(f"reducer {self.reducer!r} is not registered; {near(self.reducer, REDUCERS)}")
+        if self.leftovers is None:
+            return self
         if self.leftovers not in LEFTOVERS:
             raise UserError(f"leftovers {self.leftovers!r} does not exist; {near(self.leftovers, LEFTOVERS)}")
+        if REDUCERS[self.reducer].merges:
+            raise UserError(
+                f"reducer {self.reducer!r} merges by a rule of its own, so leftovers {self.leftovers!r} says nothing "
+                "here; try leftovers=None"
+            )
         return self
 
 
@@ -88,6 +106,7 @@ def create_ranker(
         UserError: an unknown reducer, a predictor file that does not fit, or a predictor without weights.
     """
     offers: dict = {"seed": settings.seed, "grid_size": grid_size, "predictor": predictor}
+    offers |= {"metric": settings.metric, "protection": settings.protection}
     kind, about = REDUCERS[settings.reducer], {}
     if kind.fitted and predictor is None:
         offers["predictor"], about = _weights(settings, embed_dim, grid_size)
@@ -96,6 +115,56 @@ def create_ranker(
     if kind.fitted:
         reducer.about = about
     return reducer
+
+
+def lets_leave(settings: Pruning) -> bool:
+    """Whether settings ask for any token to leave."""
+    if settings.drop_counts is not None:
+        return any(settings.drop_counts)
+    return settings.keep_rate < 1 if settings.budget is None else settings.budget < 1
+
+
+def create_pruner(settings: Pruning, reducer: Reducer, drops: Sequence[int]) -> PruningBlock:
+    """The pruning block of some settings, from whose locations `drops` tokens leave."""
+    merging = {"merge": settings.leftovers == "merge", "metric": settings.metric, "drop_share": settings.drop_share}
+    return PruningBlock(reducer, settings.locations, drops, name=settings.reducer, **merging)
+
+
+def check_schedule(tower: nn.Module, settings: Pruning) -> None:
+    """Raises `UserError` for locations or counts that a tower does not have, before anything is made for them."""
+    locations = check_locations(settings.locations, len(tower.blocks))
+    drop_schedule(tower.num_patches, settings.keep_rate, locations, settings.drop_counts)
+
+
+def find_drops(tower: nn.Module, settings: Pruning, reducer: Reducer) -> tuple[int, ...]:
+    """How many tokens leave at each location of a tower. Raises `UserError` for what is not possible."""
+    total, locations = tower.num_patches, settings.locations
+    if settings.budget is None or settings.drop_counts is not None:
+        return drop_schedule(total, settings.keep_rate, locations, settings.drop_counts, settings.taper, reducer.most)
+
+    def schedule(leaving: int) -> tuple[int, ...]:
+        return clipped(total, tapered(leaving, len(locations), settings.taper), reducer.most)
+
+    def cost(drops: Sequence[int]) -> int:
+        pruner = create_pruner(settings, reducer, drops) if any(drops) else None
+        return count_macs(tower, pruner, skips_rows(tower, settings, pruner is not None)).image
+
+    return budget_schedule(settings.budget, tower.macs_unpruned().image, schedule, cost, total * len(locations))
+
+
+def skips_rows(tower: nn.Module, settings: Pruning, prunes: bool) -> bool:
+    """Whether the last block computes the class token alone; never where something hangs on that block."""
+    wanted = prunes if settings.cls_only_last == "auto" else settings.cls_only_last
+    return wanted and can_skip_rows(tower)
+
+
+def count_macs(tower: nn.Module, pruner: PruningBlock | None, cls_only: bool) -> Macs:
+    """What one image costs a tower with a pruning block, or with none."""
+    if pruner is None:
+        return Macs(vision_macs(tower, cls_only_last=cls_only))
+    drops = tuple(pruner.drops), tuple(pruner.drops.values())
+    vision = vision_macs(tower, *drops, cls_only, mid=pruner.mid)
+    return Macs(vision, pruner.num_macs(tower, cls_only), pruner.matching_macs(tower, cls_only))
 
 
 def check_owner(
@@ -120,7 +189,8 @@ def check_owner(
     fitted_to = getattr(reducer, "about", {}).get("model")
     if not fitted_to:
         return
-    path, kept = tower.pruning.predictor_path or "", reducer in in_use
+    path = tower.pruning.predictor_path or ""
+    kept = any(reducer.predictor is other.predictor for other in in_use if other.fitted)
     theirs = f"{fitted_to['name']} with weights {fitted_to['sha256'][:12]}"
     says, cure = f"predictor {path} was fitted to {theirs}, but this tower's weights", _on_purpose("" if kept else path)
     if not tower.has_fingerprint():

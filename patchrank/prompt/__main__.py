@@ -131,7 +131,7 @@ def _row(
     tuned: Tuned | None = None,
 ) -> dict:
     """The result row; `before` is the same pruning without prompts, None where there are none."""
-    row = {"model": args.model} | img_size_of(args)
+    row = {"model": clip.name} | img_size_of(args)
     row |= {"data": args.data, "split": args.split or "val", "n_images": len(found.kept)}
     row |= {"seed": args.seed} | pruning_from(args) | {"mode": config.mode}
     unused = "images" if config.loss == "cross_entropy" else "shots"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import timm
 import torch
 from torch import nn
 
@@ -14,8 +13,8 @@ from patchrank.golden.scores import check_rounds
 from patchrank.layers import pruning
 from patchrank.layers.predictors import check_location
 from patchrank.layers.prompts import PROMPTS
-from patchrank.models.clip import Clip
-from patchrank.models.pretrained import find_weights
+from patchrank.layers.schedule import check_locations
+from patchrank.models.clip import Clip, create_tower
 from patchrank.models.text import CONTEXT_LENGTH, tokenize
 from patchrank.prompt.tuning import check_distillation
 from patchrank.trial.inputs import load_part
@@ -32,15 +31,14 @@ def check_trial(trial: ResolvedTrial) -> None:
         UserError: names the setting, the rule it broke and what to try.
     """
     config = trial.config
-    find_weights(config.model.name)
+    pair = _empty_pair(config.model.name, config.model.img_size)
+    tower = pair.visual
     for key, tasks in (("data.tasks", trial.tasks), ("predictor.fit_on", trial.fit_tasks)):
         if len(set(tasks)) < len(tasks):
             raise UserError(f"{key} must not name a task twice, but is {list(tasks)}")
         for task in tasks:
             _check_task(task, config.data)
-    pair = _empty_pair(config.model.name, config.model.img_size)
-    tower = pair.visual
-    pruning.check_locations((trial.remove_at,), len(tower.blocks))
+    check_locations((trial.remove_at,), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, config.golden.window, config.golden.stride)
     check_rounds(config.golden.rounds, tower.num_patches)
     trial.predictor.create(tower)
@@ -104,4 +102,4 @@ def _check_task(task: str, data: DataConfig) -> None:
 def _empty_pair(name: str, img_size: int | None) -> Clip:
     """A tower without weights to check settings against, in a pair without a text tower."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return Clip(name, timm.create_model(name, img_size=img_size), nn.Identity())
+        return Clip(name, create_tower(name, img_size=img_size), nn.Identity())

@@ -13,6 +13,7 @@ from patchrank.config import BenchmarkConfig
 from patchrank.config.canonical import FIRST, canonical
 from patchrank.golden import scores
 from patchrank.io import content_id
+from patchrank.models.model_name import stable_name
 from patchrank.prompt import tuning
 from patchrank.trial.inputs import PARTS
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -27,6 +28,7 @@ def trial_id(context: TrialContext) -> str:
     settings = canonical(context.trial.config)
     for section, key in PLACES:
         del settings[section][key]
+    settings["model"]["name"] = context.inputs.clip.name  # which has no path in it
     settings["prompt"] = None  # the fingerprint has what is left of it once a preset has filled it in
     versions = VERSIONS | ({"prompt": tuning.VERSION} if context.trial.learns else {})
     versions |= {"repair": repair.VERSION} if context.trial.repairs else {}
@@ -82,8 +84,8 @@ def speed_settings(trial: ResolvedTrial) -> dict:
         without_effect = FIRST["prompt"] - {*counted, "norm_gains"}
         prompts = {key: value for key, value in prompt.items() if key not in without_effect}
     size = {} if (side := trial.config.model.img_size) is None else {"img_size": side}
-    settings = {"model": trial.config.model.name, "pruning": pruning, "predictor": predictor, "prompts": prompts}
-    return settings | size
+    model = stable_name(trial.config.model.name)
+    return {"model": model, "pruning": pruning, "predictor": predictor, "prompts": prompts} | size
 
 
 def speed_id(trial: ResolvedTrial, hardware: dict, settings: BenchmarkConfig) -> str:

@@ -10,6 +10,7 @@ from patchrank.io import check_writable, read_json, write_json
 from patchrank.layers.predictors import save_predictor
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.save import CONFIG, WEIGHTS, find_target, save_pretrained, staged_directory
+from patchrank.models.model_name import is_open_clip
 from patchrank.models.prompt_files import describe, save_prompts
 from patchrank.models.repair_files import load_repair, save_repair
 from patchrank.report.pareto import is_number
@@ -20,6 +21,7 @@ from patchrank.trial.training import describe_ranker, prompted, ranked, repair_f
 from patchrank.utils.errors import UserError
 
 SCHEMA = 1
+OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")  # by open_clip's own names
 PREDICTOR, PROMPTS, REPAIR = "predictor.safetensors", "prompts.safetensors", "repair.safetensors"
 CHOSEN = "chosen.json"
 
@@ -29,7 +31,8 @@ def write_model(
 ) -> dict:
     """Writes a trial's tower to a folder and reads test for it, once and on all its images.
 
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` makes the tower again, its pruning in force. Beside it lie
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` makes the tower again, its pruning in force. A model that
+    `open_clip:...` names is written as open_clip's own files, which `create_clip` takes. Beside it lie
     `chosen.json` (settings, figures, how to load), `predictor.safetensors` where a predictor or prior ranks,
     `prompts.safetensors` where tokens were learned, and `repair.safetensors` where the projection was solved anew.
 
@@ -47,7 +50,7 @@ def write_model(
             each task.
     """
     check_one_model(trial)
-    target = find_target(folder, (CONFIG, WEIGHTS, PREDICTOR, PROMPTS, REPAIR, CHOSEN))
+    target = find_target(folder, (CONFIG, WEIGHTS, *OPEN_CLIP_FILES, PREDICTOR, PROMPTS, REPAIR, CHOSEN))
     if target.exists() and any(target.iterdir()) and "settings" not in (read_json(target / CHOSEN) or {}):
         raise UserError(f"cannot write {folder}: it holds files but no {CHOSEN} of a sweep; try a new directory")
     check_writable(target.parent)
@@ -98,7 +101,12 @@ def _write(context: TrialContext, prompts: Prompts | None, folder: Path) -> None
     has_ranker = reducer is not None and reducer.fitted
     if has_ranker:
         reducer.about = describe_ranker(context)
-    save_pretrained(clip.visual, folder)
+    if is_open_clip(clip.name):
+        from patchrank.models.open_clip.save import save_open_clip
+
+        save_open_clip(clip, context.trial.config.model.name, folder)
+    else:
+        save_pretrained(clip.visual, folder)
     if has_ranker:
         save_predictor(reducer.predictor, folder / PREDICTOR, reducer.about)
     if context.trial.repairs:
@@ -108,16 +116,22 @@ def _write(context: TrialContext, prompts: Prompts | None, folder: Path) -> None
 
 
 def _how_to_load(trial: ResolvedTrial, folder: str) -> dict[str, str]:
-    """Python that makes the image tower, and the pair with its text tower, from a folder."""
+    """Python that makes the image tower, and the pair with its text tower, from a folder.
+
+    Of a model that `open_clip:...` names: the pair, and open_clip's own model without pruning.
+    """
     model, prompts = trial.config.model, f"{folder}/{PROMPTS}" if trial.learns else None
     repair = f"{folder}/{REPAIR}" if trial.repairs else None
     visual = f", prompts_path={prompts!r}" if trial.learns_visual else ""
     visual += f", repair_path={repair!r}" if repair else ""
-    settings = {"checkpoint": model.checkpoint, "prompts": prompts, "img_size": model.img_size, "repair_path": repair}
+    name, checkpoint, theirs = model.name, model.checkpoint, is_open_clip(model.name)
+    if theirs:
+        name, checkpoint = f"open_clip:{folder}/{OPEN_CLIP_FILES[0]}", f"{folder}/{OPEN_CLIP_FILES[1]}"
+    settings = {"checkpoint": checkpoint, "prompts": prompts, "img_size": model.img_size, "repair_path": repair}
     settings |= {"predictor_path": f"{folder}/{PREDICTOR}"} if trial.is_fitted and trial.prunes else {}
     settings |= trial.pruning
     arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
-    return {
-        "tower": f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True{visual})",
-        "pair": f"patchrank.create_clip({model.name!r}, {arguments})",
-    }
+    pair, local = f"patchrank.create_clip({name!r}, {arguments})", f"local-dir:{folder}"
+    if theirs:
+        return {"pair": pair, "unpruned": f"open_clip.create_model({local!r})"}
+    return {"tower": f"timm.create_model({local!r}, pretrained=True{visual})", "pair": pair}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 
-import timm
 import torch
 from torch import nn
 
@@ -13,7 +12,7 @@ from patchrank.config import BenchmarkConfig
 from patchrank.io import join, read_json, write_json
 from patchrank.layers.norm_gains import layer_norms
 from patchrank.layers.prompts import create_prompt
-from patchrank.models.clip import create_clip
+from patchrank.models.clip import create_clip, create_tower
 from patchrank.trial.identity import SCHEMA, speed_id, speed_settings
 from patchrank.trial.inputs import Inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -48,7 +47,7 @@ def random_tower(trial: ResolvedTrial, device: str = "cpu") -> nn.Module:
     """A tower of a trial's structure with random weights, its ranker and its learned tokens among them."""
     with torch.random.fork_rng(devices=[]):
         model, predictor = trial.config.model, None
-        tower = timm.create_model(model.name, img_size=model.img_size).eval()
+        tower = create_tower(model.name, img_size=model.img_size)
         if trial.config.pruning.reducer == "predictor":
             predictor = trial.predictor.create(tower).eval()
         tower.set_pruning(predictor, predictor_init="random", **trial.pruning)

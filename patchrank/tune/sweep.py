@@ -10,6 +10,7 @@ import patchrank
 from patchrank.config import PromptConfig, Rule, SweepConfig, TrialConfig, leaves, validate
 from patchrank.io import resolve
 from patchrank.io.yaml import parse_yaml, read_yaml
+from patchrank.models.model_name import with_absolute_path
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.plugins import import_modules
 
@@ -68,7 +69,8 @@ def _placed(config: SweepConfig, trial: TrialConfig, suffix: str) -> SweepConfig
     beside = tuple(resolve(place) + suffix for place in config.report.beside)
     changed = {"root": resolve(config.root) + suffix, "shards": resolve(config.shards)}
     changed["report"] = config.report.model_copy(update={"beside": beside})
-    model = trial.model.model_copy(update={"checkpoint": _absolute(trial.model.checkpoint)})
+    placed = {"name": with_absolute_path(trial.model.name), "checkpoint": _absolute(trial.model.checkpoint)}
+    model = trial.model.model_copy(update=placed)
     places = {key: _absolute(getattr(trial.data, key)) for key in ("root", "vocabulary")}
     changed["trial"] = trial.model_copy(update={"model": model, "data": trial.data.model_copy(update=places)})
     return config.model_copy(update=changed)

@@ -13,8 +13,8 @@ from torch import Tensor
 from patchrank.config import DEFAULTS
 from patchrank.golden.scores import METRICS, score_images
 from patchrank.layers.predictors import load_predictor
-from patchrank.layers.pruning import num_kept
 from patchrank.layers.reducers import REDUCERS
+from patchrank.layers.schedule import num_kept
 from patchrank.models.clip import Clip
 from patchrank.models.embed import embed
 from patchrank.utils.errors import UserError, near

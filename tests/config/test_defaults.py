@@ -38,6 +38,7 @@ MEANT = {
     "batch_size": {"benchmark": "benchmark.batch_size", "prompt": "prompt.batch_size"},
     "mode": {"prompt": "prompt.mode", "layers.prompts": "prompt.mode"},
     "images": {"prompt": "prompt.images", "repair": "repair.images"},
+    "metric": {"golden": "golden.metric", "fit": "golden.metric", "layers": "pruning.metric"},
 }
 WORDS = ("name", "batch_size", "mode", "images", "templates", "root")  # mean a setting only where MEANT says so
 RENAMED = {"model": "model.name", "data_root": "data.root", "predictor_name": "predictor.name"}  # flags

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from patchrank.layers import pruning
+from patchrank.layers import pruning, schedule
 from patchrank.utils.errors import UserError
 
 
@@ -10,31 +10,31 @@ from patchrank.utils.errors import UserError
     [(196, 0.6, 118), (64, 0.6, 38), (64, 1.0, 64), (64, 0.001, 1), (5, 0.5, 3)],
 )
 def test_num_kept_rounds_halves_up_and_leaves_one(num_tokens, keep_rate, kept):
-    assert pruning.num_kept(num_tokens, keep_rate) == kept
+    assert schedule.num_kept(num_tokens, keep_rate) == kept
 
 
 def test_removals_are_equal_and_earlier_locations_take_the_rest():
-    assert pruning.drop_schedule(196, 0.6, (4, 6, 8, 10)) == (20, 20, 19, 19)
-    assert pruning.drop_schedule(196, 0.6, (4, 6, 8, 10), drop_counts=(20, 20, 20, 20)) == (20, 20, 20, 20)
-    assert pruning.drop_schedule(64, 1.0, (4,)) == (0,)
+    assert schedule.drop_schedule(196, 0.6, (4, 6, 8, 10)) == (20, 20, 19, 19)
+    assert schedule.drop_schedule(196, 0.6, (4, 6, 8, 10), drop_counts=(20, 20, 20, 20)) == (20, 20, 20, 20)
+    assert schedule.drop_schedule(64, 1.0, (4,)) == (0,)
 
 
 @pytest.mark.parametrize("keep_rate", [0, -0.1, 1.01, float("nan")])
 def test_keep_rate_outside_its_range_is_refused(keep_rate):
     with pytest.raises(UserError, match="keep_rate must lie in"):
-        pruning.num_kept(64, keep_rate)
+        schedule.num_kept(64, keep_rate)
 
 
 @pytest.mark.parametrize("locations", [(), (0,), (13,), (4, 4), (6, 4), (4.0,), (True,)])
 def test_locations_must_be_increasing_layers(locations):
     with pytest.raises(UserError, match="locations must"):
-        pruning.check_locations(locations, 12)
+        schedule.check_locations(locations, 12)
 
 
 @pytest.mark.parametrize("counts", [(1,), (-1, 1), (32, 32), (1.5, 1)])
 def test_drop_counts_must_fit(counts):
     with pytest.raises(UserError, match="drop_counts must"):
-        pruning.drop_schedule(64, 0.5, (1, 2), counts)
+        schedule.drop_schedule(64, 0.5, (1, 2), counts)
 
 
 def test_ties_keep_the_lower_index():

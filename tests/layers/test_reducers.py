@@ -6,14 +6,18 @@ import torch
 from timm.layers import Attention
 from torch import nn
 
-from patchrank.layers.class_token import cls_row, forward_with_row
+from patchrank.layers import pruning_block
+from patchrank.layers.block_parts import run_block
+from patchrank.layers.class_token import cls_row
 from patchrank.layers.predictors import Prior, create_predictor, save_predictor
 from patchrank.layers.pruning import rank
 from patchrank.layers.reducers import REDUCERS, TokenState, create_reducer
 from patchrank.utils.errors import UserError
 
 ALL = sorted(REDUCERS)
-OWN = sorted(set(REDUCERS) - {"golden"})  # golden has no scores of its own
+MERGING = sorted(name for name in REDUCERS if REDUCERS[name].merges)  # tests/layers/test_matching.py has more of them
+RANKERS = sorted(set(ALL) - set(MERGING))
+OWN = sorted(set(RANKERS) - {"golden"})  # golden has no scores of its own
 FITTED = ["predictor", "prior"]
 LOCATIONS = [(4, 6, 8, 10), (1, 3), (12,)]
 
@@ -42,7 +46,7 @@ def test_keep_rate_1_is_the_plain_tower_bit_for_bit(tower, images, reducer):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer", ALL)
+@pytest.mark.parametrize("reducer", RANKERS)
 @pytest.mark.parametrize("locations", LOCATIONS)
 def test_external_scores_win_over_any_reducer(tower, images, reducer, locations):
     scores = torch.randn(4, 64, generator=torch.Generator().manual_seed(2))
@@ -142,7 +146,8 @@ def test_compiled_in_one_graph(images, reducer):
 def test_a_block_that_tells_its_row_computes_what_it_always_did(tower, fused):
     block, x = tower.blocks[3], torch.randn(3, 65, 64, generator=torch.Generator().manual_seed(5))
     block.attn.fused_attn = fused
-    out, row = forward_with_row(block, x)
+    out, seen = run_block(block, x, wanted=["cls_row"])
+    row = seen.cls_row
     torch.testing.assert_close(out, block(x), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(row, full_attention(block, x), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(cls_row(block, x), row, atol=1e-6, rtol=1e-6)
@@ -186,13 +191,14 @@ def test_half_precision_keeps_the_contract(tower, images, reducer):
 
 @torch.no_grad()
 def test_rows_are_made_only_where_they_decide(tower, images, monkeypatch):
-    from patchrank.models import pruned_vit
-
     made = []
-    monkeypatch.setattr(
-        pruned_vit, "forward_with_row", lambda block, x: made.append(list(tower.blocks).index(block) + 1)
-        or forward_with_row(block, x)
-    )  # fmt: skip
+
+    def run(block, x, bias=None, wanted=(), middle=None):
+        if wanted:
+            made.append(list(tower.blocks).index(block) + 1)
+        return run_block(block, x, bias, wanted, middle)
+
+    monkeypatch.setattr(pruning_block, "run_block", run)
     prune(tower, "cls_attention", locations=(4, 6, 8, 10))
     tower(images)
     assert made == [3, 5, 7, 9]
@@ -279,7 +285,7 @@ def test_a_file_that_reads_the_class_token_alone_is_refused_at_location_1(tower,
 
 @pytest.mark.parametrize("reducer", FITTED)
 def test_fitted_reducers_want_weights_or_the_word_that_none_are_meant(tower, images, reducer):
-    with pytest.raises(UserError, match=f"reducer '{reducer}' has no weights .* center, cls_attention, golden, random"):
+    with pytest.raises(UserError, match=f"reducer '{reducer}' has no weights .* center, cls_attention"):
         tower.set_pruning(keep_rate=0.5, reducer=reducer)
     tower.set_pruning(keep_rate=0.5, reducer=reducer, predictor_init="random")
     assert tower.forward_pruned(images).kept.shape == (4, 32)
@@ -300,7 +306,7 @@ def test_a_module_goes_on_until_its_first_location_or_reducer_changes(tower, red
 
 def test_a_module_needs_a_reducer_that_ranks_by_it(tower):
     mine = create_predictor("mix_mlp", 64, (8, 8))
-    with pytest.raises(UserError, match="reducer 'center' takes no predictor; .* needs predictor or prior"):
+    with pytest.raises(UserError, match="reducer 'center' takes no predictor; .* needs .*predictor or prior"):
         tower.set_pruning(keep_rate=0.5, reducer="center", predictor=mine)
     with pytest.raises(UserError, match="reducer 'prior' ranks by a fitted 'prior', but was given a MixMlp"):
         tower.set_pruning(keep_rate=0.5, reducer="prior", predictor=mine)

@@ -19,7 +19,7 @@ from patchrank.golden.dataset import Ranked
 from patchrank.golden.scores import score_images
 from patchrank.layers.predictors import create_predictor, load_predictor, save_predictor
 from patchrank.layers.prompts import Prompts
-from patchrank.layers.pruning import check_locations, drop_schedule
+from patchrank.layers.schedule import check_locations, drop_schedule
 from patchrank.models.pretrained import WEIGHTS
 from patchrank.models.prompt_files import describe, load_prompts, save_prompts
 from patchrank.utils.errors import UserError

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from patchrank.data.dataset_factory import load_split
-from patchrank.layers.pruning import num_kept
+from patchrank.layers.schedule import num_kept
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.visualize import draw_rankings, kept_by, rank_pictures, read_pictures, split_pictures

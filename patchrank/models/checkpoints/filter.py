@@ -42,7 +42,11 @@ def checkpoint_filter_fn(state_dict: Mapping, model: nn.Module, source: str = "w
 
 
 def tower_weights(
-    visual: Mapping[str, Tensor], model: nn.Module, source: str = "weights", adapted: Collection[str] = ()
+    visual: Mapping[str, Tensor],
+    model: nn.Module,
+    source: str = "weights",
+    adapted: Collection[str] = (),
+    called: Mapping[str, str] = {},
 ) -> dict[str, Tensor]:
     """The state dict for a tower: an image tower's weights, and a predictor's. Nothing is loaded here.
 
@@ -52,6 +56,7 @@ def tower_weights(
         visual: by timm's names, as in `Pair.visual`.
         source: what errors call the weights.
         adapted: keys whose shapes are not checked, since timm will adapt them.
+        called: what errors call some keys, in place of timm's names.
 
     Raises:
         UserError: another architecture, or a key that is missing, surplus or of another shape.
@@ -60,24 +65,29 @@ def tower_weights(
     if _is_resized(weights, model):
         weights = vit_checkpoint_filter_fn(weights, model)
     _check_shape(weights, model, source, adapted)
-    check_keys(weights, model.state_dict(), source, adapted)
+    check_keys(weights, model.state_dict(), source, adapted, called)
     return weights
 
 
 def check_keys(
-    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], source: str, adapted: Collection[str] = ()
+    theirs: Mapping[str, Tensor],
+    ours: Mapping[str, Tensor],
+    source: str,
+    adapted: Collection[str] = (),
+    called: Mapping[str, str] = {},
 ) -> None:
     """Raises `UserError` that names the first key in which weights (`theirs`) differ from a model's (`ours`)."""
     wrong = []
     for key in sorted((set(ours) | set(theirs)) - set(adapted)):
+        name = called.get(key, key)
         if key not in theirs:
-            wrong.append(f"{key} is missing")
+            wrong.append(f"{name} is missing")
         elif key not in ours:
-            wrong.append(f"{key} is surplus")
+            wrong.append(f"{name} is surplus")
         elif theirs[key].shape != ours[key].shape:
-            wrong.append(f"{key} has shape {tuple(theirs[key].shape)}, not {tuple(ours[key].shape)}")
+            wrong.append(f"{name} has shape {tuple(theirs[key].shape)}, not {tuple(ours[key].shape)}")
         elif theirs[key].is_floating_point() != ours[key].is_floating_point():
-            wrong.append(f"{key} is of {theirs[key].dtype}, not {ours[key].dtype}")
+            wrong.append(f"{name} is of {theirs[key].dtype}, not {ours[key].dtype}")
     if wrong:
         more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
         raise UserError(f"{source}: {wrong[0]}{more}")
@@ -162,6 +172,8 @@ def _check_shape(weights: Mapping[str, Tensor], model: nn.Module, source: str, a
         name = _config(model).get("architecture") or "this tower"
         fits = [entry for entry, shape in _entry_shapes().items() if shape == theirs]
         if theirs._replace(positions=0) == compared._replace(positions=0) and (side := theirs.image_side()):
-            fits.append(f"img_size={side} (--img-size {side})")  # the same architecture, trained on images of that side
+            # the same architecture, trained on images of that side
+            is_entry = name in _entry_shapes()
+            fits.append(f"img_size={side} (--img-size {side})" if is_entry else f"image_size {side} in its config")
         fits = " or ".join(fits) or "none of our entries"
         raise UserError(f"{source}: a vision transformer of {theirs}, but {name} has {ours}; {fits} would fit")

@@ -72,12 +72,21 @@ def download_pair(weights: Weights) -> str:
     Raises:
         UserError: the hub cannot be reached, or has no such file for us; says what to do instead.
     """
-    repo, files = weights.clip_repo, CLIP_MODEL_FILES
-    if repo is None:
-        from open_clip.pretrained import get_pretrained_cfg
+    if weights.clip_repo is None:
+        return download_open_clip(*weights.open_clip)
+    return _download(weights.clip_repo, CLIP_MODEL_FILES)
 
-        repo, _, name = get_pretrained_cfg(*weights.open_clip)["hf_hub"].rpartition("/")
-        files = (name,) if name else OPEN_CLIP_FILES
+
+def download_open_clip(model: str, tag: str) -> str:
+    """As `download_pair`, by the names of a model and a tag that open_clip knows."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    repo, _, name = get_pretrained_cfg(model, tag)["hf_hub"].rpartition("/")
+    return _download(repo, (name,) if name else OPEN_CLIP_FILES)
+
+
+def _download(repo: str, files: Sequence[str]) -> str:
+    """The first of the files that a hub repository has. Raises `UserError` as `download_pair` does."""
     ensure_reachable(repo, files)
     for name in files:
         try:

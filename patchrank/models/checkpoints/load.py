@@ -85,11 +85,12 @@ def load_tower(model: nn.Module, path: str | Path) -> None:
     _load(model, weights)
 
 
-def load_pair(clip: nn.Module, path: str | Path) -> None:
+def load_pair(clip: nn.Module, path: str | Path, called: Mapping[str, str] = {}) -> None:
     """Loads both towers of a pair and its temperature, as `load_tower` does.
 
     Args:
         clip: with `visual`, `text` and `logit_scale`, such as a `patchrank.models.clip.Clip`.
+        called: what errors call weights of the image tower, in place of timm's names.
 
     Raises:
         UserError: as for `load_tower`, or the file has no text tower.
@@ -98,7 +99,7 @@ def load_pair(clip: nn.Module, path: str | Path) -> None:
     tensors = read_checkpoint(path)
     with naming_family(tensors, clip.visual.state_dict(), source):
         pair = to_pair(tensors, source)
-        visual = tower_weights(pair.visual, clip.visual, source)
+        visual = tower_weights(pair.visual, clip.visual, source, called=called)
         if not pair.text:
             raise UserError(f"{source}: holds an image tower alone, and a pair needs a text tower too")
         check_keys(pair.text, clip.text.state_dict(), f"{source}: text tower")

@@ -46,7 +46,7 @@ def strange_features(native: theirs.VisionTransformer) -> Iterator[str]:
     for name, module in native.named_modules():
         if is_hooked(module):
             yield f"hooks on {name or 'all of it'} would be lost (try to hang them on visual.trunk afterwards)"
-    if not all(map(is_plain_tensor, native.state_dict().values())):
+    if not all(getattr(value, "is_meta", False) or is_plain_tensor(value) for value in native.state_dict().values()):
         yield "quantised weights (try to quantise them after prune_open_clip)"
         return
     if native.attn_pool is not None:

@@ -8,8 +8,8 @@ from open_clip import CLIP, CustomTextCLIP
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
-from patchrank.models.clip import Clip
 from patchrank.models.open_clip.prune import check_kind, pruned_trunk
+from patchrank.models.pair import Clip
 from patchrank.models.text import VOCAB_SIZE
 from patchrank.utils.errors import UserError
 

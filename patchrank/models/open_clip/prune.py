@@ -14,9 +14,9 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from patchrank.models.clip import Clip
 from patchrank.models.open_clip.convert import create_visual, strange_features
 from patchrank.models.open_clip.visual import OpenClipTrunk, OpenClipVisual
+from patchrank.models.pair import Clip
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import is_compiled
@@ -50,7 +50,7 @@ def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **prun
     if (trunk := pruned_trunk(model)) is not None:
         trunk.set_pruning(predictor=predictor, **pruning)
         return model
-    for feature in _strange(visual):
+    for feature in strange_parts(visual):
         raise UserError(
             f"prune_open_clip cannot take this image tower: {feature}; it takes open_clip's VisionTransformer and "
             "timm's, pooled by the class token"
@@ -153,7 +153,7 @@ def _transform_cfg(visual: nn.Module) -> dict:
     }
 
 
-def _strange(visual: nn.Module | None) -> Iterator[str]:
+def strange_parts(visual: nn.Module | None) -> Iterator[str]:
     """Names of everything in an image tower that ours cannot reproduce."""
     for module in (visual, getattr(visual, "trunk", None)):
         if module is not None and ("forward" in vars(module) or is_compiled(module)):

@@ -1,0 +1,60 @@
+"""What towers and inputs must be, so that tokens can leave."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from patchrank.layers.block_parts import check_attention, check_parts
+from patchrank.layers.pruning_block import PruningBlock
+from patchrank.utils.errors import UserError
+
+
+def check_prunable(tower: nn.Module, pruner: PruningBlock) -> None:
+    """Refuses a tower from which tokens cannot leave, or not by the reducer of `pruner`.
+
+    Raises:
+        UserError: other pooling than by the class token, a changing image size, patches dropped at random, no class
+            attention where it decides, a block that cannot run in parts where a reducer acts inside of it, or more
+            tokens that leave at once than can.
+    """
+    if tower.global_pool not in ("token", ""):
+        raise UserError(f"pruning needs pooling by the class token, but global_pool is {tower.global_pool!r}")
+    check_grid(tower, "pruning")
+    read = [max(layer, 1) for layer in range(len(tower.blocks) + 1) if pruner.signals(layer)]
+    if read and not tower.has_class_token:
+        raise UserError("ranking by class attention needs a class token, but this tower has none")
+    for layer in read:
+        check_attention(tower.blocks[layer - 1], layer)
+    for layer in pruner.in_parts():
+        check_parts(tower.blocks[layer - 1], layer)
+    _check_counts(tower.num_patches, pruner)
+
+
+def _check_counts(num_patches: int, pruner: PruningBlock) -> None:
+    """Refuses to take more tokens at once than a reducer can, and signals that no layer has given yet."""
+    for layer, (alive, count) in pruner.leaving(num_patches).items():
+        if count > (most := pruner.reducer.most(alive)):
+            raise UserError(
+                f"drop_counts: at location {layer} {count} of {alive} patch tokens shall leave, but {pruner.name!r} "
+                f"merges at most {most} at once; try more locations, or fewer tokens at this one"
+            )
+    if "shift" in pruner.reducer.needs and 1 in pruner.drops:
+        raise UserError(f"reducer {pruner.name!r} ranks by the layer before a location, so locations begin at 2")
+
+
+def check_grid(tower: nn.Module, what: str) -> None:
+    """Refuses a tower whose sequences do not always begin with all patches of one grid; `what` needs that."""
+    if tower.dynamic_img_size:
+        raise UserError(f"{what} needs a fixed image size, but dynamic_img_size is on: give img_size instead")
+    if not isinstance(tower.patch_drop, nn.Identity):
+        raise UserError(f"{what} needs all patches of the grid, but patch_drop_rate drops some before layer 1")
+
+
+def without_mask(x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """x itself. Raises `UserError` for an attention mask, with which pruning and prompts do not go together."""
+    if attn_mask is not None or is_causal:
+        raise UserError(
+            "attention masks do not go together with pruning or prompts: tokens leave or come, and the mask would not "
+            "fit"
+        )
+    return x

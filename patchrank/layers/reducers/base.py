@@ -1,0 +1,80 @@
+"""The contract of reducers with a tower, and their registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+
+from patchrank.layers.registry import Registry
+from patchrank.layers.token_state import TokenState
+from patchrank.utils.errors import UserError
+
+Metric = Literal["features", "keys"]
+
+
+class Reducer(nn.Module):
+    """Base of all reducers. One whose ranking never changes overrides `score` alone.
+
+    site:  `before` a layer, or `mid` block: inside the layer that a location names, between attention and MLP.
+    needs: what the tower must give beside the tokens: `cls_row`, `shift`, `sample_key`, `pixels`, `scores`.
+    merges: whether it merges tokens by a rule of its own, so that `leftovers` says nothing. Others rank, and what they
+        do not keep is dropped or merges, as the state's `merge` says.
+    metric: of one that merges by itself, what tokens are compared by; None for tokens as they are.
+    observes: whether `observe` sees the tokens that enter each layer, those of the `first` location's alone, or none.
+    fitted: whether it ranks by the weights of a predictor file or module.
+    """
+
+    site: Literal["before", "mid"] = "before"
+    needs: tuple[str, ...] = ()
+    merges = False
+    metric: Metric | None = None
+    observes: Literal["first", "all"] | None = None
+    fitted = False
+
+    def score(self, state: TokenState) -> Tensor:
+        """Scores (B, K) of the tokens of `state`, high = keep."""
+        raise UserError(
+            f"reducer {type(self).__name__.lower()!r} has no scores of its own: hand them to forward_pruned"
+        )
+
+    def reduce(self, state: TokenState, k: int) -> TokenState:
+        """Keeps the k best tokens. They are scored and sorted at the first location; later ones take a slice."""
+        if state.scores is None:
+            state = state.ranked_by(self.score(state))
+        return state.first(k)
+
+    def observe(self, state: TokenState, layer: int, scores: Tensor | None) -> TokenState:
+        """Takes note of the tokens that enter a layer, where `observes` asks for it, before any of them leaves.
+
+        Args:
+            layer: from 1.
+            scores: (B, N) from outside, to rank by instead of its own.
+        """
+        return state
+
+    def most(self, num_tokens: int) -> int:
+        """How many of so many patch tokens may leave at one location."""
+        return num_tokens - 1
+
+    def num_macs(self, tower: nn.Module, reaching: Mapping[int, int]) -> int:
+        """MACs of scoring one image in `tower`.
+
+        Args:
+            reaching: for each location the length of the sequence before tokens leave, class and prompt tokens too.
+        """
+        return 0
+
+    def matching_macs(self, tower: nn.Module, leaving: Mapping[int, tuple[int, int]]) -> int:
+        """MACs of a reducer that merges by itself: comparing tokens, and adding up those that merge.
+
+        Args:
+            leaving: for each location how many patch tokens there are, and how many of them leave.
+        """
+        return 0
+
+
+REDUCERS = Registry("reducer")
+register_reducer = REDUCERS.register  # a decorator: makes a class available to `create_reducer`, and so to YAML
+create_reducer = REDUCERS.create

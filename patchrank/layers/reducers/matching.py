@@ -1,0 +1,148 @@
+"""Reducers that merge tokens in pairs inside a layer, as ToMe does, and ours that a ranking guides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from patchrank.config import DEFAULTS
+from patchrank.layers.merging import bipartite, joining_macs, upward
+from patchrank.layers.pruning import importance, take
+from patchrank.layers.reducers.base import Metric, Reducer, register_reducer
+from patchrank.layers.reducers.rankers import Predictor
+from patchrank.layers.token_state import TokenState
+
+torch.fx.wrap("bipartite")  # count tokens, which torch.fx cannot
+torch.fx.wrap("upward")
+
+
+class Matching(Reducer):
+    """Base of reducers that choose pairs of similar tokens in mid-block; one of each pair merges into the other."""
+
+    site = "mid"
+    merges = True
+    metric: Metric = "features"
+
+    def match(self, state: TokenState, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Places of the tokens that stay and of the `count` that go, and which of the former each of these joins."""
+        return bipartite(state.metric, count)
+
+    def reduce(self, state: TokenState, k: int) -> TokenState:
+        kept, gone, into = self.match(state, state.tokens.shape[1] - k)
+        return state.merged(lambda x: take(x, kept), lambda x: take(x, gone), into)
+
+    def most(self, num_tokens: int) -> int:
+        return num_tokens // 2
+
+    def num_pairs(self, num_tokens: int) -> int:
+        """How many pairs of tokens are compared."""
+        return (num_tokens // 2) * (num_tokens - num_tokens // 2)
+
+    def matching_macs(self, tower: nn.Module, leaving: Mapping[int, tuple[int, int]]) -> int:
+        width = tower.embed_dim if self.metric == "features" else tower.blocks[0].attn.head_dim
+        compared = width * sum(self.num_pairs(alive) for alive, _ in leaving.values())
+        return compared + sum(joining_macs(count, alive - count, tower.embed_dim) for alive, count in leaving.values())
+
+
+@register_reducer("tome")
+class Tome(Matching):
+    """ToMe as published: keys, mean over heads, are compared in mid-block; sizes and proportional attention."""
+
+    metric: Metric = "keys"
+
+
+@register_reducer("feature_merge")
+class FeatureMerge(Matching):
+    """ToMe's matching on normed features, norm2(x) in mid-block, in place of keys; needs no training either."""
+
+
+class Guided(Predictor):
+    """Part of a matching: a predictor tells importance once, from the tokens that enter the first location.
+
+    It is z-scored over the patches of an image. A token keeps its own, whatever merges into it.
+    """
+
+    observes = "first"
+
+    def observe(self, state: TokenState, layer: int, scores: Tensor | None) -> TokenState:
+        scores = self.score(state) if scores is None else scores
+        return replace(state, scores=scores, carried=importance(scores.float()))
+
+
+@register_reducer("guided_merge")
+class GuidedMerge(Matching, Guided):
+    """ToMe's matching with a ranking inside: a pair's score is its similarity less `protection` times importance.
+
+    The importance is that of the token that goes, as a predictor sees it.
+
+    Args:
+        predictor: predicts importance.
+        metric: what is compared: `features`, or `keys` as ToMe does.
+        protection: weight of importance; 0 leaves the matching alone.
+    """
+
+    def __init__(self, predictor: nn.Module, metric: Metric = DEFAULTS.pruning.metric, protection: float | None = None):
+        super().__init__(predictor)
+        self.metric, self.protection = metric, 0.1 if protection is None else protection
+
+    def match(self, state: TokenState, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        return bipartite(state.metric, count, self.protection * state.carried)
+
+
+class Upward(Matching):
+    """Part of a matching in which a token may merge into any more important one, at the cost that `upward` has.
+
+    Args:
+        metric: what is compared: `features` or `keys`.
+        protection: how steeply the cost rises with the importance of the token that goes.
+    """
+
+    def __init__(self, *args, metric: Metric = DEFAULTS.pruning.metric, protection: float | None = None):
+        super().__init__(*args)
+        self.metric, self.protection = metric, 0.5 if protection is None else protection
+
+    def importance(self, state: TokenState) -> Tensor:
+        """Of each token, (B, K), z-scored."""
+        return state.carried
+
+    def match(self, state: TokenState, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        return upward(state.metric, state.sizes_or_ones(), self.importance(state), count, self.protection)
+
+    def most(self, num_tokens: int) -> int:
+        return num_tokens - 1
+
+    def num_pairs(self, num_tokens: int) -> int:
+        return num_tokens * num_tokens
+
+
+@register_reducer("rank_merge")
+class RankMerge(Upward, Guided):
+    """Ranked matching by a predictor: tokens merge into more important ones, as `upward` says.
+
+    Args:
+        predictor: predicts importance.
+        metric, protection: as of `Upward`.
+    """
+
+    def __init__(self, predictor: nn.Module, metric: Metric = DEFAULTS.pruning.metric, protection: float | None = None):
+        super().__init__(predictor, metric=metric, protection=protection)
+
+
+@register_reducer("attention_merge")
+class AttentionMerge(Upward):
+    """Ranked matching without any training: importance is the class token's attention in the layer itself, z-scored."""
+
+    needs = ("cls_row",)
+
+    def __init__(self, metric: Metric = DEFAULTS.pruning.metric, protection: float | None = None):
+        super().__init__(metric=metric, protection=protection)
+
+    def importance(self, state: TokenState) -> Tensor:
+        return importance(state.cls_row)
+
+    def num_macs(self, tower: nn.Module, reaching: Mapping[int, int]) -> int:
+        """One query against all keys in each layer that a location names."""
+        return sum(reaching.values()) * tower.embed_dim

@@ -1,0 +1,152 @@
+"""Patch tokens on their way through a tower: what stays, what merges into it, and where every patch has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from patchrank.layers.merging import joined, most_similar, moved, num_merging
+from patchrank.layers.pruning import rank, take
+
+for _step in ("take", "most_similar", "joined", "moved", "num_merging", "log_sizes"):
+    torch.fx.wrap(_step)  # torch.fx cannot follow sizes that these ask for, so each is one step of a graph
+
+Pick = Callable[[Tensor], Tensor]  # of what stands beside tokens, (B, K, ...), the part that belongs to some of them
+ALIGNED = ("tokens", "index", "sizes", "cls_row", "shift", "carried", "metric")  # fields that have a row for each token
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """Patch tokens on their way through the tower, without class, register and prompt tokens.
+
+    tokens: (B, K, D), those that are left.
+    index:  (B, K), the place of each of them in the full grid.
+    cls:    (B, D), the class token as it enters this layer, or as it is in the middle of it.
+    sizes:  (B, K), how many patches each token stands for, or None while each stands for itself.
+    homes:  (B, N), which token each patch lives in, -1 where it was dropped; None where none ever merge.
+    scores: (B, N), the ranking that persists, over the full grid; of a reducer that ranks, tokens are in its order.
+    sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
+    pixels: (B, N, C * P * P), the patches of the image; only for reducers that need it.
+    cls_row: (B, K), the class token's attention over `tokens`, and
+    shift:  (B, K), by how much the MLP changed each token (Euclidean norm), both in this layer for a reducer that acts
+            in mid-block, else in the layer before; only for reducers that need it.
+    metric: (B, K, d), by whose cosine tokens are compared; only where tokens merge.
+    carried: (B, K), a number of each token that a reducer keeps from one layer to the next.
+    merge:  whether tokens that leave merge into their most similar one that stays, instead of being dropped.
+    drop_share: how much of what leaves, from the end of the ranking, is dropped even so.
+    """
+
+    tokens: Tensor
+    index: Tensor
+    cls: Tensor
+    sizes: Tensor | None = None
+    homes: Tensor | None = None
+    scores: Tensor | None = None
+    sample_key: Tensor | None = None
+    pixels: Tensor | None = None
+    cls_row: Tensor | None = None
+    shift: Tensor | None = None
+    metric: Tensor | None = None
+    carried: Tensor | None = None
+    merge: bool = False
+    drop_share: float = 0.0
+
+    def ranked_by(self, scores: Tensor) -> TokenState:
+        """All N tokens of the full grid in descending order of `scores` (B, N), the ranking that persists."""
+        order = rank(scores)
+        return replace(self, scores=scores)._pick(lambda x: take(x, order))
+
+    def first(self, k: int) -> TokenState:
+        """The first k tokens: a slice, no gather."""
+        return self._leave(k, lambda x: x)
+
+    def best(self, scores: Tensor, k: int) -> TokenState:
+        """The k tokens of highest `scores` (B, K), which do not persist. Tokens stay in the grid's order.
+
+        So the lower index wins a tie at the next location too.
+        """
+        order = rank(scores)
+        chosen = order[:, :k].sort(dim=-1).values
+        order = torch.cat([chosen, order[:, k:]], dim=1) if self.merge else chosen
+        return self._leave(k, lambda x: take(x, order))
+
+    def merged(
+        self, kept: Pick, gone: Pick, into: Tensor, weights: Tensor | None = None, grows: Tensor | None = None
+    ) -> TokenState:
+        """Some tokens stay, others join them, and the rest is dropped.
+
+        Args:
+            kept, gone: pick the tokens that stay, k of them, and those that merge, m.
+            into: (B, m), which of the kept each one joins.
+            weights: (B, K), of each token in the mean; its size if left out.
+            grows: (B, m), by how much each one adds to the size of what it joins; its own size if left out.
+        """
+        sizes = self.sizes_or_ones()
+        weights = sizes if weights is None else weights
+        grows = gone(sizes) if grows is None else grows
+        stays = _columns(kept(self.tokens), kept(weights), kept(sizes))
+        total = joined(stays, _columns(gone(self.tokens), gone(weights), grows), into)
+        tokens = (total[..., :-2] / total[..., -2:-1]).to(self.tokens.dtype)
+        places = self._places()
+        homes = moved(self.homes, places, kept(places), gone(places), into)
+        return replace(self._pick(kept), tokens=tokens, sizes=total[..., -1], homes=homes)
+
+    def source(self, num_tokens: int) -> Tensor:
+        """The source map (B, num_tokens): which token each patch of the input lives in, -1 where it was dropped."""
+        if self.homes is not None:
+            return self.homes
+        slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
+        empty = torch.full((len(self.index), num_tokens), -1, device=self.index.device)
+        return empty.scatter(1, self.index, slots)
+
+    def bias(self, num_leading: int, dtype: torch.dtype) -> Tensor | None:
+        """What proportional attention adds to its logits, (B, 1, 1, P + K): log sizes; None while all are 1.
+
+        A token that stands for several patches is attended to as often as these would be. Class, register and prompt
+        tokens, the P = `num_leading` before the patches, stand for themselves.
+        """
+        return None if self.sizes is None else log_sizes(self.sizes, num_leading, dtype)
+
+    def _leave(self, k: int, ordered: Pick) -> TokenState:
+        """The first k of the tokens in an order; of the others some or all merge into these."""
+        kept: Pick = lambda x: ordered(x)[:, :k]  # noqa: E731
+        if not self.merge:
+            return self._pick(kept)
+        num_gone = num_merging(self.tokens.shape[1] - k, self.drop_share)
+        gone: Pick = lambda x: ordered(x)[:, k : k + num_gone]  # noqa: E731
+        return self.merged(kept, gone, most_similar(gone(self.metric), kept(self.metric)))
+
+    def _pick(self, pick: Pick) -> TokenState:
+        values = {name: pick(x) for name in ALIGNED if (x := getattr(self, name)) is not None}
+        if self.homes is not None:
+            places = self._places()
+            values["homes"] = moved(self.homes, places, pick(places))
+        return replace(self, **values)
+
+    def sizes_or_ones(self) -> Tensor:
+        """How many patches each token stands for (B, K), in float32."""
+        return torch.ones_like(self.index, dtype=torch.float32) if self.sizes is None else self.sizes
+
+    def _places(self) -> Tensor:
+        """0 to K - 1 for each image (B, K)."""
+        return torch.ones_like(self.index).cumsum(1) - 1  # torch.fx does not know K
+
+
+def _columns(tokens: Tensor, weights: Tensor, sizes: Tensor) -> Tensor:
+    """Weighted tokens, weights and sizes side by side, (B, K, D + 2), in float32."""
+    return torch.cat([tokens.float() * weights[..., None], weights[..., None], sizes[..., None]], dim=-1)
+
+
+def first_state(x: Tensor, num_leading: int) -> TokenState:
+    """All patches of a sequence (B, P + N, D), none of which has left yet; P = `num_leading`."""
+    patches = x[:, num_leading:]
+    index = torch.arange(patches.shape[1], device=x.device).expand(x.shape[0], -1)
+    return TokenState(tokens=patches, index=index, cls=x[:, 0])
+
+
+def log_sizes(sizes: Tensor, num_leading: int, dtype: torch.dtype) -> Tensor:
+    """(B, 1, 1, P + K) from sizes (B, K): zeros for P leading tokens, then logarithms."""
+    return torch.nn.functional.pad(sizes.log(), (num_leading, 0)).to(dtype)[:, None, None]
