@@ -13,6 +13,7 @@ STAGES = {
     "tune": "runs a sweep: scores, fits, tunes and evaluates what is missing, and writes a report",
     "golden": "phase I: scores the patches of images by what their removal does to the embedding",
     "fit": "phase II: fits a predictor of the patches' ranking to golden scores",
+    "repair": "solves a pruned tower's projection anew, from unlabelled images and in closed form",
     "prompt": "phase III: tunes prompts of both towers, with patches dropped",
     "evaluate": "measures accuracy, agreement, cosine and MACs with patches dropped",
     "benchmark": "measures milliseconds of an image with patches dropped and without",

@@ -106,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     costs = {"gmacs": tower.macs().image / 1e9, "gmacs_unpruned": tower.macs_unpruned().image / 1e9}
     about = {"model": stable_name(args.model)} | img_size_of(args)
     about |= {"batch_size": args.batch_size, "repeats": args.repeats}
+    about |= {} if args.repair is None else {"repair": args.repair}
     row = about | settings | found | costs | {"hardware": hardware(args.device)}
     print_row(row, pruning_title(args, "with random images"), _lines(row), args.out)
 
@@ -131,7 +132,7 @@ def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
     Elsewhere weights are random: they change no time.
     """
     ships = not is_open_clip(args.model) and find_weights(args.model).file
-    if any((args.checkpoint, args.prompts, args.predictor, ships)):
+    if any((args.checkpoint, args.prompts, args.predictor, args.repair, ships)):
         return create_pruned_clip_from(args).visual
     torch.manual_seed(args.seed)
     tower = create_tower(args.model, img_size=args.img_size, predictor_init="random", seed=args.seed, **settings)

@@ -44,6 +44,7 @@ def add_data_flags(parser: argparse.ArgumentParser, default_split: str) -> None:
 def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
     add_config_flags(parser, PruningConfig, *PruningConfig.model_fields)
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
+    parser.add_argument("--repair", metavar="FILE", help="repair of this very model and pruning (patchrank.repair)")
 
 
 def pruned_parser(
@@ -91,7 +92,8 @@ def create_pruned_clip_from(args: argparse.Namespace) -> Clip:
 
     Where `--prompts` were tuned with another pruning, a note on stderr says so.
     """
-    clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **pruning_from(args))
+    files = {"predictor_path": args.predictor, "repair_path": args.repair}
+    clip = create_clip_from(args, seed=args.seed, **files, **pruning_from(args))
     if clip.prompts is not None:
         if other := _other_settings(clip):
             print(f"note: {clip.prompts.source} was tuned with {', '.join(other)}", file=sys.stderr)
@@ -115,7 +117,7 @@ def img_size_of(args: argparse.Namespace) -> dict[str, int]:
 
 def evaluation_row(args: argparse.Namespace, task: str, clip: Clip, split: ImageSplit, measured: Mapping) -> dict:
     """The result row of `evaluate` and `retrieval`: what was asked for, what was measured, what it costs in MACs."""
-    asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "limit", "seed")
+    asked = ("checkpoint", "data_root", "vocabulary", "templates", "predictor", "prompts", "repair", "limit", "seed")
     row = {"task": task, "model": clip.name} | img_size_of(args) | {"data": args.data, "split": split.split}
     row |= {key: getattr(args, key) for key in asked}
     row |= {"n_images": len(split), "n_skipped": split.skipped, "passed_over": split.passed_over}

@@ -72,7 +72,7 @@ def pruning_title(args: argparse.Namespace, where: str) -> str:
     else:
         what = f"{100 * pruning.keep_rate:g} % of patches kept by {pruning.reducer} at layers {layers}"
         what += ", the others merged" if merges else ""
-    return f"{model} {where}: {what}"
+    return f"{model} {where}: {what}" + ("; repaired" if args.repair else "")
 
 
 def percentages(row: Mapping, labels: Mapping[str, str]) -> list[tuple[str, str]]:

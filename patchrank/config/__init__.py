@@ -7,7 +7,8 @@ Other packages take all of these names from here.
 # fmt: off
 from patchrank.config.base import ListOf, Seed, Strict
 from patchrank.config.trial import (
-    DEFAULTS, DataConfig, GoldenConfig, ModelConfig, PredictorConfig, PromptConfig, PruningConfig, TrialConfig,
+    DEFAULTS, MIN_REPAIR_IMAGES, DataConfig, GoldenConfig, ModelConfig, PredictorConfig, PromptConfig, PruningConfig,
+    RepairConfig, TrialConfig,
 )
 from patchrank.config.validation import known_keys, leaves, rule_of, validate, value_at
 from patchrank.config.report import BESIDE, Claim, ReportConfig

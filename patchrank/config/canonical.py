@@ -23,6 +23,10 @@ FIRST = {
     },
 }
 
+# Sections that came later are null by default, which changes no id. Where they are not null, these settings stand in
+# them, so that records say what they were.
+LATER = {"repair": {"images", "ridge"}}
+
 
 def canonical(settings: BaseModel, section: str = "") -> dict:
     """Plain values, lists for tuples, without settings that were added later and stand at their default.
@@ -34,7 +38,7 @@ def canonical(settings: BaseModel, section: str = "") -> dict:
     plain = settings.model_dump(mode="json")
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
-        if name not in FIRST.get(section, ()) and value == field.get_default(call_default_factory=True):
+        if name not in (FIRST | LATER).get(section, ()) and value == field.get_default(call_default_factory=True):
             del plain[name]
         elif isinstance(value, BaseModel):
             plain[name] = canonical(value, name)

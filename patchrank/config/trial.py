@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 
 from patchrank.config.base import ListOf, Seed, Share, Strict
 
+MIN_REPAIR_IMAGES = 50  # a fifth of them chooses the ridge, and fewer than ten would choose by luck
+
 
 class ModelConfig(Strict):
     name: str = Field("patchrank_clip_digits", description="entry of ours, open_clip:CONFIG.json or open_clip:NAME/TAG")
@@ -100,6 +102,15 @@ class PromptConfig(Strict):
         return self
 
 
+class RepairConfig(Strict):
+    """How the projection of a pruned tower is solved anew (`patchrank.layers.repair`)."""
+
+    images: int = Field(1024, ge=MIN_REPAIR_IMAGES, description="training images that a repair is solved on")
+    ridge: float | None = Field(
+        None, gt=0, description="pull towards the old projection (default: by a held-out fifth)"
+    )
+
+
 class TrialConfig(Strict):
     """Everything that one trial depends on."""
 
@@ -111,6 +122,15 @@ class TrialConfig(Strict):
     pruning: PruningConfig = PruningConfig()
     controls: ListOf[Literal["random", "reversed"]] = Field((), description="other orders to drop as many patches in")
     prompt: PromptConfig | None = None
+    repair: RepairConfig | None = None
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> TrialConfig:
+        if self.repair is not None and self.prompt is not None and self.prompt.mode != "none":
+            raise ValueError("repair and prompt exclude each other, since both change the embedding; try repair: null")
+        if self.repair is not None and self.pruning.reducer == "golden":
+            raise ValueError("repair needs a reducer that ranks by itself, but 'golden' is an oracle; try repair: null")
+        return self
 
 
 DEFAULTS = TrialConfig()

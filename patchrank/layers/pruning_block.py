@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,21 @@ from patchrank.layers.reducers import Reducer, sample_keys
 from patchrank.layers.reducers.base import Metric
 from patchrank.layers.token_state import TokenState, first_state
 from patchrank.utils.errors import UserError
+
+
+class PrunedOutput(NamedTuple):
+    """What a pruned forward gives.
+
+    embedding: (B, E).
+    kept: (B, K), places in the full grid.
+    scores: (B, N), or None where nothing was ranked once for all.
+    source: (B, N), which of the kept tokens each patch lives in, since it was kept or merged; -1 where it was dropped.
+    """
+
+    embedding: Tensor
+    kept: Tensor
+    scores: Tensor | None
+    source: Tensor
 
 
 class PruningBlock(nn.Module):
@@ -46,6 +62,7 @@ class PruningBlock(nn.Module):
         self.merge, self.drop_share = merge and not reducer.merges, drop_share
         self.metric = reducer.metric if reducer.merges else metric if merge else None
         self.drops = {layer: count for layer, count in zip(locations, drop_counts) if count}
+        self.repair: nn.Module | None = None  # what takes the place of the tower's head while these tokens leave
 
     @property
     def mid(self) -> bool:

@@ -17,6 +17,7 @@ from patchrank.layers.predictors import awaits_weights
 from patchrank.layers.reducers import Reducer
 from patchrank.models.prompt_files import check_tower
 from patchrank.models.pruning_cfg import check_owner
+from patchrank.models.repair_files import check_repair
 
 LOW = {torch.float16, torch.bfloat16}
 
@@ -134,4 +135,6 @@ class FingerprintedTower(Fingerprinted):
             if strict and self.pruner is not None and not brings and not awaits_weights(self):
                 check_owner(self, weights)
                 state_dict.update(self.pruner.state_dict(prefix=f"{prefix}pruner."))
+        if self.pruner is not None and self.repair is not None:
+            check_repair(self, weights)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)

@@ -17,6 +17,7 @@ from patchrank.models.checkpoints.hub import ensure_reachable
 from patchrank.models.checkpoints.load import read_checkpoint
 from patchrank.models.pretrained import PUBLISHED, WEIGHTS, Weights, find_weights, record_input_size
 from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.models.repair_files import check_repair
 from patchrank.utils.errors import UserError
 from patchrank.utils.plain import plain
 from patchrank.utils.private_names import update_model_args
@@ -78,6 +79,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisi
     if pretrained and not kwargs.get("features_only"):  # timm takes a layer off those, and with it their fingerprint
         model.check_predictor()
         model.check_prompts()
+        check_repair(model)
     return model
 
 

@@ -101,11 +101,12 @@ class PromptedTower:
     def _last_norm(self, x: Tensor, prompts: nn.Module | None) -> Tensor:
         return scaled_norm(self.norm, x, _gains_of(prompts), -1)
 
-    def _embedding(self, x: Tensor, prompts: nn.Module | None) -> Tensor:
-        """What the head makes of the last sequence, or of its class row alone; no prompt is pooled."""
+    def _embedding(self, x: Tensor, prompts: nn.Module | None, repaired: bool) -> Tensor:
+        """What the head, or a repair, makes of the last sequence, or of its class row alone; no prompt is pooled."""
         if prompts is not None:
             x = remove(x, self.num_prefix_tokens, self.num_prompt_tokens)
-        return self.forward_head(self._last_norm(x, prompts))
+        x = self._last_norm(x, prompts)
+        return self.forward_head(x) if repaired or self.repair is None else super().forward_head(x)
 
 
 def _gains_of(prompts: nn.Module | None) -> Tensor | None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from timm.models import checkpoint
@@ -24,7 +23,7 @@ from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import load_predictor
 from patchrank.layers.prunable import check_prunable, without_mask
 from patchrank.layers.pruning import gather_to_grid, scatter_to_grid
-from patchrank.layers.pruning_block import PruningBlock
+from patchrank.layers.pruning_block import PrunedOutput, PruningBlock
 from patchrank.layers.reducers import Reducer
 from patchrank.layers.token_state import TokenState, first_state
 from patchrank.models.fingerprints import FingerprintedTower
@@ -43,6 +42,8 @@ from patchrank.models.pruning_cfg import (
     skips_rows,
     with_predictor,
 )
+from patchrank.models.repair_files import check_repair
+from patchrank.models.repaired_vit import RepairedTower
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import (
     feature_take_indices,
@@ -57,23 +58,8 @@ __all__ = ["PrunedVisionTransformer"]
 torch.fx.wrap("without_mask")  # a step of the traced graph, where masks have values; while it is traced they have none
 
 
-class PrunedOutput(NamedTuple):
-    """What a pruned forward gives.
-
-    embedding: (B, E).
-    kept: (B, K), places in the full grid.
-    scores: (B, N), or None where nothing was ranked once for all.
-    source: (B, N), which of the kept tokens each patch lives in, since it was kept or merged; -1 where it was dropped.
-    """
-
-    embedding: Tensor
-    kept: Tensor
-    scores: Tensor | None
-    source: Tensor
-
-
 @with_plain_model_args
-class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransformer):
+class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, VisionTransformer):
     """timm's vision transformer, from which patch tokens leave on the way.
 
     Modifications: tokens leave before chosen layers or inside of them (`Pruning` has the settings), the last block
@@ -115,7 +101,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
             **changes: fields of `Pruning`.
 
         Raises:
-            UserError: an unknown or impossible setting, or a predictor that was fitted to another tower.
+            UserError: an unknown or impossible setting, or a predictor or repair that was fitted to something else.
         """
         before = self.pruning, self.pruner, self._ranker
         if predictor is not None:  # it takes the place of the file, also in later changes
@@ -123,6 +109,8 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         try:
             self._prune(changes, predictor)
             check_owner(self, in_use=before[2], advise=True)
+            if self.repair is not getattr(before[1], "repair", None):
+                check_repair(self)
         except BaseException:  # a predictor of somebody's own may raise anything
             self.pruning, self.pruner, self._ranker = before
             raise
@@ -148,7 +136,10 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
             if any(drops):
                 pruner = create_pruner(pruning, ranker[0], drops)
                 check_prunable(self, pruner)
-                pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
+        repair = self._find_repair(pruning, pruner, "repair_path" in changes)
+        if pruner is not None:
+            pruner.repair = repair
+            pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
         self.pruning, self.pruner, self._ranker = pruning, pruner, ranker
 
     def _find_ranker(self, pruning: Pruning, changes: dict, predictor: nn.Module | None) -> tuple[Reducer, ...]:
@@ -213,7 +204,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         for block in blocks[layer - 1 : -1]:
             x = self._run(block, x)
         last = forward_cls(blocks[-1], x) if can_skip_rows(self) else self._run(blocks[-1], x)
-        return self._embedding(last, prompts)
+        return self._embedding(last, prompts, repaired=False)
 
     @property
     def shared_layer(self) -> int:
@@ -229,14 +220,16 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
 
         Args:
             images: (B, 3, H, W), normalised.
-            scores: (B, N), high = keep, to rank by instead of the reducer's own (oracles, controls).
+            scores: (B, N), high = keep, to rank by instead of the reducer's own (oracles, controls); then no repair is
+                used, since it belongs to the reducer's ranking.
             tokens: (B, P + N, D), what `forward_prefix(images, shared_layer)` gave, for callers that prune the same
                 images in many ways.
         """
         cls_only = not isinstance(images, Proxy) and self.cls_only  # torch.fx wants every block as a module
         x, state = self._encode(images, scores, cls_only, tokens=tokens)
         source = state.source(self.num_patches)
-        return PrunedOutput(self._embedding(x, self.prompts), state.index, state.scores, source)
+        embedding = self._embedding(x, self.prompts, repaired=scores is None)
+        return PrunedOutput(embedding, state.index, state.scores, source)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         masked = attn_mask is not None or is_causal

@@ -53,12 +53,16 @@ class Pruning(PruningConfig):
     predictor_init: what ranks where there is no file. "random" is an untrained predictor (for speed benchmarks). A
         record (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`) describes a
         predictor whose weights come with the tower's checkpoint. `save_pretrained` writes such records.
+    repair_path: safetensors file of a repair (`python -m patchrank.repair`), which takes the place of the tower's head.
+        It belongs to one tower, schedule and ranking, and is refused with others. Where nothing leaves it must be
+        there, but is not used.
     seed: of the reducer `random`.
     """
 
     cls_only_last: bool | Literal["auto"] = "auto"
     predictor_path: str | Path | None = None
     predictor_init: Literal["random"] | Mapping | None = None
+    repair_path: str | Path | None = None
     seed: Seed = DEFAULTS.seed
 
     @model_validator(mode="after")

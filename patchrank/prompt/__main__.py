@@ -62,6 +62,8 @@ def _check(args: argparse.Namespace) -> None:
     task = find_task(args.data)
     if args.prompts is not None:
         raise UserError("--prompts: tuning starts from random tokens or from words; try --words")
+    if args.repair is not None:
+        raise UserError("--repair: a repair is solved without prompts; try --loss distill, or patchrank.repair alone")
     if args.mode == "none" and args.dry_run:
         raise UserError("--dry-run: mode none tunes nothing; try --mode TV")
     if args.mode != "none" and args.split == task.training:

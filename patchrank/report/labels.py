@@ -59,6 +59,8 @@ def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[st
             columns[RANKED_BY] = rankings
         elif axis in ("prompt", "prompt.mode", "prompt.loss", "prompt.norm_gains"):
             columns[PROMPTS] = [prompts(setting) for setting in settings]
+        elif axis == "repair":
+            columns[axis] = [repair(setting) for setting in settings]
         elif axis not in ("seed", "controls"):
             columns[_short(axis, columns)] = _texts(settings, axis)
     return columns if RANKED_BY in columns else columns | {RANKED_BY: rankings}
@@ -93,6 +95,15 @@ def prompts(setting: Setting) -> str:
     gains = " + gains" if config["norm_gains"] else ""
     distilled = ", distilled" if config["loss"] == "distill" else ""
     return f"{MODES.get(config['mode'], config['mode'])}{gains}{distilled}"
+
+
+def repair(setting: Setting) -> str:
+    """Whether the projection was solved anew: "none", "from 1024 images"."""
+    config = setting.config.get("repair")  # which records leave out where it is null
+    if config is None:
+        return "none"
+    ridge = "" if config["ridge"] is None else f", ridge {config['ridge']:g}"
+    return f"from {config['images']} images{ridge}"
 
 
 def plain(value: object, axis: str = "") -> str:

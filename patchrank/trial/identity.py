@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchrank import benchmark, evaluate, fit
+from patchrank import benchmark, evaluate, fit, repair
 from patchrank.config import BenchmarkConfig
 from patchrank.config.canonical import FIRST, canonical
 from patchrank.golden import scores
@@ -33,6 +33,7 @@ def trial_id(context: TrialContext) -> str:
     settings["model"]["name"] = context.inputs.clip.name  # which has no path in it
     settings["prompt"] = None  # the fingerprint has what is left of it once a preset has filled it in
     versions = VERSIONS | ({"prompt": tuning.VERSION} if context.trial.learns else {})
+    versions |= {"repair": repair.VERSION} if context.trial.repairs else {}
     return content_id({"schema": SCHEMA, "trial": settings, **fingerprint(context), "versions": versions})
 
 
@@ -40,6 +41,7 @@ def fingerprint(context: TrialContext) -> dict[str, str]:
     """Of all weights and images that a trial reads; computed once for all trials of the same inputs."""
     trial, known = context.trial, context.inputs.fingerprints
     key = trial.all_tasks, (trial.config.prompt, trial.config.seed) if trial.learns else None
+    key += (trial.config.repair, trial.config.predictor.fit_on) if trial.repairs else ()
     if key not in known:
         # of the images of all tasks; where trials do not look at test, neither does this
         parts = [part for part, count in PARTS.items() if getattr(context.inputs.data, count) != 0]
@@ -53,6 +55,10 @@ def fingerprint(context: TrialContext) -> dict[str, str]:
             images = [[split.ids_sha256(), split.labels, split.classes] for split in splits]
             recipes = [tuning.recipe(recipe) for recipe in context.recipes.values()]
             known[key]["lessons"] = content_id([images, recipes])
+        if trial.repairs:
+            known[key]["repaired_on"] = content_id(
+                [repair.data_of(context.repair_images(task)) for task in trial.tasks]
+            )
     return known[key]
 
 

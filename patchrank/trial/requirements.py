@@ -23,7 +23,7 @@ from patchrank.models.pruning_cfg import lets_leave
 from patchrank.prompt.batches import load_train
 from patchrank.prompt.presets import complete
 from patchrank.trial.epochs import Steps
-from patchrank.trial.inputs import Inputs
+from patchrank.trial.inputs import Inputs, load_part
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,24 @@ class ResolvedTrial:
     @property
     def all_tasks(self) -> tuple[str, ...]:
         """All tasks that are read, each once."""
-        return tuple(dict.fromkeys([*self.tasks, *self.fit_tasks]))
+        repaired_on = [name for task in self.tasks for name in self.repaired_on(task)]
+        return tuple(dict.fromkeys([*self.tasks, *self.fit_tasks, *repaired_on]))
 
     def fitted_on(self, task: str) -> tuple[str, ...]:
         """The tasks that the ranking of one task's images is fitted on."""
         return (task,) if self.fits_each_task else self.fit_tasks
+
+    @property
+    def repairs(self) -> bool:
+        """Whether the pruned tower's projection is solved anew; where nothing leaves there is nothing to repair."""
+        return self.config.repair is not None and self.prunes
+
+    def repaired_on(self, task: str) -> tuple[str, ...]:
+        """The tasks that the repair of one task's images is solved on: those of a predictor, whoever ranks."""
+        if not self.repairs:
+            return ()
+        named = self.config.predictor.fit_on
+        return (task,) if named == "own" else named
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -205,6 +218,19 @@ class TrialContext:
         recipe, data, seed = self.recipes[task], self.trial.config.data, self.trial.config.seed
         key = ("lessons", task, recipe.loss, recipe.shots, recipe.images, seed)
         return self.inputs.once(key, lambda: load_train(task, recipe, seed, data))
+
+    def repair_images(self, task: str) -> list[ImageSplit]:
+        """The images that the repair of a task is solved on: the first of each training split, as many of each task."""
+        names, wanted = self.trial.repaired_on(task), self.trial.config.repair.images
+        share, extra = divmod(wanted, len(names))
+        counts = [share + (place < extra) for place in range(len(names))]
+        return [
+            self.inputs.once(
+                ("repair", name, count),
+                lambda name=name, count=count: load_part(name, "train", self.inputs.data, count),
+            )
+            for name, count in zip(names, counts)
+        ]
 
     def num_steps(self, of: Literal["predictor", "prompt"]) -> int:
         """How many steps the trial reports if nothing that it trains is there already, or 0."""

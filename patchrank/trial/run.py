@@ -30,7 +30,7 @@ from patchrank.trial.epochs import Steps
 from patchrank.trial.identity import SCHEMA, trial_id
 from patchrank.trial.inputs import Inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
-from patchrank.trial.training import Learned, prompted, ranked
+from patchrank.trial.training import Learned, prompted, ranked, repaired
 from patchrank.utils.errors import StoreError, UserError
 
 PICTURES = 6  # images, over all tasks, whose surviving tokens a report can draw; of test, where that is looked at
@@ -148,7 +148,7 @@ def _measure(context: TrialContext) -> tuple[dict, dict[str, np.ndarray]]:
 def _measure_task(context: TrialContext, task: str) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, float]]:
     """Metrics of one task; per image, what they are means of; and what an image costs, which no task changes."""
     trial, inputs = context.trial, context.inputs
-    with ranked(context, task) as quality, prompted(context, task) as learned:
+    with ranked(context, task) as quality, repaired(context, task) as solved_on, prompted(context, task) as learned:
         row = matching(quality, inputs.clip.visual.num_patches) if quality else {}
         arrays = dict(quality)
         for part in trial.parts:
@@ -160,13 +160,16 @@ def _measure_task(context: TrialContext, task: str) -> tuple[dict[str, float], d
             arrays |= {PREFIXES[part] + key: array for key, array in each.items()}
         costs = macs_row(inputs.clip)
         row |= {} if learned is None else _seen(context, task, learned)
+        if solved_on is not None:
+            row |= _seen(context, task, Learned(solved_on, set()))
+            row["n_repair_images"] = row.pop("n_prompt_images")
     arrays |= _pictures(inputs, found, split, max(1, PICTURES // len(trial.tasks)))
     row["n_images"] = 0 if part == "val" else len(split)
     return row, arrays, costs
 
 
 def _seen(context: TrialContext, task: str, learned: Learned) -> dict[str, int]:
-    """How many images, and labels of images, ranking and prompts have seen between them."""
+    """How many images, and labels of images, ranking and prompts, or a repair, have seen between them."""
     trial, inputs, images = context.trial, context.inputs, set()
     if inputs.clip.visual.pruner is not None:  # where nothing leaves, no ranking decides on anything
         images = {name for each in trial.fitted_on(task) for name in inputs.split(each, "train").ids}

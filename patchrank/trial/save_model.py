@@ -12,16 +12,18 @@ from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.save import CONFIG, WEIGHTS, find_target, save_pretrained, staged_directory
 from patchrank.models.model_name import is_open_clip
 from patchrank.models.prompt_files import describe, save_prompts
+from patchrank.models.repair_files import load_repair, save_repair
 from patchrank.report.pareto import is_number
 from patchrank.trial.inputs import Inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import evaluate_part, make_needed_shards, mean_over
-from patchrank.trial.training import describe_ranker, prompted, ranked
+from patchrank.trial.training import describe_ranker, prompted, ranked, repair_file, repaired
 from patchrank.utils.errors import UserError
 
 SCHEMA = 1
 OPEN_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors")  # by open_clip's own names
-PREDICTOR, PROMPTS, CHOSEN = "predictor.safetensors", "prompts.safetensors", "chosen.json"
+PREDICTOR, PROMPTS, REPAIR = "predictor.safetensors", "prompts.safetensors", "repair.safetensors"
+CHOSEN = "chosen.json"
 
 
 def write_model(
@@ -31,8 +33,8 @@ def write_model(
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` makes the tower again, its pruning in force. A model that
     `open_clip:...` names is written as open_clip's own files, which `create_clip` takes. Beside it lie
-    `chosen.json` (settings, figures, how to load), `predictor.safetensors` where a predictor or prior ranks, and
-    `prompts.safetensors` where tokens were learned.
+    `chosen.json` (settings, figures, how to load), `predictor.safetensors` where a predictor or prior ranks,
+    `prompts.safetensors` where tokens were learned, and `repair.safetensors` where the projection was solved anew.
 
     Args:
         row: the trial's record; `speed`, where it is there, is what its milliseconds are from.
@@ -44,10 +46,11 @@ def write_model(
         The row's metrics, with those of test: `accuracy`, `accuracy_unpruned`, `agreement`, `cosine`, `n_images`.
 
     Raises:
-        UserError: a folder that holds other files, an oracle, or a trial with a predictor or prompts for each task.
+        UserError: a folder that holds other files, an oracle, or a trial with a predictor, prompts or a repair for
+            each task.
     """
     check_one_model(trial)
-    target = find_target(folder, (CONFIG, WEIGHTS, *OPEN_CLIP_FILES, PREDICTOR, PROMPTS, CHOSEN))
+    target = find_target(folder, (CONFIG, WEIGHTS, *OPEN_CLIP_FILES, PREDICTOR, PROMPTS, REPAIR, CHOSEN))
     if target.exists() and any(target.iterdir()) and "settings" not in (read_json(target / CHOSEN) or {}):
         raise UserError(f"cannot write {folder}: it holds files but no {CHOSEN} of a sweep; try a new directory")
     check_writable(target.parent)
@@ -57,7 +60,7 @@ def write_model(
     make_needed_shards(context)
     tasks = {}
     for task in whole.tasks:
-        with ranked(context, task), prompted(context, task):
+        with ranked(context, task), repaired(context, task), prompted(context, task):
             found, split = evaluate_part(context, task, "test")
             tasks[task], prompts = found.row() | {"n_images": len(split)}, inputs.clip.prompts
     metrics = {key: value for key, value in row["metrics"].items() if is_number(value)}
@@ -75,7 +78,7 @@ def check_one_model(trial: ResolvedTrial) -> None:
     """Refuses a trial that is not one deployable model.
 
     Raises:
-        UserError: an oracle, or a trial with a predictor or prompts for each of several tasks.
+        UserError: an oracle, or a trial with a predictor, prompts or a repair for each of several tasks.
     """
     if trial.is_oracle:
         raise UserError("reducer 'golden' is an oracle, which nobody could deploy; try predictor")
@@ -83,13 +86,16 @@ def check_one_model(trial: ResolvedTrial) -> None:
     if len(tasks) > 1 and trial.fits_each_task and trial.prunes:
         cure = f"try trial.predictor.fit_on=[{','.join(tasks)}] in the sweep"
         raise UserError(f"this trial fits a predictor to {each}, and a folder holds one; {cure}")
+    if len(tasks) > 1 and trial.repairs and trial.config.predictor.fit_on == "own":
+        cure = f"try trial.predictor.fit_on=[{','.join(tasks)}] in the sweep"
+        raise UserError(f"this trial solves a repair for {each}, and a folder holds one; {cure}")
     if len(tasks) > 1 and trial.learns:
         cure = f"try trial.data.tasks=[{tasks[0]}] in the sweep"
         raise UserError(f"this trial learns prompts for {each}, and a folder holds those of one; {cure}")
 
 
 def _write(context: TrialContext, prompts: Prompts | None, folder: Path) -> None:
-    """The tower with its ranker, and prompts. The tower comes first: its directory may hold nothing else by then."""
+    """The tower with its ranker, repair and prompts. The tower comes first: its directory may hold nothing else."""
     clip = context.inputs.clip
     reducer = getattr(clip.visual.pruner, "reducer", None)
     has_ranker = reducer is not None and reducer.fitted
@@ -103,6 +109,8 @@ def _write(context: TrialContext, prompts: Prompts | None, folder: Path) -> None
         save_pretrained(clip.visual, folder)
     if has_ranker:
         save_predictor(reducer.predictor, folder / PREDICTOR, reducer.about)
+    if context.trial.repairs:
+        save_repair(load_repair(repair_file(context, context.trial.tasks[0])), folder / REPAIR)
     if prompts is not None:
         save_prompts(prompts, folder / PROMPTS, describe(clip))
 
@@ -113,11 +121,13 @@ def _how_to_load(trial: ResolvedTrial, folder: str) -> dict[str, str]:
     Of a model that `open_clip:...` names: the pair, and open_clip's own model without pruning.
     """
     model, prompts = trial.config.model, f"{folder}/{PROMPTS}" if trial.learns else None
+    repair = f"{folder}/{REPAIR}" if trial.repairs else None
     visual = f", prompts_path={prompts!r}" if trial.learns_visual else ""
+    visual += f", repair_path={repair!r}" if repair else ""
     name, checkpoint, theirs = model.name, model.checkpoint, is_open_clip(model.name)
     if theirs:
         name, checkpoint = f"open_clip:{folder}/{OPEN_CLIP_FILES[0]}", f"{folder}/{OPEN_CLIP_FILES[1]}"
-    settings = {"checkpoint": checkpoint, "prompts": prompts, "img_size": model.img_size}
+    settings = {"checkpoint": checkpoint, "prompts": prompts, "img_size": model.img_size, "repair_path": repair}
     settings |= {"predictor_path": f"{folder}/{PREDICTOR}"} if trial.is_fitted and trial.prunes else {}
     settings |= canonical(trial.config.pruning, "pruning") | {"seed": trial.config.seed}
     arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)

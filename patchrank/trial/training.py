@@ -1,4 +1,4 @@
-"""The ranking and the prompts of a trial: trained on the spot, or read from where an earlier trial left them."""
+"""The ranking, repair and prompts of a trial: made on the spot, or read from where an earlier trial left them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from patchrank.golden.agreement import matching_on, prior_of, rank_quality
 from patchrank.golden.dataset import Ranked, pooled, read_ranked
 from patchrank.io import join
 from patchrank.layers.predictors import load_predictor, save_predictor
+from patchrank.models.repair_files import load_repair, save_repair
 from patchrank.prompt.tuning import run_id, tune_prompts
+from patchrank.repair import fit_repair, repair_id
 from patchrank.trial.identity import ranker_id
 from patchrank.trial.requirements import TrialContext
 from patchrank.utils.errors import StoreError, UserError
@@ -84,6 +86,34 @@ def _matching_listener(context: TrialContext, task: str) -> Callable[[int, nn.Mo
     return lambda epoch, predictor: hear(
         epoch, float(np.mean([matching_on(predictor, _read(context, name, "val")) for name in tasks]))
     )
+
+
+@contextmanager
+def repaired(context: TrialContext, task: str) -> Iterator[set[str] | None]:
+    """The pair with a trial's repair for the length of a block; it is solved before, or read if an earlier trial did.
+
+    Yields the ids of the images that it was solved on, None without a repair. The pruning of the trial must be in
+    force.
+    """
+    if not context.trial.repairs:
+        yield None
+        return
+    clip, splits = context.inputs.clip, context.repair_images(task)
+    with clip.applied(repair_path=repair_file(context, task)):
+        yield {name for split in splits for name in split.ids}
+
+
+def repair_file(context: TrialContext, task: str) -> str:
+    """The file of the repair of the pruning in force, which is solved and written if it is not there."""
+    clip, splits, ridge = context.inputs.clip, context.repair_images(task), context.trial.config.repair.ridge
+    path = join(context.shards, "repairs", f"{repair_id(clip, splits, ridge)[:16]}.safetensors")
+    try:
+        load_repair(path)
+    except StoreError:  # it may well be there
+        raise
+    except UserError:
+        save_repair(fit_repair(clip, splits, ridge, context.quiet), path)
+    return path
 
 
 class Learned(NamedTuple):

@@ -139,8 +139,19 @@ def count_trial(context: TrialContext, worker: int, work: Work) -> None:
             work.num_bytes += 10 * seen
         if trial.learns:
             _count_tuning(context, task, pruned, work)
+        if trial.repairs:  # a repair is kept for whoever asks next
+            work.add(
+                sum(map(len, context.repair_images(task))), whole + pruned, read=True, once=_repair_key(trial, task)
+            )
     side = tower.pretrained_cfg["input_size"][-1]
     work.num_bytes += 2500 + 2 * PICTURES * side**2  # a record without its arrays, and pictures, which compress
+
+
+def _repair_key(trial: ResolvedTrial, task: str) -> tuple:
+    """What decides on a repair."""
+    config = trial.config
+    ranking = (config.predictor, config.golden, config.seed) if trial.is_fitted else ()
+    return "repair", config.model, config.data, trial.repaired_on(task), config.pruning, config.repair, ranking
 
 
 def _count_fitting(context: TrialContext, worker: int, ranking: int, work: Work) -> None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from patchrank.config import Constraint, Objective, PromptConfig, Rule, SweepConfig, TrialConfig, validate, value_at
+from patchrank.config import Constraint, Objective, Rule, SweepConfig, TrialConfig, validate, value_at
+from patchrank.config.validation import section_at
 from patchrank.io import content_id
 from patchrank.report.pareto import is_number, said
 from patchrank.trial.check import check_trial, counted_gmacs
@@ -61,7 +62,8 @@ def replaced(base: TrialConfig, values: dict[str, object]) -> dict:
         *parts, last = path.split(".")
         place = raw
         for part in parts:
-            place[part] = PromptConfig().model_dump() if place[part] is None else place[part]  # which alone may be null
+            if place[part] is None:  # a whole section, such as `prompt`
+                place[part] = section_at(TrialConfig, part)().model_dump()
             place = place[part]
         whole = isinstance(value, dict) and isinstance(place[last], dict)
         place[last] = {**place[last], **value} if whole else value

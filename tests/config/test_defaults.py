@@ -14,13 +14,13 @@ from pydantic.fields import FieldInfo
 
 import patchrank
 from patchrank.__main__ import STAGES
-from patchrank.config import DEFAULTS, BenchmarkConfig, PromptConfig, PruningConfig
+from patchrank.config import DEFAULTS, BenchmarkConfig, PromptConfig, PruningConfig, RepairConfig
 from patchrank.fit import fit_predictor
 from patchrank.layers.predictors import create_predictor
 from patchrank.models.pruning_cfg import Pruning
 
 SECTIONS = {name: value for name, value in DEFAULTS if isinstance(value, BaseModel)}
-SECTIONS |= {"prompt": PromptConfig(), "benchmark": BenchmarkConfig()}
+SECTIONS |= {"prompt": PromptConfig(), "repair": RepairConfig(), "benchmark": BenchmarkConfig()}
 FIELDS = {name: field for name, field in type(DEFAULTS).model_fields.items() if name not in SECTIONS}
 for section, schema in SECTIONS.items():
     FIELDS |= {f"{section}.{name}": field for name, field in type(schema).model_fields.items()}
@@ -37,15 +37,16 @@ MEANT = {
     "lr": {"fit": "predictor.lr", "prompt": "prompt.lr", "pretrain": OWN},
     "batch_size": {"benchmark": "benchmark.batch_size", "prompt": "prompt.batch_size"},
     "mode": {"prompt": "prompt.mode", "layers.prompts": "prompt.mode"},
-    "images": {"prompt": "prompt.images"},
+    "images": {"prompt": "prompt.images", "repair": "repair.images"},
     "metric": dict.fromkeys(("golden", "fit"), "golden.metric")
-    | dict.fromkeys(("benchmark", "evaluate", "layers", "prompt", "retrieval", "visualize"), "pruning.metric"),
+    | dict.fromkeys(("benchmark", "evaluate", "layers", "prompt", "repair", "retrieval", "visualize"), "pruning.metric"),
 }
 WORDS = ("name", "batch_size", "mode", "images", "templates", "root")  # mean a setting only where MEANT says so
 RENAMED = {"model": "model.name", "data_root": "data.root", "predictor_name": "predictor.name"}  # flags
 FIRST = {"data": "data.tasks", "location": "pruning.locations"}  # flags that take one of what is a list in YAML
 OF_COMMANDS = """best classes dashboard device dry_run fresh help image index keep_rates label limit out overrides
-    address predictor prompts quick rank runs shards split steps sweep task template threads val_shards wait""".split()
+    address predictor prompts quick rank repair runs shards split steps sweep task template threads
+    val_shards wait""".split()
 
 
 def setting(name: str, module: str) -> str | None:

@@ -46,7 +46,13 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
             "prompts are no part of a tower that is saved: set_prompts(None) first; they stay in a file of their own, "
             "for prompts_path"
         )
-    settings = dict(model.pruning) | {"predictor_path": None, "predictor_init": _record(model), "prompts_path": None}
+    if model.repair is not None:
+        raise UserError(
+            "a repair is no part of a tower that is saved: set_pruning(repair_path=None) first; it stays in a file of "
+            "its own, for repair_path"
+        )
+    settings = dict(model.pruning) | {"repair_path": None}
+    settings |= {"predictor_path": None, "predictor_init": _record(model), "prompts_path": None}
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     with staged_directory(target) as staged:
         save_file(tensors, staged / WEIGHTS, metadata={"format": "pt"})
