@@ -112,7 +112,7 @@ class TokenState:
         if self.homes is not None:
             return self.homes
         slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
-        empty = torch.full((len(self.index), num_tokens), -1, device=self.index.device)
+        empty = self.index.new_full((self.index.shape[0], num_tokens), -1)
         return empty.scatter(1, self.index, slots)
 
     def bias(self, num_leading: int, dtype: torch.dtype) -> Tensor | None:
