@@ -239,8 +239,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         return PrunedOutput(self._embedding(x, self.prompts), state.index, state.scores, source)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        masked = attn_mask is not None or is_causal
-        if self._keeps_all() and (masked or not self.cls_only):
+        if self._keeps_all() and (attn_mask is not None or is_causal or not self.cls_only):
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         return self.forward_pruned(without_mask(x, attn_mask, is_causal)).embedding
 

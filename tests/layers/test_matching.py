@@ -180,7 +180,7 @@ def test_gradients_pass_and_checkpointing_changes_nothing(tower, images, reducer
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer", [*MERGING, "predictor"])
+@pytest.mark.parametrize("reducer", [*MERGING, "predictor", "evit_drop"])
 def test_half_precision_export_and_compilation(images, reducer):
     torch.manual_seed(0)
     settings = dict(depth=3, keep_rate=0.5, locations=(1, 2), reducer=reducer, predictor_init="random")

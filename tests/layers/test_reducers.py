@@ -124,7 +124,8 @@ def test_exported_shapes_are_static(tower, images):
 
 def check_compiled(images, reducer, backend):
     torch.manual_seed(0)
-    settings = dict(depth=3, keep_rate=0.5, locations=(1, 3), reducer=reducer, predictor_init="random")
+    locations = (REDUCERS[reducer].first_location, 3)
+    settings = dict(depth=3, keep_rate=0.5, locations=locations, reducer=reducer, predictor_init="random")
     tower = timm.create_model("patchrank_clip_digits", **settings).eval()
     compiled = torch.compile(tower, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(images), tower(images), atol=1e-5, rtol=1e-5)
@@ -288,7 +289,7 @@ def test_a_file_that_reads_the_class_token_alone_is_refused_at_location_1(tower,
 @pytest.mark.parametrize("reducer", FITTED)
 def test_fitted_reducers_want_weights_or_the_word_that_none_are_meant(tower, images, reducer):
     with pytest.raises(
-        UserError, match=f"reducer '{reducer}' has no weights .* center, cls_attention, feature_merge, golden, "
+        UserError, match=f"reducer '{reducer}' has no weights .* center, cls_attention, diffrate, evit, "
     ):
         tower.set_pruning(keep_rate=0.5, reducer=reducer)
     tower.set_pruning(keep_rate=0.5, reducer=reducer, predictor_init="random")
