@@ -45,7 +45,7 @@ def bipartite(metric: Tensor, count: int, penalty: Tensor | None = None) -> tupl
         score = score - penalty[:, 1::2]
     order = rank(score)
     going, staying = order[:, :count], order[:, count:].sort(dim=-1).values
-    others = torch.arange(0, metric.shape[1], 2, device=metric.device).expand(len(metric), -1)
+    others = torch.arange(0, metric.shape[1], 2, device=metric.device).expand(metric.shape[0], -1)
     kept = torch.cat([2 * staying + 1, others], dim=1)
     return kept, 2 * going + 1, staying.shape[1] + target.gather(1, going)
 

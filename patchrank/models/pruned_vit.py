@@ -232,8 +232,7 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         return PrunedOutput(embedding, state.index, state.scores, source)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        masked = attn_mask is not None or is_causal
-        if self._keeps_all() and (masked or not self.cls_only):
+        if self._keeps_all() and (attn_mask is not None or is_causal or not self.cls_only):
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         return self.forward_pruned(without_mask(x, attn_mask, is_causal)).embedding
 
@@ -301,7 +300,7 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
         x = self.embed(images) if tokens is None else tokens
         first, pruner, blocks = self.num_leading_tokens, self.pruner, self._layers(self.prompts)
-        state = first_state(x, first) if pruner is None else pruner.begin(images, x, first)
+        state = first_state(x, first) if pruner is None else pruner.begin(images, x, first, self.patch_embed.patch_size)
         for layer in range(1 if tokens is None else self.shared_layer, len(blocks) + 1):
             block = blocks[layer - 1]
             if pruner is not None:

@@ -39,7 +39,9 @@ MEANT = {
     "mode": {"prompt": "prompt.mode", "layers.prompts": "prompt.mode"},
     "images": {"prompt": "prompt.images", "repair": "repair.images"},
     "metric": dict.fromkeys(("golden", "fit"), "golden.metric")
-    | dict.fromkeys(("benchmark", "evaluate", "layers", "prompt", "repair", "retrieval", "visualize"), "pruning.metric"),
+    | dict.fromkeys(
+        ("benchmark", "evaluate", "layers", "prompt", "repair", "retrieval", "visualize"), "pruning.metric"
+    ),
 }
 WORDS = ("name", "batch_size", "mode", "images", "templates", "root")  # mean a setting only where MEANT says so
 RENAMED = {"model": "model.name", "data_root": "data.root", "predictor_name": "predictor.name"}  # flags

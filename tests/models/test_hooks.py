@@ -186,3 +186,25 @@ def test_towers_with_hooked_blocks_are_compiled_in_pieces(images):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.testing.assert_close(compiled(images), tower(images), atol=1e-5, rtol=1e-4)
+
+
+MID = {"drop_counts": (20, 12), "locations": (1, 2)}
+
+
+@pytest.mark.parametrize("reducer", ["tome", "evit", "diffrate", "evit_drop"])
+@pytest.mark.parametrize("hook", [forward_hook, replacing_hook, own_forward])
+def test_hooks_on_parts_fire_once_where_tokens_leave_in_mid_block(hook, reducer, images):
+    plain, tower, calls = create_tiny(reducer=reducer, **MID), create_tiny(reducer=reducer, **MID), Counter()
+    places = [f"blocks.1.{part}" for part in ("attn", "attn.qkv", "norm1", "norm2", "mlp")]
+    for place in places:
+        hook(tower.get_submodule(place), calls)
+    out = tower(images)
+    assert calls == {tower.get_submodule(place): 1 for place in places}
+    assert torch.allclose(out, plain(images), atol=1e-5) == (hook is forward_hook)
+
+
+def test_a_hook_on_a_block_that_runs_in_parts_is_refused_by_name(images):
+    tower = create_tiny(reducer="evit", **MID)
+    forward_hook(tower.blocks[1], Counter())
+    with pytest.raises(UserError, match="hooks on the block of layer 2 as a whole would be lost: try to hang them on"):
+        tower(images)

@@ -15,8 +15,8 @@ from patchrank.layers.reducers.base import Metric, Reducer, register_reducer
 from patchrank.layers.reducers.rankers import Predictor
 from patchrank.layers.token_state import TokenState
 
-torch.fx.wrap("bipartite")  # count tokens, which torch.fx cannot
-torch.fx.wrap("upward")
+for _step in ("take", "bipartite", "importance"):
+    torch.fx.wrap(_step)  # torch.fx cannot follow sizes and types that these ask for
 
 
 class Matching(Reducer):
