@@ -86,7 +86,7 @@ def plain(value: object, axis: str = "") -> str:
     if axis == KEEP_RATE:
         return f"{100 * value:g} %"
     if axis.endswith(".fit_on"):
-        return "its own task" if value == "own" else " + ".join(value)
+        return {"own": "its own task", "others": "the other tasks"}[value] if isinstance(value, str) else " + ".join(value)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     if value is None:

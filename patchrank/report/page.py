@@ -174,7 +174,7 @@ def _credit(settings: Sequence[Setting], credits: Mapping[str, str]) -> str:
     for setting in settings:
         tasks += setting.tasks
         fit_on = setting.config["predictor"]["fit_on"]
-        tasks += fit_on if setting.is_fitted and fit_on != "own" else []
+        tasks += fit_on if setting.is_fitted and not isinstance(fit_on, str) else []
     return " ".join(dict.fromkeys(credits[task] for task in tasks if task in credits))
 
 
