@@ -63,7 +63,7 @@ def measure(
         raise UserError("reducer 'golden' ranks by scores from outside, so it has no time of its own; try prior")
     twin = copy.deepcopy(tower)  # as it came: nothing leaves, nothing is inserted, and all blocks are run in full
     twin.set_prompts(None)
-    twin.set_pruning(keep_rate=1.0, drop_counts=None, cls_only_last="auto")
+    twin.set_pruning(keep_rate=1.0, drop_counts=None, budget=None, cls_only_last="auto")
     towers = {"ms": tower, "ms_unpruned": twin}
     device = tower.pos_embed.device
     images = torch.randn(batch_size, *tower.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(seed))

@@ -27,9 +27,9 @@ VERSION = 2  # of the evaluation and of what records hold: bump it when the same
 
 def shard_matching(clip: Clip, path: str) -> dict[str, float]:
     """Matching rate of the predictor in use on a folder of golden-rank shards, beside chance."""
-    if clip.visual.pruning.reducer != "predictor" or clip.visual.pruner is None:
-        raise UserError("a matching rate needs pruning by reducer 'predictor'")
-    reducer, location = clip.visual.pruner.reducer, clip.visual.pruning.locations[0]
+    reducer, location = getattr(clip.visual.pruner, "reducer", None), clip.visual.pruning.locations[0]
+    if reducer is None or not reducer.fitted or clip.visual.pruning.reducer == "prior":
+        raise UserError("a matching rate needs pruning by reducer 'predictor', or another that ranks by a predictor")
     data = read_ranked(clip, path, reducer.about["metric"], location)
     quality = rank_quality(reducer.predictor, prior_of(data), data)
     found = matching(quality, clip.visual.num_patches)

@@ -60,6 +60,8 @@ def _argument(field: FieldInfo) -> dict[str, Any]:
     kind, default = field.annotation, field.default
     if get_origin(kind) in (Union, UnionType):
         kind = get_args(kind)[0]
+    if get_origin(kind) is Annotated and get_origin(get_args(kind)[0]) is tuple:
+        kind = get_args(kind)[0]
     told, shown = (field.description or "").replace("%", "%%"), default
     if isinstance(default, tuple):
         shown = " ".join(map(str, default))
@@ -70,7 +72,7 @@ def _argument(field: FieldInfo) -> dict[str, Any]:
         return made | {"action": "store_true" if default is False else argparse.BooleanOptionalAction}
     if get_origin(kind) is tuple:
         kind, field = get_args(kind)[0], Field()
-        made["nargs"] = "+" if default else "*"
+        made["nargs"] = "*" if default == () else "+"
     if get_origin(kind) is Literal:
         return made | {"choices": get_args(kind)}
     return made | {"type": reader(Annotated[kind, field])}

@@ -16,10 +16,11 @@ from patchrank.io import cache_folder, join
 from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip, create_clip, macs_row
 from patchrank.models.prompt_files import describe
+from patchrank.models.pruning_cfg import canonical_pruning
 from patchrank.utils.command import create_parser
 from patchrank.utils.device import check_device
 
-PRUNING = ("keep_rate", "locations", "reducer", "leftovers")  # settings of a trial that have a flag
+ALWAYS = ("keep_rate", "locations", "reducer", "leftovers")  # pruning settings that every result row states
 
 
 def add_model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
@@ -41,7 +42,7 @@ def add_data_flags(parser: argparse.ArgumentParser, default_split: str) -> None:
 
 
 def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
-    add_config_flags(parser, PruningConfig, *PRUNING)
+    add_config_flags(parser, PruningConfig, *PruningConfig.model_fields)
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
 
 
@@ -60,9 +61,13 @@ def pruned_parser(
 
 
 def pruning_from(args: argparse.Namespace) -> dict:
-    """The settings that the pruning flags name, as keyword arguments of an entrypoint."""
-    pruning = read_config(args, PruningConfig)
-    return {key: getattr(pruning, key) for key in PRUNING}
+    """The settings that the pruning flags name, for a result row, and as keyword arguments of an entrypoint.
+
+    Those beside `ALWAYS` are there where they are not at their default.
+    """
+    found = canonical_pruning(read_config(args, PruningConfig))
+    others = [key for key in found if key not in ALWAYS and found[key] is not None]
+    return {key: found[key] for key in (*ALWAYS, *others)}
 
 
 def load_split_from(args: argparse.Namespace, split: str | None = None) -> ImageSplit:
@@ -88,11 +93,19 @@ def create_pruned_clip_from(args: argparse.Namespace) -> Clip:
     """
     clip = create_clip_from(args, predictor_path=args.predictor, seed=args.seed, **pruning_from(args))
     if clip.prompts is not None:
-        theirs, ours = clip.prompts.about.get("pruning", {}), describe(clip)["pruning"]
-        other = [f"{key} {value} (here {ours[key]})" for key, value in theirs.items() if ours.get(key) != value]
-        if other:
+        if other := _other_settings(clip):
             print(f"note: {clip.prompts.source} was tuned with {', '.join(other)}", file=sys.stderr)
     return clip
+
+
+def _other_settings(clip: Clip) -> list[str]:
+    """Pruning settings that the prompts in use were tuned with and that are others here; [] if their file has none."""
+    theirs, ours = clip.prompts.about.get("pruning", {}), describe(clip)["pruning"]
+    if not theirs:
+        return []
+    usual = DEFAULTS.pruning.model_dump()  # what settings are that a file does not state
+    pairs = {key: (theirs.get(key, usual.get(key)), ours.get(key, usual.get(key))) for key in {**theirs, **ours}}
+    return [f"{key} {their} (here {our})" for key, (their, our) in pairs.items() if their != our]
 
 
 def img_size_of(args: argparse.Namespace) -> dict[str, int]:

@@ -8,7 +8,10 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping
 
+from patchrank.cli.config_flags import read_config
+from patchrank.config import PruningConfig
 from patchrank.io import write_atomic
+from patchrank.models.pruning_cfg import canonical_pruning, lets_leave
 
 WIDTH = 100  # columns
 
@@ -55,11 +58,20 @@ def table(title: str, figures: Iterable[tuple[str, str]]) -> str:
 
 
 def pruning_title(args: argparse.Namespace, where: str) -> str:
-    """A table's title: the model, `where` it was measured ("on digits/val"), and what flags leave of its patches."""
-    if args.keep_rate == 1:
+    """A table's title: the model, `where` it was measured ("on digits/val"), what leaves of its patches, and how."""
+    pruning = read_config(args, PruningConfig)
+    if not lets_leave(pruning):
         return f"{args.model} {where}: nothing pruned"
-    layers = ", ".join(map(str, args.locations))
-    return f"{args.model} {where}: {100 * args.keep_rate:g} % of patches kept by {args.reducer} at layers {layers}"
+    layers, merges = ", ".join(map(str, pruning.locations)), canonical_pruning(pruning)["leftovers"] != "drop"
+    leave = f"{'merged' if merges else 'dropped'} by {pruning.reducer} at layers {layers}"
+    if pruning.drop_counts is not None:
+        what = f"{', '.join(map(str, pruning.drop_counts))} patches {leave}"
+    elif pruning.budget is not None:
+        what = f"at most {100 * pruning.budget:g} % of MACs, patches {leave}"
+    else:
+        what = f"{100 * pruning.keep_rate:g} % of patches kept by {pruning.reducer} at layers {layers}"
+        what += ", the others merged" if merges else ""
+    return f"{args.model} {where}: {what}"
 
 
 def percentages(row: Mapping, labels: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -52,6 +52,11 @@ class PruningBlock(nn.Module):
         """Whether tokens leave in the middle of the layers that locations name."""
         return self.reducer.site == "mid"
 
+    @property
+    def merges(self) -> bool:
+        """Whether tokens that leave may merge into others."""
+        return self.merge or self.reducer.merges
+
     def signals(self, layer: int) -> tuple[str, ...]:
         """What is read in `layer`, 0 for the tower's input, since it decides what leaves there or before the next."""
         if (layer if self.mid else layer + 1) not in self.drops:
@@ -111,7 +116,7 @@ class PruningBlock(nn.Module):
         """The state of all patches (B, N) of a sequence (B, P + N, D) that no token has left yet."""
         needs = self.reducer.needs
         state = first_state(x, num_leading)
-        if self.merge or self.reducer.merges:
+        if self.merges:
             state = replace(state, homes=state.index, merge=self.merge, drop_share=self.drop_share)
         if "sample_key" in needs:
             state = replace(state, sample_key=sample_keys(images))

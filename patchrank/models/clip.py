@@ -216,11 +216,16 @@ def create_clip(
 
 
 def macs_row(clip: Clip) -> dict[str, float]:
-    """GMACs of one image with the pruning in force and without, of its ranking, and of one caption."""
+    """GMACs of one image with the pruning in force and without, of its ranking, of its matching, and of one caption.
+
+    There is no figure of matching where no tokens are compared.
+    """
     macs, plain = clip.visual.macs(), clip.visual.macs_unpruned()
+    matching = {"gmacs_matching": macs.matching / 1e9} if macs.matching else {}
     return {
         "gmacs": macs.image / 1e9,
         "gmacs_unpruned": plain.image / 1e9,
         "gmacs_predictor": macs.predictor / 1e9,
+        **matching,
         "gmacs_text": text_macs(*clip_text.text_shape(clip.text)) / 1e9,
     }

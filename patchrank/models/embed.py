@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,17 @@ CONTROLS = ("random", "reversed")
 
 Batch = tuple[Tensor, range]  # images (b, 3, H, W), normalised, and their places among all
 Rankings = Callable[[Tensor, PrunedOutput], dict[str, Tensor]]  # of a batch: name of a ranking -> scores (b, N)
+
+
+class Left(NamedTuple):
+    """What pruning leaves of n images.
+
+    kept: (n, K), places of the patches that stay, in the full grid.
+    source: (n, N), which of the kept each patch lives in, -1 where it was dropped; None where patches never merge.
+    """
+
+    kept: Tensor
+    source: Tensor | None
 
 
 def split_batches(
@@ -47,7 +58,7 @@ def embed(
     unpruned: Tensor | None = None,
     with_unpruned: bool = True,
     rankings: Rankings | None = None,
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], Left]:
     """Embeds images by the pair as it stands and as it came; layers that both have in common run once.
 
     Args:
@@ -59,14 +70,14 @@ def embed(
 
     Returns:
         Unit vectors (n, E), float32, of each variant: `unpruned`, where it was wanted; `pruned`, with the pruning and
-        prompts in force; and the same by other rankings, by their names. And the places (n, K) of the patches that
-        `pruned` rests on.
+        prompts in force; and the same by other rankings, by their names. And the patches that `pruned` rests on.
     """
 
     tower = clip.visual
+    merges = tower.pruner is not None and tower.pruner.merges
 
     def one_batch(images: Tensor, places: range) -> dict[str, Tensor]:
-        """Embeddings (b, E) of every variant, not normalised, and `kept` (b, K)."""
+        """Embeddings (b, E) of every variant, not normalised, and what is left: `kept` (b, K), `source` (b, N)."""
         given, x, whole = (
             None if known is None else known[places.start : places.stop].to(images.device)
             for known in (scores, tokens, unpruned)
@@ -79,13 +90,14 @@ def embed(
             whole = pruned.embedding if untouched else tower.forward_whole(images, x)
         found = {} if whole is None else {"unpruned": whole}
         found |= {"pruned": pruned.embedding, "kept": pruned.kept}
+        found |= {"source": pruned.source} if merges else {}
         others = {} if rankings is None else rankings(images, pruned)
         return found | {name: tower.forward_pruned(images, other, x).embedding for name, other in others.items()}
 
     parts = over_batches(clip, batches, one_batch)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    kept = joined.pop("kept")
-    return {name: unit(embeddings) for name, embeddings in joined.items()}, kept
+    left = Left(joined.pop("kept"), joined.pop("source", None))
+    return {name: unit(embeddings) for name, embeddings in joined.items()}, left
 
 
 def unit(embeddings: Tensor) -> Tensor:
@@ -122,13 +134,15 @@ class Evaluation:
     """Per image, in the order of the split: what each variant (unpruned, pruned, controls) answered.
 
     answers: variant -> class indices (n,), none where classes have no names; cosine: variant -> cosine to the unpruned
-    embedding (n,). labels (n,), or None; kept (n, K), places of the surviving tokens.
+    embedding (n,). labels (n,), or None; kept (n, K), places of the surviving tokens; source (n, N), which of them each
+    patch lives in, -1 where it was dropped, or None where patches never merge.
     """
 
     labels: np.ndarray | None
     answers: dict[str, np.ndarray]
     cosine: dict[str, np.ndarray]
     kept: np.ndarray
+    source: np.ndarray | None = None
 
     def same(self) -> np.ndarray:
         """Where the pruned tower answers what the unpruned one does."""
@@ -185,13 +199,14 @@ def evaluate(
 
     given = None if scores is None else torch.from_numpy(scores)
     batches = split_batches(clip, split, batch_size, "evaluate", quiet)
-    vectors, kept = embed(clip, batches, given, tokens, unpruned, rankings=other_scores)
+    vectors, left = embed(clip, batches, given, tokens, unpruned, rankings=other_scores)
     answers = {name: classify(z, plain if name == "unpruned" else head) for name, z in vectors.items() if split.classes}
     return Evaluation(
         labels=None if split.labels is None else np.asarray(split.labels),
         answers=answers,
         cosine={name: (z * vectors["unpruned"]).sum(-1).cpu().numpy() for name, z in vectors.items()},
-        kept=kept.cpu().numpy(),
+        kept=left.kept.cpu().numpy(),
+        source=None if left.source is None else left.source.cpu().numpy(),
     )
 
 

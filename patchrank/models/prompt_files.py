@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from patchrank.config import PromptConfig
 from patchrank.io.tensor_file import read_tensors, write_tensors
 from patchrank.layers.prompts import PROMPTS, Prompts, create_prompt
+from patchrank.models.pruning_cfg import canonical_pruning
 from patchrank.utils.errors import UserError
 
 SETTINGS = ("mode", "num_tokens", "text_width", "image_width", "bias", "classes")  # of the layer, in every file
 DEFAULT = PromptConfig().name  # the layer of files that name none
 MODEL = ("name", "sha256", "blocks_sha256")  # of the pair, and of its image tower alone
 MAX_FOUND = 160  # characters of what a file holds, so that errors stay short
-PRUNING = ("keep_rate", "locations", "drop_counts", "reducer", "leftovers")
 
 
 def save_prompts(prompts: Prompts, path: str | Path, about: Mapping) -> None:
@@ -46,9 +46,8 @@ def save_prompts(prompts: Prompts, path: str | Path, about: Mapping) -> None:
 
 def describe(clip: nn.Module) -> dict:
     """The pair that prompts are tuned with, and the pruning in force, for `save_prompts`."""
-    pruning = {key: getattr(clip.visual.pruning, key) for key in PRUNING}
     model = {"name": clip.name, "sha256": clip.sha256(), "blocks_sha256": clip.visual.blocks_sha256()}
-    return {"model": model, "pruning": {k: list(v) if isinstance(v, tuple) else v for k, v in pruning.items()}}
+    return {"model": model, "pruning": canonical_pruning(clip.visual.pruning)}
 
 
 def load_prompts(path: str | Path) -> tuple[Prompts, dict]:

@@ -11,6 +11,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from patchrank.config import DEFAULTS, PruningConfig, Seed
+from patchrank.config.canonical import canonical
 from patchrank.layers.class_token import can_skip_rows
 from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.predictors import (
@@ -75,6 +76,18 @@ class Pruning(PruningConfig):
         return self
 
 
+def canonical_pruning(settings: PruningConfig) -> dict:
+    """The canonical form of what a trial's pruning section would say, for ids, files and result rows.
+
+    Fields of `Pruning` that no section has are left out. A ranker's `leftovers` that nothing was said of are `drop`,
+    since these are the same settings.
+    """
+    section = PruningConfig(**{name: getattr(settings, name) for name in PruningConfig.model_fields})
+    ranks = not getattr(REDUCERS.get(section.reducer), "merges", False)
+    usual = "drop" if ranks and section.leftovers is None else section.leftovers
+    return canonical(section, "pruning") | {"leftovers": usual}
+
+
 def with_predictor(settings: Pruning, changes: dict, predictor: nn.Module) -> dict:
     """The changes to settings where a predictor is handed over as a module: it ranks, and any file is forgotten.
 
@@ -112,7 +125,7 @@ def create_ranker(
     return reducer
 
 
-def lets_leave(settings: Pruning) -> bool:
+def lets_leave(settings: PruningConfig) -> bool:
     """Whether settings ask for any token to leave."""
     if settings.drop_counts is not None:
         return any(settings.drop_counts)

@@ -11,7 +11,8 @@ from patchrank.report.markdown import listed, plural
 from patchrank.report.results import Setting, Values
 
 RANKED_BY, PROMPTS = "ranked by", "prompts"
-KEEP_RATE, LOCATIONS = "pruning.keep_rate", "pruning.locations"
+KEEP_RATE, LOCATIONS, BUDGET = "pruning.keep_rate", "pruning.locations", "pruning.budget"
+LEFTOVERS = "pruning.leftovers"
 MODES = {"T": "text", "V": "visual", "TV": "text + visual"}
 RANKINGS = {
     "prior": "position prior",
@@ -19,7 +20,20 @@ RANKINGS = {
     "random": "at random",
     "cls_attention": "CLS attention",
     "golden": "golden (oracle)",
+    "tome": "ToMe",
+    "feature_merge": "feature merging",
+    "guided_merge": "guided merging",
+    "evit": "EViT",
+    "evit_norm": "EViT, weights normalised",
+    "evit_drop": "EViT without fusion",
+    "diffrate": "DiffRate",
+    "avit": "A-ViT, rank form",
+    "avit_flipped": "A-ViT, sign flipped",
+    "avit_channel": "A-ViT, random channel",
+    "pixel_variance": "pixel variance",
+    "mlp_shift": "representation shift",
 }
+LEARNING = ("predictor", "prior", "guided_merge", "golden")  # of those above and of reducers by their own name
 
 
 def counted(found: Values) -> str:
@@ -83,7 +97,7 @@ def prompts(setting: Setting) -> str:
 
 def plain(value: object, axis: str = "") -> str:
     """A setting's value as people write it: `[4, 6]` as "4, 6", a keep rate of 0.6 as "60 %"."""
-    if axis == KEEP_RATE:
+    if axis in (KEEP_RATE, BUDGET) and value is not None:
         return f"{100 * value:g} %"
     if axis.endswith(".fit_on"):
         return {"own": "its own task", "others": "the other tasks"}[value] if isinstance(value, str) else " + ".join(value)
@@ -102,6 +116,8 @@ def _spoken(column: str, text: str) -> str:
         return layers(text)
     if column == "kept":
         return f"{text} kept"
+    if column == "budget" and text != "none":
+        return f"{text} of MACs"
     if column == PROMPTS and text == "none":
         return "no prompts"
     if column == PROMPTS:
@@ -130,7 +146,7 @@ def _short(axis: str, taken: dict) -> str:
 
 def _texts(settings: Sequence[Setting], axis: str) -> list[str]:
     values = [value_at(setting.config, axis) for setting in settings]
-    read = [_reads(setting.config["pruning"]["reducer"], axis) for setting in settings]
+    read = [_reads(setting, axis) for setting in settings]
     if any(isinstance(value, dict) for value in values):
         sections = [value if is_read else {} for value, is_read in zip(values, read)]
         usual = usual_values(sections)
@@ -138,6 +154,7 @@ def _texts(settings: Sequence[Setting], axis: str) -> list[str]:
         texts = [", ".join(said) or "default" for said in unusual]
     else:
         texts = [plain(value, axis) for value in values]
+    texts = [setting.leftovers for setting in settings] if axis == LEFTOVERS else texts
     return [text if is_read else "" for text, is_read in zip(texts, read)]
 
 
@@ -156,10 +173,14 @@ def say(key: str, value: object) -> str:
     return plain(value) if key == "name" else f"{key} {plain(value)}"
 
 
-def _reads(reducer: str, axis: str) -> bool:
-    """Whether a reducer's ranking depends on an axis. A reducer of a user's own may read any."""
-    section = axis.split(".")[0]
-    if reducer in ("center", "random", "cls_attention"):
+def _reads(setting: Setting, axis: str) -> bool:
+    """Whether what a setting's reducer does depends on an axis. A reducer of a user's own may read any."""
+    reducer, section = setting.config["pruning"]["reducer"], axis.split(".")[0]
+    if axis in ("pruning.metric", "pruning.drop_share"):
+        return setting.merges
+    if axis == "pruning.protection":
+        return reducer == "guided_merge" or reducer not in ("predictor", *RANKINGS)
+    if reducer in RANKINGS and reducer not in LEARNING:
         return section not in ("golden", "predictor")
     if reducer == "prior":
         return section != "predictor" or axis == "predictor.fit_on"

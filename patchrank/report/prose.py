@@ -9,18 +9,20 @@ from typing import NamedTuple
 
 from patchrank.config import value_at
 from patchrank.report.judgement import Judgement
-from patchrank.report.labels import KEEP_RATE, LOCATIONS, counted, layers, plain, say, usual_values
+from patchrank.report.labels import BUDGET, KEEP_RATE, LEFTOVERS, LOCATIONS, counted, layers, plain, say, usual_values
 from patchrank.report.markdown import listed, signed
 from patchrank.report.results import Setting, all_tasks, change, subset
 from patchrank.utils.stats import Interval
 
 FIXED = {  # what is said of a setting that the sweep does not vary
     KEEP_RATE: "{} of patch tokens kept",
+    BUDGET: "at most {} of the tower's MACs",
     LOCATIONS: "tokens leave before {}",
-    "pruning.leftovers": "leftovers: {}",
+    LEFTOVERS: "leftovers: {}",
     "golden.metric": "ranking by {}",
     "predictor.name": "predictor {}",
 }
+UNUSUAL = ("taper", "metric", "protection", "drop_share")  # of pruning, said where they are not at their default
 UNSEEN = "**No trial looked at test: all figures here are of validation images, by which choices are made.**"
 ORACLES = (
     "Oracles (golden) are ranked by scores of the very {which} images and could not be deployed; they saw the first "
@@ -163,6 +165,7 @@ def legend(settings: Sequence[Setting], table: str) -> str:
     units = listed(dict.fromkeys(f"{setting.unit(task)}s" for setting in settings for task in setting.tasks))
     few, seeds = subset(settings), any(len(setting.rows) > 1 for setting in settings)
     controls = any(setting.has(control) for setting in settings for control in ("random", "reversed"))
+    merges = any(setting.merges for setting in settings)
     shown_if = {
         "Change: against the unpruned tower on the same images, in points, with its 95 % interval (paired bootstrap "
         f"over {units}), bold where that excludes 0.": True,
@@ -172,7 +175,7 @@ def legend(settings: Sequence[Setting], table: str) -> str:
         "Matching: how much of the golden ranking's top 51 % is found, beside the position prior and chance, in "
         "percent, on val, where learning rates were chosen by it.": "matching, prior, chance" in columns,
         "Seen: images, and their labels, that a task's ranking and prompts learned from.": "images seen" in columns,
-        "GMACs: one image, its ranking included.": True,
+        f"GMACs: one image, its ranking {'and matching ' if merges else ''}included.": True,
         "Speed-up: against the unpruned tower, measured in turns with it.": "ms" in columns,
         "Controls drop as many tokens, at random or the most important first.": controls,
         _control_seeds(settings): True,
@@ -238,11 +241,29 @@ def _fixed(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     """What no axis varies and all settings share."""
     parts = []
     for path, words in FIXED.items():
-        values = {plain(value_at(setting.config, path), path) for setting in settings}
-        values = set(map(layers, values)) if path == LOCATIONS else values
-        if len(values) == 1 and not {path, path.split(".")[0]} & set(axes):
+        values = {_said(setting, path) for setting in settings}
+        if len(values) == 1 and values != {""} and not {path, path.split(".")[0]} & set(axes):
             parts.append(words.format(*values))
-    return f"Everywhere: {'; '.join(parts)}." if parts else ""
+    for key in UNUSUAL:
+        path, values = f"pruning.{key}", {value_at(setting.config, f"pruning.{key}") for setting in settings}
+        if len(values) == 1 and values != {value_at({"pruning": {}}, path)} and not {path, "pruning"} & set(axes):
+            parts.append(say(key.replace("_", " "), *values))
+    text = f"Everywhere: {'; '.join(parts)}." if parts else ""
+    # reducers that merge by a rule of their own act inside of a layer
+    return text if all(setting.leftovers for setting in settings) else text.replace("leave before", "leave at")
+
+
+def _said(setting: Setting, path: str) -> str:
+    """A setting's value as it is said where all share it; "" where there is nothing to say."""
+    value, pruning = value_at(setting.config, path), setting.config["pruning"]
+    if path == LEFTOVERS:
+        return setting.leftovers
+    if path == LOCATIONS:
+        return layers(plain(value))
+    counted_otherwise = pruning["drop_counts"] is not None or value_at(setting.config, BUDGET) is not None
+    if (path == KEEP_RATE and counted_otherwise) or (path == BUDGET and value is None):
+        return ""
+    return plain(value, path)
 
 
 def _defaults(settings: Sequence[Setting], axes: Sequence[str]) -> list[str]:

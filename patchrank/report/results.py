@@ -43,7 +43,7 @@ ON_VAL = {name: Measure(name, 1) for name in ("matching", "matching_prior", "ken
 for name in ("accuracy", "unpruned", "agreement", "cosine", "drift"):
     ON_VAL[f"val_{name}"] = MEASURES[name]._replace(array=f"val_{MEASURES[name].array}")
 MEASURES |= ON_VAL
-FITTED = ("predictor", "prior")  # reducers whose ranking learned from golden scores of other images
+FITTED = ("predictor", "prior", "guided_merge")  # reducers whose ranking learned from golden scores of other images
 CONTROLS = {"random", "reversed"}  # a setting may have run these with some of its seeds alone
 OLD_SCENE = re.compile(r"digits\w*/\w+/(\d{4})-\d+")  # the id of an embedded scene, and in it the digit's number
 
@@ -109,6 +109,17 @@ class Setting:
     def is_fitted(self) -> bool:
         """Whether its ranking was fitted to golden scores of other images."""
         return self.config["pruning"]["reducer"] in FITTED
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens are compared with each other, and so may merge."""
+        return self.metrics.get("gmacs_matching", 0) > 0
+
+    @property
+    def leftovers(self) -> str:
+        """What becomes of tokens that its ranking does not keep; "" of a reducer that merges by a rule of its own."""
+        said = self.config["pruning"]["leftovers"]
+        return said or ("" if self.merges else "drop")
 
     @cached_property
     def metrics(self) -> dict[str, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from patchrank.report.labels import RANKED_BY, labels, swept
+from patchrank.config import value_at
+from patchrank.report.labels import BUDGET, RANKED_BY, labels, swept
 from patchrank.report.markdown import signed, table
 from patchrank.report.paper import papers_figure
 from patchrank.report.results import Setting, all_tasks, change, mean, subset
@@ -15,8 +16,8 @@ CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
 MATCHING = ("matching_rate", "matching_prior", "matching_chance")
 PAPER, RANKING, DRIFT, SUBSET = "paper (see below)", "ranking MMACs", "1000 (1 - cosine)", "on the oracles'"
 MEASURED = (
-    "agreement", "cosine", DRIFT, "matching, prior, chance", "Kendall", "NDCG", "images seen", "labels seen",
-    "GMACs", RANKING, "ms", "speed-up", "val", PAPER,
+    "tokens left", "agreement", "cosine", DRIFT, "matching, prior, chance", "Kendall", "NDCG",
+    "images seen", "labels seen", "GMACs", RANKING, "ms", "speed-up", "val", PAPER,
 )  # fmt: skip
 WIDTH = 100  # characters of a line in a terminal
 ON_SUBSET = "°"  # marks figures that were measured on the oracles' subset alone
@@ -121,6 +122,8 @@ def _row(setting: Setting, few: int | None) -> dict[str, str]:
         row["matching, prior, chance"] = ", ".join(f"{m[key]:.1f}" for key in MATCHING if key in m)
         row |= {name: f"{m[name.lower()]:.2f}" for name in ("Kendall", "NDCG") if name.lower() in m}
     row["GMACs"] = f"{m['gmacs']:.4f}"
+    if value_at(setting.config, BUDGET) is not None:
+        row["tokens left"] = f"{m['n_kept']:g} of {m['n_tokens']:g}"
     if m.get("gmacs_predictor"):
         row[RANKING] = f"{1000 * m['gmacs_predictor']:.2f}"
     if "ms" in m:
@@ -130,7 +133,8 @@ def _row(setting: Setting, few: int | None) -> dict[str, str]:
 
 def _seen(setting: Setting) -> dict[str, str]:
     """What a ranking and prompts learned from, of each task, and how far the embedding is from the one it had."""
-    pruned = setting.config["pruning"]["keep_rate"] < 1 or setting.config["pruning"]["drop_counts"]
+    pruning = setting.config["pruning"]
+    pruned = pruning["keep_rate"] < 1 or pruning["drop_counts"] or value_at(setting.config, BUDGET) is not None
     images = setting.metrics["n_train"] if setting.is_fitted and pruned else 0
     named = images if setting.config["golden"]["metric"] == "label" else 0
     images, named = setting.metrics.get("n_seen_images", images), setting.metrics.get("n_seen_labels", named)

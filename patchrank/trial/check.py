@@ -46,12 +46,12 @@ def check_trial(trial: ResolvedTrial) -> None:
     check_locations((trial.remove_at,), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, config.golden.window, config.golden.stride)
     check_rounds(config.golden.rounds, tower.num_patches)
-    trial.predictor.create(tower)
-    if config.pruning.reducer == "predictor":
+    predictor = trial.predictor.create(tower)
+    if trial.ranks_by_predictor:
         check_location(config.predictor.name, trial.location)
     if (loss := config.predictor.loss) not in LOSSES:
         raise UserError(f"predictor.loss {loss!r} does not exist; {near(loss, LOSSES)}")
-    with pair.applied(predictor_init="random", **trial.pruning):
+    with pair.applied(predictor if trial.ranks_by_predictor else None, predictor_init="random", **trial.pruning):
         if trial.learns:
             _check_prompt(trial, tower)
     if config.controls and config.data.n_test == 0:

@@ -13,6 +13,7 @@ from patchrank.config import BenchmarkConfig
 from patchrank.config.canonical import FIRST, canonical
 from patchrank.golden import scores
 from patchrank.io import content_id
+from patchrank.models.pruning_cfg import canonical_pruning
 from patchrank.prompt import tuning
 from patchrank.trial.inputs import PARTS
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -25,6 +26,7 @@ PLACES = (("model", "checkpoint"), ("data", "root"), ("data", "vocabulary"))  # 
 def trial_id(context: TrialContext) -> str:
     """Names a trial, and its record."""
     settings = canonical(context.trial.config)
+    settings["pruning"] = canonical_pruning(context.trial.config.pruning)
     for section, key in PLACES:
         del settings[section][key]
     settings["prompt"] = None  # the fingerprint has what is left of it once a preset has filled it in
@@ -65,10 +67,11 @@ def speed_settings(trial: ResolvedTrial) -> dict:
     """What of a trial decides how long an image takes, and nothing else: no weights, data, seed or way of fitting."""
     pruning, predictor, prompts = None, None, None
     if trial.prunes:
-        pruning = canonical(trial.config.pruning, "pruning")
-        if pruning["drop_counts"] is not None:
+        pruning = canonical_pruning(trial.config.pruning)
+        pruning.pop("protection", None)  # a weight takes no time
+        if pruning["drop_counts"] is not None or "budget" in pruning:
             del pruning["keep_rate"]  # which they win over
-        if trial.config.pruning.reducer == "predictor":
+        if trial.ranks_by_predictor:
             predictor = {"name": trial.predictor.name, **trial.predictor.shape}
     if trial.learns_visual:  # text is embedded once, whatever prompts it has
         prompt = canonical(trial.config.prompt, "prompt")

@@ -19,6 +19,7 @@ from patchrank.golden.make_shards import shard_folder
 from patchrank.golden.shards import ShardFolder
 from patchrank.layers.predictors import create_predictor
 from patchrank.layers.reducers import REDUCERS
+from patchrank.models.pruning_cfg import lets_leave
 from patchrank.prompt.batches import load_train
 from patchrank.prompt.presets import complete
 from patchrank.trial.epochs import Steps
@@ -76,8 +77,7 @@ class ResolvedTrial:
     @property
     def prunes(self) -> bool:
         """Whether the settings let any token leave."""
-        pruning = self.config.pruning
-        return pruning.keep_rate < 1 if pruning.drop_counts is None else any(pruning.drop_counts)
+        return lets_leave(self.config.pruning)
 
     @property
     def pruning(self) -> dict[str, object]:
@@ -119,7 +119,12 @@ class ResolvedTrial:
         """What is fitted to golden scores; None where nothing is."""
         if not self.is_fitted:
             return None
-        return Ranker("prior", {}) if self.config.pruning.reducer == "prior" else self.predictor
+        return self.predictor if self.ranks_by_predictor else Ranker("prior", {})
+
+    @property
+    def ranks_by_predictor(self) -> bool:
+        """Whether what the reducer ranks by is the settings' predictor, and no prior."""
+        return self.is_fitted and self.config.pruning.reducer != "prior"
 
     @property
     def predictor(self) -> Ranker:
@@ -145,8 +150,7 @@ class ResolvedTrial:
     @property
     def controls(self) -> tuple[str, ...]:
         """Other orders that test images are ranked in. Prompts are tuned for one order, so they exclude others."""
-        ranks = self.config.pruning.reducer == "predictor" and not self.learns
-        return self.config.controls if ranks else ()
+        return self.config.controls if self.ranks_by_predictor and not self.learns else ()
 
     @cached_property
     def needs(self) -> tuple[tuple[str, str], ...]:

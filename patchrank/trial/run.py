@@ -199,4 +199,5 @@ def _pictures(inputs: Inputs, found: Evaluation, split: ImageSplit, count: int) 
     """The first images as the tower sees them, and what survives of them, for a report to draw."""
     size = inputs.clip.visual.pretrained_cfg["input_size"][-2:]
     pictures = [np.asarray(ImageOps.fit(split.image(i), size)) for i in range(min(count, len(split)))]
-    return {"pictures": np.stack(pictures), "pictures_kept": found.kept[: len(pictures)]}
+    arrays = {"pictures": np.stack(pictures), "pictures_kept": found.kept[: len(pictures)]}
+    return arrays if found.source is None else arrays | {"pictures_source": found.source[: len(pictures)]}

@@ -105,7 +105,7 @@ def _how_to_load(trial: ResolvedTrial, folder: str) -> dict[str, str]:
     visual = f", prompts_path={prompts!r}" if trial.learns_visual else ""
     settings = {"checkpoint": model.checkpoint, "prompts": prompts, "img_size": model.img_size}
     settings |= {"predictor_path": f"{folder}/{PREDICTOR}"} if trial.is_fitted and trial.prunes else {}
-    settings |= trial.pruning
+    settings |= canonical(trial.config.pruning, "pruning") | {"seed": trial.config.seed}
     arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items() if value is not None)
     return {
         "tower": f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True{visual})",

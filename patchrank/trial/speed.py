@@ -49,7 +49,7 @@ def random_tower(trial: ResolvedTrial, device: str = "cpu") -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         model, predictor = trial.config.model, None
         tower = timm.create_model(model.name, img_size=model.img_size).eval()
-        if trial.config.pruning.reducer == "predictor":
+        if trial.ranks_by_predictor:
             predictor = trial.predictor.create(tower).eval()
         tower.set_pruning(predictor, predictor_init="random", **trial.pruning)
         tower.to(device)

@@ -35,8 +35,8 @@ def print_plan(plan: Plan, jobs: list[Job], missing: int) -> None:
         say("  note: keep_rate is 1 in all trials, so nothing is pruned; try trial.pruning.keep_rate=0.6")
     if plan.left_out:
         say(f"  note: {plan.left_out} points of the grid break the bound on GMACs and are left out")
-    configs = [plan.trial(cell.values).config for cell in plan.cells]
-    losses = {config.predictor.loss for config in configs if config.pruning.reducer == "predictor"}
+    trials = [plan.trial(cell.values) for cell in plan.cells]
+    losses = {trial.config.predictor.loss for trial in trials if trial.ranks_by_predictor}
     for loss in sorted(losses & WARNINGS.keys()):
         say(f"  note: {WARNINGS[loss]}")
     for cell in plan.cells[:SHOWN]:

@@ -78,7 +78,7 @@ class Plan:
 
     def prunes(self) -> bool:
         """Whether any trial drops patches, or a search may draw one that does."""
-        may = not self.sampled.keys().isdisjoint(("pruning.keep_rate", "pruning.drop_counts"))
+        may = not self.sampled.keys().isdisjoint(("pruning.keep_rate", "pruning.drop_counts", "pruning.budget"))
         return may or any(self.trial(cell.values).prunes for cell in self.cells)
 
     def staged(self) -> list[ResolvedTrial]:

@@ -23,13 +23,16 @@ DESCRIPTION = """Draws which patches each ranker keeps, and whether the model's 
   python -m patchrank.visualize --data digits --limit 4
   python -m patchrank.visualize --rank cls_attention predictor --keep-rates 0.5 --limit 8
   python -m patchrank.visualize --image cat.jpg --classes cat dog --rank preservation random
+  python -m patchrank.visualize --rank tome predictor --leftovers merge
 
 Rankers are golden scores of these very images (label, confidence, preservation: oracles) and reducers (predictor,
-cls_attention, random, ...)."""
+cls_attention, random, ...). Reducers that merge (tome, feature_merge, guided_merge, ...) show which patches live
+together; --leftovers merge shows it of the others."""
 
 OF_FILES, OF_TASKS = ("label", "classes", "template"), ("split", "limit", "data_root", "vocabulary")
 
 GOLDEN = ("window", "stride", "remove_at")  # of golden scores, for the rankers that are made of them
+MERGING = ("leftovers", "taper", "metric", "protection", "drop_share")  # what becomes of patches that are not kept
 TEMPLATES = ("a photo of a {}.",)  # for classes of one's own
 
 
@@ -40,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_writable(os.path.dirname(out))
     golden = read_config(args, GoldenConfig).model_dump(include=set(GOLDEN))
     settings = {"keep_rates": args.keep_rates, "locations": args.locations, "seed": args.seed, **golden}
+    settings |= read_config(args, PruningConfig).model_dump(include=set(MERGING))
     clip = create_clip_from(args, predictor_path=args.predictor)
     write_atomic(out, draw_rankings(clip, pictures, args.rank, quiet=False, **settings))
     print(out)
@@ -58,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=positive, help="of the task: its first so many images (default: 4)")
     parser.add_argument("--rank", nargs="+", metavar="NAME", help="rows, from the top (default: those of the paper)")
     parser.add_argument("--keep-rates", type=float, nargs="+", default=KEEP_RATES, help="columns of each image")
-    add_config_flags(parser, PruningConfig, "locations")
+    add_config_flags(parser, PruningConfig, "locations", *MERGING)
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
     add_config_flags(parser, GoldenConfig, *GOLDEN)
     return parser

@@ -15,7 +15,7 @@ from patchrank.golden.scores import METRICS
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip
 from patchrank.utils.errors import UserError
-from patchrank.utils.veil import veil_dropped
+from patchrank.utils.veil import MERGED, draw_left
 from patchrank.visualize.pictures import Pictures
 from patchrank.visualize.rankings import KEEP_RATES, Kept, Rankings, default_rankers, rank_pictures
 
@@ -62,7 +62,7 @@ def draw_rankings(clip: Clip, pictures: Pictures, rankers: Sequence[str] | None 
 
     Args:
         rankers: rows, from the top; None for those of figures 3 and 4.
-        **settings: of `rank_pictures`: keep rates, locations, golden scores, seed.
+        **settings: of `rank_pictures`: keep rates, locations, golden scores, seed, what becomes of the others.
 
     Raises:
         UserError: as `rank_pictures`, or more tiles than one picture should hold.
@@ -126,7 +126,8 @@ def _draw_tiles(sheet: Sheet, rankings: Rankings, i: int, x: float, y: float) ->
             left, top = x + column * (1 + GAP), y + row * ROW
             stays = kept.answers[i] == rankings.unpruned.answers[i]
             colour = STAYS if stays else CHANGES
-            tile = veil_dropped(rankings.pixels[i : i + 1], kept.places[i : i + 1], rankings.grid)[0]
+            source = None if kept.source is None else kept.source[i : i + 1]
+            tile = draw_left(rankings.pixels[i : i + 1], kept.places[i : i + 1], source, rankings.grid)[0]
             sheet.picture(left, top, tile, colour)
             answer, weight = _answer(rankings, kept, i, 1.0, 7.5), "normal" if stays else "bold"
             sheet.text(left + 0.5, top + 1.15, answer, 7.5, color=colour, fontweight=weight)
@@ -165,13 +166,16 @@ def _shortened(text: str, inches: float, size: float, beside: int = 0, tail: boo
 def _caption(rankings: Rankings, inches: float) -> str:
     total, classes, golden = np.prod(rankings.grid), rankings.pictures.classes, rankings.golden
     rates = ", ".join(f"{100 * rate:g} %" for rate in rankings.keep_rates)
-    counts = ", ".join(str(kept.places.shape[1]) for kept in next(iter(rankings.rows.values())))
+    found = list(rankings.rows.values())
+    counts = ", ".join(str(kept.places.shape[1]) for kept in found[0])
     parts = [
         f"{rankings.about}; {rates} kept: {counts} of {total}.",
         "Under each tile: the model's answer from these patches alone and its probability, in green where it is the "
         "answer to the whole image (bold, on top), in red where it changes.",
         f"It chooses among {len(classes)} classes: {textwrap.shorten(', '.join(classes), 90, placeholder=' …')}.",
     ]
+    if any(kept.source is not None for row in found for kept in row):
+        parts.append(f"In rows that merge, {MERGED}.")
     if any(name in METRICS for name in rankings.rows):
         side = "\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}".join([str(golden["window"])] * 2)
         parts.append(

@@ -26,11 +26,16 @@ KEEP_RATES = (0.8, 0.6, 0.4)
 
 
 class Kept(NamedTuple):
-    """places (B, K) of the patches that survive; answers (B,), places in the class list; their probabilities (B,)."""
+    """What is left of B images, and what the model answers.
+
+    places: (B, K), of the patches that survive. answers: (B,), places in the class list. probabilities: (B,), of those.
+    source: (B, N), which of the survivors each patch lives in, -1 where it was dropped; None where patches never merge.
+    """
 
     places: np.ndarray
     answers: np.ndarray
     probabilities: np.ndarray
+    source: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ def kept_by(
     locations: Sequence[int] = DEFAULTS.pruning.locations,
     seed: int = 0,
     scores: Tensor | None = None,
+    leftovers: str | None = None,
+    **merging,
 ) -> list[Kept]:
     """What one ranker keeps of images at each keep rate; `clip` stays as it is.
 
@@ -88,18 +95,24 @@ def kept_by(
         ranker: a reducer, or one of `METRICS` together with its golden scores.
         seed: of the ranker `random`.
         scores: (B, N), high = keep, to rank by instead of the reducer's own.
+        leftovers: what becomes of patches that a ranker does not keep: `drop`, or `merge`. Nothing is said of it to a
+            reducer that merges by a rule of its own.
+        **merging: `taper`, `metric`, `protection` and `drop_share`, as `set_pruning` takes them.
 
     Raises:
         UserError: as `set_pruning`.
     """
-    pruning = {"reducer": "golden" if ranker in METRICS else ranker, "locations": locations, "drop_counts": None}
+    reducer = "golden" if ranker in METRICS else ranker
+    pruning = {"reducer": reducer, "locations": locations, "drop_counts": None, "budget": None, **merging}
+    pruning |= {"leftovers": None if REDUCERS[reducer].merges else leftovers}
     found = []
     for keep_rate in keep_rates:
         with clip.applied(keep_rate=keep_rate, seed=seed, **pruning):
-            vectors, kept = embed(clip, [(images, range(len(images)))], scores, with_unpruned=False)
+            vectors, left = embed(clip, [(images, range(len(images)))], scores, with_unpruned=False)
         logits = clip.logit_scale.exp() * vectors["pruned"] @ head.T
         best = logits.softmax(-1).max(-1)
-        found.append(Kept(*(x.cpu().numpy() for x in (kept, best.indices, best.values))))
+        arrays = (None if x is None else x.cpu().numpy() for x in (left.kept, best.indices, best.values, left.source))
+        found.append(Kept(*arrays))
     return found
 
 
@@ -126,13 +139,16 @@ def rank_pictures(
     remove_at: int = DEFAULTS.golden.remove_at,
     seed: int = 0,
     quiet: bool = True,
+    leftovers: str | None = None,
+    **merging,
 ) -> Rankings:
     """What every ranker keeps of every image.
 
     Args:
         rankers: metrics (golden scores of these very images: oracles) and reducers; None for the paper's.
-        locations: layers, from 1, before which patches leave.
+        locations: layers, from 1, before which patches leave, or inside of which they merge.
         window, stride, remove_at: of golden scores.
+        leftovers, **merging: as in `kept_by`.
 
     Raises:
         UserError: an unknown ranker, one that lacks what it needs, or an impossible setting.
@@ -151,7 +167,7 @@ def rank_pictures(
         clip.set_prompts(None)
         whole_head = clip.zero_shot_head(pictures.classes, pictures.templates)
         whole = kept_by(clip, images, whole_head, "golden", [1.0], locations)[0]
-    pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed}
+    pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed, "leftovers": leftovers, **merging}
     # what takes no time goes first, so that it also fails first
     bar = progress([name for name in rankers if name not in METRICS], desc="rank", unit="row", disable=quiet, delay=1)
     rows = {name: kept_by(clip, images, head, name, **pruning) for name in bar}
@@ -169,7 +185,7 @@ def rank_pictures(
         keep_rates=tuple(keep_rates),
         unpruned=whole,
         rows={name: rows[name] for name in rankers},
-        about=f"{clip.name}, patches leave before {layers} {', '.join(map(str, locations))}",
+        about=f"{clip.name}, patches leave at {layers} {', '.join(map(str, locations))}",
         golden=golden,
         fitted_to=None if predictor is None else load_predictor(predictor)[1]["metric"],
     )

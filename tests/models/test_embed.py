@@ -46,13 +46,13 @@ def test_layers_that_pruning_does_not_touch_run_once_for_all_variants(clip, spli
 def test_each_variant_is_what_its_own_forward_gives(clip, split, prompted):
     clip.visual.set_pruning(keep_rate=0.5)
     with clip.applied(prompts=Prompts("V", 2, 64, 64, num_norms=26) if prompted else None), torch.no_grad():
-        vectors, kept = embed(clip, split_batches(clip, split, batch_size=10, quiet=True))
+        vectors, left = embed(clip, split_batches(clip, split, batch_size=10, quiet=True))
         for images, places in split.batches(clip.transform(), 10):
             here = slice(places.start, places.stop)
             pruned = clip.visual.forward_pruned(images)
             assert torch.equal(vectors["pruned"][here], F.normalize(pruned.embedding, dim=-1))
             assert torch.equal(vectors["unpruned"][here], F.normalize(clip.visual.forward_whole(images), dim=-1))
-            assert torch.equal(kept[here], pruned.kept)
+            assert torch.equal(left.kept[here], pruned.kept) and left.source is None
     assert list(vectors) == ["unpruned", "pruned"]
 
 

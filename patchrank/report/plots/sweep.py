@@ -16,7 +16,7 @@ from patchrank.report.labels import KEEP_RATE, LOCATIONS, labels, layers, plain,
 from patchrank.report.markdown import signed
 from patchrank.report.plots.style import MARKERS, PALETTE, add_legend, colour_of, log_note, png, scale_points, wrap
 from patchrank.report.results import Setting, all_tasks, change, mean, subset
-from patchrank.utils.veil import veil_dropped
+from patchrank.utils.veil import MERGED, draw_left
 
 FEWEST_RATES, MOST_LINES = 3, 8  # of curves
 MOST_DOTS = 100  # of one panel
@@ -205,7 +205,9 @@ def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
     some = f", for {len(places)} of {len(settings)} settings" if len(places) < len(settings) else ""
     which = f"{some}, with {rate} kept" if rate else some
     images = "validation" if settings[0].on_val else "test"
-    return png(figure, 100), f"Which tokens survive, on {images} images{which}; dropped patches are veiled in grey."
+    merged = any(f"{task}.pictures_source" in each.arrays[0] for each in chosen for task in each.tasks)
+    shown = f"dropped patches are veiled in grey{f'; {MERGED}' if merged else ''}"
+    return png(figure, 100), f"Which tokens survive, on {images} images{which}; {shown}."
 
 
 def _choose(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[list[int], str]:
@@ -232,7 +234,8 @@ def _mosaic(settings: Sequence[Setting], tasks: Sequence[str], count: int) -> tu
         for setting in settings:
             found = setting.arrays[0]
             if task in setting.tasks:
-                strips.append(veil_dropped(images, found[f"{task}.pictures_kept"][:count], found["grid"]))
+                kept, source = found[f"{task}.pictures_kept"][:count], found.get(f"{task}.pictures_source")
+                strips.append(draw_left(images, kept, None if source is None else source[:count], found["grid"]))
             else:
                 strips.append(np.full_like(images, 255))
         padded = np.pad(np.stack(strips), [(0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)], constant_values=255)
