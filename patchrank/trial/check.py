@@ -34,7 +34,9 @@ def check_trial(trial: ResolvedTrial) -> None:
     """
     config = trial.config
     if config.predictor.fit_on == "others" and trial.is_fitted and len(trial.tasks) == 1:
-        raise UserError(f"predictor.fit_on is 'others', but {trial.tasks[0]!r} is the only task; try own, or more tasks")
+        raise UserError(
+            f"predictor.fit_on is 'others', but {trial.tasks[0]!r} is the only task; try own, or more tasks"
+        )
     find_weights(config.model.name)
     for key, tasks in (("data.tasks", trial.tasks), ("predictor.fit_on", trial.fit_tasks)):
         if len(set(tasks)) < len(tasks):
