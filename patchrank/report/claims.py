@@ -94,9 +94,8 @@ def pair_up(claim: Claim, selected: Sequence[Setting], settings: Sequence[Settin
             )
         tasks = setting.tasks if "task" in claim.each else [None]
         if claim.match is not None:
-            pairs += [
-                Pair(setting, *other, task=task) for other in _partners(claim, setting, settings) for task in tasks
-            ]
+            partners = _partners(claim, setting, settings)
+            pairs += [Pair(setting, other, task, name) for other, name in partners for task in tasks]
             continue
         other = _other(claim, setting, settings)
         is_itself = isinstance(claim.against, dict) and other is not None and other[0] is setting
@@ -113,7 +112,8 @@ def _partners(claim: Claim, setting: Setting, settings: Sequence[Setting]) -> li
     for other in settings:
         alike = all(value_at(other.config, path) == value for path, value in shared.items())
         if other is not setting and alike and is_about(wanted, other):
-            found.append(((other, claim.measure), ranking(other)))
+            merges = ", the rest merges" if other.config["pruning"]["leftovers"] == "merge" else ""
+            found.append(((other, claim.measure), ranking(other) + merges))
     return found or [(None, None)]
 
 

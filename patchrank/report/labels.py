@@ -111,9 +111,8 @@ def plain(value: object, axis: str = "") -> str:
     if axis in (KEEP_RATE, BUDGET) and value is not None:
         return f"{100 * value:g} %"
     if axis.endswith(".fit_on"):
-        return (
-            {"own": "its own task", "others": "the other tasks"}[value] if isinstance(value, str) else " + ".join(value)
-        )
+        said = {"own": "its own task", "others": "the other tasks"}
+        return said[value] if isinstance(value, str) else " + ".join(value)
     if isinstance(value, (list, tuple)):
         in_a_row = axis == LOCATIONS and len(value) > 5 and list(value) == list(range(value[0], value[-1] + 1))
         return f"{value[0]} to {value[-1]}" if in_a_row else ", ".join(map(str, value))
