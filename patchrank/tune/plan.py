@@ -84,15 +84,15 @@ class Plan:
     def staged(self) -> list[ResolvedTrial]:
         """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
         parts = ("model", "data", "golden", "predictor.fit_on", "pruning.locations", "pruning.reducer")
-        found = []
+        found: dict[ResolvedTrial, None] = {}
         for cell in self.cells:
             scoring = {}
             for key, rule in cell.sampled.items():
                 if key.startswith(parts) and rule.kind != "uniform":
                     scoring[key] = rule.choice or range(rule.int_[0], rule.int_[1] + 1, int(rule.step or 1))
-            drawn = [dict(zip(scoring, values)) for values in itertools.product(*scoring.values())]
-            found += [self.trial(cell.values | values) for values in drawn]
-        return found
+            for values in itertools.product(*scoring.values()):
+                found[self.trial(_that_stand(cell, cell.values | dict(zip(scoring, values))))] = None
+        return list(found)
 
     def jobs(self) -> list[Job]:
         """All sets of shards that the sweep needs, each once."""
@@ -196,6 +196,13 @@ class Plan:
             raise
         except UserError:  # it is another sweep's, or another version's
             return None
+
+
+def _that_stand(cell: Cell, values: dict[str, object]) -> dict[str, object]:
+    """Values without those of sampled axes whose `when` the others do not meet, as far as they tell."""
+    rules = {key: cell.sampled[key] for key in values if key in cell.sampled}
+    known = [key for key, rule in rules.items() if rule.depends_on <= values.keys()]
+    return {key: value for key, value in values.items() if key not in known or rules[key].holds(values.get)}
 
 
 def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Plan:
