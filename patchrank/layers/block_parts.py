@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from patchrank.layers.module_hooks import are_untouched, is_own_forward, listening
 from patchrank.layers.norm_gains import GainedBlock
@@ -120,9 +121,9 @@ def run_block(
     in_parts = middle is not None or "shift" in wanted
     if not wanted and not in_parts:
         return _call(block, x, bias), Seen()
-    if in_parts or has_plain_parts(bare(block)):
+    if in_parts or (has_plain_parts(bare(block)) and not isinstance(x, Proxy)):
         return _run_parts(block, x, bias, wanted, middle)
-    output, q, k = _listen(block, lambda: _call(block, x, bias))
+    output, q, k = _attended(block, block, x, x, bias, wanted)
     return output, _seen(block, q, k, bias, wanted)
 
 
@@ -135,21 +136,36 @@ def _run_parts(
     block: Block, x: Tensor, bias: Tensor | None, wanted: Collection[str], middle: Middle | None
 ) -> tuple[Tensor, Seen]:
     attn = block.attn
-    if has_plain_parts(bare(block)):
+    if has_plain_parts(bare(block)) and not isinstance(x, Proxy):  # torch.fx wants to see attention as a module
         q, k, v = queries_keys_values(block, x)
         dropout = attn.attn_drop.p if attn.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         attended = attn.proj_drop(attn.proj(attn.norm(attended.transpose(1, 2).flatten(2))))
-    elif {"cls_row", "keys"} & set(wanted):
-        attended, q, k = _listen(block, lambda: _call(attn, block.norm1(x), bias))
     else:
-        attended, q, k = _call(attn, block.norm1(x), bias), None, None
+        attended, q, k = _attended(block, attn, x, block.norm1(x), bias, wanted)
     x = x + block.drop_path1(block.ls1(attended))
     seen = _seen(block, q, k, bias, wanted)
     x = x if middle is None else middle(x, seen)
     change = block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
     shift = change.float().norm(dim=-1) if "shift" in wanted else None
     return x + change, Seen(seen.cls_row, seen.keys, shift)
+
+
+def _attended(
+    block: Block, module: nn.Module, x: Tensor, given: Tensor, bias: Tensor | None, wanted: Collection[str]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What a block or its attention, the `module`, gives, with queries and keys where these are wanted.
+
+    Args:
+        x: (B, L, D), what enters the block.
+        given: (B, L, D), what enters the module.
+    """
+    if not {"cls_row", "keys"} & set(wanted):
+        return _call(module, given, bias), None, None
+    if isinstance(x, Proxy):  # torch.fx calls no hooks, so they are computed apart; the block's own output comes last
+        q, k, _ = queries_keys_values(block, x)
+        return _call(module, given, bias), q, k
+    return _listen(block, lambda: _call(module, given, bias))
 
 
 def _call(module: Callable, x: Tensor, bias: Tensor | None) -> Tensor:

@@ -38,8 +38,12 @@ def _check_counts(num_patches: int, pruner: PruningBlock) -> None:
                 f"drop_counts: at location {layer} {count} of {alive} patch tokens shall leave, but {pruner.name!r} "
                 f"merges at most {most} at once; try more locations, or fewer tokens at this one"
             )
-    if "shift" in pruner.reducer.needs and 1 in pruner.drops:
-        raise UserError(f"reducer {pruner.name!r} ranks by the layer before a location, so locations begin at 2")
+    first = max(pruner.reducer.first_location, 1 + ("shift" in pruner.reducer.needs))
+    if min(pruner.drops) < first:
+        raise UserError(
+            f"locations: reducer {pruner.name!r} ranks by what earlier layers did, so locations begin at {first}, but "
+            f"tokens shall leave at {min(pruner.drops)}; try {first} or a later layer"
+        )
 
 
 def check_grid(tower: nn.Module, what: str) -> None:

@@ -22,6 +22,13 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index if x.ndim == 2 else index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
+def patches_of(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Pixels of every patch, row by row: images (B, C, H, W) to (B, N, C * P * P)."""
+    height, width = patch_size
+    patches = images.unfold(2, height, height).unfold(3, width, width)  # (B, C, rows, columns, P, P)
+    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
 def scatter_to_grid(tokens: Tensor, index: Tensor, num_tokens: int) -> Tensor:
     """Puts tokens (B, K, D) back at their places (B, K) in the full grid (B, N, D); zeros where dropped."""
     grid = tokens.new_zeros(tokens.shape[0], num_tokens, tokens.shape[-1])

@@ -12,8 +12,9 @@ from patchrank.layers.block_parts import SIGNALS, Seen, check_attention, check_p
 from patchrank.layers.class_token import queries_keys
 from patchrank.layers.merging import joining_macs, num_merging
 from patchrank.layers.norm_gains import plain_norm
+from patchrank.layers.pruning import patches_of
 from patchrank.layers.reducers import Reducer, sample_keys
-from patchrank.layers.reducers.base import Metric
+from patchrank.layers.reducers.base import Metric, check_needs
 from patchrank.layers.token_state import TokenState, first_state
 from patchrank.utils.errors import UserError
 
@@ -42,6 +43,7 @@ class PruningBlock(nn.Module):
         drop_share: float = 0.0,
     ):
         super().__init__()
+        check_needs(reducer, name)
         self.reducer, self.name = reducer, name
         self.merge, self.drop_share = merge and not reducer.merges, drop_share
         self.metric = reducer.metric if reducer.merges else metric if merge else None
@@ -101,7 +103,7 @@ class PruningBlock(nn.Module):
         for alive, count in leaving.values():
             gone = num_merging(count, self.drop_share)
             total += gone * (alive - count) * width + joining_macs(gone, alive - count, tower.embed_dim)
-        if self.metric == "keys" and 1 in leaving:  # no layer has made keys yet
+        if self.metric == "keys" and not self.mid and 1 in leaving:  # no layer has made keys yet
             total += (tower.num_leading_tokens + tower.num_patches) * tower.embed_dim * attn.attn_dim
         return total
 
@@ -112,14 +114,21 @@ class PruningBlock(nn.Module):
             leaving.pop(len(tower.blocks), None)
         return leaving
 
-    def begin(self, images: Tensor, x: Tensor, num_leading: int) -> TokenState:
-        """The state of all patches (B, N) of a sequence (B, P + N, D) that no token has left yet."""
+    def begin(self, images: Tensor, x: Tensor, num_leading: int, patch_size: tuple[int, int]) -> TokenState:
+        """The state of all patches (B, N) of a sequence (B, P + N, D) that no token has left yet.
+
+        Args:
+            images: (B, C, H, W), as the tower gets them.
+            patch_size: height and width of a patch in pixels.
+        """
         needs = self.reducer.needs
         state = first_state(x, num_leading)
         if self.merges:
             state = replace(state, homes=state.index, merge=self.merge, drop_share=self.drop_share)
         if "sample_key" in needs:
             state = replace(state, sample_key=sample_keys(images))
+        if "pixels" in needs:
+            state = replace(state, pixels=patches_of(images, patch_size))
         return state
 
     def forward(
@@ -201,7 +210,7 @@ class PruningBlock(nn.Module):
 
     def _reduced(self, state: TokenState, k: int, scores: Tensor | None) -> TokenState:
         """k tokens, chosen by the reducer or by scores (B, N) from outside."""
-        if scores is None or self.reducer.observes:
+        if scores is None or (self.mid and self.reducer.observes):
             state = self.reducer.reduce(state, k)
         elif self.mid:
             raise UserError(f"reducer {self.name!r} chooses inside a layer and takes no scores from outside")

@@ -31,8 +31,9 @@ class TokenState:
     sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
     pixels: (B, N, C * P * P), the patches of the image; only for reducers that need it.
     cls_row: (B, K), the class token's attention over `tokens`, and
-    shift:  (B, K), by how much the MLP changed each token (Euclidean norm), both in this layer for a reducer that acts
-            in mid-block, else in the layer before; only for reducers that need it.
+            in this layer for a reducer that acts in mid-block, else in the layer before, and
+    shift:  (B, K), by how much the MLP of the layer before changed each token (Euclidean norm); both only for reducers
+            that need them.
     metric: (B, K, d), by whose cosine tokens are compared; only where tokens merge.
     carried: (B, K), a number of each token that a reducer keeps from one layer to the next.
     merge:  whether tokens that leave merge into their most similar one that stays, instead of being dropped.
@@ -94,12 +95,24 @@ class TokenState:
         homes = moved(self.homes, places, kept(places), gone(places), into)
         return replace(self._pick(kept), tokens=tokens, sizes=total[..., -1], homes=homes)
 
+    def fused(self, order: Tensor, k: int, token: Tensor) -> TokenState:
+        """The first k - 1 tokens in an order (B, K) stay; all others become one, at the place of the first of them.
+
+        Args:
+            token: (B, 1, D), what the others become.
+        """
+        kept, gone = order[:, :k], order[:, k:]
+        state = self._pick(lambda x: take(x, kept))
+        tokens = torch.cat([state.tokens[:, : k - 1], token.to(state.tokens.dtype)], dim=1)
+        into = torch.zeros_like(gone) + (k - 1)
+        return replace(state, tokens=tokens, homes=moved(self.homes, self._places(), kept, gone, into))
+
     def source(self, num_tokens: int) -> Tensor:
         """The source map (B, num_tokens): which token each patch of the input lives in, -1 where it was dropped."""
         if self.homes is not None:
             return self.homes
         slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
-        empty = torch.full((len(self.index), num_tokens), -1, device=self.index.device)
+        empty = self.index.new_full((self.index.shape[0], num_tokens), -1)
         return empty.scatter(1, self.index, slots)
 
     def bias(self, num_leading: int, dtype: torch.dtype) -> Tensor | None:

@@ -308,7 +308,7 @@ class PrunedVisionTransformer(PromptedTower, FingerprintedTower, VisionTransform
         """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
         x = self.embed(images) if tokens is None else tokens
         first, pruner, blocks = self.num_leading_tokens, self.pruner, self._layers(self.prompts)
-        state = first_state(x, first) if pruner is None else pruner.begin(images, x, first)
+        state = first_state(x, first) if pruner is None else pruner.begin(images, x, first, self.patch_embed.patch_size)
         for layer in range(1 if tokens is None else self.shared_layer, len(blocks) + 1):
             block = blocks[layer - 1]
             if pruner is not None:

@@ -45,14 +45,14 @@ class Pruning(PruningConfig):
     taper: what leaves at a location as a share of what left at the one before; 1 for equal counts.
     metric: what tokens are compared by to merge: normed `features`, or `keys` averaged over heads.
     protection: weight of predicted importance in the matching of `guided_merge`.
-    drop_share: of tokens that leave, the share that is dropped where the others merge.
+    drop_share: of tokens that leave, the share that is dropped where the others merge (`leftovers`, `diffrate`).
     cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
     predictor_path: safetensors file of a fitted predictor or position prior. It must be there even where nothing ranks
         by it yet; whether it fits the tower is looked at once it ranks.
     predictor_init: what ranks where there is no file. "random" is an untrained predictor (for speed benchmarks). A
         record (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`) describes a
         predictor whose weights come with the tower's checkpoint. `save_pretrained` writes such records.
-    seed: of the reducer `random`.
+    seed: of the reducers `random` and `avit_channel`.
     """
 
     cls_only_last: bool | Literal["auto"] = "auto"
@@ -114,7 +114,8 @@ def create_ranker(
         UserError: an unknown reducer, a predictor file that does not fit, or a predictor without weights.
     """
     offers: dict = {"seed": settings.seed, "grid_size": grid_size, "predictor": predictor}
-    offers |= {"metric": settings.metric, "protection": settings.protection}
+    offers |= {"metric": settings.metric, "protection": settings.protection, "drop_share": settings.drop_share}
+    offers["embed_dim"] = embed_dim
     kind, about = REDUCERS[settings.reducer], {}
     if kind.fitted and predictor is None:
         offers["predictor"], about = _weights(settings, embed_dim, grid_size)

@@ -16,15 +16,17 @@ from patchrank.utils.errors import UserError
 
 ALL = sorted(REDUCERS)
 MERGING = sorted(name for name in REDUCERS if REDUCERS[name].merges)  # tests/layers/test_matching.py has more of them
-RANKERS = sorted(set(ALL) - set(MERGING))
+RANKERS = sorted(name for name in set(ALL) - set(MERGING) if REDUCERS[name].site == "before")
 OWN = sorted(set(RANKERS) - {"golden"})  # golden has no scores of its own
 FITTED = ["predictor", "prior"]
 LOCATIONS = [(4, 6, 8, 10), (1, 3), (12,)]
 
 
 def prune(tower, reducer, **settings):
-    """Prunes by a reducer; fitted ones rank by something that is no tie."""
+    """Prunes by a reducer, as early as it can; fitted ones rank by something that is no tie."""
     torch.manual_seed(4)
+    first = REDUCERS[reducer].first_location
+    settings |= {"locations": tuple(max(first, layer) for layer in settings.get("locations", (4, 6, 8, 10)))}
     given = {"predictor": create_predictor("mix_mlp", 64, (8, 8))} if reducer == "predictor" else {}
     given |= {"predictor": Prior.from_scores(torch.randn(64), 64, (8, 8))} if reducer == "prior" else {}
     tower.set_pruning(reducer=reducer, **given, **{"keep_rate": 0.5, **settings})

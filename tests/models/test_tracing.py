@@ -13,25 +13,32 @@ from patchrank.layers.reducers import REDUCERS, sample_keys
 from patchrank.utils.errors import UserError
 
 OWN = sorted(set(REDUCERS) - {"golden"})  # golden has no scores of its own
+MERGING = [name for name in OWN if REDUCERS[name].merges]
+LEAVING = [(name, "drop") for name in OWN if name not in MERGING] + [(name, None) for name in MERGING]
+LEAVING += [("center", "merge"), ("cls_attention", "merge"), ("evit_drop", "merge")]
 
 
-def make(reducer="center", locations=(2, 3), keep_rate=0.5):
+def make(reducer="center", locations=(2, 3), keep_rate=0.5, **settings):
     torch.manual_seed(0)
     shape = {"depth": 3, "embed_dim": 32, "num_heads": 2, "reducer": reducer, "predictor_init": "random"}
-    tower = timm.create_model("patchrank_clip_digits", **shape, locations=locations, keep_rate=keep_rate).eval()
+    shape |= {"locations": locations, "keep_rate": keep_rate, **settings}
+    tower = timm.create_model("patchrank_clip_digits", **shape).eval()
     for block in tower.blocks:
         block.attn.fused_attn = False  # so that there is a softmax to be seen, as timm asks for
     return tower
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer, locations", [*((name, (2, 3)) for name in OWN), ("cls_attention", (1, 3))])
-def test_attention_of_every_block_is_extracted_by_graph_and_by_hooks(reducer, locations, images):
-    tower = make(reducer, locations)
+@pytest.mark.parametrize(
+    "reducer, leftovers, locations", [*((*leaving, (2, 3)) for leaving in LEAVING), ("cls_attention", "drop", (1, 3))]
+)
+def test_attention_of_every_block_is_extracted_by_graph_and_by_hooks(reducer, leftovers, locations, images):
+    tower = make(reducer, locations, leftovers=leftovers)
     expected = tower(images)
-    graph = AttentionExtract(make(reducer, locations), method="fx")(images)
+    graph = AttentionExtract(make(reducer, locations, leftovers=leftovers), method="fx")(images)
     hooks = AttentionExtract(tower, method="hook")(images)
     lengths = [65, 49, 33] if locations == (2, 3) else [49, 49, 33]
+    lengths = [65, 65, 49] if REDUCERS[reducer].site == "mid" else lengths
     assert [found.shape for found in hooks.values()] == [(4, 2, length, length) for length in lengths]
     torch.testing.assert_close(list(graph.values()), list(hooks.values()), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(tower(images), expected, atol=1e-6, rtol=1e-5)
@@ -51,9 +58,9 @@ def test_feature_extractors_give_what_hooks_see(tool, reducer, images):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer", ["random", "cls_attention", "predictor"])
-def test_graphs_of_torch_fx_and_torch_jit_compute_what_the_tower_does(reducer, images):
-    tower = make(reducer)
+@pytest.mark.parametrize("reducer, leftovers", LEAVING)
+def test_graphs_of_torch_fx_and_torch_jit_compute_what_the_tower_does(reducer, leftovers, images):
+    tower = make(reducer, leftovers=leftovers, cls_only_last=False)
     graphs = [torch.fx.symbolic_trace(tower)]
     with pytest.warns(Warning):  # torch.jit is deprecated, and tells of every shape that it takes for fixed
         graphs.append(torch.jit.trace(tower, images))

@@ -9,20 +9,22 @@ from torch import Tensor, nn
 
 from patchrank.layers.registry import Registry
 from patchrank.layers.token_state import TokenState
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import UserError, near
 
 Metric = Literal["features", "keys"]
+NEEDS = ("cls_row", "shift", "sample_key", "pixels", "scores")  # what a tower can give beside the tokens
 
 
 class Reducer(nn.Module):
     """Base of all reducers. One whose ranking never changes overrides `score` alone.
 
     site:  `before` a layer, or `mid` block: inside the layer that a location names, between attention and MLP.
-    needs: what the tower must give beside the tokens: `cls_row`, `shift`, `sample_key`, `pixels`, `scores`.
+    needs: which of `NEEDS` the tower must give; `shift` only before a layer, since the MLP comes after its middle.
     merges: whether it merges tokens by a rule of its own, so that `leftovers` says nothing. Others rank, and what they
         do not keep is dropped or merges, as the state's `merge` says.
     metric: of one that merges by itself, what tokens are compared by; None for tokens as they are.
     observes: whether `observe` sees the tokens that enter each layer, those of the `first` location's alone, or none.
+    first_location: the first layer that a location may name.
     fitted: whether it ranks by the weights of a predictor file or module.
     """
 
@@ -31,6 +33,7 @@ class Reducer(nn.Module):
     merges = False
     metric: Metric | None = None
     observes: Literal["first", "all"] | None = None
+    first_location = 1
     fitted = False
 
     def score(self, state: TokenState) -> Tensor:
@@ -50,7 +53,7 @@ class Reducer(nn.Module):
 
         Args:
             layer: from 1.
-            scores: (B, N) from outside, to rank by instead of its own.
+            scores: (B, N) from outside, for a reducer that acts in mid-block to rank by instead of its own.
         """
         return state
 
@@ -73,6 +76,20 @@ class Reducer(nn.Module):
             leaving: for each location how many patch tokens there are, and how many of them leave.
         """
         return 0
+
+
+def check_needs(reducer: Reducer, name: str) -> None:
+    """Raises `UserError` where a reducer needs what no tower gives, or not at its site."""
+    needs = (reducer.needs,) if isinstance(reducer.needs, str) else reducer.needs
+    for need in needs:
+        if need not in NEEDS:
+            raise UserError(f"reducer {name!r} needs {need!r}, which no tower gives; {near(need, NEEDS)}")
+    if isinstance(reducer.needs, str):
+        raise UserError(f"reducer {name!r}: needs must be a tuple of names; try needs = ({reducer.needs!r},)")
+    if reducer.site == "mid" and "shift" in needs:
+        raise UserError(
+            f"reducer {name!r} needs 'shift' in mid-block, but the MLP runs only after that; try site = 'before'"
+        )
 
 
 REDUCERS = Registry("reducer")

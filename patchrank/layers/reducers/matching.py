@@ -15,7 +15,8 @@ from patchrank.layers.reducers.base import Metric, Reducer, register_reducer
 from patchrank.layers.reducers.rankers import Predictor
 from patchrank.layers.token_state import TokenState
 
-torch.fx.wrap("bipartite")  # counts tokens, which torch.fx cannot
+for _step in ("take", "bipartite", "importance"):
+    torch.fx.wrap(_step)  # torch.fx cannot follow sizes and types that these ask for
 
 
 class Matching(Reducer):
