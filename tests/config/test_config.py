@@ -199,7 +199,7 @@ def test_every_claim_of_a_sweep_has_what_it_compares(file):
     for claim in plan.sweep.config.report.claims:
         selected = [setting for setting in settings.values() if is_about(claim, setting)]
         pairs = pair_up(claim, selected, list(settings.values()))
-        assert pairs and all(other is not None for _, other, _ in pairs), claim.say
+        assert pairs and all(pair.other is not None for pair in pairs), claim.say
 
 
 def test_a_smoke_run_needs_one_seed():
