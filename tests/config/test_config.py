@@ -100,7 +100,7 @@ def test_unreadable_yaml_is_named_by_line(text, message):
         ("trial.model.name=patchrank_clip_b61", "did you mean 'patchrank_clip_b16'"),
         ("trial.data.tasks=[digit]", "did you mean 'digits'"),
         ("trial.data.tasks=[digits, digits]", "data.tasks must not name a task twice"),
-        ("trial.predictor.fit_on=digits", "fit_on is 'digits', but should be 'own' or 'others', or should be a valid list"),
+        ("trial.predictor.fit_on=digits", "fit_on is 'digits', but should be 'own' or 'others', or should be a valid"),
         ("trial.predictor.fit_on=[digits_inc]", "did you mean 'digits_ink'"),
         ("trial.predictor.name=mlp", "'mlp' ranks by the class token alone"),
         ("trial.predictor={name: mlp, head: mean}", "head of mlp must be 'linear'"),
