@@ -62,7 +62,7 @@ class Claim(Strict):
         if isinstance(self.against, dict) and leaves(self.against).items() <= leaves(self.of).items():
             raise ValueError("against changes nothing of `of`: a setting would be compared with itself")
         if sum(rule is not None for rule in (self.at_least, self.within, self.share, self.not_behind or None)) > 1:
-            raise ValueError("at_least, within, share and not_behind exclude each other")
+            raise ValueError("at_least and within exclude each other, and share and not_behind all of them")
         if self.match is not None and not isinstance(self.against, dict):
             raise ValueError("match needs settings of the other side in `against`; try {pruning.reducer: tome}")
         if self.share is not None and not isinstance(self.against, (str, dict)):

@@ -125,7 +125,7 @@ def test_not_behind_holds_where_nothing_tells_the_sides_apart(run, theirs, verdi
 
 
 def test_rules_of_a_claim_exclude_each_other():
-    with pytest.raises(UserError, match="not_behind exclude each other"):
+    with pytest.raises(UserError, match="at_least and within exclude each other, and share and not_behind all"):
         validate(Claim, {"say": "S", "of": {}, "measure": "drift", "not_behind": True, "within": 1}, "x")
     with pytest.raises(UserError, match="match needs settings of the other side"):
         validate(Claim, {"say": "S", "of": {}, "measure": "drift", "match": ["pruning.budget"], "against": 3}, "x")
