@@ -168,6 +168,9 @@ def _texts(settings: Sequence[Setting], axis: str) -> list[str]:
     else:
         texts = [plain(value, axis) for value in values]
     texts = [setting.leftovers for setting in settings] if axis == LEFTOVERS else texts
+    if axis in (KEEP_RATE, BUDGET):  # a budget wins over the rate, and says nothing where there is none
+        budgets = [value_at(setting.config, BUDGET) for setting in settings]
+        texts = [text if (axis == BUDGET) != (budget is None) else "" for text, budget in zip(texts, budgets)]
     return [text if is_read else "" for text, is_read in zip(texts, read)]
 
 
