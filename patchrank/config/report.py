@@ -29,14 +29,17 @@ class Claim(Strict):
         "matching", "matching_prior", "kendall", "ndcg",
         "val_accuracy", "val_unpruned", "val_agreement", "val_cosine", "val_drift",
     ]  # fmt: skip
+    # what the other side has in common, where `against` is not all that it differs in; it may be several settings then
+    match: ListOf[str] | None = None
     at_least: float | None = None  # left out: above 0
+    not_behind: bool = False  # true where the interval does not lie below 0
     within: float | None = Field(None, gt=0)
     share: float | None = Field(None, gt=0)  # at most so much of what it is set against
     task: str | None = None  # on the images of this task alone
     answers: bool = False  # it is the answer to `question`; where none is marked, the first claim is
     each: ListOf[str] = ()  # one comparison for each value of these paths, or for each task
 
-    @field_validator("of", "against", "each")
+    @field_validator("of", "against", "each", "match")
     @classmethod
     def _settings_exist(cls, value: Any) -> Any:
         sections = [key for key in known_keys(TrialConfig, ()) if key not in ("seed", "controls")]
@@ -58,8 +61,10 @@ class Claim(Strict):
             raise ValueError(f"{self.measure} against {self.against!r} cannot be compared; known: {', '.join(pairs)}")
         if isinstance(self.against, dict) and leaves(self.against).items() <= leaves(self.of).items():
             raise ValueError("against changes nothing of `of`: a setting would be compared with itself")
-        if sum(rule is not None for rule in (self.at_least, self.within, self.share)) > 1:
-            raise ValueError("at_least and within exclude each other, and share both")
+        if sum(rule is not None for rule in (self.at_least, self.within, self.share, self.not_behind or None)) > 1:
+            raise ValueError("at_least and within exclude each other, and share and not_behind all of them")
+        if self.match is not None and not isinstance(self.against, dict):
+            raise ValueError("match needs settings of the other side in `against`; try {pruning.reducer: tome}")
         if self.share is not None and not isinstance(self.against, (str, dict)):
             raise ValueError("share needs another side in `against`, of which it is one")
         if self.task is not None and "task" in self.each:
@@ -73,6 +78,9 @@ class ReportConfig(Strict):
     paper: str | None = None
     claims: ListOf[Claim] = ()
     beside: ListOf[str] = ()  # roots of other sweeps, whose rows are shown and compared as well
+    # by_task: the change of each task with its interval; seen: images and labels that were learned from, and the drift;
+    # share: of the unpruned tower's MACs; parts: MACs of image tower, ranking, matching and one caption
+    columns: ListOf[Literal["by_task", "seen", "share", "parts"]] = ()
 
     @field_validator("claims")
     @classmethod

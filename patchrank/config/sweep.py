@@ -88,7 +88,10 @@ class Resources(Strict):
 
 
 class Rule(Strict):
-    """How one swept setting varies: exactly one of grid, choice, uniform, int."""
+    """How one swept setting varies: exactly one of grid, choice, uniform, int.
+
+    otherwise: the rule that counts where `when` is not met; a search space writes such rules as a list.
+    """
 
     grid: ListOf[Any] | None = Field(None, min_length=1)
     choice: ListOf[Any] | None = Field(None, min_length=1)
@@ -97,6 +100,7 @@ class Rule(Strict):
     step: float | None = Field(None, gt=0)
     log: bool = False
     when: dict[str, ListOf[Any]] | ListOf[dict[str, ListOf[Any]]] | None = None  # of several, any one
+    otherwise: Rule | None = None
 
     @property
     def conditions(self) -> tuple[dict[str, tuple[Any, ...]], ...]:
@@ -105,12 +109,19 @@ class Rule(Strict):
 
     @property
     def depends_on(self) -> set[str]:
-        """Paths that `when` names."""
-        return {path for each in self.conditions for path in each}
+        """Paths that `when` names, here and in the rules that follow."""
+        names = {path for each in self.conditions for path in each}
+        return names | (self.otherwise.depends_on if self.otherwise else set())
 
     def holds(self, values: Callable[[str], Any]) -> bool:
         """Whether one condition is met; `values` gives the value at a path."""
         return any(all(values(path) in allowed for path, allowed in each.items()) for each in self.conditions)
+
+    def chosen(self, values: Callable[[str], Any]) -> Rule:
+        """Of several rules the first whose condition is met, or else the last; one alone is itself."""
+        if self.otherwise is None:
+            return self
+        return self if self.holds(values) else self.otherwise.chosen(values)
 
     @property
     def kind(self) -> str:

@@ -48,8 +48,8 @@ class PredictorConfig(Strict):
     loss: str = Field("bce", description="bce, listwise or eq8")
     epochs: int = Field(50, ge=1, description="passes over the training images")
     lr: float = Field(0.01, gt=0, description="learning rate at the start")
-    # own: each task has a predictor of its own; else one for all tasks, fitted on these
-    fit_on: Literal["own"] | Annotated[ListOf[str], Field(min_length=1)] = "own"
+    # own: each task has a predictor of its own; others: one of the other tasks; else one for all, fitted on these tasks
+    fit_on: Literal["own", "others"] | Annotated[ListOf[str], Field(min_length=1)] = "own"
 
 
 class PruningConfig(Strict):

@@ -14,7 +14,7 @@ import numpy as np
 
 from patchrank.config import BESIDE, Claim, leaves, value_at
 from patchrank.report.judgement import Comparison, Judgement, values_in_words, verdict_of
-from patchrank.report.labels import counted
+from patchrank.report.labels import counted, ranking
 from patchrank.report.results import Setting, Values, configuration, joined
 from patchrank.utils.errors import UserError
 from patchrank.utils.stats import holm, paired_interval
@@ -25,19 +25,22 @@ Side = tuple[Setting, str]  # a setting and the measure that is taken of it
 class Pair(NamedTuple):
     """One comparison to be made.
 
-    other: the other side, a number, or None where the run has no such setting. task: None for all tasks at once.
+    other: the other side, a number, or None where the run has no such setting. task: None for all tasks at once. name:
+    what the other side is called, where a claim sets several against one.
     """
 
     setting: Setting
     other: Side | float | None
     task: str | None
+    name: str | None = None
 
 
 def judge(claim: Claim, settings: Sequence[Setting]) -> Judgement:
     """Compares the settings that a claim is about with what it sets them against.
 
-    A partner is the setting whose configuration is the same but for what `against` changes. Where that is the setting
-    itself, nothing is compared. An oracle's subset is compared with the same images of the other side.
+    A partner is the setting whose configuration is the same but for what `against` changes; under `match` every setting
+    that has what `against` says, and shares with this one what `match` names. Where a partner is the setting itself,
+    nothing is compared. An oracle's subset is compared with the same images of the other side.
 
     Raises:
         UserError: several settings for one comparison, or sides with different images.
@@ -89,12 +92,29 @@ def pair_up(claim: Claim, selected: Sequence[Setting], settings: Sequence[Settin
                 f"claim {claim.say!r}: several settings match, which differ in {', '.join(differing)}; "
                 "say which in `of`, or name it in `each`"
             )
+        tasks = setting.tasks if "task" in claim.each else [None]
+        if claim.match is not None:
+            partners = _partners(claim, setting, settings)
+            pairs += [Pair(setting, other, task, name) for other, name in partners for task in tasks]
+            continue
         other = _other(claim, setting, settings)
         is_itself = isinstance(claim.against, dict) and other is not None and other[0] is setting
         if not is_itself:
-            tasks = setting.tasks if "task" in claim.each else [None]
             pairs += [Pair(setting, other, task) for task in tasks]
     return pairs
+
+
+def _partners(claim: Claim, setting: Setting, settings: Sequence[Setting]) -> list[tuple[Side | None, str | None]]:
+    """Every other setting that `against` and `match` allow, with its name; one None where there is none."""
+    shared = {path: value_at(setting.config, path) for path in claim.match or ()}
+    wanted = claim.model_copy(update={"of": claim.against})
+    found = []
+    for other in settings:
+        alike = all(value_at(other.config, path) == value for path, value in shared.items())
+        if other is not setting and alike and is_about(wanted, other):
+            merges = ", the rest merges" if other.config["pruning"]["leftovers"] == "merge" else ""
+            found.append(((other, claim.measure), ranking(other) + merges))
+    return found or [(None, None)]
 
 
 def _other(claim: Claim, setting: Setting, settings: Sequence[Setting]) -> Side | float | None:
@@ -115,7 +135,7 @@ def _what(claim: Claim, pair: Pair, selected: Sequence[Setting]) -> dict[str, An
             sections = [value_at(other.config, path) for other in selected]
             value = {key: part for key, part in value.items() if any(other.get(key) != part for other in sections)}
         what[path] = value
-    return what
+    return what if pair.name is None else what | {"against": pair.name}
 
 
 def _differences(claim: Claim, pair: Pair) -> Values | str:

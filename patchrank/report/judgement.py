@@ -50,7 +50,7 @@ class Judgement:
         """
         if not self.comparisons:
             return "not measured"
-        luck_is_likely = is_contest(self.claim) and len(self.comparisons) > 1
+        luck_is_likely = (is_contest(self.claim) or self.claim.not_behind) and len(self.comparisons) > 1
         if any(each.verdict == "refuted" and (each.holm_p < 0.05 or not luck_is_likely) for each in self.comparisons):
             return "refuted"
         all_hold = all(each.verdict == "true" for each in self.comparisons)
@@ -90,7 +90,8 @@ class Judgement:
 
     def details(self) -> str:
         """Markdown table with a row for every comparison."""
-        head = [*self.claim.each, "difference, 95 % interval", "p", "p after Holm", "verdict", "images"]
+        against = ["against"] if self.claim.match is not None else []
+        head = [*self.claim.each, *against, "difference, 95 % interval", "p", "p after Holm", "verdict", "images"]
         rows = []
         for each in self.comparisons:
             texts = [text.replace("|", "\\|") for text in values_in_words(each.what)]
@@ -121,7 +122,9 @@ class Judgement:
 
 def verdict_of(claim: Claim, interval: Interval) -> str:
     """What an interval says of a claim: true, refuted or open."""
-    if claim.within is not None:
+    if claim.not_behind:
+        holds, fails = interval.high >= 0, interval.high < 0
+    elif claim.within is not None:
         holds = -claim.within <= interval.low and interval.high <= claim.within
         fails = interval.low > claim.within or interval.high < -claim.within
     else:
@@ -133,7 +136,8 @@ def verdict_of(claim: Claim, interval: Interval) -> str:
 
 def is_contest(claim: Claim) -> bool:
     """Whether a claim asks which side is above the other, so that true is a win and refuted a loss."""
-    return _compares(claim) and claim.within is None and claim.share is None and not claim.at_least
+    rules = (claim.within is not None, claim.share is not None, claim.at_least, claim.not_behind)
+    return _compares(claim) and not any(rules)
 
 
 def _compares(claim: Claim) -> bool:

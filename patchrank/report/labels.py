@@ -54,7 +54,7 @@ def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[st
     """
     columns: dict[str, list[str]] = {}
     rankings = [ranking(setting) for setting in settings]
-    for axis in axes:
+    for axis in _single(settings, axes):
         if axis == "pruning.reducer":
             columns[RANKED_BY] = rankings
         elif axis in ("prompt", "prompt.mode", "prompt.loss", "prompt.norm_gains"):
@@ -64,6 +64,17 @@ def swept(settings: Sequence[Setting], axes: Sequence[str]) -> dict[str, list[st
         elif axis not in ("seed", "controls"):
             columns[_short(axis, columns)] = _texts(settings, axis)
     return columns if RANKED_BY in columns else columns | {RANKED_BY: rankings}
+
+
+def _single(settings: Sequence[Setting], axes: Sequence[str]) -> list[str]:
+    """The axes, and in place of the whole section `pruning`, where it is swept, each of its settings that varies."""
+    found = []
+    for axis in axes:
+        sections = [setting.config[axis] for setting in settings] if axis == "pruning" else []
+        keys = [key for key in dict.fromkeys(key for each in sections for key in each)]
+        varied = [key for key in keys if any(each.get(key) != sections[0].get(key) for each in sections)]
+        found += [f"{axis}.{key}" for key in varied] if sections else [axis]
+    return list(dict.fromkeys(found))
 
 
 def labels(settings: Sequence[Setting], axes: Sequence[str], without: Sequence[str] = ()) -> list[str]:
@@ -111,9 +122,11 @@ def plain(value: object, axis: str = "") -> str:
     if axis in (KEEP_RATE, BUDGET) and value is not None:
         return f"{100 * value:g} %"
     if axis.endswith(".fit_on"):
-        return "its own task" if value == "own" else " + ".join(value)
+        said = {"own": "its own task", "others": "the other tasks"}
+        return said[value] if isinstance(value, str) else " + ".join(value)
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
+        in_a_row = axis == LOCATIONS and len(value) > 5 and list(value) == list(range(value[0], value[-1] + 1))
+        return f"{value[0]} to {value[-1]}" if in_a_row else ", ".join(map(str, value))
     if value is None:
         return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -145,7 +158,7 @@ def swept_rates(settings: Sequence[Setting], axes: Sequence[str]) -> list[float]
 
 def layers(text: str) -> str:
     """Locations in words: "layer 4", "layers 4, 6"."""
-    return f"layers {text}" if "," in text else f"layer {text}"
+    return f"layers {text}" if "," in text or " to " in text else f"layer {text}"
 
 
 def _short(axis: str, taken: dict) -> str:
@@ -166,6 +179,9 @@ def _texts(settings: Sequence[Setting], axis: str) -> list[str]:
     else:
         texts = [plain(value, axis) for value in values]
     texts = [setting.leftovers for setting in settings] if axis == LEFTOVERS else texts
+    if axis in (KEEP_RATE, BUDGET):  # a budget wins over the rate, and says nothing where there is none
+        budgets = [value_at(setting.config, BUDGET) for setting in settings]
+        texts = [text if (axis == BUDGET) != (budget is None) else "" for text, budget in zip(texts, budgets)]
     return [text if is_read else "" for text, is_read in zip(texts, read)]
 
 

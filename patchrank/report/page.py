@@ -11,6 +11,7 @@ from patchrank.config import Claim, Constraint, Objective, ReportConfig
 from patchrank.io import join, write_atomic, write_json
 from patchrank.report import prose
 from patchrank.report.beside import read_beside, told_apart_by
+from patchrank.report.best_of_cells import best_of_cells, cells_section
 from patchrank.report.claims import judge
 from patchrank.report.judgement import Judgement
 from patchrank.report.labels import labels
@@ -63,6 +64,7 @@ def write_report(
     failures: Sequence[tuple[str, str]] = (),
     stopped: int = 0,
     credits: Mapping[str, str] = {},
+    sampled: Sequence[str] = (),
 ) -> Report:
     """Writes `report.md`, `claims.json`, `<table>-accuracy.png` and `<table>-tokens.png` into `root`.
 
@@ -80,11 +82,18 @@ def write_report(
         failures: trials that failed, each its settings in words and the cause.
         stopped: trials that were ended early, since they fell behind others.
         credits: what must be said of the images of a task, by its name.
+        sampled: those of `axes` that a search draws. Where it does so around several points of a grid, the page is
+            about the best trial around each of them.
 
     Raises:
         UserError: a table that `paper.yaml` does not have.
     """
-    paper = paper_rows(config.paper)
+    paper, cells = paper_rows(config.paper), ""
+    if sampled and objectives:
+        grid = [axis for axis in axes if axis not in sampled]
+        best = best_of_cells(rows, grid, objectives, constraints)
+        if len(best) > 1:
+            cells, rows = cells_section(best, len(rows), axes, objectives), best
     sweep = _read(rows, root, config, axes, unfinished)
     front, captions, pictures = _draw(sweep, config.table, objectives, constraints) if rows else ("", [], {})
     for name, picture in pictures.items():
@@ -100,7 +109,8 @@ def write_report(
     several = [judgement for judgement in sweep.judgements if len(judgement.comparisons) > 1]
     parts = [
         *(f"# {config.table}", SMOKE if summary["quick"] else "", undone.strip()),
-        *_body(sweep, summary, front, paper),
+        *_body(sweep, summary, front, paper, config.columns),
+        cells,
         *captions,
         *(f"Claim in detail: {each.claim.say}:\n\n{each.details()}" for each in several),
         *(paper_section(paper), _credit(sweep.settings, credits)),
@@ -153,15 +163,16 @@ def _draw(
     return front, captions, pictures
 
 
-def _body(sweep: _Sweep, summary: dict, front: str, paper: dict | None) -> list[str]:
+def _body(sweep: _Sweep, summary: dict, front: str, paper: dict | None, columns: Sequence[str]) -> list[str]:
     """What was asked, what was found, the table, the claims, and how all of it was made."""
     if not sweep.rows:
         return [f"`python -m patchrank.tune {summary['command']}`: no trial has a result."]
-    table = main_table(sweep.settings, sweep.axes, paper)
+    table = main_table(sweep.settings, sweep.axes, paper, columns)
     claims = ["**Claims**\n", *(f"- {claim['line']}" for claim in summary["claims"])]
     return [
         *(summary["question"], summary["found"], front, table, prose.without_interval(sweep.settings)),
         " ".join(filter(None, [prose.moved(sweep.changes), prose.legend(sweep.settings, table)])),
+        prose.budgets(sweep.settings),
         "\n".join(claims) if summary["claims"] else "",
         " ".join([prose.how_made(sweep.rows, summary["command"]), *sweep.notes]),
         prose.what_was_measured(sweep.settings, sweep.axes),
@@ -174,7 +185,7 @@ def _credit(settings: Sequence[Setting], credits: Mapping[str, str]) -> str:
     for setting in settings:
         tasks += setting.tasks
         fit_on = setting.config["predictor"]["fit_on"]
-        tasks += fit_on if setting.is_fitted and fit_on != "own" else []
+        tasks += fit_on if setting.is_fitted and not isinstance(fit_on, str) else []
     return " ".join(dict.fromkeys(credits[task] for task in tasks if task in credits))
 
 

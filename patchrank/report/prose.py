@@ -9,8 +9,19 @@ from typing import NamedTuple
 
 from patchrank.config import value_at
 from patchrank.report.judgement import Judgement
-from patchrank.report.labels import BUDGET, KEEP_RATE, LEFTOVERS, LOCATIONS, counted, layers, plain, say, usual_values
-from patchrank.report.markdown import listed, signed
+from patchrank.report.labels import (
+    BUDGET,
+    KEEP_RATE,
+    LEFTOVERS,
+    LOCATIONS,
+    counted,
+    layers,
+    plain,
+    ranking,
+    say,
+    usual_values,
+)
+from patchrank.report.markdown import listed, plural, signed
 from patchrank.report.results import Setting, all_tasks, change, subset
 from patchrank.utils.stats import Interval
 
@@ -184,6 +195,23 @@ def legend(settings: Sequence[Setting], table: str) -> str:
     return " ".join(text for text, is_shown in shown_if.items() if text and is_shown)
 
 
+def budgets(settings: Sequence[Setting]) -> str:
+    """Whether settings with a budget come as near to it as whole tokens allow; "" where none has one."""
+    having = [setting for setting in settings if value_at(setting.config, BUDGET) is not None]
+    if not having:
+        return ""
+    far = []
+    for setting in having:
+        budget, m = value_at(setting.config, BUDGET), setting.metrics
+        share = m["gmacs"] / m["gmacs_unpruned"]
+        if share > budget or budget - share > max(0.01, 1 / (m["n_tokens"] + 1)):
+            far.append(f"{ranking(setting)} at {100 * budget:g} % has {100 * share:.1f} %")
+    rule = "below it by at most max(1 %, one token of the unpruned tower's MACs)"
+    if not far:
+        return f"Budgets: {plural(len(having), 'setting')} with one, each {rule}, so rows of one budget cost the same."
+    return f"**Budgets**: of {plural(len(having), 'setting')} with one, not all are {rule}: {'; '.join(far)}."
+
+
 def without_interval(settings: Sequence[Setting]) -> str:
     """Why some changes stand without an interval; "" where none does."""
     pairs = [(setting, task) for setting in settings for task in setting.tasks]
@@ -271,7 +299,7 @@ def _defaults(settings: Sequence[Setting], axes: Sequence[str]) -> list[str]:
     said = []
     for axis in axes:
         sections = [value_at(setting.config, axis) for setting in settings]
-        if isinstance(sections[0], dict):
+        if isinstance(sections[0], dict) and axis != "pruning":  # whose settings have columns of their own
             usual = usual_values(sections)
             varied = [say(key, usual[key]) for key in usual if any(section[key] != usual[key] for section in sections)]
             said.append(f"Default {axis}: {', '.join(varied)}." if varied else "")

@@ -15,31 +15,37 @@ from patchrank.utils.stats import Interval, spread
 CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
 MATCHING = ("matching_rate", "matching_prior", "matching_chance")
 PAPER, RANKING, DRIFT, SUBSET = "paper (see below)", "ranking MMACs", "1000 (1 - cosine)", "on the oracles'"
+SHARE, PARTS = "share of MACs", "MMACs: image tower, ranking, matching, one caption"
 MEASURED = (
     "tokens left", "agreement", "cosine", DRIFT, "matching, prior, chance", "Kendall", "NDCG",
-    "images seen", "labels seen", "GMACs", RANKING, "ms", "speed-up", "val", PAPER,
+    "images seen", "labels seen", "GMACs", SHARE, PARTS, RANKING, "ms", "speed-up", "val", PAPER,
 )  # fmt: skip
 WIDTH = 100  # characters of a line in a terminal
 ON_SUBSET = "°"  # marks figures that were measured on the oracles' subset alone
 
 
-def main_table(settings: Sequence[Setting], axes: Sequence[str], paper: dict | None = None) -> str:
+def main_table(
+    settings: Sequence[Setting], axes: Sequence[str], paper: dict | None = None, further: Sequence[str] = ()
+) -> str:
     """One row for each setting, its seeds merged. Columns that would tell nothing are left out.
 
     Args:
         axes: dotted paths of the swept settings, which name the rows.
         paper: a table of the paper; where it has the average of the same setting, that stands in the last column.
+        further: columns that are asked for, as `config.ReportConfig.columns` names them.
     """
     names, few = swept(settings, axes), subset(settings)
     rows: list[dict[str, str]] = []
-    learned = any("n_seen_images" in setting.metrics for setting in settings)
+    learned = "seen" in further or any("n_seen_images" in setting.metrics for setting in settings)
+    by_task = "by_task" in further
     for n, setting in enumerate(settings):
         name = {column: texts[n] for column, texts in names.items()}
         seen = _seen(setting) if learned else {}
-        rows.append(name | _row(setting, few) | seen | {PAPER: papers_figure(paper, setting.config)})
+        costs = _costs(setting, further)
+        rows.append(name | _row(setting, few, by_task) | seen | costs | {PAPER: papers_figure(paper, setting.config)})
         for control, words in CONTROLS.items():
             if setting.has(control):
-                rows.append(name | {RANKED_BY: words} | _accuracies(setting, control, few))
+                rows.append(name | {RANKED_BY: words} | _accuracies(setting, control, few, by_task))
     titles = [column for column in names if len({row.get(column, "") for row in rows}) > 1] or [RANKED_BY]
     rows = [{titles[0]: "nothing pruned"} | _unpruned(tower, few) for tower in towers(settings)] + rows
     columns = [*titles, *all_tasks(settings), "mean", "change", SUBSET, *MEASURED]
@@ -112,10 +118,10 @@ def mean_text(setting: Setting, measure: str = "accuracy") -> str:
     return f"{mean(setting, measure):.1f}{apart}"
 
 
-def _row(setting: Setting, few: int | None) -> dict[str, str]:
+def _row(setting: Setting, few: int | None, by_task: bool = False) -> dict[str, str]:
     m = setting.metrics
     agreement, cosine = (m[setting.shown(name)] for name in ("agreement", "cosine"))
-    row = _accuracies(setting, "accuracy", few)
+    row = _accuracies(setting, "accuracy", few, by_task)
     mark = ON_SUBSET if few and setting.is_oracle else ""
     row |= {"agreement": f"{agreement:.1f}{mark}", "cosine": f"{cosine:.4f}{mark}"}
     if "V" not in (setting.config["prompt"] or {"mode": "none"})["mode"]:  # those change what a predictor sees
@@ -150,13 +156,27 @@ def _unpruned(setting: Setting, few: int | None) -> dict[str, str]:
     return row | {"val": _val(setting, "val_accuracy_unpruned")}
 
 
-def _accuracies(setting: Setting, measure: str, few: int | None) -> dict[str, str]:
+def _costs(setting: Setting, further: Sequence[str]) -> dict[str, str]:
+    """Further columns of what an image costs; a caption is in none of the other figures."""
+    m, costs = setting.metrics, {}
+    if "share" in further:
+        costs[SHARE] = f"{100 * m['gmacs'] / m['gmacs_unpruned']:.1f} %"
+    if "parts" in further:
+        ranking, matching = m["gmacs_predictor"], m.get("gmacs_matching", 0)
+        parts = (m["gmacs"] - ranking - matching, ranking, matching, m["gmacs_text"])
+        costs[PARTS] = ", ".join(f"{1000 * part:.2f}" for part in parts)
+    return costs
+
+
+def _accuracies(setting: Setting, measure: str, few: int | None, by_task: bool = False) -> dict[str, str]:
     """Of each task and over all images, with the change against the unpruned tower; on the oracles' subset as well.
 
     An oracle's figures are of the subset: they are marked, and its mean stands in the subset's column alone.
     """
     mark = ON_SUBSET if few and setting.is_oracle else ""
     row = {task: f"{mean(setting, measure, task):.1f}{mark}" for task in setting.tasks if len(setting.tasks) > 1}
+    if by_task:
+        row = {task: f"{text}, {change_text(change(setting, task, measure=measure))}" for task, text in row.items()}
     if not mark:
         row |= {"mean": mean_text(setting, measure), "change": change_text(change(setting, measure=measure))}
     if few:

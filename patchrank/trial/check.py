@@ -33,6 +33,10 @@ def check_trial(trial: ResolvedTrial) -> None:
     config = trial.config
     pair = _empty_pair(config.model.name, config.model.img_size)
     tower = pair.visual
+    if config.predictor.fit_on == "others" and trial.is_fitted and len(trial.tasks) == 1:
+        raise UserError(
+            f"predictor.fit_on is 'others', but {trial.tasks[0]!r} is the only task; try own, or more tasks"
+        )
     for key, tasks in (("data.tasks", trial.tasks), ("predictor.fit_on", trial.fit_tasks)):
         if len(set(tasks)) < len(tasks):
             raise UserError(f"{key} must not name a task twice, but is {list(tasks)}")

@@ -64,6 +64,8 @@ class ResolvedTrial:
 
     def fitted_on(self, task: str) -> tuple[str, ...]:
         """The tasks that the ranking of one task's images is fitted on."""
+        if self.is_fitted and self.config.predictor.fit_on == "others":
+            return tuple(other for other in self.tasks if other != task)
         return (task,) if self.fits_each_task else self.fit_tasks
 
     @property
@@ -123,7 +125,7 @@ class ResolvedTrial:
     @property
     def fits_each_task(self) -> bool:
         """Whether each task gets a ranker of its own, instead of one for all."""
-        return self.is_fitted and self.config.predictor.fit_on == "own"
+        return self.is_fitted and self.config.predictor.fit_on in ("own", "others")
 
     @property
     def ranker(self) -> Ranker | None:

@@ -156,6 +156,7 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, co
         about = {"objectives": config.objectives, "constraints": config.constraints}
         about["stopped"] = len(plan.rows("stopped"))
         about["failures"] = [(describe(failure.values), failure.cause) for failure in told.values()]
+        about["sampled"] = [key for key, rule in plan.sweep.axes.items() if rule.kind != "grid"]
         about["credits"] = {name: task.credit for name, task in TASKS.items() if task.credit}
         report = write_report(rows, config.root, config.report, list(plan.sweep.axes), command, unfinished, **about)
         say(f"\n{report.table}\n\nreport: {report.path}")

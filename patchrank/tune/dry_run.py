@@ -91,7 +91,7 @@ def _to_run(plan: Plan, fresh: bool) -> list[ResolvedTrial]:
         left = cell.samples - (0 if fresh else len(list(plan.records_of(cell))))
         if left > 0 and plan.sampled:
             search = config.search.model_copy(update={"samples": left})
-            points += random_points(cell.values, plan.sampled, config.model_copy(update={"search": search}))
+            points += random_points(cell.values, cell.sampled, config.model_copy(update={"search": search}))
         elif left > 0:
             points.append(cell.values)
     return [plan.trial(point) for point in points]

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from optuna.exceptions import ExperimentalWarning
@@ -38,11 +39,13 @@ LONGEST = 120  # characters of a name
 class Study(NamedTuple):
     """One study to export: its name, and of each trial the values that its axes took and its record.
 
-    Records have the status `ok`, `stopped` or `error`; the latter say why in `error`.
+    Records have the status `ok`, `stopped` or `error`; the latter say why in `error`. rules: of its axes, in place of
+    those of all studies.
     """
 
     name: str
     trials: Sequence[tuple[Mapping[str, object], dict]]
+    rules: Mapping[str, Rule] = MappingProxyType({})
 
 
 def export(plan: Plan, rows: Sequence[dict]) -> None:
@@ -58,7 +61,7 @@ def export(plan: Plan, rows: Sequence[dict]) -> None:
         trials = [(drawn, record) for record, drawn in plan.records_of(cell)]
         own = [(values, record) for values, record in failed if cell.holds(values)]
         trials += [({key: values[key] for key in plan.sampled if key in values}, record) for values, record in own]
-        studies.append(Study(describe(cell.values), trials))
+        studies.append(Study(describe(cell.values), trials, cell.sampled))
     export_optuna(studies, plan.sampled, config)
 
 
@@ -148,7 +151,7 @@ def export_optuna(studies: Sequence[Study], rules: Mapping[str, Rule], config: S
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 made.set_metric_names([objective.metric for objective in objectives])
             made.set_user_attr("patchrank", key)
-            past = [past_trial(record, drawn, choices, config) for drawn, record in study.trials]
+            past = [past_trial(record, drawn, {**choices, **study.rules}, config) for drawn, record in study.trials]
             made.add_trials(past)
         write_atomic(path, journal.read_bytes())
     return path

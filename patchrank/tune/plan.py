@@ -14,7 +14,7 @@ from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.tune.records import Records
-from patchrank.tune.space import Cell, allows, configure, fits, grid_points, in_order, random_points
+from patchrank.tune.space import Cell, allows, configure, fits, grid_points, in_order, random_points, rules_around
 from patchrank.tune.speed import Speeds
 from patchrank.tune.sweep import Sweep
 from patchrank.utils.errors import StoreError, UserError
@@ -84,12 +84,15 @@ class Plan:
     def staged(self) -> list[ResolvedTrial]:
         """Trials that between them need all the shards of the sweep: the grid, and choices that matter to scoring."""
         parts = ("model", "data", "golden", "predictor.fit_on", "pruning.locations", "pruning.reducer")
-        scoring = {}
-        for key, rule in self.sampled.items():
-            if key.startswith(parts) and rule.kind != "uniform":
-                scoring[key] = rule.choice or range(rule.int_[0], rule.int_[1] + 1, int(rule.step or 1))
-        drawn = [dict(zip(scoring, values)) for values in itertools.product(*scoring.values())]
-        return [self.trial(cell.values | values) for cell in self.cells for values in drawn]
+        found: dict[ResolvedTrial, None] = {}
+        for cell in self.cells:
+            scoring = {}
+            for key, rule in cell.sampled.items():
+                if key.startswith(parts) and rule.kind != "uniform":
+                    scoring[key] = rule.choice or range(rule.int_[0], rule.int_[1] + 1, int(rule.step or 1))
+            for values in itertools.product(*scoring.values()):
+                found[self.trial(_that_stand(cell, cell.values | dict(zip(scoring, values))))] = None
+        return list(found)
 
     def jobs(self) -> list[Job]:
         """All sets of shards that the sweep needs, each once."""
@@ -186,13 +189,20 @@ class Plan:
     def _drawn(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
         """The values that sampled axes took in a trial of this cell; None for one of another cell or sweep."""
         try:
-            values = cell.values | {path: value_at(config, path) for path in self.sampled}
-            drawn = {path: values[path] for path, rule in self.sampled.items() if allows(rule, values[path], values)}
+            values = cell.values | {path: value_at(config, path) for path in cell.sampled}
+            drawn = {path: values[path] for path, rule in cell.sampled.items() if allows(rule, values[path], values)}
             return drawn if self.identify(self.trial(cell.values | drawn)) == identity else None
         except StoreError:  # which says nothing about the trial
             raise
         except UserError:  # it is another sweep's, or another version's
             return None
+
+
+def _that_stand(cell: Cell, values: dict[str, object]) -> dict[str, object]:
+    """Values without those of sampled axes whose `when` the others do not meet, as far as they tell."""
+    rules = {key: cell.sampled[key] for key in values if key in cell.sampled}
+    known = [key for key, rule in rules.items() if rule.depends_on <= values.keys()]
+    return {key: value for key, value in values.items() if key not in known or rules[key].holds(values.get)}
 
 
 def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Plan:
@@ -215,7 +225,8 @@ def make_plan(sweep: Sweep, fresh: bool = False, on_cluster: bool = False) -> Pl
         kept = [point for point in points if fits(configure(config.trial, point), config.constraints)]
     if not kept:
         raise UserError(f"constraints: none of {len(points) or 'the'} points of the search space keeps them")
-    cells = [Cell(point, config.search.samples if adaptive else 1) for point in kept]
+    samples = config.search.samples if adaptive else 1
+    cells = [Cell(point, samples, rules_around(point, adaptive, config.trial)) for point in kept]
     wants_milliseconds = any(each.metric == "ms" for each in (*config.objectives, *config.constraints))
     speeds = Speeds(config, on_cluster) if wants_milliseconds else None
     plan = Plan(sweep, cells, adaptive, Records(config.root, fresh), speeds, len(points) - len(kept))
@@ -229,12 +240,17 @@ def _points(sweep: Sweep, sampled: dict[str, Rule], is_random: bool) -> list[dic
     if sampled and search.method == "grid":
         raise UserError(f"search.method is 'grid', but {', '.join(sampled)} is sampled; try random or optuna")
     points = grid_points({key: rule for key, rule in sweep.axes.items() if rule.kind == "grid"}, base)
-    for key, rule in sampled.items():
-        for value in rule.choice or rule.uniform or rule.int_:
-            configure(base, points[0] | {key: value})
+    around = [rules_around(point, sampled, base) for point in points]
+    for key in sampled:
+        tried = {}  # each rule of the axis once, around the first point where it counts
+        for point, rules in zip(points, around):
+            tried.setdefault(rules[key], point)
+        for rule, point in tried.items():
+            for value in rule.choice or rule.uniform or rule.int_:
+                configure(base, point | {key: value})
     if not sampled or not is_random:
         return points
-    return [drawn for point in points for drawn in random_points(point, sampled, sweep.config)]
+    return [drawn for point, rules in zip(points, around) for drawn in random_points(point, rules, sweep.config)]
 
 
 def _check_objectives(plan: Plan) -> None:

@@ -83,7 +83,7 @@ class CellSearch(Searcher):
         for cell, study, ids in zip(plan.cells, self.studies, self.ids):
             ids += [identity for identity, failure in failed.items() if cell.holds(failure.values)]
             for values in filter(cell.holds, [*lost.values(), *before]):  # with which the study is to begin
-                drawn = {key: encode(rule, values[key]) for key, rule in plan.sampled.items() if key in values}
+                drawn = {key: encode(rule, values[key]) for key, rule in cell.sampled.items() if key in values}
                 study.enqueue_trial(drawn)
 
     def _rebuilt(self, n: int, known: list[tuple[dict, dict[str, object]]]) -> optuna.Study:
@@ -95,7 +95,7 @@ class CellSearch(Searcher):
             sampler = ReplayedNSGAII(seed, max(4, min(50, search.samples // 4)), len(known))
         study = create_study(sampler=sampler, directions=directions(self.objectives))
         for record, drawn in known:
-            past = past_trial(record, drawn, self.plan.sampled, self.plan.sweep.config)
+            past = past_trial(record, drawn, self.plan.cells[n].sampled, self.plan.sweep.config)
             if past.state == TrialState.PRUNED and len(self.objectives) > 1:
                 past.state = TrialState.FAIL  # Optuna compares what was ended early by one objective alone
             study.add_trial(past)
@@ -129,7 +129,7 @@ class CellSearch(Searcher):
         for _ in range(MOST):
             study.sampler = sampler if repeated < STUBBORN else self.chance
             asked = study.ask()
-            values = sample(asked, self.plan.sampled, self.plan.cells[n].values)
+            values = sample(asked, self.plan.cells[n].sampled, self.plan.cells[n].values)
             study.sampler = sampler
             trial = self.plan.trial(values)
             identity = self.plan.identify(trial)

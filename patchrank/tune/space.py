@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -30,10 +30,11 @@ MOST = 2000  # draws in all, for spaces of which bounds leave little
 
 @dataclass
 class Cell:
-    """One point of the grid: a trial, or a search over the sampled axes around it."""
+    """One point of the grid: a trial, or a search around it over the sampled axes, which have these rules there."""
 
     values: dict[str, object]
     samples: int
+    sampled: dict[str, Rule] = field(default_factory=dict)
 
     def holds(self, values: dict[str, object]) -> bool:
         """Whether swept settings are those of a trial of this cell."""
@@ -81,6 +82,12 @@ def grid_points(grid: dict[str, Rule], base: TrialConfig) -> list[dict[str, obje
             point = {key: value for key, value in point.items() if key not in dropped}
         points.setdefault(json.dumps(raw, sort_keys=True), point)
     return list(points.values())
+
+
+def rules_around(point: dict[str, object], sampled: dict[str, Rule], base: TrialConfig) -> dict[str, Rule]:
+    """The rules of the sampled axes around a point of the grid, which decides where an axis has several."""
+    values = functools.partial(value_at, replaced(base, point))
+    return {key: rule.chosen(values) for key, rule in sampled.items()}
 
 
 def random_points(point: dict[str, object], sampled: dict[str, Rule], config: SweepConfig) -> list[dict[str, object]]:

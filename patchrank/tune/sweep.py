@@ -138,8 +138,15 @@ def _read_axes(files: Sequence[Path], known: Sequence[str]) -> dict[str, Rule]:
         for key, rule in raw.items():
             if key not in known:
                 raise UserError(f"{file}: {str(key)!r} is no setting of a trial; {near(str(key), known)}")
-            axes[key] = validate(Rule, rule, f"{file}: {key}")
+            several = rule if isinstance(rule, list) and rule else [rule]
+            axes[key] = _in_turn([validate(Rule, each, f"{file}: {key}") for each in several])
     return axes
+
+
+def _in_turn(rules: Sequence[Rule]) -> Rule:
+    """Several rules of one axis as one: each counts where the conditions of those before it are not met."""
+    first, *others = rules
+    return first.model_copy(update={"otherwise": _in_turn(others)}) if others else first
 
 
 def _check_axes(axes: dict[str, Rule], known: Sequence[str]) -> None:
@@ -152,5 +159,22 @@ def _check_axes(axes: dict[str, Rule], known: Sequence[str]) -> None:
                 raise UserError(f"{key}: when names {path!r}, which is sampled, so {key} cannot be a grid; try choice")
             if path not in known:
                 raise UserError(f"{key}: when names {path!r}, which is no setting of a trial; {near(path, known)}")
+        if rule.otherwise is not None:
+            _check_alternatives(key, rule, axes)
         if any(isinstance(value, dict) for value in rule.choice or ()):
             raise UserError(f"{key}: a mapping can stand in a grid, but not be sampled; try {key}.<setting>")
+
+
+def _check_alternatives(key: str, rule: Rule, axes: dict[str, Rule]) -> None:
+    """Refuses several rules of one axis where a point of the grid does not say which of them counts."""
+    kinds, each = set(), rule
+    while each is not None:
+        kinds.add(each.kind)
+        each = each.otherwise
+    if "grid" in kinds:
+        raise UserError(f"{key}: of several rules none can be a grid; try choice")
+    if len(kinds) > 1:
+        raise UserError(f"{key}: its rules must be of one kind, but are {', '.join(sorted(kinds))}")
+    for path in sorted(rule.depends_on):
+        if path in axes and axes[path].kind != "grid":
+            raise UserError(f"{key}: of several rules the grid decides, but {path!r}, which when names, is sampled")

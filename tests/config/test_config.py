@@ -100,7 +100,7 @@ def test_unreadable_yaml_is_named_by_line(text, message):
         ("trial.model.name=patchrank_clip_b61", "did you mean 'patchrank_clip_b16'"),
         ("trial.data.tasks=[digit]", "did you mean 'digits'"),
         ("trial.data.tasks=[digits, digits]", "data.tasks must not name a task twice"),
-        ("trial.predictor.fit_on=digits", "fit_on is 'digits', but should be 'own', or should be a valid list"),
+        ("trial.predictor.fit_on=digits", "fit_on is 'digits', but should be 'own' or 'others', or should be a valid"),
         ("trial.predictor.fit_on=[digits_inc]", "did you mean 'digits_ink'"),
         ("trial.predictor.name=mlp", "'mlp' ranks by the class token alone"),
         ("trial.predictor={name: mlp, head: mean}", "head of mlp must be 'linear'"),
@@ -199,7 +199,7 @@ def test_every_claim_of_a_sweep_has_what_it_compares(file):
     for claim in plan.sweep.config.report.claims:
         selected = [setting for setting in settings.values() if is_about(claim, setting)]
         pairs = pair_up(claim, selected, list(settings.values()))
-        assert pairs and all(other is not None for _, other, _ in pairs), claim.say
+        assert pairs and all(pair.other is not None for pair in pairs), claim.say
 
 
 def test_a_smoke_run_needs_one_seed():

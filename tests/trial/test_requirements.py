@@ -4,9 +4,11 @@ import pickle
 
 import pytest
 
-from patchrank.config import TrialConfig
+from patchrank.config import PruningConfig, TrialConfig
+from patchrank.trial.check import check_trial
 from patchrank.trial.inputs import load_inputs
 from patchrank.trial.requirements import Ranker, ResolvedTrial, TrialContext
+from patchrank.utils.errors import UserError
 
 TASKS = ["digits", "digits_ink"]
 MLP = Ranker("mix_mlp", {"dim": 16, "head": "linear"})
@@ -91,6 +93,17 @@ def test_prompts_and_controls():
     for reducer in ("center", "prior", "tome"):
         assert resolved(**both, pruning={"reducer": reducer}).controls == ()
     assert resolved(golden={"remove_at": "first"}, pruning={"locations": [2, 4]}).remove_at == 2
+
+
+def test_a_ranking_fitted_on_the_other_tasks_sees_none_of_its_own():
+    trial = resolved(data={"tasks": [*TASKS, "digits_full"]}, predictor={"fit_on": "others"})
+    assert trial.fits_each_task and trial.all_tasks == (*TASKS, "digits_full")
+    assert trial.fitted_on("digits_ink") == ("digits", "digits_full")
+    assert {("digits", "train"), ("digits_ink", "train"), ("digits_full", "val")} <= set(trial.needs)
+    alone = resolved(data={"tasks": ["digits"]}, predictor={"fit_on": "others"})
+    with pytest.raises(UserError, match="fit_on is 'others', but 'digits' is the only task; try own, or more tasks"):
+        check_trial(alone)
+    check_trial(ResolvedTrial(alone.config.model_copy(update={"pruning": PruningConfig(reducer="center")})))
 
 
 def test_it_travels_to_workers_and_serves_as_a_key():

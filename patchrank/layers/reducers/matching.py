@@ -15,7 +15,7 @@ from patchrank.layers.reducers.base import Metric, Reducer, register_reducer
 from patchrank.layers.reducers.rankers import Predictor
 from patchrank.layers.token_state import TokenState
 
-for _step in ("take", "bipartite", "importance"):
+for _step in ("take", "bipartite", "upward", "importance"):
     torch.fx.wrap(_step)  # torch.fx cannot follow sizes and types that these ask for
 
 
