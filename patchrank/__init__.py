@@ -34,6 +34,7 @@ __version__ = "0.1.0"
 PUBLIC = {
     "UserError": "patchrank.utils.errors",
     "create_clip": "patchrank.models.clip",
+    "preset": "patchrank.models.presets",
     "prune_open_clip": "patchrank.models.open_clip.prune",
     "save_pretrained": "patchrank.models.checkpoints.save",
     "unprune": "patchrank.models.open_clip.prune",

@@ -1,0 +1,34 @@
+"""The best settings by name fit towers of any depth, and their budgets are kept."""
+
+import pytest
+import timm
+import torch
+
+import patchrank
+from patchrank.layers.predictors import create_predictor
+from patchrank.utils.errors import UserError
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("budget, first", [(0.75, 3), (0.47, 2)])
+def test_presets_of_twelve_layers(tower, images, budget, first):
+    settings = patchrank.preset("free", tower, budget)
+    assert settings["locations"] == tuple(range(first, first + 5)) and settings["taper"] == 0.6
+    tower.set_pruning(**settings)
+    assert 0.98 * budget < tower.macs().image / tower.macs_unpruned().image <= budget
+    tower.set_pruning(create_predictor("mix_mlp", 64, (8, 8)), **patchrank.preset("ranked", tower, budget))
+    assert tower.pruning.reducer == "rank_merge" and tower(images).isfinite().all()
+
+
+@pytest.mark.parametrize("depth", [3, 6, 24])
+def test_presets_of_other_depths(depth):
+    tower = timm.create_model("patchrank_clip_digits", depth=depth, locations=(1,))
+    for budget in (0.8, 0.5):
+        tower.set_pruning(**patchrank.preset("free", tower, max(budget, 0.8) if depth == 3 else budget))
+        assert tower.macs().image <= 0.8 * tower.macs_unpruned().image
+    assert len(tower.pruning.locations) == {3: 1, 6: 2, 24: 10}[depth]
+
+
+def test_an_unknown_preset_is_refused(tower):
+    with pytest.raises(UserError, match="preset 'fre' does not exist; did you mean 'free'"):
+        patchrank.preset("fre", tower, 0.5)
