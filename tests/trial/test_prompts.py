@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from patchrank.config import TrialConfig, known_keys, value_at
+from patchrank.config.canonical import canonical
 from patchrank.io import content_id
 from patchrank.models.embed import evaluate
 from patchrank.prompt import presets, tuning
 from patchrank.trial import requirements
 from patchrank.trial import run as trials
-from patchrank.trial.identity import VERSIONS, fingerprint, trial_id
+from patchrank.trial.identity import PLACES, VERSIONS, fingerprint, trial_id
 from patchrank.trial.inputs import load_inputs
 from patchrank.trial.requirements import TrialContext
 from patchrank.trial.run import run_trial
@@ -110,7 +111,10 @@ def test_ids_depend_on_images_and_presets_that_prompts_come_from(inputs, monkeyp
 
 def test_a_trial_without_prompts_has_the_id_that_it_had_before_there_were_any(inputs):
     plain = named(prompt=None)
-    settings = plain.config.model_dump(exclude={"model": {"checkpoint", "img_size"}, "data": {"root", "vocabulary"}})
+    settings = canonical(plain.config)
+    settings["pruning"]["leftovers"] = "drop"  # the default, then and now
+    for section, key in PLACES:
+        del settings[section][key]
     assert settings["prompt"] is None
     off = named(prompt__mode="none", prompt__lr=0.5)
     found = TrialContext(plain, inputs)
@@ -147,7 +151,7 @@ def test_prompts_are_settings_that_can_be_swept():
         ("prompts", ["T", "TV", "V", "none"], 18),
         ("locations", ["none"], 4),
         ("locations_tuned", ["TV"], 4),
-        ("keep_rates", ["T", "TV", "none"], 63),
+        ("keep_rates", ["T", "TV", "none"], 105),
     ],
 )
 def test_shipped_sweeps_have_the_prompts_that_the_paper_has(sweep, modes, settings, tmp_path):
