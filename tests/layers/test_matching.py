@@ -221,14 +221,14 @@ def test_gradients_pass_and_checkpointing_changes_nothing(tower, images, reducer
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer", [*MERGING, "predictor", "evit_drop"])
+@pytest.mark.parametrize("reducer", ["diffrate", "evit", "guided_merge", "predictor", "evit_drop"])  # a rule each
 def test_half_precision_export_and_compilation(images, reducer):
     torch.manual_seed(0)
     settings = dict(depth=3, keep_rate=0.5, locations=(1, 2), reducer=reducer, predictor_init="random")
     settings |= {} if reducer in MERGING else {"leftovers": "merge"}
     tower = timm.create_model("patchrank_clip_digits", **settings).eval()
     expected = tower(images)
-    torch.compiler.reset()  # towers of other tests share the code, and only so many are compiled for it
+    torch.compiler.reset()  # other towers were compiled in this process, and torch counts them all
     compiled = torch.compile(tower, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(images), expected, atol=1e-5, rtol=1e-5)
     exported = torch.export.export(tower, (images,))

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from helpers.macs import counted
 
+from patchrank.layers.prompts import Prompts
 from patchrank.layers.reducers import REDUCERS, Reducer, TokenState, create_reducer, register_reducer
 from patchrank.utils.errors import UserError
 
@@ -198,3 +200,17 @@ def test_a_reducer_may_need_several_things_at_once(tower, images):
     finally:
         del REDUCERS["curious"]
     assert seen == {"pixels": (4, 64, 192), "shift": (4, 64), "sample_key": (4,), "cls_row": (4, 64)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "settings",
+    [{"reducer": "evit"}, {"reducer": "diffrate"}, {"reducer": "evit_drop", "leftovers": "merge", "metric": "keys"}],
+)
+def test_peers_never_see_prompts_and_macs_count_them(tower, images, settings):
+    tower.set_pruning(locations=(1, 4), drop_counts=(20, 12), cls_only_last=False, **settings)
+    tower.set_prompts(Prompts("V", 3, 64, 64))
+    out = tower.forward_pruned(images)
+    assert out.kept.shape == (4, 32) and 0 <= int(out.kept.min()) <= int(out.kept.max()) < 64
+    projecting = 3 * 64 * 64  # of the prompts themselves, once for all images of a call
+    assert counted(lambda: tower(images)) == len(images) * tower.macs().image + projecting

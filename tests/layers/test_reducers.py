@@ -127,13 +127,13 @@ def check_compiled(images, reducer, backend):
     locations = (REDUCERS[reducer].first_location, 3)
     settings = dict(depth=3, keep_rate=0.5, locations=locations, reducer=reducer, predictor_init="random")
     tower = timm.create_model("patchrank_clip_digits", **settings).eval()
-    torch.compiler.reset()  # towers of other tests share the code, and only so many are compiled for it
+    torch.compiler.reset()  # other towers were compiled in this process, and torch counts them all
     compiled = torch.compile(tower, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(images), tower(images), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer", OWN)
+@pytest.mark.parametrize("reducer", sorted(set(OWN) - {"avit_flipped", "avit_channel"}))  # as avit, and slow
 def test_dynamo_sees_one_graph(images, reducer):
     check_compiled(images, reducer, "eager")
 

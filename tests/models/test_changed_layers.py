@@ -203,3 +203,18 @@ def test_towers_with_changed_layers_are_compiled_whole(change, images):
     torch.compiler.reset()
     compiled = torch.compile(tower, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), tower(images), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("reducer", ["tome", "evit", "diffrate", "evit_drop"])
+@pytest.mark.parametrize("place", ["blocks.1.attn.qkv", "blocks.1.attn.proj", "blocks.1.mlp.fc1"])
+def test_low_rank_updates_count_where_tokens_leave_in_mid_block(reducer, place, images):
+    """The same update, beside a layer and written into its weight."""
+    beside, inside = (create_tiny(reducer=reducer, locations=(1, 2), drop_counts=(20, 12)) for _ in range(2))
+    before = inside(images)
+    lora(beside, place)
+    update = beside.get_submodule(place)
+    inside.get_submodule(place).weight += update.up.weight @ update.down.weight
+    inside.get_submodule(place).bias += update.up.weight @ update.down.bias + update.up.bias
+    torch.testing.assert_close(beside(images), inside(images), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(beside(images), before, atol=1e-4)
