@@ -221,7 +221,11 @@ def test_gradients_pass_and_checkpointing_changes_nothing(tower, images, reducer
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer", ["diffrate", "evit", "guided_merge", "predictor", "evit_drop"])  # a rule each
+@pytest.mark.parametrize(
+    "reducer",
+    ["rank_merge"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in "diffrate evit predictor evit_drop".split()],
+)
 def test_half_precision_export_and_compilation(images, reducer):
     torch.manual_seed(0)
     settings = dict(depth=3, keep_rate=0.5, locations=(1, 2), reducer=reducer, predictor_init="random")

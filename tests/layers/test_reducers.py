@@ -133,7 +133,11 @@ def check_compiled(images, reducer, backend):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer", sorted(set(OWN) - {"avit_flipped", "avit_channel"}))  # as avit, and slow
+@pytest.mark.parametrize(
+    "reducer",
+    ["predictor", "cls_attention"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in sorted(set(OWN) - {"predictor", "cls_attention"})],
+)
 def test_dynamo_sees_one_graph(images, reducer):
     check_compiled(images, reducer, "eager")
 

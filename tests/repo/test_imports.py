@@ -39,7 +39,9 @@ def test_stages_need_neither_ray_nor_open_clip_to_import(stage, loaded):
 
 
 def test_public_names_come_with_their_own_signatures_and_docstrings():
-    assert {"create_clip", "prune_open_clip", "unprune", "save_pretrained", "UserError"} == set(patchrank.__all__)
+    assert {"create_clip", "preset", "prune_open_clip", "unprune", "save_pretrained", "UserError"} == set(
+        patchrank.__all__
+    )
     assert set(patchrank.__all__) <= set(dir(patchrank))
     assert patchrank.create_clip is create_clip and "checkpoint" in inspect.signature(patchrank.create_clip).parameters
     assert all(inspect.getdoc(getattr(patchrank, name)) for name in patchrank.__all__)

@@ -151,7 +151,7 @@ def test_prompts_are_settings_that_can_be_swept():
         ("prompts", ["T", "TV", "V", "none"], 18),
         ("locations", ["none"], 4),
         ("locations_tuned", ["TV"], 4),
-        ("keep_rates", ["T", "TV", "none"], 105),
+        ("keep_rates", ["T", "TV", "none"], 117),
     ],
 )
 def test_shipped_sweeps_have_the_prompts_that_the_paper_has(sweep, modes, settings, tmp_path):

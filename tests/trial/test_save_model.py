@@ -154,7 +154,7 @@ FEW = {"prompt__epochs": 1, "prompt__shots": 1}
     "changes, more",
     [
         ({}, ["predictor.safetensors"]),
-        ({"pruning__reducer": "prior"}, ["predictor.safetensors"]),
+        pytest.param({"pruning__reducer": "prior"}, ["predictor.safetensors"], marks=pytest.mark.slow),
         ({"pruning__reducer": "random", "seed": 3}, []),
         (
             {"pruning__reducer": "guided_merge", "pruning__budget": 0.7, "pruning__protection": 0.3},
@@ -163,7 +163,9 @@ FEW = {"prompt__epochs": 1, "prompt__shots": 1}
         ({"pruning__reducer": "center", "pruning__leftovers": "merge", "pruning__metric": "keys"}, []),
         ({"pruning__keep_rate": 1.0}, []),
         ({"prompt__mode": "TV", **FEW}, ["predictor.safetensors", "prompts.safetensors"]),
-        ({"prompt__mode": "T", **FEW}, ["predictor.safetensors", "prompts.safetensors"]),
+        pytest.param(
+            {"prompt__mode": "T", **FEW}, ["predictor.safetensors", "prompts.safetensors"], marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
