@@ -31,7 +31,6 @@ def metrics(request, tmp_path_factory):
     return record["metrics"]
 
 
-@pytest.mark.slow
 def test_dropping_40_percent_by_the_predictor_costs_at_most_0_3_points_on_the_mean_of_tasks(metrics):
     assert metrics["accuracy"] >= metrics["accuracy_unpruned"] - 0.3
     assert metrics["agreement"] > 95
