@@ -21,7 +21,7 @@ def check_prunable(tower: nn.Module, pruner: PruningBlock) -> None:
         raise UserError(f"pruning needs pooling by the class token, but global_pool is {tower.global_pool!r}")
     check_grid(tower, "pruning")
     read = [max(layer, 1) for layer in range(len(tower.blocks) + 1) if pruner.signals(layer)]
-    if read and not tower.has_class_token:
+    if "cls_row" in pruner.reducer.needs and not tower.has_class_token:
         raise UserError("ranking by class attention needs a class token, but this tower has none")
     for layer in read:
         check_attention(tower.blocks[layer - 1], layer)

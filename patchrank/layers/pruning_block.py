@@ -115,7 +115,8 @@ class PruningBlock(nn.Module):
         leaving = self._acting(tower, cls_only)
         if not self.merge:
             return self.reducer.matching_macs(tower, leaving)
-        attn, total = tower.blocks[0].attn, 0
+        read = min(leaving, default=1) - (0 if self.mid else 1)  # the layer whose keys are compared; none before 1
+        attn, total = tower.blocks[max(read, 1) - 1].attn, 0
         width = tower.embed_dim if self.metric == "features" else attn.head_dim
         for alive, count in leaving.values():
             gone = num_merging(count, self.drop_share)

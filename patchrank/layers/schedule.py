@@ -49,7 +49,8 @@ def drop_schedule(
         if most is not None and clipped(num_tokens, counts, most) != counts:
             raise UserError(
                 f"keep_rate {keep_rate} lets {counts} of {num_tokens} patch tokens leave at {len(locations)} places, "
-                "but this reducer merges at most half of those that are there; try more locations"
+                "but this reducer takes fewer at once (half of those that are there, where it merges in pairs); "
+                "try more locations or a higher keep_rate"
             )
         return counts
     counts = plain(tuple(drop_counts))

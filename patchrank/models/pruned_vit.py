@@ -168,7 +168,8 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
 
     def set_input_size(self, *args, **kwargs) -> None:
         if self.pruner is not None:
-            raise UserError("set_input_size would undo the grid that pruning relies on: set_pruning(keep_rate=1) first")
+            off = "set_pruning(keep_rate=1, budget=None, drop_counts=None)"
+            raise UserError(f"set_input_size would undo the grid that pruning relies on: {off} first")
         super().set_input_size(*args, **kwargs)
         record_input_size(self)
 

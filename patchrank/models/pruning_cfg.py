@@ -22,6 +22,7 @@ from patchrank.layers.predictors import (
     create_predictor,
     load_predictor,
 )
+from patchrank.layers.prunable import check_prunable
 from patchrank.layers.pruning_block import PruningBlock
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
 from patchrank.layers.schedule import budget_schedule, check_locations, clipped, drop_schedule, tapered
@@ -159,11 +160,15 @@ def find_drops(tower: nn.Module, settings: Pruning, reducer: Reducer) -> tuple[i
     def schedule(leaving: int) -> tuple[int, ...]:
         return clipped(total, tapered(leaving, len(locations), settings.taper), reducer.most)
 
+    largest = total * len(locations)
+    if any(most := schedule(largest)):
+        check_prunable(tower, create_pruner(settings, reducer, most))  # what cannot run has no cost
+
     def cost(drops: Sequence[int]) -> int:
         pruner = create_pruner(settings, reducer, drops) if any(drops) else None
         return count_macs(tower, pruner, skips_rows(tower, settings, pruner is not None)).image
 
-    return budget_schedule(settings.budget, tower.macs_unpruned().image, schedule, cost, total * len(locations))
+    return budget_schedule(settings.budget, tower.macs_unpruned().image, schedule, cost, largest)
 
 
 def skips_rows(tower: nn.Module, settings: Pruning, prunes: bool) -> bool:

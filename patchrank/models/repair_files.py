@@ -65,14 +65,14 @@ def describe_schedule(pruning: object, drops: Mapping[int, int]) -> dict:
 
     Args:
         pruning: of `Pruning`. A field stands in it only where it is not at its default, so that files stay valid when
-            fields are added.
+            fields are added. Nor does `leftovers: drop`, which a ranker does anyway.
         drops: tokens that leave, by layer.
     """
     found: dict[str, object] = {"drops": [[layer, count] for layer, count in drops.items()], "reducer": pruning.reducer}
     for name, field in type(pruning).model_fields.items():
         if name not in LEFT_OUT and (value := getattr(pruning, name)) != field.get_default(call_default_factory=True):
             found[name] = list(value) if isinstance(value, tuple) else plain(value)
-    return found
+    return _said_once(found)
 
 
 def check_settings(repair: Repair, pruning: object, drops: Mapping[int, int], ranker: nn.Module) -> None:
@@ -81,7 +81,7 @@ def check_settings(repair: Repair, pruning: object, drops: Mapping[int, int], ra
     Raises:
         UserError: names the repair's settings and those in force.
     """
-    theirs, ours = repair.about["pruning"], describe_schedule(pruning, drops)
+    theirs, ours = _said_once(repair.about["pruning"]), describe_schedule(pruning, drops)
     cure = "try repair_path=None, or a repair that was solved for these settings (python -m patchrank.repair)"
     other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     if other:
@@ -150,6 +150,11 @@ def _check_ranker(repair: Repair, own: list[str]) -> None:
             "{}: solved with predictor weights {}, but those in use are {}; try that predictor, or "
             "repair_path=None".format(repair.source, *said)
         )
+
+
+def _said_once(schedule: Mapping[str, object]) -> dict:
+    """A schedule without `leftovers: drop`, which says the same as no word on them."""
+    return {key: value for key, value in schedule.items() if (key, value) != ("leftovers", "drop")}
 
 
 def _said(key: str, value: object) -> str:

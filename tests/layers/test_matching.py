@@ -7,6 +7,7 @@ from helpers.macs import counted
 
 from patchrank.layers.predictors import create_predictor
 from patchrank.layers.reducers import REDUCERS, TokenState, create_reducer
+from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.utils.errors import UserError
 
 MERGING = sorted(name for name in REDUCERS if REDUCERS[name].merges)
@@ -246,7 +247,7 @@ def test_half_precision_export_and_compilation(images, reducer):
         ({"reducer": "tome", "leftovers": "merge"}, "'tome' merges by a rule of its own, so leftovers 'merge' says"),
         ({"reducer": "tome", "leftovers": "drop"}, "try leftovers=None"),
         ({"reducer": "tome", "drop_counts": (33,), "locations": (4,)}, "33 of 64 patch tokens .* merges at most 32"),
-        ({"reducer": "feature_merge", "keep_rate": 0.2, "locations": (4,)}, "at most half .* try more"),
+        ({"reducer": "feature_merge", "keep_rate": 0.2, "locations": (4,)}, "half of those .* try more"),
         ({"reducer": "center", "leftovers": "melt"}, "leftovers 'melt' does not exist"),
         ({"reducer": "guided_merge", "drop_counts": (8,), "locations": (4,)}, "no weights to rank by"),
         ({"reducer": "center", "budget": 0.1}, "budget 0.1 cannot be kept.* try earlier locations"),
@@ -257,6 +258,32 @@ def test_impossible_settings_are_refused(tower, images, settings, message):
     with pytest.raises(UserError, match=message):
         tower.set_pruning(**settings)
     assert torch.equal(tower(images), expected)
+
+
+class Still(torch.nn.Module):
+    """Attention of another kind, without heads or keys."""
+
+    def forward(self, x, attn_mask=None, is_causal=False):
+        return x
+
+
+@pytest.mark.parametrize("settings", [{"reducer": "tome"}, {"reducer": "center", "leftovers": "merge"}])
+def test_a_layer_without_keys_matters_only_where_they_are_read(images, settings):
+    tower = timm.create_model("patchrank_clip_digits", depth=4, locations=(4,)).eval()
+    tower.blocks[0].attn = Still()
+    with pytest.raises(UserError, match="layer 1 has Still"):
+        tower.set_pruning(locations=(1, 3), budget=0.8, metric="keys", **settings)
+    tower.set_pruning(locations=(3,), budget=0.8, metric="keys", **settings)
+    assert tower(images).isfinite().all() and tower.macs().matching > 0
+
+
+def test_merging_by_keys_needs_no_class_token():
+    shape = dict(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=24, locations=(2,))
+    shape |= dict(class_token=False, global_pool="")
+    tower = PrunedVisionTransformer(reducer="tome", drop_counts=(5,), **shape).eval()
+    assert tower(torch.randn(1, 3, 32, 32)).shape == (1, 11, 24)
+    with pytest.raises(UserError, match="needs a class token"):
+        tower.set_pruning(reducer="evit")
 
 
 def test_scores_from_outside_are_refused_where_nothing_ranks(tower, images):

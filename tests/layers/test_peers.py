@@ -1,5 +1,7 @@
 """Published peers and free controls: each held against its formula, image by image and token by token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.macs import counted
@@ -20,6 +22,11 @@ def state_of(batch=3, num=16, width=8, **fields):
 
 def zscored(x):
     return (x - x.mean(-1, keepdim=True)) / x.std(-1, unbiased=False, keepdim=True)
+
+
+def test_members_without_any_attention_fuse_into_a_finite_token():
+    state = replace(state_of(), cls_row=torch.eye(16)[:3])  # all attention goes to one patch, as it does once rounded
+    assert create_reducer("evit_norm").reduce(state, 11).tokens.isfinite().all()
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def test_other_settings_are_refused_unless_it_is_given_or_none(tower, path, chan
 def test_settings_that_change_nothing_of_what_is_left_go_on(tower, path):
     tower.set_pruning(repair_path=path)
     tower.set_pruning(cls_only_last=False, seed=3)
-    tower.set_pruning(drop_counts=(8,))  # the same schedule, said differently
+    tower.set_pruning(drop_counts=(8,), leftovers="drop")  # the same schedule, said differently
     assert tower.repair is not None
 
 

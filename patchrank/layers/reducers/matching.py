@@ -42,7 +42,8 @@ class Matching(Reducer):
         return (num_tokens // 2) * (num_tokens - num_tokens // 2)
 
     def matching_macs(self, tower: nn.Module, leaving: Mapping[int, tuple[int, int]]) -> int:
-        width = tower.embed_dim if self.metric == "features" else tower.blocks[0].attn.head_dim
+        read = tower.blocks[min(leaving, default=1) - 1]  # other layers may have attention without keys
+        width = tower.embed_dim if self.metric == "features" else read.attn.head_dim
         compared = width * sum(self.num_pairs(alive) for alive, _ in leaving.values())
         return compared + sum(joining_macs(count, alive - count, tower.embed_dim) for alive, count in leaving.values())
 

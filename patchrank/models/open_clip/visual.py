@@ -129,7 +129,7 @@ class OpenClipVisual(nn.Module):
         return native.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Embeddings (B, E); with `output_tokens` also the normed patches (B, N, D), zeros where dropped."""
+        """Embeddings (B, E); with `output_tokens` also the normed patches (B, N, D), as `forward_features` of ours."""
         if not self.output_tokens:
             return self.trunk(x)
         features = self.trunk.forward_features(x)
@@ -145,7 +145,7 @@ class OpenClipVisual(nn.Module):
         output_fmt: str = "NCHW",
         output_extra_tokens: bool = False,
     ) -> dict[str, Tensor | list[Tensor]]:
-        """open_clip's, with every map on the full grid and zeros where tokens had left."""
+        """open_clip's, with every map on the full grid: what patches merged into, zeros where they were dropped."""
         out = self.trunk.forward_intermediates(
             x, indices, output_extra_tokens, normalize_intermediates, stop_early, output_fmt, intermediates_only, True
         )
