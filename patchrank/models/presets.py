@@ -24,11 +24,13 @@ def preset(name: str, tower: nn.Module, budget: float) -> dict[str, object]:
         budget: share of the unpruned tower's MACs to stay within.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or a tower of fewer than 3 layers.
     """
     if name not in PRESETS:
         raise UserError(f"preset {name!r} does not exist; {near(name, PRESETS)}")
     depth = len(tower.blocks)
+    if depth < 3:
+        raise UserError(f"presets need a tower of at least 3 layers, but this one has {depth}; try locations=(1,)")
     first = max(2, round(depth / 4 if budget >= 0.6 else depth / 6))
     last = min(depth - 1, first + max(1, round(PLACES * depth / DEPTH)) - 1)
     locations = tuple(range(first, max(first, last) + 1))

@@ -29,6 +29,9 @@ def test_presets_of_other_depths(depth):
     assert len(tower.pruning.locations) == {3: 1, 6: 2, 24: 10}[depth]
 
 
-def test_an_unknown_preset_is_refused(tower):
+def test_what_no_preset_is_for_is_refused(tower):
+    small = timm.create_model("patchrank_clip_digits", depth=2, locations=(1,))
+    with pytest.raises(UserError, match="at least 3 layers, but this one has 2"):
+        patchrank.preset("free", small, 0.5)
     with pytest.raises(UserError, match="preset 'fre' does not exist; did you mean 'free'"):
         patchrank.preset("fre", tower, 0.5)
