@@ -82,7 +82,7 @@ class EvitNorm(Evit):
     """EViT with a fused token that is a mean: the weights of its members sum to 1."""
 
     def weights(self, row: Tensor) -> Tensor:
-        return row / row.sum(-1, keepdim=True).clamp(min=torch.finfo(row.dtype).tiny)  # attention may round to 0
+        return row / row.sum(-1, keepdim=True).clamp(min=1e-30)  # attention may round to 0
 
 
 @register_reducer("diffrate")
