@@ -37,12 +37,14 @@ def faulty(tmp_path_factory):
     return folder, run(folder, code=1, **environment)
 
 
+@pytest.mark.slow
 def test_whatever_fails_fails_alone(faulty):
     folder, _ = faulty
     assert [row["config"]["pruning"]["reducer"] for row in rows(folder)] == ["center", "fragile"]
     assert len(records(folder)) == 2 and len(records(folder, ".error")) == len(BAD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reducer, cause",
     [
@@ -61,6 +63,7 @@ def test_every_failure_is_told_with_its_cause(faulty, reducer, cause):
     assert literal(cause) in report
 
 
+@pytest.mark.slow
 def test_a_lost_worker_costs_no_trial(faulty):
     folder, said = faulty
     assert (folder / "fragile-was-here").exists() and "reducer fragile: is to be tried again" in said

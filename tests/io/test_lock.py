@@ -73,6 +73,7 @@ def test_an_error_in_the_block_gives_it_back(folder):
     assert not exists(f"{folder}/.driver.json")
 
 
+@pytest.mark.slow
 def test_killed_holders_are_in_nobodys_way(store, tmp_path):
     places = [str(tmp_path), f"{store.url}/killed"]
     process = subprocess.Popen([sys.executable, "-c", HOLDER, *places], stdout=subprocess.PIPE, text=True)
@@ -143,6 +144,7 @@ def test_a_note_that_is_given_back_while_we_watch_makes_room(store):
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stale", [False, True])
 def test_of_many_that_come_at_once_one_gets_it(store, stale):
     """Onto an empty folder, and onto a note that all find stale at about the same time."""

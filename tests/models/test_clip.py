@@ -12,6 +12,7 @@ from patchrank.models.text import create_text_tower
 from patchrank.utils.errors import UserError
 
 
+@pytest.mark.slow
 def test_zero_shot_accuracy_of_the_shipped_pair(clip):
     """At least 90 % on every test digit, and an unseen template costs at most 2 points."""
     split = load_split("digits", "test")

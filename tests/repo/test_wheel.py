@@ -68,6 +68,7 @@ def test_what_ships_is_found_from_another_folder(environment, tmp_path):
     assert len(found["axes"]) > 7 and all(found["axes"].values()) and found["paper"] > 0
 
 
+@pytest.mark.slow
 def test_the_console_command_runs_a_stage_from_another_folder(environment, tmp_path):
     command = environment / "bin" / "patchrank"
     listed = run(command, folder=tmp_path).stdout
