@@ -61,8 +61,14 @@ def check_head(head: nn.Module) -> None:
     """Refuses a projection whose call does more than multiply, which a repair would leave out.
 
     Raises:
-        UserError: it has hooks or a `forward` of its own, or is no plain linear layer (LoRA, parametrised).
+        UserError: there is none, it has hooks or a `forward` of its own, or is no plain linear layer (LoRA,
+            parametrised).
     """
+    if isinstance(head, nn.Identity):
+        raise UserError(
+            "a repair takes the place of a tower's projection, but this tower has none inside (open_clip's `timm_proj` "
+            "puts it behind); try set_pruning(repair_path=None)"
+        )
     kind = type(head)
     if is_hooked(head) or not hasattr(head, "in_features") or not kind.__module__.startswith(PLAIN):
         raise UserError(

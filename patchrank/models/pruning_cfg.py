@@ -77,7 +77,7 @@ class Pruning(PruningConfig):
         if REDUCERS[self.reducer].merges:
             raise UserError(
                 f"reducer {self.reducer!r} merges by a rule of its own, so leftovers {self.leftovers!r} says nothing "
-                "here; try leftovers=None, the default"
+                "here; try it without `leftovers`"
             )
         return self
 

@@ -27,7 +27,11 @@ def prune(tower, reducer, **settings):
     torch.manual_seed(4)
     first = REDUCERS[reducer].first_location
     settings |= {"locations": tuple(max(first, layer) for layer in settings.get("locations", (4, 6, 8, 10)))}
-    given = {"predictor": create_predictor("mix_mlp", 64, (8, 8))} if reducer == "predictor" else {}
+    given = (
+        {"predictor": create_predictor("mix_mlp", 64, (8, 8))}
+        if REDUCERS[reducer].fitted and reducer != "prior"
+        else {}
+    )
     given |= {"predictor": Prior.from_scores(torch.randn(64), 64, (8, 8))} if reducer == "prior" else {}
     tower.set_pruning(reducer=reducer, **given, **{"keep_rate": 0.5, **settings})
 
@@ -102,9 +106,11 @@ def test_what_a_reducer_keeps_is_what_the_tower_computes_on(tower, images, reduc
     torch.testing.assert_close(tower.forward_suffix(alone, 5), out.embedding, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("reducer", OWN)
-def test_gradients_pass_and_checkpointing_changes_nothing(tower, images, reducer):
-    prune(tower, reducer)
+@pytest.mark.parametrize(
+    "reducer, leftovers", [*((name, None) for name in (*OWN, *MERGING)), ("predictor", "merge"), ("evit_drop", "merge")]
+)
+def test_gradients_pass_and_checkpointing_changes_nothing(tower, images, reducer, leftovers):
+    prune(tower, reducer, leftovers=leftovers)
     grads = []
     for checkpointing in (False, True):
         tower.set_grad_checkpointing(checkpointing)

@@ -78,6 +78,8 @@ def test_a_head_with_a_call_of_its_own_is_refused():
     hooked.register_forward_hook(lambda *_: None)
     parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
     check_head(nn.Linear(3, 2))
-    for head in (hooked, parametrised, LoRA(3, 2), nn.Identity()):
+    for head in (hooked, parametrised, LoRA(3, 2)):
         with pytest.raises(UserError, match="takes the place of the tower's head.*try"):
             check_head(head)
+    with pytest.raises(UserError, match="this tower has none inside.*try"):
+        check_head(nn.Identity())

@@ -7,7 +7,6 @@ import torch
 from helpers import tiny_open_clip
 from helpers.learned_tokens import create as create_prompts
 from helpers.tiny_clip import create_pair, create_tower
-from torch import nn
 
 import patchrank
 from patchrank.io.tensor_file import write_tensors
@@ -200,14 +199,24 @@ def test_models_of_open_clip_take_it(tmp_path, kind):
     before, keys = model.encode_image(images), model.state_dict().keys()
     patchrank.prune_open_clip(model, keep_rate=0.5, reducer="center", locations=(4,))
     trunk = model.visual.trunk
-    if not isinstance(trunk.head, nn.Linear):
-        pytest.skip("its projection stands outside of the tower")
     write_for(trunk, tmp_path / "r.safetensors")
     pruned = model.encode_image(images)
     patchrank.prune_open_clip(model, repair_path=tmp_path / "r.safetensors")
     assert not torch.allclose(model.encode_image(images), pruned, atol=1e-3)
     assert model.state_dict().keys() == keys
     assert torch.equal(patchrank.unprune(model).encode_image(images), before)
+
+
+def test_a_projection_behind_the_tower_is_refused(tmp_path):
+    native, behind = tiny_open_clip.create(), tiny_open_clip.create("timm", timm_proj="linear")
+    for model in (native, behind):
+        patchrank.prune_open_clip(model, keep_rate=0.5, reducer="center", locations=(4,))
+    write_for(native.visual.trunk, tmp_path / "r.safetensors")
+    images = tiny_open_clip.images_of(behind)
+    before = behind.encode_image(images)
+    with pytest.raises(UserError, match="this tower has none inside"):
+        patchrank.prune_open_clip(behind, repair_path=tmp_path / "r.safetensors")
+    assert torch.equal(behind.encode_image(images), before)
 
 
 @pytest.mark.parametrize(

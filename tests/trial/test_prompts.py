@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from helpers.trials import runner
 
 from patchrank.config import TrialConfig, known_keys, value_at
 from patchrank.config.canonical import canonical
@@ -14,7 +15,6 @@ from patchrank.trial import run as trials
 from patchrank.trial.identity import PLACES, VERSIONS, fingerprint, trial_id
 from patchrank.trial.inputs import load_inputs
 from patchrank.trial.requirements import TrialContext
-from patchrank.trial.run import run_trial
 from patchrank.tune.plan import make_plan
 from patchrank.tune.space import configure
 from patchrank.tune.sweep import load_sweep
@@ -36,11 +36,7 @@ def inputs():
 
 @pytest.fixture
 def run(inputs, tmp_path):
-    def run_one(**changes):
-        settings = configure(BASE, {key.replace("__", "."): value for key, value in changes.items()})
-        return run_trial(settings, inputs, str(tmp_path), str(tmp_path / "shards"), "test", quiet=True)
-
-    return run_one
+    return runner(BASE, inputs, tmp_path)
 
 
 def named(**changes):

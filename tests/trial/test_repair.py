@@ -4,6 +4,7 @@ import json
 
 import pytest
 import timm
+from helpers.trials import runner
 
 from patchrank import repair as stage
 from patchrank.config import TrialConfig, validate
@@ -34,11 +35,7 @@ def inputs():
 
 @pytest.fixture
 def run(inputs, tmp_path):
-    def run_one(**changes):
-        settings = configure(BASE, {key.replace("__", "."): value for key, value in changes.items()})
-        return run_trial(settings, inputs, str(tmp_path), str(tmp_path / "shards"), "test", quiet=True)
-
-    return run_one
+    return runner(BASE, inputs, tmp_path)
 
 
 def test_a_trial_with_a_repair(run, inputs, tmp_path, monkeypatch):

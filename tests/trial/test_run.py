@@ -101,7 +101,7 @@ def test_a_guided_matching_is_fitted_as_a_predictor_is(run):
         ({"budget": 0.3, "reducer": "tome"}, "budget 0.3 cannot be kept"),
         ({"keep_rate": 0.3, "reducer": "tome"}, "try more locations"),
         ({"reducer": "guided_merge", "leftovers": "merge"}, "merges by a rule of its own"),
-        ({"reducer": "tome", "leftovers": "drop"}, "try leftovers=None"),
+        ({"reducer": "tome", "leftovers": "drop"}, "try it without `leftovers`"),
     ],
 )
 def test_what_cannot_leave_is_refused_before_anything_runs(changes, message):

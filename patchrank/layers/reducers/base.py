@@ -39,7 +39,8 @@ class Reducer(nn.Module):
     def score(self, state: TokenState) -> Tensor:
         """Scores (B, K) of the tokens of `state`, high = keep."""
         raise UserError(
-            f"reducer {type(self).__name__.lower()!r} has no scores of its own: hand them to forward_pruned"
+            f"reducer {type(self).__name__.lower()!r} has no scores of its own: hand them to forward_pruned, or choose "
+            "another reducer"
         )
 
     def reduce(self, state: TokenState, k: int) -> TokenState:
