@@ -23,6 +23,8 @@ RANKINGS = {
     "tome": "ToMe",
     "feature_merge": "feature merging",
     "guided_merge": "guided merging",
+    "rank_merge": "ranked matching",
+    "attention_merge": "ranked matching, free",
     "evit": "EViT",
     "evit_norm": "EViT, weights normalised",
     "evit_drop": "EViT without fusion",
@@ -33,7 +35,8 @@ RANKINGS = {
     "pixel_variance": "pixel variance",
     "mlp_shift": "representation shift",
 }
-LEARNING = ("predictor", "prior", "guided_merge", "golden")  # of those above and of reducers by their own name
+LEARNING = ("predictor", "prior", "guided_merge", "rank_merge", "golden")  # of those above, and by their own name
+COMPARING = ("guided_merge", "rank_merge", "attention_merge")  # which read `metric` and `protection`
 
 
 def counted(found: Values) -> str:
@@ -203,10 +206,12 @@ def say(key: str, value: object) -> str:
 def _reads(setting: Setting, axis: str) -> bool:
     """Whether what a setting's reducer does depends on an axis. A reducer of a user's own may read any."""
     reducer, section = setting.config["pruning"]["reducer"], axis.split(".")[0]
+    own = reducer not in ("predictor", *RANKINGS)
     if axis in ("pruning.metric", "pruning.drop_share"):
-        return setting.merges
+        names = COMPARING if axis == "pruning.metric" else ("diffrate",)
+        return setting.leftovers == "merge" or reducer in names or own
     if axis == "pruning.protection":
-        return reducer == "guided_merge" or reducer not in ("predictor", *RANKINGS)
+        return reducer in COMPARING or own
     if reducer in RANKINGS and reducer not in LEARNING:
         return section not in ("golden", "predictor")
     if reducer == "prior":

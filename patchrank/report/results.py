@@ -43,7 +43,8 @@ ON_VAL = {name: Measure(name, 1) for name in ("matching", "matching_prior", "ken
 for name in ("accuracy", "unpruned", "agreement", "cosine", "drift"):
     ON_VAL[f"val_{name}"] = MEASURES[name]._replace(array=f"val_{MEASURES[name].array}")
 MEASURES |= ON_VAL
-FITTED = ("predictor", "prior", "guided_merge")  # reducers whose ranking learned from golden scores of other images
+# reducers whose ranking learned from golden scores of other images
+FITTED = ("predictor", "prior", "guided_merge", "rank_merge")
 CONTROLS = {"random", "reversed"}  # a setting may have run these with some of its seeds alone
 OLD_SCENE = re.compile(r"digits\w*/\w+/(\d{4})-\d+")  # the id of an embedded scene, and in it the digit's number
 

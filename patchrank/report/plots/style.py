@@ -15,8 +15,27 @@ COLOURS = {
     "random": "#9a9a9a",
     "cls_attention": "#d9662b",
     "golden": "#2e8b57",
+    "rank_merge": "#0b3c5d",
+    "attention_merge": "#c2255c",
+    "guided_merge": "#3aa6b9",
+    "feature_merge": "#74a57f",
+    "tome": "#b58900",
+    "diffrate": "#d94801",
+    "evit": "#6a51a3",
+    "evit_norm": "#9e9ac8",
+    "evit_drop": "#54278f",
+    "avit": "#636363",
+    "avit_flipped": "#969696",
+    "avit_channel": "#bdbdbd",
+    "pixel_variance": "#a6611a",
+    "mlp_shift": "#80b1d3",
 }
-MARKERS = {"predictor": "o", "prior": "^", "center": "D", "random": "x", "cls_attention": "v", "golden": "s"}
+MARKERS = {
+    **{"predictor": "o", "prior": "^", "center": "D", "random": "x", "cls_attention": "v", "golden": "s"},
+    **{"rank_merge": "*", "attention_merge": "p", "guided_merge": "8", "feature_merge": "H", "tome": "d"},
+    **{"diffrate": "<", "evit": ">", "evit_norm": ">", "evit_drop": ">", "avit": "X", "avit_flipped": "X"},
+    **{"avit_channel": "X", "pixel_variance": "h", "mlp_shift": "h"},
+}
 PALETTE = ("#1b6ca8", "#c2410c", "#2e8b57", "#7b4ea3", "#b58900", "#be3a77")  # where colour tells other things apart
 LEAST = 2.0  # points that an axis shows at least, so that noise is not blown up
 WIDE = 10.0  # points; where changes span more, a linear axis would show small ones as none

@@ -5,6 +5,7 @@ Change of accuracy is drawn as curves over keep rates where lines are few, other
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import cycle
 from typing import NamedTuple
@@ -28,6 +29,7 @@ CURVES_OF_ORACLES = " Oracles (golden, dashed lines): on the first {} images of 
 DOTS = "Change of accuracy against the unpruned tower, in points, with 95 % intervals{}{}."
 DOTS_OF_ORACLES = "; hollow: oracles, on the first {} images of each task alone"
 MAX_ROWS, MAX_COLUMNS = 12, 9
+MAX_LINES = 6  # of a name in letters of the usual size beside a row of pictures
 GAP, TASK_GAP = 4, 16  # pixels between pictures, and between tasks
 
 
@@ -198,7 +200,8 @@ def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
     axis = figure.add_subplot()
     axis.imshow(canvas, interpolation="nearest")
     pitch = canvas.shape[0] / len(names)
-    axis.set_yticks(pitch * (np.arange(len(names)) + 0.5), [wrap(name, 24) for name in names], fontsize=9)
+    texts, size = _row_names(names)
+    axis.set_yticks(pitch * (np.arange(len(names)) + 0.5), texts, fontsize=size)
     axis.set_xticks(middles, tasks, fontsize=10)
     axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axis.spines[:].set_visible(False)
@@ -208,6 +211,14 @@ def draw_tokens(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes
     merged = any(f"{task}.pictures_source" in each.arrays[0] for each in chosen for task in each.tasks)
     shown = f"dropped patches are veiled in grey{f'; {MERGED}' if merged else ''}"
     return png(figure, 100), f"Which tokens survive, on {images} images{which}; {shown}."
+
+
+def _row_names(names: Sequence[str]) -> tuple[list[str], int]:
+    """Names on as many lines as fit beside a row of pictures, and the size of their letters."""
+    texts = [wrap(name, 24) for name in names]
+    if max(text.count("\n") for text in texts) < MAX_LINES:
+        return texts, 9
+    return [textwrap.fill(name, 36) for name in names], 7
 
 
 def _choose(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[list[int], str]:
