@@ -14,7 +14,7 @@ import numpy as np
 
 from patchrank.config import BESIDE, Claim, leaves, value_at
 from patchrank.report.judgement import Comparison, Judgement, values_in_words, verdict_of
-from patchrank.report.labels import counted, ranking
+from patchrank.report.labels import LOCATIONS, counted, layers, plain, ranking
 from patchrank.report.results import Setting, Values, configuration, joined
 from patchrank.utils.errors import UserError
 from patchrank.utils.stats import holm, paired_interval
@@ -113,7 +113,8 @@ def _partners(claim: Claim, setting: Setting, settings: Sequence[Setting]) -> li
         alike = all(value_at(other.config, path) == value for path, value in shared.items())
         if other is not setting and alike and is_about(wanted, other):
             merges = ", the rest merges" if other.config["pruning"]["leftovers"] == "merge" else ""
-            found.append(((other, claim.measure), ranking(other) + merges))
+            where = layers(plain(other.config["pruning"]["locations"], LOCATIONS))
+            found.append(((other, claim.measure), f"{ranking(other)}{merges}, {where}"))
     return found or [(None, None)]
 
 
