@@ -163,58 +163,42 @@ class PruningBlock(nn.Module):
         Reducers never see the P = `num_leading` tokens before the patches. `scores` (B, N) take the place of the
         reducer's ranking.
         """
-        if not self._looks(layer):
-            return x, state
-        leading, patches = x[:, :num_leading], x[:, num_leading:]
-        state = replace(state, tokens=patches, cls=x[:, 0])
         if self._observes(layer):
+            state = replace(state, tokens=x[:, num_leading:], cls=x[:, 0])
             state = self.reducer.observe(state, layer, scores)
-        count = 0 if self.mid else self.drops.get(layer, 0)
-        if not count:
+        if self.mid or layer not in self.drops:
             return x, state
         if layer == 1 and self._wanted(0, scores):  # no layer has run yet: this one tells what it will do
             check_attention(block, 1)
             q, k = queries_keys(block, x)
             row = row_of(q[:, :, :1], k, block.attn.scale)
             state = self._told(state, Seen(row, k.mean(1)), num_leading)
-        if self.metric == "features":
-            state = replace(state, metric=plain_norm(block, 1, patches))
-        state = self._reduced(state, patches.shape[1] - count, scores)
-        return torch.cat([leading, state.tokens], dim=1), state
+        return self._shortened(x, state, block, layer, num_leading, scores)
 
     def run(
         self, block: Callable, x: Tensor, state: TokenState, layer: int, num_leading: int, scores: Tensor | None = None
     ) -> tuple[Tensor, TokenState]:
         """What `layer`, with its block, makes of a sequence (B, P + K, D), and the state behind it."""
-        bias = state.bias(num_leading, x.dtype)
-        count = self.drops.get(layer, 0) if self.mid else 0
-        wanted = self._wanted(layer, scores)
+        bias, wanted = state.bias(num_leading, x.dtype), self._wanted(layer, scores)
+        inside = self.mid and layer in self.drops
         if wanted:  # what hangs on a block may have changed since pruning was set
             check_attention(block, layer)
-        if count or "shift" in wanted:
+        if inside or "shift" in wanted:
             check_parts(block, layer)
 
         def middle(y: Tensor, seen: Seen) -> Tensor:
             nonlocal state
-            state = replace(state, tokens=y[:, num_leading:], cls=y[:, 0])
             state = self._told(state, seen, num_leading)
-            if self.metric == "features":
-                state = replace(state, metric=plain_norm(block, 2, state.tokens))
-            state = self._reduced(state, state.tokens.shape[1] - count, scores)
-            return torch.cat([y[:, :num_leading], state.tokens], dim=1)
+            y, state = self._shortened(y, state, block, layer, num_leading, scores)
+            return y
 
-        x, seen = run_block(block, x, bias, wanted, middle if count else None)
-        return x, state if count else self._told(state, seen, num_leading)
-
-    def _looks(self, layer: int) -> bool:
-        return layer in self.drops or self._observes(layer)
+        x, seen = run_block(block, x, bias, wanted, middle if inside else None)
+        return x, state if inside else self._told(state, seen, num_leading)
 
     def _observes(self, layer: int) -> bool:
+        """Whether the reducer takes note of the tokens that enter `layer`."""
         first, last = min(self.drops), max(self.drops)
-        return (
-            self.reducer.observes is not None
-            and layer in {"first": (first,), "all": range(1, last + 1)}[self.reducer.observes]
-        )
+        return layer in {None: (), "first": (first,), "all": range(1, last + 1)}[self.reducer.observes]
 
     def _wanted(self, layer: int, scores: Tensor | None) -> tuple[str, ...]:
         """What is read in `layer`; where scores come from outside, only what tokens are compared by."""
@@ -226,7 +210,18 @@ class PruningBlock(nn.Module):
         state = replace(state, cls_row=row, shift=shift)
         return replace(state, metric=keys) if self.metric == "keys" else state
 
-    def _reduced(self, state: TokenState, k: int, scores: Tensor | None) -> TokenState:
+    def _shortened(
+        self, x: Tensor, state: TokenState, block: Callable, layer: int, num_leading: int, scores: Tensor | None
+    ) -> tuple[Tensor, TokenState]:
+        """The sequence (B, P + K, D) and its state, once the tokens have left that leave at `layer`."""
+        state = replace(state, tokens=x[:, num_leading:], cls=x[:, 0])
+        if self.metric == "features":
+            state = replace(state, metric=plain_norm(block, 2 if self.mid else 1, state.tokens))
+        state = self._chosen(state, state.tokens.shape[1] - self.drops[layer], scores)
+        state = replace(state, cls_row=None, shift=None, metric=None)  # they were of this layer alone
+        return torch.cat([x[:, :num_leading], state.tokens], dim=1), state
+
+    def _chosen(self, state: TokenState, k: int, scores: Tensor | None) -> TokenState:
         """k tokens, chosen by the reducer or by scores (B, N) from outside."""
         if scores is None or (self.mid and self.reducer.observes):
             state = self.reducer.reduce(state, k)
@@ -237,4 +232,4 @@ class PruningBlock(nn.Module):
             state = state.first(k)
         if self.merge and state.sizes is None:
             raise UserError(f"reducer {self.name!r} drops what it does not keep, so leftovers must be 'drop'")
-        return replace(state, cls_row=None, shift=None, metric=None)
+        return state
