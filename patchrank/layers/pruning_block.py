@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchrank.layers.block_parts import SIGNALS, Seen, check_attention, check_parts, row_of, run_block
 from patchrank.layers.class_token import queries_keys
-from patchrank.layers.merging import joining_macs, num_merging
+from patchrank.layers.macs import merging_macs
 from patchrank.layers.norm_gains import plain_norm
 from patchrank.layers.pruning import patches_of
 from patchrank.layers.reducers import Reducer, sample_keys
@@ -115,14 +115,10 @@ class PruningBlock(nn.Module):
         leaving = self._acting(tower, cls_only)
         if not self.merge:
             return self.reducer.matching_macs(tower, leaving)
-        read = min(leaving, default=1) - (0 if self.mid else 1)  # the layer whose keys are compared; none before 1
-        attn, total = tower.blocks[max(read, 1) - 1].attn, 0
-        width = tower.embed_dim if self.metric == "features" else attn.head_dim
-        for alive, count in leaving.values():
-            gone = num_merging(count, self.drop_share)
-            total += gone * (alive - count) * width + joining_macs(gone, alive - count, tower.embed_dim)
+        total = merging_macs(tower, leaving, self.metric, self.mid, drop_share=self.drop_share)
         if self.metric == "keys" and not self.mid and 1 in leaving:  # no layer has made keys yet
-            total += (tower.num_leading_tokens + tower.num_patches) * tower.embed_dim * attn.attn_dim
+            length = tower.num_leading_tokens + tower.num_patches
+            total += length * tower.embed_dim * tower.blocks[0].attn.attn_dim
         return total
 
     def _acting(self, tower: nn.Module, cls_only: bool) -> dict[int, tuple[int, int]]:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.config import DEFAULTS
-from patchrank.layers.merging import bipartite, joining_macs, upward
-from patchrank.layers.pruning import importance, take
+from patchrank.layers.macs import merging_macs
+from patchrank.layers.merging import bipartite, upward
+from patchrank.layers.pruning import take, z_scored
 from patchrank.layers.reducers.base import Metric, Reducer, register_reducer
 from patchrank.layers.reducers.rankers import Predictor
 from patchrank.layers.token_state import TokenState
 
-for _step in ("take", "bipartite", "upward", "importance"):
+for _step in ("take", "bipartite", "upward", "z_scored"):
     torch.fx.wrap(_step)  # torch.fx cannot follow sizes and types that these ask for
 
 
@@ -42,10 +43,7 @@ class Matching(Reducer):
         return (num_tokens // 2) * (num_tokens - num_tokens // 2)
 
     def matching_macs(self, tower: nn.Module, leaving: Mapping[int, tuple[int, int]]) -> int:
-        read = tower.blocks[min(leaving, default=1) - 1]  # other layers may have attention without keys
-        width = tower.embed_dim if self.metric == "features" else read.attn.head_dim
-        compared = width * sum(self.num_pairs(alive) for alive, _ in leaving.values())
-        return compared + sum(joining_macs(count, alive - count, tower.embed_dim) for alive, count in leaving.values())
+        return merging_macs(tower, leaving, self.metric, num_pairs=self.num_pairs)
 
 
 @register_reducer("tome")
@@ -70,7 +68,7 @@ class Guided(Predictor):
 
     def observe(self, state: TokenState, layer: int, scores: Tensor | None) -> TokenState:
         scores = self.score(state) if scores is None else scores
-        return replace(state, scores=scores, carried=importance(scores.float()))
+        return replace(state, scores=scores, carried=z_scored(scores.float()))
 
 
 @register_reducer("guided_merge")
@@ -142,7 +140,7 @@ class AttentionMerge(Upward):
         super().__init__(metric=metric, protection=protection)
 
     def importance(self, state: TokenState) -> Tensor:
-        return importance(state.cls_row)
+        return z_scored(state.cls_row)
 
     def num_macs(self, tower: nn.Module, reaching: Mapping[int, int]) -> int:
         """One query against all keys in each layer that a location names."""
