@@ -31,7 +31,7 @@ def check_prunable(tower: nn.Module, pruner: PruningBlock) -> None:
 
 
 def _check_counts(num_patches: int, pruner: PruningBlock) -> None:
-    """Refuses to take more tokens at once than a reducer can, and signals that no layer has given yet."""
+    """Refuses counts above what the reducer takes at once, and a first location before what the reducer reads."""
     for layer, (alive, count) in pruner.leaving(num_patches).items():
         if count > (limit := pruner.reducer.most(alive)):
             raise UserError(

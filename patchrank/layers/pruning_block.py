@@ -1,4 +1,4 @@
-"""The pruning block: what stands before the layers at which tokens leave, or acts inside of them."""
+"""The pruning block: it lets patch tokens leave before the layers that locations name, or inside of them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,16 @@ class PruningBlock(nn.Module):
     """Takes a token sequence apart, lets a reducer choose among the patches, and puts it together again.
 
     Args:
-        reducer: who chooses.
-        locations: layers (from 1) before which tokens leave, or inside of which, as the reducer's `site` says.
-        drop_counts: how many leave at each of them.
+        reducer: chooses which tokens stay.
+        locations: layers, counted from 1. Tokens leave before them, or inside of them, as the reducer's `site` says.
+        drop_counts: how many tokens leave at each location.
         name: what messages call the reducer.
-        merge: whether what a ranking does not keep merges into what it keeps.
-        metric: what tokens are compared by then: normed `features` of this layer, or `keys` of the layer before.
-        drop_share: how much of what leaves is dropped even so.
+        merge: tokens that a ranking does not keep merge into those that it keeps, instead of being dropped.
+        metric: what tokens are compared by to merge: normed `features` of this layer, or `keys` of the layer before.
+        drop_share: share of the tokens that leave which is dropped even where the others merge.
+
+    Raises:
+        UserError: the reducer needs something that no tower gives at its site.
     """
 
     def __init__(
@@ -77,7 +80,10 @@ class PruningBlock(nn.Module):
         return self.merge or self.reducer.merges
 
     def signals(self, layer: int) -> tuple[str, ...]:
-        """What is read in `layer`, 0 for the tower's input, since it decides what leaves there or before the next."""
+        """Which of `SIGNALS` are read in `layer` for tokens that leave inside of it or before the next one.
+
+        Layer 0 stands for the tower's input: what decides before layer 1 is computed there, ahead of that layer.
+        """
         if (layer if self.mid else layer + 1) not in self.drops:
             return ()
         wanted = {*self.reducer.needs, *(["keys"] if self.metric == "keys" else [])}
@@ -91,7 +97,10 @@ class PruningBlock(nn.Module):
 
     @property
     def shared_layer(self) -> int:
-        """The last layer whose input does not depend on what leaves, nor is looked at before."""
+        """The last layer up to which a sequence may be computed once and be shared by all that prune it.
+
+        No token has left before it, and no layer before it has to be read.
+        """
         first = min(self.drops)
         if self.reducer.observes == "all":
             return 1
@@ -111,7 +120,7 @@ class PruningBlock(nn.Module):
         return self.reducer.num_macs(tower, {layer: leading + alive for layer, (alive, _) in leaving.items()})
 
     def matching_macs(self, tower: nn.Module, cls_only: bool = False) -> int:
-        """MACs of one image in `tower` for comparing tokens, and adding up those that merge."""
+        """MACs of one image in `tower` for comparing tokens and adding up those that merge; `cls_only` as above."""
         leaving = self._acting(tower, cls_only)
         if not self.merge:
             return self.reducer.matching_macs(tower, leaving)
@@ -122,17 +131,19 @@ class PruningBlock(nn.Module):
         return total
 
     def _acting(self, tower: nn.Module, cls_only: bool) -> dict[int, tuple[int, int]]:
-        """As `leaving`, without the middle of the last layer where nothing behind it is read."""
+        """As `leaving`, but without the last layer's middle where `cls_only`: no token that leaves there is read."""
         leaving = self.leaving(tower.num_patches)
         if self.mid and cls_only:
             leaving.pop(len(tower.blocks), None)
         return leaving
 
     def begin(self, images: Tensor, x: Tensor, num_leading: int, patch_size: tuple[int, int]) -> TokenState:
-        """The state of all patches (B, N) of a sequence (B, P + N, D) that no token has left yet.
+        """The state of a sequence that enters layer 1, with all N patches.
 
         Args:
             images: (B, C, H, W), as the tower gets them.
+            x: (B, P + N, D).
+            num_leading: P, the tokens before the patches.
             patch_size: height and width of a patch in pixels.
         """
         needs = self.reducer.needs
@@ -154,10 +165,17 @@ class PruningBlock(nn.Module):
         num_leading: int,
         scores: Tensor | None = None,
     ) -> tuple[Tensor, TokenState]:
-        """The sequence (B, P + K, D) and state that enter `layer`, whose block is `block`.
+        """The sequence (B, P + K, D) and its state as they enter `layer`, once tokens have left before it.
 
-        Reducers never see the P = `num_leading` tokens before the patches. `scores` (B, N) take the place of the
-        reducer's ranking.
+        Args:
+            x: (B, P + K, D), as it comes from the layer before.
+            block: the block of `layer`.
+            layer: from 1.
+            num_leading: P, the tokens before the patches, which reducers never see.
+            scores: (B, N), which take the place of the reducer's ranking.
+
+        Raises:
+            UserError: class attention or keys are needed of this block, and cannot be read.
         """
         if self._observes(layer):
             state = replace(state, tokens=x[:, num_leading:], cls=x[:, 0])
@@ -174,7 +192,14 @@ class PruningBlock(nn.Module):
     def run(
         self, block: Callable, x: Tensor, state: TokenState, layer: int, num_leading: int, scores: Tensor | None = None
     ) -> tuple[Tensor, TokenState]:
-        """What `layer`, with its block, makes of a sequence (B, P + K, D), and the state behind it."""
+        """The output of `layer` for a sequence (B, P + K, D), and the state after it; arguments as of `forward`.
+
+        Tokens leave between its attention and its MLP where the reducer acts inside of layers.
+
+        Raises:
+            UserError: the block does not give what the reducer reads, cannot run in parts, or scores come from outside
+                for a reducer that takes none.
+        """
         bias, wanted = state.bias(num_leading, x.dtype), self._wanted(layer, scores)
         inside = self.mid and layer in self.drops
         if wanted:  # what hangs on a block may have changed since pruning was set
@@ -201,7 +226,7 @@ class PruningBlock(nn.Module):
         return tuple(signal for signal in self.signals(layer) if scores is None or signal == "keys")
 
     def _told(self, state: TokenState, seen: Seen, num_leading: int) -> TokenState:
-        """The state with what passed by in a layer, of the patches alone."""
+        """The state with what was read in a layer, for the patches alone."""
         row, keys, shift = (x if x is None else x[:, num_leading:] for x in (seen.cls_row, seen.keys, seen.shift))
         state = replace(state, cls_row=row, shift=shift)
         return replace(state, metric=keys) if self.metric == "keys" else state

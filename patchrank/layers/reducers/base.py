@@ -20,9 +20,9 @@ class Reducer(nn.Module):
 
     site:  `before` a layer, or `mid` block: inside the layer that a location names, between attention and MLP.
     needs: which of `NEEDS` the tower must give; `shift` only before a layer, since the MLP comes after its middle.
-    merges: whether it merges tokens by a rule of its own, so that `leftovers` says nothing. Others rank, and what they
-        do not keep is dropped or merges, as the state's `merge` says.
-    metric: of one that merges by itself, what tokens are compared by; None for tokens as they are.
+    merges: whether it merges tokens by a rule of its own, so that the setting `leftovers` does not apply. Other
+        reducers rank, and the tokens that they do not keep are dropped or merge, as the state's `merge` says.
+    metric: what tokens are compared by, for a reducer that merges by itself; None for tokens as they are.
     ranks_anew: whether it ranks the tokens that are left at each location, instead of once for all at the first.
     observes: whether `observe` sees the tokens that enter each layer, those of the `first` location's alone, or none.
     first_location: the first layer that a location may name.
@@ -63,7 +63,7 @@ class Reducer(nn.Module):
         return state
 
     def most(self, num_tokens: int) -> int:
-        """How many of so many patch tokens may leave at one location."""
+        """How many of `num_tokens` patch tokens may leave at one location, at the most."""
         return num_tokens - 1
 
     def num_macs(self, tower: nn.Module, reaching: Mapping[int, int]) -> int:

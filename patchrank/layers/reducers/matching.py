@@ -28,7 +28,7 @@ class Matching(Reducer):
     metric: Metric = "features"
 
     def match(self, state: TokenState, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Places of the tokens that stay and of the `count` that go, and which of the former each of these joins."""
+        """Which tokens stay, which merge, and into what: kept, gone and into, as `bipartite` returns them."""
         return bipartite(state.metric, count)
 
     def reduce(self, state: TokenState, k: int) -> TokenState:
@@ -39,7 +39,7 @@ class Matching(Reducer):
         return num_tokens // 2
 
     def num_pairs(self, num_tokens: int) -> int:
-        """How many pairs of tokens are compared."""
+        """How many pairs of `num_tokens` tokens are compared."""
         return (num_tokens // 2) * (num_tokens - num_tokens // 2)
 
     def matching_macs(self, tower: nn.Module, leaving: Mapping[int, tuple[int, int]]) -> int:
@@ -61,7 +61,7 @@ class FeatureMerge(Matching):
 class Guided(Predictor):
     """Part of a matching: a predictor tells importance once, from the tokens that enter the first location.
 
-    It is z-scored over the patches of an image. A token keeps its own, whatever merges into it.
+    Importance is z-scored over the patches of an image. A token keeps its importance, whatever merges into it.
     """
 
     observes = "first"
@@ -92,7 +92,7 @@ class GuidedMerge(Matching, Guided):
 
 
 class Upward(Matching):
-    """Part of a matching in which a token may merge into any more important one, at the cost that `upward` has.
+    """Part of a matching: a token may merge into any that is more important; `upward` says what a merge costs.
 
     Args:
         metric: what is compared: `features` or `keys`.
@@ -104,7 +104,7 @@ class Upward(Matching):
         self.metric, self.protection = metric, 0.5 if protection is None else protection
 
     def importance(self, state: TokenState) -> Tensor:
-        """Of each token, (B, K), z-scored."""
+        """The importance of each token, (B, K), z-scored."""
         return state.carried
 
     def match(self, state: TokenState, count: int) -> tuple[Tensor, Tensor, Tensor]:
