@@ -96,12 +96,12 @@ def score_images(
         everything = tokens.new_ones(len(tokens), tower.num_patches, dtype=torch.bool)
         first = damage(everything)
         if rounds == 1:
-            return GoldenScores(pruning.importance(pruning.window_mean(first, squares, tower.num_patches)), first)
+            return GoldenScores(pruning.z_scored(pruning.window_mean(first, squares, tower.num_patches)), first)
         ranks = [
             _greedy(lambda alive, m=m: damage(alive)[:, m], first[:, m], squares, everything, rounds)
             for m in range(len(wanted))
         ]
-    return GoldenScores(pruning.importance(torch.stack(ranks, dim=1)), first)
+    return GoldenScores(pruning.z_scored(torch.stack(ranks, dim=1)), first)
 
 
 def batch_size_of(device: str) -> int:

@@ -1,8 +1,8 @@
-"""Blocks that run in parts, and what passes by in them that reducers ask for.
+"""Blocks that run in two parts, attention and MLP, and the signals that reducers read in them.
 
-A part that is called as a module fires its hooks, as it would without pruning. Where calling the parts of a block would
-pass by something that hangs on the block itself, or a layer is of another kind, the block runs as a module and hooks of
-ours listen to it.
+A part that is called as a module fires its hooks, as it would without pruning. Sometimes calling the parts would skip
+something: hooks on the block itself, or the code of a layer of another kind. Then the whole block is called as a
+module, and forward hooks of ours read queries and keys.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _UNREAD = (
 
 @dataclass(frozen=True)
 class Seen:
-    """What passed by in a layer; None for what nobody asked for.
+    """The signals that were read in a layer; None for those that nobody asked for.
 
     cls_row: (B, L), the class token's attention, after softmax, mean over heads, in float32.
     keys: (B, L, d), mean over heads.
@@ -108,15 +108,15 @@ def row_of(query: Tensor, keys: Tensor, scale: float, bias: Tensor | None = None
 def run_block(
     block: Block, x: Tensor, bias: Tensor | None = None, wanted: Collection[str] = (), middle: Middle | None = None
 ) -> tuple[Tensor, Seen]:
-    """A block's output for x (B, L, D), class token first, and what passed by in it.
+    """A block's output for x (B, L, D), class token first, and the signals that were read in it.
 
     Args:
         bias: (B, 1, 1, L), added to the logits of attention.
         wanted: which of `SIGNALS`.
-        middle: changes the sequence between attention and MLP, and may shorten it. It is told row and keys.
+        middle: changes the sequence between attention and MLP, and may shorten it. It is given class row and keys.
 
     Raises:
-        UserError: what is wanted does not pass where it can be seen.
+        UserError: class row or keys are wanted of an attention that hides them (compiled, or with another `forward`).
     """
     in_parts = middle is not None or "shift" in wanted
     if not wanted and not in_parts:

@@ -30,9 +30,9 @@ def is_plain(block: nn.Module) -> bool:
     attn = block.attn
     if not (type(attn.qkv) is type(attn.proj) is nn.Linear and is_own_forward(nn.Linear)):
         return False
-    bare = all(type(norm) is nn.Identity for norm in (attn.q_norm, attn.k_norm, attn.norm))
+    without_norms = all(type(norm) is nn.Identity for norm in (attn.q_norm, attn.k_norm, attn.norm))
     # a weight that is made of other tensors (quantised or spread over machines) is not cut into queries and keys
-    return bare and not hasattr(attn.qkv.weight, "__tensor_flatten__")
+    return without_norms and not hasattr(attn.qkv.weight, "__tensor_flatten__")
 
 
 def can_skip_rows(tower: nn.Module) -> bool:
@@ -67,9 +67,10 @@ def cls_row(block: Block, x: Tensor) -> Tensor:
 
 
 def queries_keys(block: Block, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys that a block will make of x (B, L, D), before it has run; of queries the class token's at least.
+    """Queries and keys, each (B, heads, L, d), that a block will make of x (B, L, D), before it has run.
 
-    The block is called by itself later. So its own hooks are left for that call, unless they may change x.
+    Queries may be of the class token alone, (B, heads, 1, d). The block itself runs later, so its hooks do not fire
+    here, unless they may change what enters it.
     """
     attn, way = block.attn, _way_to_row(bare(block))
     if way == "block":

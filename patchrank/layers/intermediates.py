@@ -26,7 +26,9 @@ def format_intermediates(
     """Splits full-grid sequences (B, P + N, D) into maps and prefix tokens.
 
     Args:
+        sequences: one for each layer that was asked for.
         final: the last features, or None where they are not wanted.
+        num_prefix: P.
         output_fmt: "NCHW" for maps (B, D, H, W), "NLC" for (B, N, D).
         with_prefix: hand out prefix tokens beside each map.
         as_dict: a dictionary instead of tuples.

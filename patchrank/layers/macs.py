@@ -1,16 +1,18 @@
 """The one counter of arithmetic: multiply-accumulates (MACs) from shapes alone; FLOPs are twice as many.
 
-Counted: convolutions, linear layers and the two products of attention. Not counted, as is usual: norms, softmax,
-activations, gathers. Tested against torch's `FlopCounterMode`.
+Counted: convolutions, linear layers, the two products of attention, and the products by which tokens are compared and
+merged. Not counted, as is usual: norms, softmax, activations, gathers. Tested against torch's `FlopCounterMode`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from torch import nn
+
+from patchrank.layers.merging import num_merging
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Macs:
     """MACs of one image."""
 
     vision: int
-    predictor: int = 0  # ranking, by whatever reducer
-    matching: int = 0  # similarity search of merging reducers
+    predictor: int = 0  # scoring tokens, by whatever reducer
+    matching: int = 0  # comparing tokens, and adding up those that merge
 
     @property
     def image(self) -> int:
@@ -77,6 +79,34 @@ def vision_macs(
         total += block_macs(alive, dim, hidden, cls_only, leaving if mid else 0)
         alive -= leaving if mid else 0
     return total + dim * model.num_classes
+
+
+def merging_macs(
+    tower: nn.Module,
+    leaving: Mapping[int, tuple[int, int]],
+    metric: str | None,
+    mid: bool = True,
+    num_pairs: Callable[[int], int] | None = None,
+    drop_share: float = 0.0,
+) -> int:
+    """MACs of one image for comparing tokens, and for `merging.joined` on tokens, their weights and their sizes.
+
+    Args:
+        leaving: for each location how many patch tokens there are, and how many of them leave.
+        metric: what is compared: `keys`, or tokens of the tower's width for anything else.
+        mid: tokens leave inside of the layers that locations name, instead of before them.
+        num_pairs: how many pairs of so many tokens are compared; if left out, each token that merges is compared with
+            each that stays.
+        drop_share: share of what leaves that is dropped instead.
+    """
+    compared = tower.embed_dim
+    if metric == "keys":  # asked of a layer whose keys are read, since others may have attention without keys
+        compared = tower.blocks[max(min(leaving, default=1) - (not mid), 1) - 1].attn.head_dim
+    total = 0
+    for alive, count in leaving.values():
+        met = num_merging(count, drop_share) * (alive - count)
+        total += (met if num_pairs is None else num_pairs(alive)) * compared + met * (tower.embed_dim + 2)
+    return total
 
 
 def text_macs(width: int, layers: int, output_dim: int, context_length: int = 77, mlp_ratio: float = 4.0) -> int:

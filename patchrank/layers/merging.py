@@ -97,11 +97,6 @@ def num_merging(num_leaving: int, drop_share: float) -> int:
     return num_leaving - int(drop_share * num_leaving + 0.5)
 
 
-def joining_macs(num_gone: int, num_kept: int, embed_dim: int) -> int:
-    """MACs for one image of `joined` as `TokenState.merged` uses it: for tokens, their weights and their sizes."""
-    return num_gone * num_kept * (embed_dim + 2)
-
-
 def moved(
     homes: Tensor, places: Tensor, kept: Tensor, gone: Tensor | None = None, into: Tensor | None = None
 ) -> Tensor:

@@ -17,7 +17,7 @@ from patchrank.utils.errors import UserError
 
 
 def layer_norms(tower: nn.Module) -> list[nn.LayerNorm]:
-    """`norm_pre`, the two of every layer and the last one, in this order; those that the tower has."""
+    """The LayerNorms that a tower has, in this order: `norm_pre`, the two of every layer, `norm` behind the last."""
     found = [tower.norm_pre, *(norm for block in tower.blocks for norm in (block.norm1, block.norm2)), tower.norm]
     return [norm for norm in found if isinstance(norm, nn.LayerNorm)]
 

@@ -147,7 +147,7 @@ class Prompts(nn.Module):
         return self.text
 
     def sha256(self) -> str:
-        """Fingerprint of all that they do to both towers."""
+        """Fingerprint of all by which they change the output of either tower."""
         what = [self.mode, self.classes, weights_sha256(self, without=())]
         return content_id(what if type(self) is Prompts else [*what, type(self).__name__])
 

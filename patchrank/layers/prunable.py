@@ -31,12 +31,12 @@ def check_prunable(tower: nn.Module, pruner: PruningBlock) -> None:
 
 
 def _check_counts(num_patches: int, pruner: PruningBlock) -> None:
-    """Refuses to take more tokens at once than a reducer can, and signals that no layer has given yet."""
+    """Refuses counts above what the reducer takes at once, and a first location before what the reducer reads."""
     for layer, (alive, count) in pruner.leaving(num_patches).items():
-        if count > (most := pruner.reducer.most(alive)):
+        if count > (limit := pruner.reducer.most(alive)):
             raise UserError(
                 f"drop_counts: at location {layer} {count} of {alive} patch tokens shall leave, but {pruner.name!r} "
-                f"merges at most {most} at once; try more locations, or fewer tokens at this one"
+                f"merges at most {limit} at once; try more locations, or fewer tokens at this one"
             )
     first = max(pruner.reducer.first_location, 1 + ("shift" in pruner.reducer.needs))
     if min(pruner.drops) < first:

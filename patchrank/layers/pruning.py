@@ -76,12 +76,13 @@ def window_mean(damage: Tensor, squares: Tensor, num_tokens: int) -> Tensor:
     return damage @ member / member.sum(0)
 
 
-def importance(damage: Tensor) -> Tensor:
-    """g = -z(s) = z(damage), z-scored over the tokens of an image (section 3.2); zeros where all are alike.
+def z_scored(x: Tensor) -> Tensor:
+    """Numbers of tokens (..., N), less their mean, over their deviation, image by image; zeros where all are alike.
 
-    The floor is relative to the scores' own size, so that rounding noise on a constant map is not blown up.
+    Of damage this is the golden importance g = -z(s) = z(damage) (section 3.2). The floor is relative to the numbers'
+    own size, so that rounding noise on a constant map is not blown up.
     """
-    centred = damage - damage.mean(-1, keepdim=True)
+    centred = x - x.mean(-1, keepdim=True)
     sigma = centred.square().mean(-1, keepdim=True).sqrt()
-    floor = 1e-9 * damage.abs().amax(-1, keepdim=True)
-    return torch.where(sigma > floor, centred / sigma.clamp(min=torch.finfo(damage.dtype).tiny), 0.0)
+    floor = 1e-9 * x.abs().amax(-1, keepdim=True)
+    return torch.where(sigma > floor, centred / sigma.clamp(min=torch.finfo(x.dtype).tiny), 0.0)

@@ -1,4 +1,4 @@
-"""The pruning block: what stands before the layers at which tokens leave, or acts inside of them."""
+"""The pruning block: it lets patch tokens leave before the layers that locations name, or inside of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchrank.layers.block_parts import SIGNALS, Seen, check_attention, check_parts, row_of, run_block
 from patchrank.layers.class_token import queries_keys
-from patchrank.layers.merging import joining_macs, num_merging
+from patchrank.layers.macs import merging_macs
 from patchrank.layers.norm_gains import plain_norm
 from patchrank.layers.pruning import patches_of
 from patchrank.layers.reducers import Reducer, sample_keys
@@ -39,13 +39,16 @@ class PruningBlock(nn.Module):
     """Takes a token sequence apart, lets a reducer choose among the patches, and puts it together again.
 
     Args:
-        reducer: who chooses.
-        locations: layers (from 1) before which tokens leave, or inside of which, as the reducer's `site` says.
-        drop_counts: how many leave at each of them.
+        reducer: chooses which tokens stay.
+        locations: layers, counted from 1. Tokens leave before them, or inside of them, as the reducer's `site` says.
+        drop_counts: how many tokens leave at each location.
         name: what messages call the reducer.
-        merge: whether what a ranking does not keep merges into what it keeps.
-        metric: what tokens are compared by then: normed `features` of this layer, or `keys` of the layer before.
-        drop_share: how much of what leaves is dropped even so.
+        merge: tokens that a ranking does not keep merge into those that it keeps, instead of being dropped.
+        metric: what tokens are compared by to merge: normed `features` of this layer, or `keys` of the layer before.
+        drop_share: share of the tokens that leave which is dropped even where the others merge.
+
+    Raises:
+        UserError: the reducer needs something that no tower gives at its site.
     """
 
     def __init__(
@@ -77,7 +80,10 @@ class PruningBlock(nn.Module):
         return self.merge or self.reducer.merges
 
     def signals(self, layer: int) -> tuple[str, ...]:
-        """What is read in `layer`, 0 for the tower's input, since it decides what leaves there or before the next."""
+        """Which of `SIGNALS` are read in `layer` for tokens that leave inside of it or before the next one.
+
+        Layer 0 stands for the tower's input: what decides before layer 1 is computed there, ahead of that layer.
+        """
         if (layer if self.mid else layer + 1) not in self.drops:
             return ()
         wanted = {*self.reducer.needs, *(["keys"] if self.metric == "keys" else [])}
@@ -91,7 +97,10 @@ class PruningBlock(nn.Module):
 
     @property
     def shared_layer(self) -> int:
-        """The last layer whose input does not depend on what leaves, nor is looked at before."""
+        """The last layer up to which a sequence may be computed once and be shared by all that prune it.
+
+        No token has left before it, and no layer before it has to be read.
+        """
         first = min(self.drops)
         if self.reducer.observes == "all":
             return 1
@@ -111,32 +120,30 @@ class PruningBlock(nn.Module):
         return self.reducer.num_macs(tower, {layer: leading + alive for layer, (alive, _) in leaving.items()})
 
     def matching_macs(self, tower: nn.Module, cls_only: bool = False) -> int:
-        """MACs of one image in `tower` for comparing tokens, and adding up those that merge."""
+        """MACs of one image in `tower` for comparing tokens and adding up those that merge; `cls_only` as above."""
         leaving = self._acting(tower, cls_only)
         if not self.merge:
             return self.reducer.matching_macs(tower, leaving)
-        read = min(leaving, default=1) - (0 if self.mid else 1)  # the layer whose keys are compared; none before 1
-        attn, total = tower.blocks[max(read, 1) - 1].attn, 0
-        width = tower.embed_dim if self.metric == "features" else attn.head_dim
-        for alive, count in leaving.values():
-            gone = num_merging(count, self.drop_share)
-            total += gone * (alive - count) * width + joining_macs(gone, alive - count, tower.embed_dim)
+        total = merging_macs(tower, leaving, self.metric, self.mid, drop_share=self.drop_share)
         if self.metric == "keys" and not self.mid and 1 in leaving:  # no layer has made keys yet
-            total += (tower.num_leading_tokens + tower.num_patches) * tower.embed_dim * attn.attn_dim
+            length = tower.num_leading_tokens + tower.num_patches
+            total += length * tower.embed_dim * tower.blocks[0].attn.attn_dim
         return total
 
     def _acting(self, tower: nn.Module, cls_only: bool) -> dict[int, tuple[int, int]]:
-        """As `leaving`, without the middle of the last layer where nothing behind it is read."""
+        """As `leaving`, but without the last layer's middle where `cls_only`: no token that leaves there is read."""
         leaving = self.leaving(tower.num_patches)
         if self.mid and cls_only:
             leaving.pop(len(tower.blocks), None)
         return leaving
 
     def begin(self, images: Tensor, x: Tensor, num_leading: int, patch_size: tuple[int, int]) -> TokenState:
-        """The state of all patches (B, N) of a sequence (B, P + N, D) that no token has left yet.
+        """The state of a sequence that enters layer 1, with all N patches.
 
         Args:
             images: (B, C, H, W), as the tower gets them.
+            x: (B, P + N, D).
+            num_leading: P, the tokens before the patches.
             patch_size: height and width of a patch in pixels.
         """
         needs = self.reducer.needs
@@ -158,75 +165,84 @@ class PruningBlock(nn.Module):
         num_leading: int,
         scores: Tensor | None = None,
     ) -> tuple[Tensor, TokenState]:
-        """The sequence (B, P + K, D) and state that enter `layer`, whose block is `block`.
+        """The sequence (B, P + K, D) and its state as they enter `layer`, once tokens have left before it.
 
-        Reducers never see the P = `num_leading` tokens before the patches. `scores` (B, N) take the place of the
-        reducer's ranking.
+        Args:
+            x: (B, P + K, D), as it comes from the layer before.
+            block: the block of `layer`.
+            layer: from 1.
+            num_leading: P, the tokens before the patches, which reducers never see.
+            scores: (B, N), which take the place of the reducer's ranking.
+
+        Raises:
+            UserError: class attention or keys are needed of this block, and cannot be read.
         """
-        if not self._looks(layer):
-            return x, state
-        leading, patches = x[:, :num_leading], x[:, num_leading:]
-        state = replace(state, tokens=patches, cls=x[:, 0])
         if self._observes(layer):
+            state = replace(state, tokens=x[:, num_leading:], cls=x[:, 0])
             state = self.reducer.observe(state, layer, scores)
-        count = 0 if self.mid else self.drops.get(layer, 0)
-        if not count:
+        if self.mid or layer not in self.drops:
             return x, state
         if layer == 1 and self._wanted(0, scores):  # no layer has run yet: this one tells what it will do
             check_attention(block, 1)
             q, k = queries_keys(block, x)
             row = row_of(q[:, :, :1], k, block.attn.scale)
             state = self._told(state, Seen(row, k.mean(1)), num_leading)
-        if self.metric == "features":
-            state = replace(state, metric=plain_norm(block, 1, patches))
-        state = self._reduced(state, patches.shape[1] - count, scores)
-        return torch.cat([leading, state.tokens], dim=1), state
+        return self._shortened(x, state, block, layer, num_leading, scores)
 
     def run(
         self, block: Callable, x: Tensor, state: TokenState, layer: int, num_leading: int, scores: Tensor | None = None
     ) -> tuple[Tensor, TokenState]:
-        """What `layer`, with its block, makes of a sequence (B, P + K, D), and the state behind it."""
-        bias = state.bias(num_leading, x.dtype)
-        count = self.drops.get(layer, 0) if self.mid else 0
-        wanted = self._wanted(layer, scores)
+        """The output of `layer` for a sequence (B, P + K, D), and the state after it; arguments as of `forward`.
+
+        Tokens leave between its attention and its MLP where the reducer acts inside of layers.
+
+        Raises:
+            UserError: the block does not give what the reducer reads, cannot run in parts, or scores come from outside
+                for a reducer that takes none.
+        """
+        bias, wanted = state.bias(num_leading, x.dtype), self._wanted(layer, scores)
+        inside = self.mid and layer in self.drops
         if wanted:  # what hangs on a block may have changed since pruning was set
             check_attention(block, layer)
-        if count or "shift" in wanted:
+        if inside or "shift" in wanted:
             check_parts(block, layer)
 
         def middle(y: Tensor, seen: Seen) -> Tensor:
             nonlocal state
-            state = replace(state, tokens=y[:, num_leading:], cls=y[:, 0])
             state = self._told(state, seen, num_leading)
-            if self.metric == "features":
-                state = replace(state, metric=plain_norm(block, 2, state.tokens))
-            state = self._reduced(state, state.tokens.shape[1] - count, scores)
-            return torch.cat([y[:, :num_leading], state.tokens], dim=1)
+            y, state = self._shortened(y, state, block, layer, num_leading, scores)
+            return y
 
-        x, seen = run_block(block, x, bias, wanted, middle if count else None)
-        return x, state if count else self._told(state, seen, num_leading)
-
-    def _looks(self, layer: int) -> bool:
-        return layer in self.drops or self._observes(layer)
+        x, seen = run_block(block, x, bias, wanted, middle if inside else None)
+        return x, state if inside else self._told(state, seen, num_leading)
 
     def _observes(self, layer: int) -> bool:
+        """Whether the reducer takes note of the tokens that enter `layer`."""
         first, last = min(self.drops), max(self.drops)
-        return (
-            self.reducer.observes is not None
-            and layer in {"first": (first,), "all": range(1, last + 1)}[self.reducer.observes]
-        )
+        return layer in {None: (), "first": (first,), "all": range(1, last + 1)}[self.reducer.observes]
 
     def _wanted(self, layer: int, scores: Tensor | None) -> tuple[str, ...]:
         """What is read in `layer`; where scores come from outside, only what tokens are compared by."""
         return tuple(signal for signal in self.signals(layer) if scores is None or signal == "keys")
 
     def _told(self, state: TokenState, seen: Seen, num_leading: int) -> TokenState:
-        """The state with what passed by in a layer, of the patches alone."""
+        """The state with what was read in a layer, for the patches alone."""
         row, keys, shift = (x if x is None else x[:, num_leading:] for x in (seen.cls_row, seen.keys, seen.shift))
         state = replace(state, cls_row=row, shift=shift)
         return replace(state, metric=keys) if self.metric == "keys" else state
 
-    def _reduced(self, state: TokenState, k: int, scores: Tensor | None) -> TokenState:
+    def _shortened(
+        self, x: Tensor, state: TokenState, block: Callable, layer: int, num_leading: int, scores: Tensor | None
+    ) -> tuple[Tensor, TokenState]:
+        """The sequence (B, P + K, D) and its state, once the tokens have left that leave at `layer`."""
+        state = replace(state, tokens=x[:, num_leading:], cls=x[:, 0])
+        if self.metric == "features":
+            state = replace(state, metric=plain_norm(block, 2 if self.mid else 1, state.tokens))
+        state = self._chosen(state, state.tokens.shape[1] - self.drops[layer], scores)
+        state = replace(state, cls_row=None, shift=None, metric=None)  # they were of this layer alone
+        return torch.cat([x[:, :num_leading], state.tokens], dim=1), state
+
+    def _chosen(self, state: TokenState, k: int, scores: Tensor | None) -> TokenState:
         """k tokens, chosen by the reducer or by scores (B, N) from outside."""
         if scores is None or (self.mid and self.reducer.observes):
             state = self.reducer.reduce(state, k)
@@ -237,4 +253,4 @@ class PruningBlock(nn.Module):
             state = state.first(k)
         if self.merge and state.sizes is None:
             raise UserError(f"reducer {self.name!r} drops what it does not keep, so leftovers must be 'drop'")
-        return replace(state, cls_row=None, shift=None, metric=None)
+        return state

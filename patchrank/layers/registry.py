@@ -16,7 +16,8 @@ Class = TypeVar("Class", bound=type[nn.Module])
 class Registry(dict[str, type[nn.Module]]):
     """Module classes of one kind by name.
 
-    kind: what messages call them, such as "predictor". always: arguments that every class of this kind is given.
+    kind: what messages call them, such as "predictor".
+    always: names of the arguments that every class of this kind is given, which messages do not list as settings.
     """
 
     def __init__(self, kind: str, always: Sequence[str] = ()):
@@ -33,7 +34,7 @@ class Registry(dict[str, type[nn.Module]]):
         return decorate
 
     def find(self, name: str) -> type[nn.Module]:
-        """Raises `UserError` for a name under which there is no class."""
+        """The class of that name. Raises `UserError` where there is none."""
         if name not in self:
             raise UserError(f"{self.kind} {name!r} is not registered; {near(name, self)}")
         return self[name]

@@ -48,7 +48,12 @@ class Repair(nn.Module):
 
 
 class Solved(NamedTuple):
-    """weight (E, D) and bias (E,), float64; ridge; drift of the held-out fifth with the old projection and repaired."""
+    """A repair as it was solved.
+
+    weight, bias: (E, D) and (E,), in float64.
+    ridge: the one that was chosen.
+    drift_before, drift_after: of the held-out fifth, with the tower's own projection and with the repair.
+    """
 
     weight: Tensor
     bias: Tensor

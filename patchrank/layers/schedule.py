@@ -41,7 +41,10 @@ def drop_schedule(
 
     Args:
         taper: what leaves at a location, as a share of what left at the one before.
-        most: how many of so many tokens can leave at once, by which a keep rate is checked.
+        most: tells how many of a number of tokens can leave at once (`Reducer.most`); a keep rate is checked by it.
+
+    Raises:
+        UserError: a keep rate or counts that the number of tokens, the locations or `most` do not allow.
     """
     num_tokens = plain(num_tokens)
     if drop_counts is None:
@@ -78,7 +81,7 @@ def tapered(num_leaving: int, places: int, taper: float = 1.0) -> tuple[int, ...
 
 
 def clipped(num_tokens: int, counts: Sequence[int], most: Callable[[int], int]) -> tuple[int, ...]:
-    """Counts, each lowered to what can leave at once of the tokens that are there; `most` tells that of a number."""
+    """Counts, each lowered to what can leave at once of the tokens that are there (`most`, as of `drop_schedule`)."""
     found = []
     for count in counts:
         found.append(min(count, most(num_tokens)))

@@ -30,10 +30,10 @@ class TokenState:
     scores: (B, N), the ranking that persists, over the full grid; of a reducer that ranks, tokens are in its order.
     sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
     pixels: (B, N, C * P * P), the patches of the image; only for reducers that need it.
-    cls_row: (B, K), the class token's attention over `tokens`, and
-            in this layer for a reducer that acts in mid-block, else in the layer before, and
-    shift:  (B, K), by how much the MLP of the layer before changed each token (Euclidean norm); both only for reducers
-            that need them.
+    cls_row: (B, K), the class token's attention to each token, in this layer for a reducer that acts in mid-block, else
+            in the layer before; only for reducers that need it.
+    shift:  (B, K), by how much the MLP of the layer before changed each token (Euclidean norm); only for reducers that
+            need it.
     metric: (B, K, d), by whose cosine tokens are compared; only where tokens merge.
     carried: (B, K), a number of each token that a reducer keeps from one layer to the next.
     merge:  whether tokens that leave merge into their most similar one that stays, instead of being dropped.

@@ -161,8 +161,8 @@ def find_drops(tower: nn.Module, settings: Pruning, reducer: Reducer) -> tuple[i
         return clipped(total, tapered(leaving, len(locations), settings.taper), reducer.most)
 
     largest = total * len(locations)
-    if any(most := schedule(largest)):
-        check_prunable(tower, create_pruner(settings, reducer, most))  # what cannot run has no cost
+    if any(drops := schedule(largest)):
+        check_prunable(tower, create_pruner(settings, reducer, drops))  # what cannot run has no cost
 
     def cost(drops: Sequence[int]) -> int:
         pruner = create_pruner(settings, reducer, drops) if any(drops) else None

@@ -61,12 +61,12 @@ def test_window_mean_divides_by_the_windows_that_cover_a_token():
 
 def test_importance_is_z_scored_damage_and_zero_where_constant():
     damage = torch.rand(2, 64, dtype=torch.float64) * 1e-7
-    g = pruning.importance(damage)
+    g = pruning.z_scored(damage)
     assert torch.allclose(g.mean(-1), torch.zeros(2, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(g.std(-1, correction=0), torch.ones(2, dtype=torch.float64))
     assert torch.equal(g.argsort(), damage.argsort())
     noisy_constant = torch.full((1, 64), 0.3, dtype=torch.float64) + torch.rand(1, 64, dtype=torch.float64) * 1e-14
-    assert pruning.importance(noisy_constant).abs().max() == 0
+    assert pruning.z_scored(noisy_constant).abs().max() == 0
 
 
 def test_scatter_puts_tokens_back():

@@ -16,13 +16,14 @@ NEEDS = ("cls_row", "shift", "sample_key", "pixels", "scores")  # what a tower c
 
 
 class Reducer(nn.Module):
-    """Base of all reducers. One whose ranking never changes overrides `score` alone.
+    """Base of all reducers. One that ranks overrides `score` alone.
 
     site:  `before` a layer, or `mid` block: inside the layer that a location names, between attention and MLP.
     needs: which of `NEEDS` the tower must give; `shift` only before a layer, since the MLP comes after its middle.
-    merges: whether it merges tokens by a rule of its own, so that `leftovers` says nothing. Others rank, and what they
-        do not keep is dropped or merges, as the state's `merge` says.
-    metric: of one that merges by itself, what tokens are compared by; None for tokens as they are.
+    merges: whether it merges tokens by a rule of its own, so that the setting `leftovers` does not apply. Other
+        reducers rank, and the tokens that they do not keep are dropped or merge, as the state's `merge` says.
+    metric: what tokens are compared by, for a reducer that merges by itself; None for tokens as they are.
+    ranks_anew: whether it ranks the tokens that are left at each location, instead of once for all at the first.
     observes: whether `observe` sees the tokens that enter each layer, those of the `first` location's alone, or none.
     first_location: the first layer that a location may name.
     fitted: whether it ranks by the weights of a predictor file or module.
@@ -32,6 +33,7 @@ class Reducer(nn.Module):
     needs: tuple[str, ...] = ()
     merges = False
     metric: Metric | None = None
+    ranks_anew = False
     observes: Literal["first", "all"] | None = None
     first_location = 1
     fitted = False
@@ -44,7 +46,9 @@ class Reducer(nn.Module):
         )
 
     def reduce(self, state: TokenState, k: int) -> TokenState:
-        """Keeps the k best tokens. They are scored and sorted at the first location; later ones take a slice."""
+        """Keeps the k best tokens. What is ranked once for all is sorted at the first location and sliced later."""
+        if self.ranks_anew:
+            return state.best(self.score(state), k)
         if state.scores is None:
             state = state.ranked_by(self.score(state))
         return state.first(k)
@@ -59,7 +63,7 @@ class Reducer(nn.Module):
         return state
 
     def most(self, num_tokens: int) -> int:
-        """How many of so many patch tokens may leave at one location."""
+        """How many of `num_tokens` patch tokens may leave at one location, at the most."""
         return num_tokens - 1
 
     def num_macs(self, tower: nn.Module, reaching: Mapping[int, int]) -> int:

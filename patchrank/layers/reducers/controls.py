@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from patchrank.layers.pruning import importance
+from patchrank.layers.pruning import z_scored
 from patchrank.layers.reducers.base import Reducer, register_reducer
 from patchrank.layers.token_state import TokenState
 
-torch.fx.wrap("importance")  # asks for the type of what it is given, which torch.fx does not know
+torch.fx.wrap("z_scored")  # asks for the type of what it is given, which torch.fx does not know
 
 
 @register_reducer("avit")
@@ -28,6 +28,7 @@ class AVit(Reducer):
     """
 
     observes = "all"
+    ranks_anew = True
     first_location = 2
     channel = 0
     sign = -1.0
@@ -35,14 +36,11 @@ class AVit(Reducer):
     def observe(self, state: TokenState, layer: int, scores: Tensor | None) -> TokenState:
         if layer == 1:  # no layer has run yet
             return state
-        halting = importance(state.tokens[..., self.channel].float())
+        halting = z_scored(state.tokens[..., self.channel].float())
         return replace(state, carried=halting if state.carried is None else state.carried + halting)
 
     def score(self, state: TokenState) -> Tensor:
         return self.sign * state.carried
-
-    def reduce(self, state: TokenState, k: int) -> TokenState:
-        return state.best(self.score(state), k)
 
 
 @register_reducer("avit_flipped")
@@ -85,10 +83,8 @@ class MlpShift(Reducer):
     """Representation shift: the tokens that the MLP of the layer before changed most stay, ranked anew each time."""
 
     needs = ("shift",)
+    ranks_anew = True
     first_location = 2
 
     def score(self, state: TokenState) -> Tensor:
         return state.shift
-
-    def reduce(self, state: TokenState, k: int) -> TokenState:
-        return state.best(self.score(state), k)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.config import DEFAULTS
-from patchrank.layers.merging import bipartite, joining_macs, upward
-from patchrank.layers.pruning import importance, take
+from patchrank.layers.macs import merging_macs
+from patchrank.layers.merging import bipartite, upward
+from patchrank.layers.pruning import take, z_scored
 from patchrank.layers.reducers.base import Metric, Reducer, register_reducer
 from patchrank.layers.reducers.rankers import Predictor
 from patchrank.layers.token_state import TokenState
 
-for _step in ("take", "bipartite", "upward", "importance"):
+for _step in ("take", "bipartite", "upward", "z_scored"):
     torch.fx.wrap(_step)  # torch.fx cannot follow sizes and types that these ask for
 
 
@@ -27,7 +28,7 @@ class Matching(Reducer):
     metric: Metric = "features"
 
     def match(self, state: TokenState, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Places of the tokens that stay and of the `count` that go, and which of the former each of these joins."""
+        """Which tokens stay, which merge, and into what: kept, gone and into, as `bipartite` returns them."""
         return bipartite(state.metric, count)
 
     def reduce(self, state: TokenState, k: int) -> TokenState:
@@ -38,14 +39,11 @@ class Matching(Reducer):
         return num_tokens // 2
 
     def num_pairs(self, num_tokens: int) -> int:
-        """How many pairs of tokens are compared."""
+        """How many pairs of `num_tokens` tokens are compared."""
         return (num_tokens // 2) * (num_tokens - num_tokens // 2)
 
     def matching_macs(self, tower: nn.Module, leaving: Mapping[int, tuple[int, int]]) -> int:
-        read = tower.blocks[min(leaving, default=1) - 1]  # other layers may have attention without keys
-        width = tower.embed_dim if self.metric == "features" else read.attn.head_dim
-        compared = width * sum(self.num_pairs(alive) for alive, _ in leaving.values())
-        return compared + sum(joining_macs(count, alive - count, tower.embed_dim) for alive, count in leaving.values())
+        return merging_macs(tower, leaving, self.metric, num_pairs=self.num_pairs)
 
 
 @register_reducer("tome")
@@ -63,14 +61,14 @@ class FeatureMerge(Matching):
 class Guided(Predictor):
     """Part of a matching: a predictor tells importance once, from the tokens that enter the first location.
 
-    It is z-scored over the patches of an image. A token keeps its own, whatever merges into it.
+    Importance is z-scored over the patches of an image. A token keeps its importance, whatever merges into it.
     """
 
     observes = "first"
 
     def observe(self, state: TokenState, layer: int, scores: Tensor | None) -> TokenState:
         scores = self.score(state) if scores is None else scores
-        return replace(state, scores=scores, carried=importance(scores.float()))
+        return replace(state, scores=scores, carried=z_scored(scores.float()))
 
 
 @register_reducer("guided_merge")
@@ -94,7 +92,7 @@ class GuidedMerge(Matching, Guided):
 
 
 class Upward(Matching):
-    """Part of a matching in which a token may merge into any more important one, at the cost that `upward` has.
+    """Part of a matching: a token may merge into any that is more important; `upward` says what a merge costs.
 
     Args:
         metric: what is compared: `features` or `keys`.
@@ -106,7 +104,7 @@ class Upward(Matching):
         self.metric, self.protection = metric, 0.5 if protection is None else protection
 
     def importance(self, state: TokenState) -> Tensor:
-        """Of each token, (B, K), z-scored."""
+        """The importance of each token, (B, K), z-scored."""
         return state.carried
 
     def match(self, state: TokenState, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +140,7 @@ class AttentionMerge(Upward):
         super().__init__(metric=metric, protection=protection)
 
     def importance(self, state: TokenState) -> Tensor:
-        return importance(state.cls_row)
+        return z_scored(state.cls_row)
 
     def num_macs(self, tower: nn.Module, reaching: Mapping[int, int]) -> int:
         """One query against all keys in each layer that a location names."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from patchrank.config import DEFAULTS
-from patchrank.layers.merging import joining_macs, num_merging, similarity
+from patchrank.layers.macs import merging_macs
+from patchrank.layers.merging import num_merging, similarity
 from patchrank.layers.pruning import rank, take
 from patchrank.layers.reducers.base import Reducer, register_reducer
 from patchrank.layers.token_state import TokenState
@@ -42,8 +43,7 @@ class EvitDrop(RowReader):
     As with all rankings, `leftovers: merge` makes the others merge into those that stay instead.
     """
 
-    def reduce(self, state: TokenState, k: int) -> TokenState:
-        return state.best(self.score(state), k)
+    ranks_anew = True
 
 
 @register_reducer("evit")
@@ -119,9 +119,4 @@ class DiffRate(RowReader):
         )
 
     def matching_macs(self, tower: nn.Module, leaving: Mapping[int, tuple[int, int]]) -> int:
-        total = 0
-        for alive, count in leaving.values():
-            merging = num_merging(count, self.drop_share)
-            total += merging * (alive - count) * tower.embed_dim
-            total += joining_macs(merging, alive - count, tower.embed_dim)
-        return total
+        return merging_macs(tower, leaving, self.metric, drop_share=self.drop_share)

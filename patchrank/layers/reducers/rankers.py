@@ -76,13 +76,10 @@ class ClsAttention(Reducer):
     """
 
     needs = ("cls_row",)
+    ranks_anew = True
 
     def score(self, state: TokenState) -> Tensor:
         return state.cls_row
-
-    def reduce(self, state: TokenState, k: int) -> TokenState:
-        """Keeps the k best tokens by the attention of the layer before."""
-        return state.best(self.score(state), k)
 
     def num_macs(self, tower: nn.Module, reaching: dict[int, int]) -> int:
         """One query against all keys at each location; before layer 1 also what makes them."""
