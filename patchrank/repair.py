@@ -84,7 +84,9 @@ def repair_id(clip: Clip, splits: Sequence[ImageSplit], ridge: float | None) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = pruned_parser("repair", __doc__, "val, for the row; images to solve on are training ones", OUT, learned=False)
+    parser = pruned_parser(
+        "repair", __doc__, "val, for the row; images to solve on are training ones", OUT, learned=False
+    )
     add_config_flags(parser, RepairConfig, *RepairConfig.model_fields)
     args = parser.parse_args(argv)
     task = _check(args)

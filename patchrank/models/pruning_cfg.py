@@ -30,6 +30,7 @@ from patchrank.utils.errors import UserError, near
 from patchrank.utils.plain import plain
 
 LEFTOVERS = ("drop", "merge")
+MERGING = ("metric", "protection", "drop_share")  # settings that some reducers read, and others only to merge leftovers
 RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor whose weights come with a checkpoint
 
 
@@ -70,16 +71,33 @@ class Pruning(PruningConfig):
     def _names_exist(self) -> Pruning:
         if self.reducer not in REDUCERS:
             raise UserError(f"reducer {self.reducer!r} is not registered; {near(self.reducer, REDUCERS)}")
-        if self.leftovers is None:
-            return self
-        if self.leftovers not in LEFTOVERS:
+        if self.leftovers not in (None, *LEFTOVERS):
             raise UserError(f"leftovers {self.leftovers!r} does not exist; {near(self.leftovers, LEFTOVERS)}")
-        if REDUCERS[self.reducer].merges:
+        if REDUCERS[self.reducer].merges and self.leftovers is not None:
             raise UserError(
                 f"reducer {self.reducer!r} merges by a rule of its own, so leftovers {self.leftovers!r} says nothing "
                 "here; try it without `leftovers`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _merging_is_read(self) -> Pruning:
+        usual, merges = DEFAULTS.pruning, REDUCERS[self.reducer].merges
+        for name in sorted(set(MERGING) - merging_read(self.reducer, self.leftovers)):
+            if (value := getattr(self, name)) != getattr(usual, name):
+                others = [other for other in sorted(REDUCERS) if name in merging_read(other, None)]
+                cure = "" if merges or name == "protection" else "leftovers 'merge', or "
+                raise UserError(
+                    f"{name} {value!r} says nothing here, since reducer {self.reducer!r} does not read it; try the "
+                    f"default, {getattr(usual, name)}, or {cure}a reducer that reads it: {', '.join(others)}"
+                )
+        return self
+
+
+def merging_read(reducer: str, leftovers: str | None) -> set[str]:
+    """Which of the settings `MERGING` are read by a reducer, and where its leftovers merge."""
+    read = set(inspect.signature(REDUCERS[reducer]).parameters) & set(MERGING)
+    return read | {"metric", "drop_share"} if leftovers == "merge" else read
 
 
 def canonical_pruning(settings: PruningConfig) -> dict:
@@ -247,8 +265,8 @@ def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> t
         return create_predictor(REDUCERS[name].untrained, embed_dim, grid_size), {}
     others = ", ".join(sorted(other for other, kind in REDUCERS.items() if not kind.fitted))
     raise UserError(
-        f"pruning by reducer {name!r} has no weights to rank by: give predictor_path, choose another of {others}, "
-        "or say predictor_init='random' if that is meant"
+        f"pruning by reducer {name!r} has no weights to rank by: give predictor_path (--predictor FILE), choose "
+        f"another of {others}, or say predictor_init='random' if that is meant"
     )
 
 
@@ -262,6 +280,8 @@ def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple
     for which, theirs, ours in pairs:
         if theirs != ours:
             cure = "try a predictor that was fitted for it, or another reducer"
+            if which == "location":
+                cure = f"try locations that begin at {theirs}, or a predictor that was fitted for {ours}"
             raise UserError(f"{what} was fitted for {which} {theirs}, but this tower has {ours}; {cure}")
     check_location(about["name"], settings.locations[0])
     if settings.reducer == "prior" and about["name"] != "prior":

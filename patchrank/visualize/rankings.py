@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from patchrank.layers.reducers import REDUCERS
 from patchrank.layers.schedule import num_kept
 from patchrank.models.clip import Clip
 from patchrank.models.embed import embed
+from patchrank.models.pruning_cfg import MERGING, merging_read
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.plain import plain
 from patchrank.utils.progress import progress
@@ -74,6 +75,23 @@ def check_rankers(rankers: Sequence[str], labelled: bool) -> None:
             raise UserError("ranker 'label' needs the images' labels, and they have none")
 
 
+def check_merging(rankers: Sequence[str], leftovers: str | None, merging: Mapping) -> None:
+    """Raises `UserError` for a setting of merging that is not at its default, and that none of the rankers reads."""
+    read = set().union(*(_merging_read(name, leftovers) for name in rankers))
+    for name in MERGING:
+        value = merging.get(name, usual := getattr(DEFAULTS.pruning, name))
+        if value != usual and name not in read:
+            others = ", ".join(other for other in sorted(REDUCERS) if name in merging_read(other, None))
+            cure = "" if name == "protection" else ", or leftovers 'merge'"
+            raise UserError(f"no row reads {name} {value!r}; try a ranker that does: {others}{cure}")
+
+
+def _merging_read(ranker: str, leftovers: str | None) -> set[str]:
+    """Which settings of merging a row reads; rankers that merge by a rule of their own are told of no leftovers."""
+    reducer = "golden" if ranker in METRICS else ranker
+    return merging_read(reducer, None if REDUCERS[reducer].merges else leftovers)
+
+
 @torch.inference_mode()
 def kept_by(
     clip: Clip,
@@ -97,14 +115,18 @@ def kept_by(
         scores: (B, N), high = keep, to rank by instead of the reducer's own.
         leftovers: what becomes of patches that a ranker does not keep: `drop`, or `merge`. Nothing is said of it to a
             reducer that merges by a rule of its own.
-        **merging: `taper`, `metric`, `protection` and `drop_share`, as `set_pruning` takes them.
+        **merging: `taper`, `metric`, `protection` and `drop_share`, as `set_pruning` takes them. Nothing is said of
+            the last three to a reducer that does not read them.
 
     Raises:
         UserError: as `set_pruning`.
     """
     reducer = "golden" if ranker in METRICS else ranker
-    pruning = {"reducer": reducer, "locations": locations, "drop_counts": None, "budget": None, **merging}
+    pruning = {"reducer": reducer, "locations": locations, "drop_counts": None, "budget": None}
     pruning |= {"leftovers": None if REDUCERS[reducer].merges else leftovers}
+    usual = {name: getattr(DEFAULTS.pruning, name) for name in MERGING}
+    read = {"taper", *_merging_read(ranker, leftovers)}
+    pruning |= usual | {name: value for name, value in merging.items() if name in read}
     found = []
     for keep_rate in keep_rates:
         with clip.applied(keep_rate=keep_rate, seed=seed, **pruning):
@@ -157,6 +179,7 @@ def rank_pictures(
     golden = {"window": plain(window), "stride": plain(stride), "remove_at": plain(remove_at)}
     rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
     check_rankers(rankers, pictures.labels is not None)
+    check_merging(rankers, leftovers, merging)
     for keep_rate in keep_rates:  # before minutes are spent on golden scores
         num_kept(clip.visual.num_patches, keep_rate)
     transform, device = clip.transform(), clip.logit_scale.device

@@ -20,6 +20,18 @@ def test_presets_of_twelve_layers(tower, images, budget, first):
     assert tower.pruning.reducer == "rank_merge" and tower(images).isfinite().all()
 
 
+def test_a_preset_takes_the_place_of_whatever_was_set_before(tower):
+    tower.set_pruning(**patchrank.preset("free", tower, 0.7))
+    fresh = tower.pruning
+    for other in (
+        {"reducer": "diffrate", "drop_share": 0.5, "locations": (4,), "drop_counts": (20,)},
+        {"reducer": "center", "leftovers": "merge", "metric": "keys", "protection": None, "drop_share": 0.0},
+    ):
+        tower.set_pruning(**other)
+        tower.set_pruning(**patchrank.preset("free", tower, 0.7))
+        assert tower.pruning == fresh
+
+
 @pytest.mark.parametrize("depth", [3, 6, 24])
 def test_presets_of_other_depths(depth):
     tower = timm.create_model("patchrank_clip_digits", depth=depth, locations=(1,))

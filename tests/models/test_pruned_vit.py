@@ -202,7 +202,7 @@ def test_a_predictor_file_fits_or_is_refused(tower, tmp_path):
     path = tmp_path / "p.safetensors"
     write_predictor(path, tower)
     tower.set_pruning(keep_rate=0.5, predictor_path=path)
-    with pytest.raises(UserError, match="fitted for location 4, but this tower has 1"):
+    with pytest.raises(UserError, match="fitted for location 4, but this tower has 1; try locations that begin at 4"):
         tower.set_pruning(locations=(1, 3))
     for changes, message in [
         ({"grid": [7, 7]}, r"fitted for grid \[7, 7\]"),
@@ -264,3 +264,41 @@ def test_source_map():
     state = TokenState(tokens=torch.zeros(1, 4, 2), index=torch.arange(4)[None], cls=torch.zeros(1, 2))
     state = state.ranked_by(torch.tensor([[0.1, 0.4, 0.3, 0.2]])).first(2)
     assert state.source(4).tolist() == [[-1, 0, 1, -1]]
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        (
+            {"reducer": "tome", "protection": 0.5},
+            "protection 0.5 says nothing here.*'tome'.*None, or a reducer",
+        ),
+        ({"reducer": "random", "drop_share": 0.5}, "drop_share 0.5 says.* default, 0.0, or leftovers 'merge', or a"),
+        (
+            {"reducer": "random", "metric": "keys", "leftovers": "drop"},
+            "metric 'keys' says.*: attention_merge, ",
+        ),
+        ({"reducer": "random", "leftovers": "merge", "protection": 0.1}, "protection 0.1 says nothing here"),
+        ({"reducer": "attention_merge", "drop_share": 0.1}, "drop_share 0.1 says.* default, 0.0, or a reducer"),
+        ({"reducer": "evit", "metric": "keys"}, "metric 'keys' says nothing"),
+    ],
+)
+def test_settings_of_merging_that_nothing_reads_are_refused(tower, settings, told):
+    before = tower.pruning
+    with pytest.raises(UserError, match=told):
+        tower.set_pruning(keep_rate=0.5, **settings)
+    assert tower.pruning is before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reducer": "random", "leftovers": "merge", "metric": "keys", "drop_share": 0.5},
+        {"reducer": "diffrate", "drop_share": 0.5},
+        {"reducer": "attention_merge", "metric": "keys", "protection": 0.5},
+        {"reducer": "tome", "metric": "features", "protection": None, "drop_share": 0.0},  # all at their default
+    ],
+)
+def test_settings_of_merging_are_taken_by_whoever_reads_them(settings):
+    tower = timm.create_model("patchrank_clip_digits", keep_rate=0.5, **settings)
+    assert tower.pruning.reducer == settings["reducer"] and tower.drop_counts == (8, 8, 8, 8)

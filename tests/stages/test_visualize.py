@@ -88,6 +88,18 @@ def test_oracles_and_other_settings_merge_too(clip, pictures):
     assert (some.source == -1).sum(1).tolist() == [16, 16]
 
 
+def test_each_row_takes_the_settings_that_its_ranker_reads(clip, pictures):
+    few = {"keep_rates": [0.5], "locations": (4, 8)}
+    usual = rank_pictures(clip, pictures, ["tome", "attention_merge"], **few).rows
+    other = rank_pictures(clip, pictures, ["tome", "attention_merge"], **few, protection=3.0, metric="keys").rows
+    assert (usual["tome"][0].source == other["tome"][0].source).all()
+    assert (usual["attention_merge"][0].source != other["attention_merge"][0].source).any()
+    with pytest.raises(UserError, match="no row reads protection 3.0; try a ranker that does: attention_merge"):
+        rank_pictures(clip, pictures, ["tome", "center"], **few, protection=3.0)
+    with pytest.raises(UserError, match="no row reads drop_share 0.5; .* leftovers 'merge'"):
+        rank_pictures(clip, pictures, ["center", "preservation"], **few, drop_share=0.5)
+
+
 def test_golden_rankings_are_the_golden_scores_order(clip, pictures, rankings):
     from patchrank.golden.scores import score_images
 
