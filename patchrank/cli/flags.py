@@ -16,7 +16,7 @@ from patchrank.io import cache_folder, join
 from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip, create_clip, macs_row
 from patchrank.models.prompt_files import describe
-from patchrank.models.pruning_cfg import canonical_pruning
+from patchrank.models.pruning_cfg import canonical_pruning, check_merging
 from patchrank.utils.command import create_parser
 from patchrank.utils.device import check_device
 
@@ -78,8 +78,12 @@ def pruning_from(args: argparse.Namespace) -> dict:
     """The settings that the pruning flags name, for a result row, and as keyword arguments of an entrypoint.
 
     Those beside `ALWAYS` are there where they are not at their default.
+
+    Raises:
+        UserError: a setting of merging that the reducer would not read.
     """
     found = canonical_pruning(read_config(args, PruningConfig))
+    check_merging(found, [found["reducer"]], found["leftovers"])
     others = [key for key in found if key not in ALWAYS and found[key] is not None]
     return {key: found[key] for key in (*ALWAYS, *others)}
 

@@ -71,33 +71,16 @@ class Pruning(PruningConfig):
     def _names_exist(self) -> Pruning:
         if self.reducer not in REDUCERS:
             raise UserError(f"reducer {self.reducer!r} is not registered; {near(self.reducer, REDUCERS)}")
-        if self.leftovers not in (None, *LEFTOVERS):
+        if self.leftovers is None:
+            return self
+        if self.leftovers not in LEFTOVERS:
             raise UserError(f"leftovers {self.leftovers!r} does not exist; {near(self.leftovers, LEFTOVERS)}")
-        if REDUCERS[self.reducer].merges and self.leftovers is not None:
+        if REDUCERS[self.reducer].merges:
             raise UserError(
                 f"reducer {self.reducer!r} merges by a rule of its own, so leftovers {self.leftovers!r} says nothing "
                 "here; try it without `leftovers`"
             )
         return self
-
-    @model_validator(mode="after")
-    def _merging_is_read(self) -> Pruning:
-        usual, merges = DEFAULTS.pruning, REDUCERS[self.reducer].merges
-        for name in sorted(set(MERGING) - merging_read(self.reducer, self.leftovers)):
-            if (value := getattr(self, name)) != getattr(usual, name):
-                others = [other for other in sorted(REDUCERS) if name in merging_read(other, None)]
-                cure = "" if merges or name == "protection" else "leftovers 'merge', or "
-                raise UserError(
-                    f"{name} {value!r} says nothing here, since reducer {self.reducer!r} does not read it; try the "
-                    f"default, {getattr(usual, name)}, or {cure}a reducer that reads it: {', '.join(others)}"
-                )
-        return self
-
-
-def merging_read(reducer: str, leftovers: str | None) -> set[str]:
-    """Which of the settings `MERGING` are read by a reducer, and where its leftovers merge."""
-    read = set(inspect.signature(REDUCERS[reducer]).parameters) & set(MERGING)
-    return read | {"metric", "drop_share"} if leftovers == "merge" else read
 
 
 def canonical_pruning(settings: PruningConfig) -> dict:
@@ -110,6 +93,34 @@ def canonical_pruning(settings: PruningConfig) -> dict:
     ranks = not getattr(REDUCERS.get(section.reducer), "merges", False)
     usual = "drop" if ranks and section.leftovers is None else section.leftovers
     return canonical(section, "pruning") | {"leftovers": usual}
+
+
+def check_merging(settings: Mapping, reducers: Sequence[str], leftovers: str | None) -> None:
+    """Refuses a setting of `MERGING` that is not at its default, and that none of some reducers would read.
+
+    Flags say all at once, so this is for them: on a live tower a setting may wait for the reducer that reads it.
+
+    Raises:
+        UserError: names the setting, and who reads it.
+    """
+    known = [name for name in reducers if name in REDUCERS]
+    read = set().union(*(_merging_read(name, leftovers) for name in known))
+    for name in MERGING if known else ():
+        value = settings.get(name, usual := getattr(DEFAULTS.pruning, name))
+        if value != usual and name not in read:
+            others = ", ".join(other for other in sorted(REDUCERS) if name in _merging_read(other, None))
+            cure = "" if name == "protection" else ", or a ranking with leftovers 'merge'"
+            raise UserError(
+                f"{name} {value!r} says nothing to {', '.join(known)}; try it without, or a reducer that reads it: "
+                f"{others}{cure}"
+            )
+
+
+def _merging_read(reducer: str, leftovers: str | None) -> set[str]:
+    """Which of the settings `MERGING` a reducer reads; its leftovers are merged only if it has no rule of its own."""
+    read = set(inspect.signature(REDUCERS[reducer]).parameters) & set(MERGING)
+    merged = leftovers == "merge" and not REDUCERS[reducer].merges
+    return read | {"metric", "drop_share"} if merged else read
 
 
 def with_predictor(settings: Pruning, changes: dict, predictor: nn.Module) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from patchrank.layers.reducers import REDUCERS
 from patchrank.layers.schedule import num_kept
 from patchrank.models.clip import Clip
 from patchrank.models.embed import embed
-from patchrank.models.pruning_cfg import MERGING, merging_read
+from patchrank.models.pruning_cfg import check_merging
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.plain import plain
 from patchrank.utils.progress import progress
@@ -75,23 +75,6 @@ def check_rankers(rankers: Sequence[str], labelled: bool) -> None:
             raise UserError("ranker 'label' needs the images' labels, and they have none")
 
 
-def check_merging(rankers: Sequence[str], leftovers: str | None, merging: Mapping) -> None:
-    """Raises `UserError` for a setting of merging that is not at its default, and that none of the rankers reads."""
-    read = set().union(*(_merging_read(name, leftovers) for name in rankers))
-    for name in MERGING:
-        value = merging.get(name, usual := getattr(DEFAULTS.pruning, name))
-        if value != usual and name not in read:
-            others = ", ".join(other for other in sorted(REDUCERS) if name in merging_read(other, None))
-            cure = "" if name == "protection" else ", or leftovers 'merge'"
-            raise UserError(f"no row reads {name} {value!r}; try a ranker that does: {others}{cure}")
-
-
-def _merging_read(ranker: str, leftovers: str | None) -> set[str]:
-    """Which settings of merging a row reads; rankers that merge by a rule of their own are told of no leftovers."""
-    reducer = "golden" if ranker in METRICS else ranker
-    return merging_read(reducer, None if REDUCERS[reducer].merges else leftovers)
-
-
 @torch.inference_mode()
 def kept_by(
     clip: Clip,
@@ -115,18 +98,14 @@ def kept_by(
         scores: (B, N), high = keep, to rank by instead of the reducer's own.
         leftovers: what becomes of patches that a ranker does not keep: `drop`, or `merge`. Nothing is said of it to a
             reducer that merges by a rule of its own.
-        **merging: `taper`, `metric`, `protection` and `drop_share`, as `set_pruning` takes them. Nothing is said of
-            the last three to a reducer that does not read them.
+        **merging: `taper`, `metric`, `protection` and `drop_share`, as `set_pruning` takes them.
 
     Raises:
         UserError: as `set_pruning`.
     """
     reducer = "golden" if ranker in METRICS else ranker
-    pruning = {"reducer": reducer, "locations": locations, "drop_counts": None, "budget": None}
+    pruning = {"reducer": reducer, "locations": locations, "drop_counts": None, "budget": None, **merging}
     pruning |= {"leftovers": None if REDUCERS[reducer].merges else leftovers}
-    usual = {name: getattr(DEFAULTS.pruning, name) for name in MERGING}
-    read = {"taper", *_merging_read(ranker, leftovers)}
-    pruning |= usual | {name: value for name, value in merging.items() if name in read}
     found = []
     for keep_rate in keep_rates:
         with clip.applied(keep_rate=keep_rate, seed=seed, **pruning):
@@ -179,7 +158,7 @@ def rank_pictures(
     golden = {"window": plain(window), "stride": plain(stride), "remove_at": plain(remove_at)}
     rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
     check_rankers(rankers, pictures.labels is not None)
-    check_merging(rankers, leftovers, merging)
+    check_merging(merging, ["golden" if name in METRICS else name for name in rankers], leftovers)
     for keep_rate in keep_rates:  # before minutes are spent on golden scores
         num_kept(clip.visual.num_patches, keep_rate)
     transform, device = clip.transform(), clip.logit_scale.device
@@ -198,6 +177,7 @@ def rank_pictures(
         scores = golden_scores(clip, images, head, labels, metrics, quiet, **golden)
         rows |= {name: kept_by(clip, images, head, name, scores=scores[name], **pruning) for name in metrics}
     predictor, layers = clip.visual.pruning.predictor_path, "layers" if len(locations) > 1 else "layer"
+    repaired = " with a repair" if clip.visual.pruning.repair_path else ""
     # what `clip.transform` made, as pixels (B, H, W, 3) again
     zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
     pixels = (((images - zero) / (one - zero)).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
@@ -208,7 +188,7 @@ def rank_pictures(
         keep_rates=tuple(keep_rates),
         unpruned=whole,
         rows={name: rows[name] for name in rankers},
-        about=f"{clip.name}, patches leave at {layers} {', '.join(map(str, locations))}",
+        about=f"{clip.name}{repaired}, patches leave at {layers} {', '.join(map(str, locations))}",
         golden=golden,
         fitted_to=None if predictor is None else load_predictor(predictor)[1]["metric"],
     )

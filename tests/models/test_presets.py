@@ -25,7 +25,7 @@ def test_a_preset_takes_the_place_of_whatever_was_set_before(tower):
     fresh = tower.pruning
     for other in (
         {"reducer": "diffrate", "drop_share": 0.5, "locations": (4,), "drop_counts": (20,)},
-        {"reducer": "center", "leftovers": "merge", "metric": "keys", "protection": None, "drop_share": 0.0},
+        {"reducer": "center", "leftovers": "merge", "metric": "keys", "protection": 0.1},
     ):
         tower.set_pruning(**other)
         tower.set_pruning(**patchrank.preset("free", tower, 0.7))
