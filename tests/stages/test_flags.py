@@ -119,6 +119,7 @@ SAME = {"keep_rate": 0.6, "locations": [4, 6, 8, 10], "reducer": "predictor", "l
             SAME | {"drop_counts": [9, 0, 0, 1]},
             "9, 0, 0, 1 patches dropped by predictor at layers 4, 6, 8, 10",
         ),
+        ("--keep-rate 0.6 --locations 2", SAME | {"locations": [2]}, "60 % of patches kept by predictor at layer 2"),
         ("--keep-rate 0.6 --drop-counts 0 0 0 0", SAME | {"drop_counts": [0] * 4}, "nothing pruned"),
     ],
 )
