@@ -21,13 +21,14 @@ from torch import Tensor
 from patchrank.cli.config_flags import add_config_flags, read_config
 from patchrank.cli.flags import create_pruned_clip_from, evaluation_row, load_split_from, pruned_parser
 from patchrank.cli.summary import images_line, macs_line, print_row, pruning_title
-from patchrank.config import RepairConfig
+from patchrank.config import PruningConfig, RepairConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, content_id, resolve
 from patchrank.layers.repair import Repair, check_head, fit_projection
 from patchrank.models.clip import Clip
 from patchrank.models.embed import embed_unpruned, evaluate, over_batches, split_batches
+from patchrank.models.pruning_cfg import lets_leave
 from patchrank.models.repair_files import describe_repair, save_repair
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
@@ -83,7 +84,9 @@ def repair_id(clip: Clip, splits: Sequence[ImageSplit], ridge: float | None) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = pruned_parser("repair", __doc__, "val, for the row; images to solve on are training ones", OUT)
+    parser = pruned_parser(
+        "repair", __doc__, "val, for the row; images to solve on are training ones", OUT, learned=False
+    )
     add_config_flags(parser, RepairConfig, *RepairConfig.model_fields)
     args = parser.parse_args(argv)
     task = _check(args)
@@ -108,8 +111,8 @@ def _check(args: argparse.Namespace) -> object:
     for flag in ("prompts", "repair"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag}: a repair is solved for the tower without any; try the same command without it")
-    if args.keep_rate == 1:
-        raise UserError("--keep-rate 1 leaves nothing to repair; try --keep-rate 0.6")
+    if not lets_leave(read_config(args, PruningConfig)):
+        raise UserError("no patch leaves, so there is nothing to repair; try --keep-rate 0.6, or --budget 0.65")
     check_writable(os.path.dirname(resolve(args.out)))
     return task
 

@@ -16,17 +16,18 @@ from patchrank.io import cache_folder, join
 from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip, create_clip, macs_row
 from patchrank.models.prompt_files import describe
-from patchrank.models.pruning_cfg import canonical_pruning
+from patchrank.models.pruning_cfg import canonical_pruning, check_merging
 from patchrank.utils.command import create_parser
 from patchrank.utils.device import check_device
 
 ALWAYS = ("keep_rate", "locations", "reducer", "leftovers")  # pruning settings that every result row states
 
 
-def add_model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
-    """The flags of every stage."""
+def add_model_flags(parser: argparse.ArgumentParser, out: str | None, prompts: bool = True) -> None:
+    """The flags of every stage; `--help` is silent on `--prompts` where the stage refuses it."""
     add_config_flags(parser, ModelConfig, "checkpoint", "img_size", model="name")
-    parser.add_argument("--prompts", metavar="FILE", help="learned tokens, tuned with this very model")
+    what = "learned tokens, tuned with this very model"
+    parser.add_argument("--prompts", metavar="FILE", help=what if prompts else argparse.SUPPRESS)
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
     add_config_flags(parser, TrialConfig, "seed")
     parser.add_argument("--out", default=out, help=f"where results go (default: {out or 'stdout alone'})")
@@ -41,23 +42,35 @@ def add_data_flags(parser: argparse.ArgumentParser, default_split: str) -> None:
     add_config_flags(parser, DataConfig, "vocabulary", "templates", data_root="root")
 
 
-def add_pruning_flags(parser: argparse.ArgumentParser) -> None:
+def add_pruning_flags(parser: argparse.ArgumentParser, repair: bool = True) -> None:
+    """All pruning settings; `--help` is silent on `--repair` where the stage refuses it."""
     add_config_flags(parser, PruningConfig, *PruningConfig.model_fields)
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
-    parser.add_argument("--repair", metavar="FILE", help="repair of this very model and pruning (patchrank.repair)")
+    what = "repair of this very model and pruning (patchrank.repair)"
+    parser.add_argument("--repair", metavar="FILE", help=what if repair else argparse.SUPPRESS)
 
 
 def pruned_parser(
-    stage: str, description: str, default_split: str, out: str | None = None, batch_size: int | None = None
+    stage: str,
+    description: str,
+    default_split: str,
+    out: str | None = None,
+    batch_size: int | None = None,
+    learned: bool = True,
 ) -> argparse.ArgumentParser:
-    """The parser of a stage that runs a pruned pair on the images of a split; without a batch size it has no flag."""
+    """The parser of a stage that runs a pruned pair on the images of a split.
+
+    Args:
+        batch_size: None for a stage without a flag for it.
+        learned: False for a stage that refuses `--prompts` and `--repair`, since it makes one of them.
+    """
     parser = create_parser(stage, description)
-    add_model_flags(parser, out)
+    add_model_flags(parser, out, prompts=learned)
     add_data_flags(parser, default_split)
     if batch_size is not None:
         usual = f"images that run at a time (default: {batch_size})"
         parser.add_argument("--batch-size", type=positive, default=batch_size, help=usual)
-    add_pruning_flags(parser)
+    add_pruning_flags(parser, repair=learned)
     return parser
 
 
@@ -65,8 +78,12 @@ def pruning_from(args: argparse.Namespace) -> dict:
     """The settings that the pruning flags name, for a result row, and as keyword arguments of an entrypoint.
 
     Those beside `ALWAYS` are there where they are not at their default.
+
+    Raises:
+        UserError: a setting of merging that the reducer would not read.
     """
     found = canonical_pruning(read_config(args, PruningConfig))
+    check_merging(found, [found["reducer"]], found["leftovers"])
     others = [key for key in found if key not in ALWAYS and found[key] is not None]
     return {key: found[key] for key in (*ALWAYS, *others)}
 

@@ -63,14 +63,16 @@ def pruning_title(args: argparse.Namespace, where: str) -> str:
     pruning, model = read_config(args, PruningConfig), stable_name(args.model)
     if not lets_leave(pruning):
         return f"{model} {where}: nothing pruned"
-    layers, merges = ", ".join(map(str, pruning.locations)), canonical_pruning(pruning)["leftovers"] != "drop"
-    leave = f"{'merged' if merges else 'dropped'} by {pruning.reducer} at layers {layers}"
+    merges = canonical_pruning(pruning)["leftovers"] != "drop"
+    who = f"{pruning.reducer} at layer{'s' if len(pruning.locations) > 1 else ''} "
+    who += ", ".join(map(str, pruning.locations))
+    leave = f"{'merged' if merges else 'dropped'} by {who}"
     if pruning.drop_counts is not None:
         what = f"{', '.join(map(str, pruning.drop_counts))} patches {leave}"
     elif pruning.budget is not None:
         what = f"at most {100 * pruning.budget:g} % of MACs, patches {leave}"
     else:
-        what = f"{100 * pruning.keep_rate:g} % of patches kept by {pruning.reducer} at layers {layers}"
+        what = f"{100 * pruning.keep_rate:g} % of patches kept by {who}"
         what += ", the others merged" if merges else ""
     return f"{model} {where}: {what}" + ("; repaired" if args.repair else "")
 

@@ -35,4 +35,5 @@ def preset(name: str, tower: nn.Module, budget: float) -> dict[str, object]:
     last = min(depth - 1, first + max(1, round(PLACES * depth / DEPTH)) - 1)
     locations = tuple(range(first, max(first, last) + 1))
     taper = round(TAPER ** (DEPTH / depth), 3)
-    return {"reducer": PRESETS[name], "leftovers": None, "locations": locations, "taper": taper, "budget": budget}
+    usual = {"leftovers": None, "drop_counts": None, "metric": "features", "protection": None, "drop_share": 0.0}
+    return {"reducer": PRESETS[name], "locations": locations, "taper": taper, "budget": budget, **usual}

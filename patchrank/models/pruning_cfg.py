@@ -30,6 +30,7 @@ from patchrank.utils.errors import UserError, near
 from patchrank.utils.plain import plain
 
 LEFTOVERS = ("drop", "merge")
+MERGING = ("metric", "protection", "drop_share")  # settings that some reducers read, and others only to merge leftovers
 RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor whose weights come with a checkpoint
 
 
@@ -92,6 +93,34 @@ def canonical_pruning(settings: PruningConfig) -> dict:
     ranks = not getattr(REDUCERS.get(section.reducer), "merges", False)
     usual = "drop" if ranks and section.leftovers is None else section.leftovers
     return canonical(section, "pruning") | {"leftovers": usual}
+
+
+def check_merging(settings: Mapping, reducers: Sequence[str], leftovers: str | None) -> None:
+    """Refuses a setting of `MERGING` that is not at its default, and that none of some reducers would read.
+
+    Flags say all at once, so this is for them: on a live tower a setting may wait for the reducer that reads it.
+
+    Raises:
+        UserError: names the setting, and who reads it.
+    """
+    known = [name for name in reducers if name in REDUCERS]
+    read = set().union(*(_merging_read(name, leftovers) for name in known))
+    for name in MERGING if known else ():
+        value = settings.get(name, usual := getattr(DEFAULTS.pruning, name))
+        if value != usual and name not in read:
+            others = ", ".join(other for other in sorted(REDUCERS) if name in _merging_read(other, None))
+            cure = "" if name == "protection" else ", or a ranking with leftovers 'merge'"
+            raise UserError(
+                f"{name} {value!r} says nothing to {', '.join(known)}; try it without, or a reducer that reads it: "
+                f"{others}{cure}"
+            )
+
+
+def _merging_read(reducer: str, leftovers: str | None) -> set[str]:
+    """Which of the settings `MERGING` a reducer reads; its leftovers are merged only if it has no rule of its own."""
+    read = set(inspect.signature(REDUCERS[reducer]).parameters) & set(MERGING)
+    merged = leftovers == "merge" and not REDUCERS[reducer].merges
+    return read | {"metric", "drop_share"} if merged else read
 
 
 def with_predictor(settings: Pruning, changes: dict, predictor: nn.Module) -> dict:
@@ -247,8 +276,8 @@ def _weights(settings: Pruning, embed_dim: int, grid_size: tuple[int, int]) -> t
         return create_predictor(REDUCERS[name].untrained, embed_dim, grid_size), {}
     others = ", ".join(sorted(other for other, kind in REDUCERS.items() if not kind.fitted))
     raise UserError(
-        f"pruning by reducer {name!r} has no weights to rank by: give predictor_path, choose another of {others}, "
-        "or say predictor_init='random' if that is meant"
+        f"pruning by reducer {name!r} has no weights to rank by: give predictor_path (--predictor FILE), choose "
+        f"another of {others}, or say predictor_init='random' if that is meant"
     )
 
 
@@ -262,6 +291,8 @@ def _check_fits(settings: Pruning, about: dict, embed_dim: int, grid_size: tuple
     for which, theirs, ours in pairs:
         if theirs != ours:
             cure = "try a predictor that was fitted for it, or another reducer"
+            if which == "location":
+                cure = f"try locations that begin at {theirs}, or a predictor that was fitted for {ours}"
             raise UserError(f"{what} was fitted for {which} {theirs}, but this tower has {ours}; {cure}")
     check_location(about["name"], settings.locations[0])
     if settings.reducer == "prior" and about["name"] != "prior":

@@ -39,7 +39,7 @@ DRY_STEPS = 4  # one that warms up, and those that are timed
 
 def main(argv: Sequence[str] | None = None) -> None:
     split = "val, for the row; images to learn from are drawn from train or adapt"
-    parser = pruned_parser("prompt", __doc__, split, out="runs/prompts.safetensors")
+    parser = pruned_parser("prompt", __doc__, split, out="runs/prompts.safetensors", learned=False)
     add_config_flags(parser, PromptConfig, *PromptConfig.model_fields)
     parser.add_argument("--dry-run", action="store_true", help="print time and memory of a few steps, and stop")
     args = parser.parse_args(argv)
@@ -64,6 +64,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--prompts: tuning starts from random tokens or from words; try --words")
     if args.repair is not None:
         raise UserError("--repair: a repair is solved without prompts; try --loss distill, or patchrank.repair alone")
+    if args.reducer == "golden":
+        raise UserError("--reducer golden ranks images that were scored, and prompts learn from others; try predictor")
     if args.mode == "none" and args.dry_run:
         raise UserError("--dry-run: mode none tunes nothing; try --mode TV")
     if args.mode != "none" and args.split == task.training:

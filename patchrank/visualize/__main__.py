@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     golden = read_config(args, GoldenConfig).model_dump(include=set(GOLDEN))
     settings = {"keep_rates": args.keep_rates, "locations": args.locations, "seed": args.seed, **golden}
     settings |= read_config(args, PruningConfig).model_dump(include=set(MERGING))
-    clip = create_clip_from(args, predictor_path=args.predictor)
+    clip = create_clip_from(args, predictor_path=args.predictor, repair_path=args.repair)
     write_atomic(out, draw_rankings(clip, pictures, args.rank, quiet=False, **settings))
     print(out)
 
@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep-rates", type=float, nargs="+", default=KEEP_RATES, help="columns of each image")
     add_config_flags(parser, PruningConfig, "locations", *MERGING)
     parser.add_argument("--predictor", help="safetensors file; default: the predictor that ships")
+    what = "repair of this very model and pruning: one ranker, at one keep rate"
+    parser.add_argument("--repair", metavar="FILE", help=what)
     add_config_flags(parser, GoldenConfig, *GOLDEN)
     return parser
 

@@ -17,6 +17,7 @@ from patchrank.layers.reducers import REDUCERS
 from patchrank.layers.schedule import num_kept
 from patchrank.models.clip import Clip
 from patchrank.models.embed import embed
+from patchrank.models.pruning_cfg import check_merging
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.plain import plain
 from patchrank.utils.progress import progress
@@ -157,6 +158,7 @@ def rank_pictures(
     golden = {"window": plain(window), "stride": plain(stride), "remove_at": plain(remove_at)}
     rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
     check_rankers(rankers, pictures.labels is not None)
+    check_merging(merging, ["golden" if name in METRICS else name for name in rankers], leftovers)
     for keep_rate in keep_rates:  # before minutes are spent on golden scores
         num_kept(clip.visual.num_patches, keep_rate)
     transform, device = clip.transform(), clip.logit_scale.device
@@ -175,6 +177,7 @@ def rank_pictures(
         scores = golden_scores(clip, images, head, labels, metrics, quiet, **golden)
         rows |= {name: kept_by(clip, images, head, name, scores=scores[name], **pruning) for name in metrics}
     predictor, layers = clip.visual.pruning.predictor_path, "layers" if len(locations) > 1 else "layer"
+    repaired = " with a repair" if clip.visual.pruning.repair_path else ""
     # what `clip.transform` made, as pixels (B, H, W, 3) again
     zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
     pixels = (((images - zero) / (one - zero)).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
@@ -185,7 +188,7 @@ def rank_pictures(
         keep_rates=tuple(keep_rates),
         unpruned=whole,
         rows={name: rows[name] for name in rankers},
-        about=f"{clip.name}, patches leave at {layers} {', '.join(map(str, locations))}",
+        about=f"{clip.name}{repaired}, patches leave at {layers} {', '.join(map(str, locations))}",
         golden=golden,
         fitted_to=None if predictor is None else load_predictor(predictor)[1]["metric"],
     )

@@ -202,7 +202,7 @@ def test_a_predictor_file_fits_or_is_refused(tower, tmp_path):
     path = tmp_path / "p.safetensors"
     write_predictor(path, tower)
     tower.set_pruning(keep_rate=0.5, predictor_path=path)
-    with pytest.raises(UserError, match="fitted for location 4, but this tower has 1"):
+    with pytest.raises(UserError, match="fitted for location 4, but this tower has 1; try locations that begin at 4"):
         tower.set_pruning(locations=(1, 3))
     for changes, message in [
         ({"grid": [7, 7]}, r"fitted for grid \[7, 7\]"),

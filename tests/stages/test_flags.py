@@ -119,6 +119,7 @@ SAME = {"keep_rate": 0.6, "locations": [4, 6, 8, 10], "reducer": "predictor", "l
             SAME | {"drop_counts": [9, 0, 0, 1]},
             "9, 0, 0, 1 patches dropped by predictor at layers 4, 6, 8, 10",
         ),
+        ("--keep-rate 0.6 --locations 2", SAME | {"locations": [2]}, "60 % of patches kept by predictor at layer 2"),
         ("--keep-rate 0.6 --drop-counts 0 0 0 0", SAME | {"drop_counts": [0] * 4}, "nothing pruned"),
     ],
 )
@@ -141,3 +142,34 @@ def test_help_has_the_description_and_the_default_of_a_field(parser, capsys):
     assert "--window WINDOW golden scores: side of the removed square, in tokens (default: 2)" in said
     assert "--metric {label,confidence,preservation}" in said and "(default: preservation)" in said
     assert "(default: 1)" in said and "(default: 4 6 8 10)" in said and "None" not in said
+
+
+READ = [
+    "--reducer random --leftovers merge --metric keys --drop-share 0.5",
+    "--reducer diffrate --drop-share 0.5",
+    "--reducer attention_merge --metric keys --protection 0.5",
+    "--reducer tome --metric features --drop-share 0",  # both at their default
+]
+
+
+@pytest.mark.parametrize("flags", READ)
+def test_settings_of_merging_are_taken_where_they_are_read(parser, flags):
+    add_pruning_flags(parser)
+    assert pruning_from(parser.parse_args(flags.split()))["reducer"] == flags.split()[1]
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--reducer tome --protection 0.5", "protection 0.5 says nothing to tome; .*: attention_merge, .*rank_merge$"),
+        ("--reducer random --drop-share 0.5", "drop_share 0.5 says.* diffrate, or a ranking with leftovers 'merge'$"),
+        ("--reducer random --leftovers merge --protection 0", "protection 0.0 says nothing to random"),
+        ("--reducer evit --metric keys", "metric 'keys' says nothing to evit"),
+        ("--reducer attention_merge --drop-share 0.1", "drop_share 0.1 says nothing"),
+    ],
+)
+def test_settings_of_merging_that_nothing_reads_are_refused(parser, flags, told):
+    """On a live tower they may wait for the reducer that reads them; flags say all at once."""
+    add_pruning_flags(parser)
+    with pytest.raises(UserError, match=told):
+        pruning_from(parser.parse_args(["--keep-rate", "0.5", *flags.split()]))

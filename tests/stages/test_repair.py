@@ -49,7 +49,9 @@ def test_stages_take_the_file_and_their_rows_say_so(made, capsys):
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--keep-rate", "1"], "--keep-rate 1 leaves nothing to repair; try"),
+        (["--keep-rate", "1"], "nothing to repair; try"),
+        (["--budget", "1"], "nothing to repair; try"),
+        (["--drop-counts", "0"], "nothing to repair; try"),
         (["--prompts", "p.safetensors"], "--prompts: a repair is solved for the tower without any"),
         (["--images", "20"], None),
         (["--reducer", "golden"], "oracle"),
@@ -69,8 +71,33 @@ def test_prompts_are_not_tuned_beside_it(made):
         evaluate.main([*ASKED, "--keep-rate", "0.5", "--repair", made[0]])
 
 
+def test_prompts_are_not_tuned_by_an_oracle(tmp_path):
+    asked = [*ASKED, "--reducer", "golden", "--loss", "distill", "--mode", "V"]
+    with pytest.raises(UserError, match="--reducer golden ranks images that were scored"):
+        prompt.main([*asked, "--out", str(tmp_path / "p.safetensors")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_are_never_read():
     clip = create_clip("patchrank_clip_digits", keep_rate=0.3, locations=(4,))
     train = load_split("digits", "adapt", 50)
     known, unknown = (repair.fit_repair(clip, [each], quiet=True) for each in (train, replace(train, labels=None)))
     assert torch.equal(known.weight, unknown.weight) and known.about == unknown.about
+
+
+def test_a_budget_can_be_repaired(tmp_path, capsys):
+    """As can counts: keep rate 1 is what flags say where something else decides."""
+    free = ["--data", "digits", "--limit", "10", "--reducer", "attention_merge", "--budget", "0.6"]
+    repair.main([*free, "--images", "50", "--out", str(tmp_path / "r.safetensors")])
+    made = json.loads(capsys.readouterr().out)
+    assert made["budget"] == 0.6 and made["n_repair_images"] == 50
+    evaluate.main([*free, "--repair", str(tmp_path / "r.safetensors")])
+    assert json.loads(capsys.readouterr().out)["cosine"] == pytest.approx(made["cosine"], abs=1e-7)
+
+
+@pytest.mark.parametrize("main", [repair.main, prompt.main])
+def test_help_offers_no_flag_that_the_stage_refuses(main, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert "--predictor" in told and "--repair FILE" not in told and "--prompts FILE" not in told

@@ -8,6 +8,8 @@ from PIL import Image
 from patchrank.data.dataset_factory import load_split
 from patchrank.layers.reducers import REDUCERS
 from patchrank.layers.schedule import num_kept
+from patchrank.models.repair_files import save_repair
+from patchrank.repair import fit_repair
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.visualize import draw_rankings, kept_by, rank_pictures, read_pictures, split_pictures
@@ -86,6 +88,32 @@ def test_oracles_and_other_settings_merge_too(clip, pictures):
     assert all(kept.source.min() == 0 for (kept,) in rows.values())
     (some,) = rank_pictures(clip, pictures, ["center"], **few, drop_share=0.5).rows["center"]
     assert (some.source == -1).sum(1).tolist() == [16, 16]
+
+
+def test_a_setting_that_no_row_reads_is_refused(clip, pictures):
+    few = {"keep_rates": [0.5], "locations": (4, 8)}
+    assert rank_pictures(clip, pictures, ["tome", "attention_merge"], **few, protection=3.0).rows.keys()
+    with pytest.raises(
+        UserError, match="protection 3.0 says nothing to tome, center; .* attention_merge, guided_merge"
+    ):
+        rank_pictures(clip, pictures, ["tome", "center"], **few, protection=3.0)
+    with pytest.raises(UserError, match="drop_share 0.5 says nothing to center, golden; .* leftovers 'merge'"):
+        rank_pictures(clip, pictures, ["center", "preservation"], **few, drop_share=0.5)
+
+
+def test_a_repair_counts_for_the_row_that_it_was_solved_for(clip, pictures, tmp_path):
+    clip.visual.set_pruning(reducer="center", keep_rate=0.5, locations=(4,))
+    path = str(tmp_path / "r.safetensors")
+    save_repair(fit_repair(clip, [load_split("digits", "adapt", 50)], quiet=True), path)
+    clip.visual.set_pruning(reducer="predictor", keep_rate=1)
+    (plain,) = rank_pictures(clip, pictures, ["center"], [0.5], (4,)).rows["center"]
+    clip.visual.set_pruning(repair_path=path)
+    found = rank_pictures(clip, pictures, ["center"], [0.5], (4,))
+    assert "with a repair" in found.about
+    assert (found.rows["center"][0].probabilities != plain.probabilities).all()
+    with pytest.raises(UserError, match="solved for drops 32 before layer 4, but the pruning has drops 38"):
+        rank_pictures(clip, pictures, ["center"], [0.4], (4,))
+    clip.visual.set_pruning(repair_path=None)
 
 
 def test_golden_rankings_are_the_golden_scores_order(clip, pictures, rankings):
@@ -194,6 +222,8 @@ def test_the_command_writes_one_picture_and_prints_its_path(photograph, tmp_path
         ("--image {image} --rank tome --keep-rates 0.2 --locations 4", "try more locations"),
         ("--image {image} --rank center --leftovers melt", "leftovers 'melt' does not exist"),
         ("--image {image} --locations 13", "locations"),
+        ("--image {image} --rank tome --protection 0.5", "protection 0.5 says nothing to tome"),
+        ("--image {image} --rank center --repair {text}", "repair file"),
         ("--image {image} --locations 2 --rank predictor", "location 4"),
         ("--image {image} --predictor {text} --rank predictor", "predictor file"),
         ("--image {image} --rank preservation --window 9", "window"),
