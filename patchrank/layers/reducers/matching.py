@@ -123,11 +123,12 @@ class RankMerge(Upward, Guided):
 
     Args:
         predictor: predicts importance.
-        metric, protection: as of `Upward`.
+        metric: as of `Upward`.
+        protection: as of `Upward`; None for 0.8, since a predictor knows more of importance than class attention does.
     """
 
     def __init__(self, predictor: nn.Module, metric: Metric = DEFAULTS.pruning.metric, protection: float | None = None):
-        super().__init__(predictor, metric=metric, protection=protection)
+        super().__init__(predictor, metric=metric, protection=0.8 if protection is None else protection)
 
 
 @register_reducer("attention_merge")
