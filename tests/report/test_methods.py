@@ -9,6 +9,7 @@ from patchrank.config import Claim, Constraint, Objective, ReportConfig, validat
 from patchrank.report import write_report
 from patchrank.report.claims import judge
 from patchrank.report.paper import paper_rows
+from patchrank.report.plots.budgets import draw_budgets
 from patchrank.utils.errors import UserError
 from tests.helpers.made_up_run import Run
 
@@ -26,6 +27,10 @@ def add(run, reducer, budget, val_cosine=0.99, share=None, **settings):
     metrics = run.rows[-1]["metrics"]
     metrics |= {"val_cosine": val_cosine, "n_kept": 8, "n_tokens": 16, "gmacs_text": 0.012}
     metrics["gmacs"] = metrics["gmacs_unpruned"] * (share or budget - 0.004)
+
+
+def page_of(run):
+    return (run.root / "report.md").read_text()
 
 
 def searched(run, **about):
@@ -82,6 +87,28 @@ def test_columns_that_are_asked_for_tell_tasks_costs_and_what_was_seen(run):
     assert "2 settings with one, each below it" in page
 
 
+def test_three_budgets_make_a_picture_of_each_methods_best(run, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda panel, at, values, **look: drawn.append((at, values, look)))
+    for budget in (0.75, 0.65, 0.55):
+        for lost, cosine in ((24, 0.97), (12, 0.98)):  # the second is better on val
+            add(run, "tome", budget, cosine, lost=lost, pruning__taper=cosine)
+        add(run, "tome", budget, 0.999, lost=0, repair={"images": 256, "ridge": None})
+        add(run, "rank_merge", budget, lost=0)
+    picture, caption = draw_budgets(run.settings())
+    assert picture.startswith(b"\x89PNG") and "without repair" in caption
+    lines = {look["label"]: (at, values) for at, values, look in drawn[1::2]}  # of accuracy; drift comes before
+    assert lines == {"ToMe": ([75.0, 65.0, 55.0], [-10.0] * 3), "ranked matching": ([75.0, 65.0, 55.0], [0.0] * 3)}
+
+
+def test_a_page_has_the_picture_of_budgets_where_there_are_three(run):
+    for budget, has in ((0.75, False), (0.65, False), (0.55, True)):
+        add(run, "tome", budget)
+        run.report(["pruning.budget"])
+        assert ("![What each method keeps at the same cost](made-up-budgets.png)" in page_of(run)) == has
+        assert (run.root / "made-up-budgets.png").exists() == has
+
+
 @pytest.mark.parametrize("share", [0.66, 0.55])
 def test_a_row_that_is_not_at_its_budget_is_named(run, share):
     add(run, "tome", 0.65, share=share)
@@ -106,9 +133,9 @@ def test_a_claim_is_set_against_every_setting_that_matches(run):
     add(run, "random", 0.65, lost=0, pruning__leftovers="merge")  # which `against` leaves out
     found = judge(claim(each=["pruning.budget"]), run.settings())
     assert [(each.what["pruning.budget"], each.what["against"]) for each in found.comparisons] == [
-        (budget, name) for budget in (0.65, 0.55) for name in ("ToMe", "at random")
+        (budget, name) for budget in (0.65, 0.55) for name in ("ToMe, layers 4, 6", "at random, layer 8")
     ]
-    assert found.verdict == "true" and "| 0.65 | ToMe |" in found.details().replace("65 %", "0.65")
+    assert found.verdict == "true" and "| 0.65 | ToMe, layers 4, 6 |" in found.details().replace("65 %", "0.65")
 
 
 def test_a_side_that_nothing_matches_is_missing(run):

@@ -15,10 +15,10 @@ FEWEST_BUDGETS = 3
 OURS = ("rank_merge", "attention_merge")  # drawn above the others, in thick lines
 LEAST_DRIFT = 1e-3  # thousandths; a logarithmic axis has no place for none
 CAPTION = (
-    "What each method keeps at the same cost, on the mean of the tasks: 1000 (1 - cosine) to the unpruned embedding and "
-    "change of accuracy in points{}, by share of the unpruned tower's multiply-accumulates. Of several settings of a "
-    "method its best on validation images by cosine, without repair; thick, with 95 % intervals: our own ranked matching; "
-    "dashed: the rest merges."
+    "What each method keeps at the same cost, on the mean of the tasks: 1000 (1 - cosine) to the unpruned embedding, "
+    "and change of accuracy in points{}, by share of the unpruned tower's multiply-accumulates. Of several settings of "
+    "a method its best on validation images by cosine, without repair; thick, with 95 % intervals: ranked matching, "
+    "which is ours; dashed: the rest merges."
 )
 
 
@@ -35,7 +35,7 @@ def draw_budgets(settings: Sequence[Setting]) -> tuple[bytes, str]:
     drift, accuracy = figure.subplots(1, 2)
     spans = [np.zeros(1)]
     for points in _lines(settings):
-        setting, at = points[0], [100 * value_at(point.config, BUDGET) for point in points]
+        setting, at = points[0], [round(100 * value_at(point.config, BUDGET), 6) for point in points]
         look = _look(setting)
         drift.plot(at, [max(LEAST_DRIFT, mean(point, "drift")) for point in points], **look)
         changes = [change(point) for point in points]
