@@ -13,12 +13,14 @@ from patchrank.config import DEFAULTS, DataConfig, ModelConfig, PruningConfig, T
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import cache_folder, join
+from patchrank.layers.reducers import REDUCERS
 from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip, create_clip, macs_row
 from patchrank.models.prompt_files import describe
 from patchrank.models.pruning_cfg import canonical_pruning, check_merging
 from patchrank.utils.command import create_parser
 from patchrank.utils.device import check_device
+from patchrank.utils.errors import UserError
 
 ALWAYS = ("keep_rate", "locations", "reducer", "leftovers")  # pruning settings that every result row states
 
@@ -80,10 +82,16 @@ def pruning_from(args: argparse.Namespace) -> dict:
     Those beside `ALWAYS` are there where they are not at their default.
 
     Raises:
-        UserError: a setting of merging that the reducer would not read.
+        UserError: a setting of merging, or a predictor, that the reducer would not read.
     """
     found = canonical_pruning(read_config(args, PruningConfig))
+    reducer = REDUCERS.get(found["reducer"])
     check_merging(found, [found["reducer"]], found["leftovers"])
+    if args.predictor and reducer and not reducer.fitted:
+        raise UserError(
+            f"--predictor {args.predictor}: reducer {found['reducer']!r} reads none; leave it out, or try --reducer "
+            "predictor, rank_merge or guided_merge"
+        )
     others = [key for key in found if key not in ALWAYS and found[key] is not None]
     return {key: found[key] for key in (*ALWAYS, *others)}
 

@@ -149,11 +149,12 @@ READ = [
     "--reducer diffrate --drop-share 0.5",
     "--reducer attention_merge --metric keys --protection 0.5",
     "--reducer tome --metric features --drop-share 0",  # both at their default
+    "--reducer rank_merge --predictor p.safetensors",
 ]
 
 
 @pytest.mark.parametrize("flags", READ)
-def test_settings_of_merging_are_taken_where_they_are_read(parser, flags):
+def test_settings_are_taken_where_they_are_read(parser, flags):
     add_pruning_flags(parser)
     assert pruning_from(parser.parse_args(flags.split()))["reducer"] == flags.split()[1]
 
@@ -166,9 +167,13 @@ def test_settings_of_merging_are_taken_where_they_are_read(parser, flags):
         ("--reducer random --leftovers merge --protection 0", "protection 0.0 says nothing to random"),
         ("--reducer evit --metric keys", "metric 'keys' says nothing to evit"),
         ("--reducer attention_merge --drop-share 0.1", "drop_share 0.1 says nothing"),
+        (
+            "--reducer tome --predictor p.safetensors",
+            "--predictor p.safetensors: reducer 'tome' reads none; leave it out",
+        ),
     ],
 )
-def test_settings_of_merging_that_nothing_reads_are_refused(parser, flags, told):
+def test_settings_that_the_reducer_does_not_read_are_refused(parser, flags, told):
     """On a live tower they may wait for the reducer that reads them; flags say all at once."""
     add_pruning_flags(parser)
     with pytest.raises(UserError, match=told):
