@@ -82,7 +82,7 @@ def check_settings(repair: Repair, pruning: object, drops: Mapping[int, int], ra
         UserError: names the repair's settings and those in force.
     """
     theirs, ours = _said_once(repair.about["pruning"]), describe_schedule(pruning, drops)
-    cure = "try repair_path=None, or a repair that was solved for these settings (python -m patchrank.repair)"
+    cure = "try it without a repair (repair_path=None), or one that was solved for these settings (patchrank.repair)"
     other = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     if other:
         said = (", ".join(f"{key} {_said(key, side.get(key))}" for key in other) for side in (theirs, ours))
@@ -103,7 +103,7 @@ def check_repair(tower: nn.Module, weights: Mapping[str, Tensor] | None = None) 
     repair = getattr(tower.pruner, "repair", None)
     if repair is None:
         return
-    model, cure = repair.about["model"], "try repair_path=None"
+    model, cure = repair.about["model"], "try it without a repair (repair_path=None)"
     says = f"{repair.source}: solved for {model['name']}"
     coming = weights or {}
     head = {key.removeprefix("head."): value for key, value in coming.items() if key.startswith("head.")}
@@ -148,7 +148,7 @@ def _check_ranker(repair: Repair, own: list[str]) -> None:
         said = (shas[0][:12] if shas else "none" for shas in (theirs, own))
         raise UserError(
             "{}: solved with predictor weights {}, but those in use are {}; try that predictor, or "
-            "repair_path=None".format(repair.source, *said)
+            "no repair (repair_path=None)".format(repair.source, *said)
         )
 
 
