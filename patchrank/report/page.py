@@ -19,7 +19,7 @@ from patchrank.report.markdown import literal
 from patchrank.report.markdown import table as markdown_table
 from patchrank.report.paper import paper_rows, paper_section
 from patchrank.report.pareto import front_section, pareto_front
-from patchrank.report.plots.budgets import draw_budgets, has_budgets
+from patchrank.report.plots.methods import draw_methods, has_methods
 from patchrank.report.plots.sweep import draw_sweep, draw_tokens, is_crowded
 from patchrank.report.results import Setting, read_settings, read_trial
 from patchrank.report.table import brief_table, main_table
@@ -69,10 +69,11 @@ def write_report(
 ) -> Report:
     """Writes `report.md`, `claims.json`, `<table>-accuracy.png` and `<table>-tokens.png` into `root`.
 
-    With two objectives or more also `<table>-front.png`, with three budgets or more `<table>-budgets.png`. Where
-    settings are too many for the picture of accuracy, the front stands for it; of a sweep with one objective it is that
-    of accuracy and GMACs. Without any row no picture at all. Where `config.beside` names roots of other sweeps, their
-    rows stand in table and pictures too, and claims may compare with them.
+    With two objectives or more also `<table>-front.png`. Where settings are too many for the picture of accuracy, the
+    front stands for it; of a sweep with one objective it is that of accuracy and GMACs. With three budgets or more, and
+    where keep rates are swept for too many settings, also `<table>-curves.png`. Without any row no picture at all.
+    Where `config.beside` names roots of other sweeps, their rows stand in table and pictures too, and claims may
+    compare with them.
 
     Args:
         rows: result rows in plan order; their arrays lie in `<root>/trials`.
@@ -157,8 +158,8 @@ def _draw(
         best = pareto_front(sweep.rows, objectives, constraints)
         front, pictures = front_section(best, sweep.rows, sweep.axes, f"{table}-front")
     drawn = {} if crowded else {f"{table}-accuracy.png": draw_sweep(sweep.settings, sweep.axes)}
-    if has_budgets(sweep.settings):
-        drawn[f"{table}-budgets.png"] = draw_budgets(sweep.settings)
+    if has_methods(sweep.settings, sweep.axes, crowded):
+        drawn[f"{table}-curves.png"] = draw_methods(sweep.settings, sweep.axes)
     drawn[f"{table}-tokens.png"] = draw_tokens(sweep.settings, sweep.axes)
     for name, (picture, caption) in drawn.items():
         pictures[name] = picture

@@ -9,7 +9,7 @@ from patchrank.config import Claim, Constraint, Objective, ReportConfig, validat
 from patchrank.report import write_report
 from patchrank.report.claims import judge
 from patchrank.report.paper import paper_rows
-from patchrank.report.plots.budgets import draw_budgets
+from patchrank.report.plots.methods import Curves, draw_methods, has_methods
 from patchrank.utils.errors import UserError
 from tests.helpers.made_up_run import Run
 
@@ -95,7 +95,7 @@ def test_three_budgets_make_a_picture_of_each_methods_best(run, monkeypatch):
             add(run, "tome", budget, cosine, lost=lost, pruning__taper=cosine)
         add(run, "tome", budget, 0.999, lost=0, repair={"images": 256, "ridge": None})
         add(run, "rank_merge", budget, lost=0)
-    picture, caption = draw_budgets(run.settings())
+    picture, caption = draw_methods(run.settings(), AXES)
     assert picture.startswith(b"\x89PNG") and "without repair" in caption
     lines = {look["label"]: (at, values) for at, values, look in drawn[1::2]}  # of accuracy; drift comes before
     assert lines == {"ToMe": ([75.0, 65.0, 55.0], [-10.0] * 3), "ranked matching": ([75.0, 65.0, 55.0], [0.0] * 3)}
@@ -105,8 +105,24 @@ def test_a_page_has_the_picture_of_budgets_where_there_are_three(run):
     for budget, has in ((0.75, False), (0.65, False), (0.55, True)):
         add(run, "tome", budget)
         run.report(["pruning.budget"])
-        assert ("![What each method keeps at the same cost](made-up-budgets.png)" in page_of(run)) == has
-        assert (run.root / "made-up-budgets.png").exists() == has
+        assert ("![What each method keeps at the same cost](made-up-curves.png)" in page_of(run)) == has
+        assert (run.root / "made-up-curves.png").exists() == has
+
+
+def test_keep_rates_of_many_settings_have_curves_a_row_for_each_place(run):
+    axes = ["pruning.reducer", "pruning.keep_rate", "pruning.locations", "seed"]
+    for rate in (0.8, 0.6, 0.4):
+        for place in ([1], [4]):
+            run.add(pruning__reducer="tome", pruning__keep_rate=rate, pruning__locations=place)
+            run.add(pruning__reducer="golden", pruning__keep_rate=rate, pruning__locations=place)
+    rows = Curves(run.settings(), axes).rows()
+    assert list(rows) == ["layer 1", "layer 4"] and list(rows["layer 1"]) == ["ToMe", "golden (oracle)"]
+    points = rows["layer 4"]["ToMe"]
+    assert [(point.config["pruning"]["keep_rate"], point.config["pruning"]["locations"]) for point in points] == [
+        (rate, [4]) for rate in (0.8, 0.6, 0.4)
+    ]
+    assert has_methods(run.settings(), axes, crowded=True) and not has_methods(run.settings(), axes, crowded=False)
+    assert "Dotted: oracles, on the first 40 images" in draw_methods(run.settings(), axes)[1]
 
 
 @pytest.mark.parametrize("share", [0.66, 0.55])
