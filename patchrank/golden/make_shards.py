@@ -26,7 +26,8 @@ def shard_folder(clip: Clip, split: ImageSplit, root: str, sha256: str | None = 
         **settings: of `GoldenConfig`; `remove_at` is a layer.
 
     Raises:
-        UserError: settings that do not fit the tower or the split, or templates that are functions.
+        UserError: settings that do not fit the tower or the split, such as a metric that needs labels where it has
+            none, or templates that are functions.
     """
     golden = validate(GoldenConfig, settings, "golden")
     for template in filter(callable, split.templates):
@@ -34,11 +35,13 @@ def shard_folder(clip: Clip, split: ImageSplit, root: str, sha256: str | None = 
     check_rounds(golden.rounds, clip.visual.num_patches)
     check_locations((golden.remove_at,), len(clip.visual.blocks))
     pruning.windows(clip.visual.patch_embed.grid_size, golden.window, golden.stride)
+    labelled, named = split.labels is not None, bool(split.classes)
+    known_metrics([golden.metric], labelled, named)  # asked for by name, so it is not left out as others are
     metrics = METRICS if golden.rounds == 1 else [golden.metric]
     header = {
         "schema": 1,
         "version": VERSION,
-        "metrics": known_metrics(metrics, split.labels is not None, bool(split.classes)),
+        "metrics": known_metrics(metrics, labelled, named),
         "grid": list(clip.visual.patch_embed.grid_size),
         "golden": golden.model_dump(exclude={"metric"}),
         "model": {"name": clip.name, "sha256": sha256 or clip.sha256()} | clip.prompts_about(),

@@ -68,7 +68,9 @@ def upward(
 
     Merging tokens i and j costs what it adds to the squared distances of unit vectors from the mean that stands for
     them (Ward's criterion), s_i s_j / (s_i + s_j) * (1 - cos_ij), times exp(protection * importance_i) for the token i
-    that goes. The most important one always stays, and nothing merges into a token that goes itself.
+    that goes. Those tokens go whose cheapest merge into a more important one costs least, so the most important one
+    always stays. Nothing merges into a token that goes itself: each joins the one that costs least of all that stay,
+    which may be a less important one.
 
     Args:
         metric: (B, K, d), compared by cosine.

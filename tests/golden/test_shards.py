@@ -124,6 +124,21 @@ def test_the_key_depends_on_all_that_scores_depend_on(clip, scored):
     assert shard_folder(clip, split, "", **settings).key == folder.key
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize(
+    "metric, lacks, told",
+    [
+        ("label", {"labels": None}, r"\['label'\] need labels, and there are none; try preservation"),
+        ("confidence", {"labels": None, "classes": ()}, r"\['confidence'\] need class names"),
+    ],
+)
+def test_a_metric_that_cannot_be_had_is_refused(clip, scored, rounds, metric, lacks, told):
+    split = replace(scored[0], **lacks)
+    with pytest.raises(UserError, match=told):
+        shard_folder(clip, split, "", metric=metric, rounds=rounds)
+    assert "preservation" in shard_folder(clip, split, "", rounds=rounds).header["metrics"]
+
+
 def test_manifest_says_what_interface_promises(scored):
     split, folder = scored
     manifest = read_manifest(folder.path)

@@ -120,6 +120,16 @@ def test_ranked_matching_equals_a_loop_over_tokens(protection):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("reducer, usual", [("guided_merge", 0.1), ("rank_merge", 0.8), ("attention_merge", 0.5)])
+def test_protection_that_nobody_names_is_the_reducers_own(tower, images, reducer, usual):
+    embeddings = []
+    for protection in (None, usual, 2 * usual):
+        prune(tower, reducer, drop_counts=(20, 10), locations=(4, 5), protection=protection)
+        embeddings.append(tower(images))
+    assert torch.equal(embeddings[0], embeddings[1]) and not torch.equal(embeddings[0], embeddings[2])
+
+
+@torch.no_grad()
 def test_the_most_important_token_never_goes_and_one_can_be_all_that_is_left(tower, images):
     scores = torch.randn(4, 64, generator=torch.Generator().manual_seed(2))
     prune(tower, "rank_merge", drop_counts=(63,), locations=(4,))
