@@ -113,7 +113,7 @@ def test_keep_rates_of_many_settings_have_curves_a_row_for_each_place(run):
     axes = ["pruning.reducer", "pruning.keep_rate", "pruning.locations", "seed"]
     for rate in (0.8, 0.6, 0.4):
         for place in ([1], [4]):
-            run.add(pruning__reducer="tome", pruning__keep_rate=rate, pruning__locations=place)
+            run.add(lost=3, pruning__reducer="tome", pruning__keep_rate=rate, pruning__locations=place)
             run.add(pruning__reducer="golden", pruning__keep_rate=rate, pruning__locations=place)
     rows = Curves(run.settings(), axes).rows()
     assert list(rows) == ["layer 1", "layer 4"] and list(rows["layer 1"]) == ["ToMe", "golden (oracle)"]
