@@ -571,3 +571,9 @@ def test_arrays_that_are_damaged_are_named(run, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"{path}: cannot be read \(.*\); try removing it"):
         run.report([])
+
+
+def test_more_than_forty_rows_are_too_many_for_one_picture(run):
+    for seed in range(41):
+        run.add(lost=3, golden__window=seed + 1)
+    assert is_crowded(run.settings(), ["golden.window"]) and not is_crowded(run.settings()[:40], ["golden.window"])

@@ -20,7 +20,7 @@ from patchrank.report.results import Setting, all_tasks, change, mean, subset
 from patchrank.utils.veil import MERGED, draw_left
 
 FEWEST_RATES, MOST_LINES = 3, 8  # of curves
-MOST_DOTS = 100  # of one panel
+MOST_DOTS, MOST_ROWS = 100, 40  # of one panel of dots
 CURVES = (
     "Change of accuracy against the unpruned tower (dashed line), in points, by share of patch tokens kept; bands are "
     "95 % intervals{}."
@@ -49,8 +49,9 @@ def draw_sweep(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes,
 
 def is_crowded(settings: Sequence[Setting], axes: Sequence[str]) -> bool:
     """Whether settings are too many for curves and for rows, as where a sampler draws them."""
-    rows = set(labels(settings, axes, without=[KEEP_RATE]))
-    return not _has_curves(settings, axes) and len(rows) * max(1, len(swept_rates(settings, axes))) > MOST_DOTS
+    rows = len(set(labels(settings, axes, without=[KEEP_RATE])))
+    is_full = rows > MOST_ROWS or rows * max(1, len(swept_rates(settings, axes))) > MOST_DOTS
+    return is_full and not _has_curves(settings, axes)
 
 
 def _has_curves(settings: Sequence[Setting], axes: Sequence[str]) -> bool:
