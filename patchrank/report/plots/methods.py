@@ -67,9 +67,13 @@ class Curves:
 
 
 def has_methods(settings: Sequence[Setting], axes: Sequence[str], crowded: bool) -> bool:
-    """Whether there are budgets enough for lines, or keep rates enough whose own picture would be too crowded."""
+    """Whether there are budgets enough for lines, or keep rates enough whose own picture would be too crowded.
+
+    Where a sampler draws keep rates, most lines would be single points.
+    """
     curves = Curves(settings, axes)
-    return len(curves.costs) >= FEWEST_COSTS and (curves.cost == BUDGET or crowded)
+    lengths = [len(points) for lines in curves.rows().values() for points in lines.values()]
+    return len(lengths) > 0 and np.median(lengths) >= FEWEST_COSTS and (curves.cost == BUDGET or crowded)
 
 
 def draw_methods(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes, str]:
