@@ -34,7 +34,7 @@ from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 
 OUT = "runs/repair.safetensors"
-VERSION = 1  # of the solving: bump it when the same images would give another repair
+VERSION = 2  # of the solving: bump it when the same images would give another repair
 COMPARED = {"accuracy": "accuracy", "agreement": "agreement with the unpruned answers"}
 
 
