@@ -29,7 +29,7 @@ CURVES_OF_ORACLES = " Oracles (golden, dashed lines): on the first {} images of 
 DOTS = "Change of accuracy against the unpruned tower, in points, with 95 % intervals{}{}."
 DOTS_OF_ORACLES = "; hollow: oracles, on the first {} images of each task alone"
 MAX_ROWS, MAX_COLUMNS = 12, 9
-MAX_LINES = 6  # of a name in letters of the usual size beside a row of pictures
+MAX_LINES = 5  # of a name in letters of the usual size beside a row of pictures
 GAP, TASK_GAP = 4, 16  # pixels between pictures, and between tasks
 
 
