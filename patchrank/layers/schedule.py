@@ -51,7 +51,8 @@ def drop_schedule(
         counts = tapered(num_tokens - num_kept(num_tokens, keep_rate), len(locations), taper)
         if most is not None and clipped(num_tokens, counts, most) != counts:
             raise UserError(
-                f"keep_rate {keep_rate} lets {counts} of {num_tokens} patch tokens leave at {len(locations)} places, "
+                f"keep_rate {keep_rate} lets {', '.join(map(str, counts))} of {num_tokens} patch tokens leave at "
+                f"locations {', '.join(map(str, locations))}, "
                 "but this reducer takes fewer at once (half of those that are there, where it merges in pairs); "
                 "try more locations or a higher keep_rate"
             )
