@@ -1,0 +1,152 @@
+"""How fast golden scoring is: windows per second of ours, of timm's own blocks, and of scoring from the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from patchrank.benchmark.clock import Timing, device_seconds, in_turns
+from patchrank.benchmark.compare import told
+from patchrank.benchmark.mode import Mode
+from patchrank.benchmark.table import Columns, number
+from patchrank.golden.scores import score_images
+from patchrank.layers.macs import block_macs, hidden_size, vision_macs
+from patchrank.layers.pruning import take, windows
+from patchrank.layers.schedule import check_locations
+from patchrank.models.model_name import stable_name
+
+# Sequences that run at a time in what ours is compared with: it counts at the size that is fastest.
+BATCH_SIZES = {"cpu": (16, 49, 98), "cuda": (128, 512, 1024)}
+SIDE = 8192  # of the square matrices whose product tells what a GPU can do
+WARM_UP = 1  # turns; each of them runs thousands of sequences
+
+COLUMNS: Columns = {
+    "way to score": lambda row: row["method"],
+    "windows/s": lambda row: number(row["windows_per_second"]),
+    "spread": lambda row: f"{100 * row['spread']:.1f} %",
+    "sequences at a time": lambda row: "-" if row["sequences"] is None else str(row["sequences"]),
+    "golden scoring over it": lambda row: f"{row['ratio']:.3f}",
+    "of the matrix rate": lambda row: "-" if row["matmul_share"] is None else f"{100 * row['matmul_share']:.0f} %",
+}
+
+
+def compare_scoring(
+    tower: nn.Module,
+    model: str,
+    mode: Mode,
+    images: int,
+    window: int,
+    remove_at: int,
+    repeats: int,
+    seed: int = 0,
+    quiet: bool = True,
+) -> list[dict]:
+    """Rows of three ways to score windows, in turns: ours, and two others at the batch size that suits them best.
+
+    `timm blocks` are the blocks from `remove_at` on, run in full on random sequences of the same length: what ours
+    would take if nothing but these blocks ran, and nothing of them was saved. `from pixels` runs each window alone
+    through patch embedding, all blocks in full and the head, in batches.
+
+    Args:
+        tower: unpruned, of ours, as `mode` places it.
+        images: of a run of ours.
+        window, remove_at: as for `score_images`.
+
+    Raises:
+        UserError: a window or a layer that the tower does not have.
+    """
+    (remove_at,) = check_locations((remove_at,), len(tower.blocks))
+    squares = windows(tower.patch_embed.grid_size, window)
+    kept = _without(squares, tower).to(mode.device)
+    with mode.running():
+        pixels = mode.random(images, *tower.pretrained_cfg["input_size"], seed=seed)
+        runs, counts = _runs(tower, pixels, kept, window, remove_at, mode)
+        timings = in_turns(runs, repeats, seed, WARM_UP, "golden scoring", quiet)
+        peak = matmul_rate(mode) if mode.on_gpu else None
+    rate = {name: counts[name] / timing.median for name, timing in timings.items()}
+    macs = _window_macs(tower, len(squares), kept.shape[1], remove_at)
+    about = {"model": stable_name(model), "images": images, "window": window, "remove_at": remove_at}
+    rows = []
+    for method, key in _best(rate).items():
+        row = about | {"method": method, "sequences": None if method == "golden scoring" else counts[key]}
+        row |= {
+            "windows_per_second": rate[key],
+            "spread": timings[key].spread,
+            "ratio": rate["golden scoring"] / rate[key],
+        }
+        row |= {"matmul_tflops": peak and peak / 1e12, "matmul_share": peak and 2 * macs * rate[key] / peak}
+        rows.append(row | {"repeats": repeats} | told(mode))
+    return rows
+
+
+def _without(squares: Tensor, tower: nn.Module) -> Tensor:
+    """For each window the places (W, L) in a sequence of all tokens that are not of it."""
+    member = torch.zeros(len(squares), tower.num_patches, dtype=torch.bool).scatter_(1, squares, True)
+    patches = (~member).nonzero()[:, 1].view(len(squares), -1) + tower.num_leading_tokens
+    leading = torch.arange(tower.num_leading_tokens).expand(len(squares), -1)
+    return torch.cat([leading, patches], dim=1)
+
+
+def _runs(
+    tower: nn.Module, pixels: Tensor, kept: Tensor, window: int, remove_at: int, mode: Mode
+) -> tuple[dict[str, Callable[[], float]], dict[str, int]]:
+    """What is timed by name, and how many windows each run has."""
+
+    def blocks(x: Tensor) -> Tensor:
+        for block in tower.blocks[remove_at - 1 :]:
+            x = block(x)
+        return x
+
+    def from_pixels(some: Tensor) -> Tensor:
+        x = tower.forward_prefix(some, remove_at)
+        x = blocks(take(x, kept[torch.arange(len(some), device=kept.device) % len(kept)]))
+        return tower.forward_head(tower.norm(x))
+
+    def score(some: Tensor) -> Tensor:
+        return score_images(tower, some, window=window, remove_at=remove_at).scores
+
+    runs = {"golden scoring": partial(device_seconds, score, pixels)}
+    counts = {"golden scoring": len(pixels) * len(kept)}
+    for size in BATCH_SIZES["cuda" if mode.on_gpu else "cpu"]:
+        sequences = mode.random(size, kept.shape[1], tower.embed_dim)
+        repeated = pixels[torch.arange(size, device=pixels.device) % len(pixels)]
+        runs[f"timm blocks {size}"] = partial(device_seconds, blocks, sequences)
+        runs[f"from pixels {size}"] = partial(device_seconds, from_pixels, repeated)
+        counts[f"timm blocks {size}"] = counts[f"from pixels {size}"] = size
+    return runs, counts
+
+
+def _best(rate: dict[str, float]) -> dict[str, str]:
+    """The name in `rate` of each way to score: at its fastest batch size."""
+    ways = {"golden scoring": "golden scoring"}
+    for way in ("timm blocks", "from pixels"):
+        ways[way] = max((name for name in rate if name.startswith(way)), key=rate.__getitem__)
+    return ways
+
+
+def _window_macs(tower: nn.Module, count: int, length: int, remove_at: int) -> float:
+    """MACs that a window needs, with those of the whole image shared by its `count` windows.
+
+    The class token alone is counted in the last block, since no more is needed, and a prefix is counted once an image.
+    """
+    depth, hidden = len(tower.blocks), hidden_size(tower.blocks[0])
+    own = sum(
+        block_macs(length, tower.embed_dim, hidden, cls_only=layer == depth) for layer in range(remove_at, depth + 1)
+    )
+    return own + tower.embed_dim * tower.num_classes + vision_macs(tower, cls_only_last=True) / count
+
+
+def matmul_rate(mode: Mode, turns: int = 10) -> float:
+    """FLOP/s of a large square product of random matrices, in the precision of a mode: median of some runs."""
+    a, b = (mode.random(SIDE, SIDE, seed=seed) for seed in (0, 1))
+    for _ in range(3):
+        a @ b
+    return 2 * SIDE**3 / Timing.of([device_seconds(lambda x: x @ b, a) for _ in range(turns)]).median
+
+
+def scoring_title(rows: Sequence[dict]) -> str:
+    row = rows[0]
+    return f"golden scoring, window {row['window']} removed before layer {row['remove_at']}"

@@ -1,0 +1,121 @@
+"""How many tokens each method of a table drops, and where, so that methods can be compared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from patchrank.layers.reducers import REDUCERS
+from patchrank.layers.schedule import tapered
+from patchrank.utils.errors import UserError
+
+PAPER_COUNT, PAPER_PATCHES = 80, 196  # tokens that leave CLIP B/16: 20 at each of four locations (tables 4 and 5)
+PAPER_RATE = 0.6  # what the paper calls the share that is left, taken for towers of another number of patches
+MERGE = "+merge"  # end of the name of a ranking whose leftovers merge
+# Where the authors of a method have tokens leave, in a tower of 12 layers (sweeps/methods.yaml). EViT keeps the same
+# share at each of its locations: at the MACs of the paper's schedule each loses 0.85 of what left at the one before.
+EVIT = {"locations": (4, 7, 10), "taper": 0.85}
+AUTHORS = {"evit": EVIT, "evit_norm": EVIT, "evit_drop": EVIT, "tome": {"locations": tuple(range(1, 12))}}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a table's flags say of schedules; None for what they do not say.
+
+    keep_rates: of every method, one after the other.
+    drop_counts: of rankings that drop; all other methods run at the same MACs.
+    budget: share of the unpruned tower's MACs that every method keeps to.
+    locations: of every method.
+    """
+
+    keep_rates: tuple[float, ...] | None = None
+    drop_counts: tuple[int, ...] | None = None
+    budget: float | None = None
+    locations: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        named = [name for name in ("keep_rates", "drop_counts", "budget") if getattr(self, name) is not None]
+        if len(named) > 1:
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in named)
+            raise UserError(f"{flags} exclude each other in a table of methods; try one of them")
+
+
+def shared_copy(tower: nn.Module) -> nn.Module:
+    """A tower of its own structure and pruning, whose weights are those of `tower`, not copies."""
+    return copy.deepcopy(tower, {id(weight): weight for weight in (*tower.parameters(), *tower.buffers())})
+
+
+def pruned_copies(base: nn.Module, name: str, asked: Asked) -> Iterator[tuple[float | None, nn.Module]]:
+    """For each schedule that a method is to have: the keep rate, if one was asked for, and a tower that shares weights.
+
+    Args:
+        base: an unpruned tower of ours.
+        name: a reducer, perhaps with `MERGE` at its end.
+
+    Raises:
+        UserError: a schedule that the tower or the method does not allow.
+    """
+    reducer = name.removesuffix(MERGE)
+    settings = {"reducer": reducer, "leftovers": "merge" if name.endswith(MERGE) else None}
+    if asked.keep_rates is not None:
+        for rate in asked.keep_rates:
+            yield rate, _pruned(base, settings | {"keep_rate": rate}, asked.locations)
+    elif asked.budget is None and _drops_before_layers(name):
+        yield None, _pruned(base, settings | _reference(base, asked), asked.locations)
+    else:
+        budget = _budget(base, asked) if asked.budget is None else asked.budget
+        own = AUTHORS.get(reducer, {}) if asked.locations is None else {}
+        places = own.get("locations", asked.locations or base.pruning.locations)
+        yield None, _pruned(base, settings | own | {"budget": budget}, _inside(places, base))
+
+
+def _drops_before_layers(name: str) -> bool:
+    """Whether a method is of the paper's kind: it ranks before a layer, and drops what it does not keep."""
+    kind = REDUCERS[name.removesuffix(MERGE)]
+    return not kind.merges and kind.site == "before" and not name.endswith(MERGE)
+
+
+def _reference(base: nn.Module, asked: Asked) -> dict:
+    """The schedule of rankings that drop: as flags say, or the paper's."""
+    if asked.drop_counts is not None:
+        return {"drop_counts": asked.drop_counts}
+    places = asked.locations or base.pruning.locations
+    if base.num_patches == PAPER_PATCHES:
+        return {"drop_counts": tapered(PAPER_COUNT, len(places))}
+    return {"keep_rate": PAPER_RATE}
+
+
+def _budget(base: nn.Module, asked: Asked) -> float:
+    """The share of the unpruned tower's MACs that ranking by a predictor costs at the reference schedule."""
+    tower = _pruned(base, {"reducer": "predictor"} | _reference(base, asked), asked.locations)
+    return tower.macs().image / tower.macs_unpruned().image
+
+
+def _inside(locations: tuple[int, ...], base: nn.Module) -> tuple[int, ...]:
+    """The locations that a tower has."""
+    return tuple(layer for layer in locations if layer <= len(base.blocks)) or (len(base.blocks),)
+
+
+def _pruned(base: nn.Module, settings: dict, locations: tuple[int, ...] | None) -> nn.Module:
+    """A tower that shares its weights with `base`; its predictor's weights are random, which changes no time.
+
+    A reducer that merges in pairs takes half of the tokens at a location at the most. Where it cannot take what is
+    asked for, it gets more locations: consecutive layers from the first on, as few as do.
+
+    Raises:
+        UserError: no number of locations does.
+    """
+    places, depth = locations or base.pruning.locations, len(base.blocks)
+    choices = [places, *(tuple(range(places[0], last + 1)) for last in range(places[0] + 1, depth))]
+    for chosen in choices:
+        tower = shared_copy(base)
+        try:
+            tower.set_pruning(predictor_init="random", **settings | {"locations": chosen})
+            return tower
+        except UserError:
+            if not REDUCERS[settings["reducer"]].merges or "drop_counts" in settings or chosen == choices[-1]:
+                raise
+    raise AssertionError("there is at least one choice")
