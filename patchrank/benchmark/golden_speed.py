@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,11 @@ from patchrank.layers.pruning import take, windows
 from patchrank.layers.schedule import check_locations
 from patchrank.models.model_name import stable_name
 
-# Sequences that run at a time in what ours is compared with: it counts at the size that is fastest.
+# Sequences that may run at a time in what ours is compared with; the fastest number is found before the turns.
 BATCH_SIZES = {"cpu": (16, 49, 98), "cuda": (128, 512, 1024)}
+COMPARED = {"cpu": 196, "cuda": 4096}  # sequences, about, of one of their runs
 SIDE = 8192  # of the square matrices whose product tells what a GPU can do
-WARM_UP = 1  # turns; each of them runs thousands of sequences
+WARM_UP = 1  # turns; each of them runs hundreds of sequences
 
 COLUMNS: Columns = {
     "way to score": lambda row: row["method"],
@@ -63,23 +65,30 @@ def compare_scoring(
     kept = _without(squares, tower).to(mode.device)
     with mode.running():
         pixels = mode.random(images, *tower.pretrained_cfg["input_size"], seed=seed)
-        runs, counts = _runs(tower, pixels, kept, window, remove_at, mode)
-        timings = in_turns(runs, repeats, seed, WARM_UP, "golden scoring", quiet)
+        ways = _ways(tower, pixels, kept, window, remove_at, mode)
+        timings = in_turns({name: way.run for name, way in ways.items()}, repeats, seed, WARM_UP, "scoring", quiet)
         peak = matmul_rate(mode) if mode.on_gpu else None
-    rate = {name: counts[name] / timing.median for name, timing in timings.items()}
+    rate = {name: way.windows / timings[name].median for name, way in ways.items()}
     macs = _window_macs(tower, len(squares), kept.shape[1], remove_at)
     about = {"model": stable_name(model), "images": images, "window": window, "remove_at": remove_at}
     rows = []
-    for method, key in _best(rate).items():
-        row = about | {"method": method, "sequences": None if method == "golden scoring" else counts[key]}
-        row |= {
-            "windows_per_second": rate[key],
-            "spread": timings[key].spread,
-            "ratio": rate["golden scoring"] / rate[key],
-        }
-        row |= {"matmul_tflops": peak and peak / 1e12, "matmul_share": peak and 2 * macs * rate[key] / peak}
+    for name, way in ways.items():
+        row = about | {"method": name, "sequences": way.sequences, "windows_per_second": rate[name]}
+        row |= {"spread": timings[name].spread, "ratio": rate["golden scoring"] / rate[name]}
+        row |= {"matmul_tflops": peak and peak / 1e12, "matmul_share": peak and 2 * macs * rate[name] / peak}
         rows.append(row | {"repeats": repeats} | told(mode))
     return rows
+
+
+class Way(NamedTuple):
+    """A way to score: a run that returns its seconds, how many windows that run has, and how many run at a time.
+
+    sequences: None for ours, which decides by itself.
+    """
+
+    run: Callable[[], float]
+    windows: int
+    sequences: int | None = None
 
 
 def _without(squares: Tensor, tower: nn.Module) -> Tensor:
@@ -90,41 +99,50 @@ def _without(squares: Tensor, tower: nn.Module) -> Tensor:
     return torch.cat([leading, patches], dim=1)
 
 
-def _runs(
-    tower: nn.Module, pixels: Tensor, kept: Tensor, window: int, remove_at: int, mode: Mode
-) -> tuple[dict[str, Callable[[], float]], dict[str, int]]:
-    """What is timed by name, and how many windows each run has."""
+def _ways(tower: nn.Module, pixels: Tensor, kept: Tensor, window: int, remove_at: int, mode: Mode) -> dict[str, Way]:
+    """The ways to score that are compared, ours first."""
+
+    def score(images: Tensor) -> Tensor:
+        return score_images(tower, images, window=window, remove_at=remove_at).scores
 
     def blocks(x: Tensor) -> Tensor:
         for block in tower.blocks[remove_at - 1 :]:
             x = block(x)
         return x
 
-    def from_pixels(some: Tensor) -> Tensor:
-        x = tower.forward_prefix(some, remove_at)
-        x = blocks(take(x, kept[torch.arange(len(some), device=kept.device) % len(kept)]))
+    def from_pixels(images: Tensor) -> Tensor:
+        x = tower.forward_prefix(images, remove_at)
+        x = blocks(take(x, kept[torch.arange(len(x), device=x.device) % len(kept)]))
         return tower.forward_head(tower.norm(x))
 
-    def score(some: Tensor) -> Tensor:
-        return score_images(tower, some, window=window, remove_at=remove_at).scores
+    def sequences(size: int) -> Tensor:
+        return mode.random(size, kept.shape[1], tower.embed_dim)
 
-    runs = {"golden scoring": partial(device_seconds, score, pixels)}
-    counts = {"golden scoring": len(pixels) * len(kept)}
-    for size in BATCH_SIZES["cuda" if mode.on_gpu else "cpu"]:
-        sequences = mode.random(size, kept.shape[1], tower.embed_dim)
-        repeated = pixels[torch.arange(size, device=pixels.device) % len(pixels)]
-        runs[f"timm blocks {size}"] = partial(device_seconds, blocks, sequences)
-        runs[f"from pixels {size}"] = partial(device_seconds, from_pixels, repeated)
-        counts[f"timm blocks {size}"] = counts[f"from pixels {size}"] = size
-    return runs, counts
+    def repeated(size: int) -> Tensor:
+        return pixels[torch.arange(size, device=pixels.device) % len(pixels)]
+
+    return {
+        "golden scoring": Way(partial(device_seconds, score, pixels), len(pixels) * len(kept)),
+        "timm blocks": _fastest(blocks, sequences, mode),
+        "from pixels": _fastest(from_pixels, repeated, mode),
+    }
 
 
-def _best(rate: dict[str, float]) -> dict[str, str]:
-    """The name in `rate` of each way to score: at its fastest batch size."""
-    ways = {"golden scoring": "golden scoring"}
-    for way in ("timm blocks", "from pixels"):
-        ways[way] = max((name for name in rate if name.startswith(way)), key=rate.__getitem__)
-    return ways
+def _fastest(run: Callable[[Tensor], Tensor], batch: Callable[[int], Tensor], mode: Mode) -> Way:
+    """A way in batches of the size at which it is fastest, as many of them as make a run of `COMPARED` sequences."""
+    kind = "cuda" if mode.on_gpu else "cpu"
+    seconds = {}
+    for size in BATCH_SIZES[kind]:
+        x = batch(size)
+        seconds[size] = min(device_seconds(run, x) for _ in range(2)) / size
+    best = min(seconds, key=seconds.__getitem__)
+    x, count = batch(best), max(1, round(COMPARED[kind] / best))
+
+    def batches(x: Tensor) -> None:
+        for _ in range(count):
+            run(x)
+
+    return Way(partial(device_seconds, batches, x), count * best, best)
 
 
 def _window_macs(tower: nn.Module, count: int, length: int, remove_at: int) -> float:
