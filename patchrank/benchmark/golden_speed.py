@@ -62,7 +62,7 @@ def compare_scoring(
     """
     (remove_at,) = check_locations((remove_at,), len(tower.blocks))
     squares = windows(tower.patch_embed.grid_size, window)
-    kept = _without(squares, tower).to(mode.device)
+    kept = kept_without(squares, tower).to(mode.device)
     with mode.running():
         pixels = mode.random(images, *tower.pretrained_cfg["input_size"], seed=seed)
         ways = _ways(tower, pixels, kept, window, remove_at, mode)
@@ -91,7 +91,7 @@ class Way(NamedTuple):
     sequences: int | None = None
 
 
-def _without(squares: Tensor, tower: nn.Module) -> Tensor:
+def kept_without(squares: Tensor, tower: nn.Module) -> Tensor:
     """For each window the places (W, L) in a sequence of all tokens that are not of it."""
     member = torch.zeros(len(squares), tower.num_patches, dtype=torch.bool).scatter_(1, squares, True)
     patches = (~member).nonzero()[:, 1].view(len(squares), -1) + tower.num_leading_tokens
@@ -105,15 +105,8 @@ def _ways(tower: nn.Module, pixels: Tensor, kept: Tensor, window: int, remove_at
     def score(images: Tensor) -> Tensor:
         return score_images(tower, images, window=window, remove_at=remove_at).scores
 
-    def blocks(x: Tensor) -> Tensor:
-        for block in tower.blocks[remove_at - 1 :]:
-            x = block(x)
-        return x
-
-    def from_pixels(images: Tensor) -> Tensor:
-        x = tower.forward_prefix(images, remove_at)
-        x = blocks(take(x, kept[torch.arange(len(x), device=x.device) % len(kept)]))
-        return tower.forward_head(tower.norm(x))
+    def windows_of(images: Tensor) -> Tensor:
+        return from_pixels(tower, images, kept[torch.arange(len(images), device=kept.device) % len(kept)], remove_at)
 
     def sequences(size: int) -> Tensor:
         return mode.random(size, kept.shape[1], tower.embed_dim)
@@ -123,9 +116,19 @@ def _ways(tower: nn.Module, pixels: Tensor, kept: Tensor, window: int, remove_at
 
     return {
         "golden scoring": Way(partial(device_seconds, score, pixels), len(pixels) * len(kept)),
-        "timm blocks": _fastest(blocks, sequences, mode),
-        "from pixels": _fastest(from_pixels, repeated, mode),
+        "timm blocks": _fastest(tower.blocks[remove_at - 1 :], sequences, mode),
+        "from pixels": _fastest(windows_of, repeated, mode),
     }
+
+
+def from_pixels(tower: nn.Module, images: Tensor, kept: Tensor, remove_at: int) -> Tensor:
+    """Embeddings (B, E) of images (B, 3, H, W) without a window each, in the straightforward way: nothing is shared.
+
+    Args:
+        kept: (B, L), places of the tokens that stay when they enter layer `remove_at`.
+    """
+    x = take(tower.forward_prefix(images, remove_at), kept)
+    return tower.forward_head(tower.norm(tower.blocks[remove_at - 1 :](x)))
 
 
 def _fastest(run: Callable[[Tensor], Tensor], batch: Callable[[int], Tensor], mode: Mode) -> Way:

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchrank.benchmark.mode import Mode
-from patchrank.benchmark.schedules import MERGE, Asked, pruned_copies, shared_copy
+from patchrank.benchmark.schedules import MERGE, Asked, common_budget, pruned_copies, shared_copy
 from patchrank.layers.macs import hidden_size
 from patchrank.layers.reducers import REDUCERS, Reducer
 from patchrank.layers.schedule import check_locations
@@ -99,12 +99,12 @@ def create_methods(names: Sequence[str], base: nn.Module, model: str, asked: Ask
     """
     if asked.locations is not None:
         check_locations(asked.locations, len(base.blocks))
-    found = []
+    found, budget = [], common_budget(base, asked)
     for name in names:
         if name in WHOLE:
             found.append(_whole(name, base, model, mode))
         else:
-            copies = pruned_copies(base, name, asked)
+            copies = pruned_copies(base, name, asked, budget)
             found += [_method(name, tower, rate) for rate, tower in copies]
     return found
 

@@ -58,9 +58,9 @@ class Mode:
         return tower.eval().to(self.device, DTYPES[self.dtype])
 
     def random(self, *shape: int, seed: int = 0) -> Tensor:
-        """Random numbers of a shape, the same on every device."""
-        numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-        return numbers.to(self.device, DTYPES[self.dtype])
+        """Random numbers of a shape, made where they are used."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(*shape, generator=generator, device=self.device, dtype=DTYPES[self.dtype])
 
     @contextmanager
     def running(self) -> Iterator[None]:

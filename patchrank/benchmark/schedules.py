@@ -44,16 +44,20 @@ class Asked:
 
 
 def shared_copy(tower: nn.Module) -> nn.Module:
-    """A tower of its own structure and pruning, whose weights are those of `tower`, not copies."""
-    return copy.deepcopy(tower, {id(weight): weight for weight in (*tower.parameters(), *tower.buffers())})
+    """A tower with pruning of its own, whose layers and weights are those of `tower`, not copies."""
+    parts = *tower.children(), *tower.parameters(), *tower.buffers()
+    return copy.deepcopy(tower, {id(part): part for part in parts})  # what the memo knows is taken as it is
 
 
-def pruned_copies(base: nn.Module, name: str, asked: Asked) -> Iterator[tuple[float | None, nn.Module]]:
+def pruned_copies(
+    base: nn.Module, name: str, asked: Asked, budget: float | None
+) -> Iterator[tuple[float | None, nn.Module]]:
     """For each schedule that a method is to have: the keep rate, if one was asked for, and a tower that shares weights.
 
     Args:
         base: an unpruned tower of ours.
         name: a reducer, perhaps with `MERGE` at its end.
+        budget: what `common_budget` says.
 
     Raises:
         UserError: a schedule that the tower or the method does not allow.
@@ -66,10 +70,20 @@ def pruned_copies(base: nn.Module, name: str, asked: Asked) -> Iterator[tuple[fl
     elif asked.budget is None and _drops_before_layers(name):
         yield None, _pruned(base, settings | _reference(base, asked), asked.locations)
     else:
-        budget = _budget(base, asked) if asked.budget is None else asked.budget
         own = AUTHORS.get(reducer, {}) if asked.locations is None else {}
         places = own.get("locations", asked.locations or base.pruning.locations)
         yield None, _pruned(base, settings | own | {"budget": budget}, _inside(places, base))
+
+
+def common_budget(base: nn.Module, asked: Asked) -> float | None:
+    """The share of the unpruned tower's MACs that all methods keep to; None where keep rates were asked for.
+
+    It is what ranking by a predictor costs at the reference schedule, where flags say nothing else.
+    """
+    if asked.keep_rates is not None or asked.budget is not None:
+        return asked.budget
+    tower = _pruned(base, {"reducer": "predictor"} | _reference(base, asked), asked.locations)
+    return tower.macs().image / tower.macs_unpruned().image
 
 
 def _drops_before_layers(name: str) -> bool:
@@ -86,12 +100,6 @@ def _reference(base: nn.Module, asked: Asked) -> dict:
     if base.num_patches == PAPER_PATCHES:
         return {"drop_counts": tapered(PAPER_COUNT, len(places))}
     return {"keep_rate": PAPER_RATE}
-
-
-def _budget(base: nn.Module, asked: Asked) -> float:
-    """The share of the unpruned tower's MACs that ranking by a predictor costs at the reference schedule."""
-    tower = _pruned(base, {"reducer": "predictor"} | _reference(base, asked), asked.locations)
-    return tower.macs().image / tower.macs_unpruned().image
 
 
 def _inside(locations: tuple[int, ...], base: nn.Module) -> tuple[int, ...]:

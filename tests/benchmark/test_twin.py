@@ -1,4 +1,4 @@
-"""Milliseconds: what is measured, what a measurement is named by, and the command."""
+"""One tower beside its unpruned twin: what is measured, what a measurement is named by, and the command."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from patchrank import benchmark
-from patchrank.benchmark import main, measure
+from patchrank.benchmark import main, measure, twin
 from patchrank.config import BenchmarkConfig, TrialConfig
 from patchrank.trial.identity import speed_id, speed_settings
 from patchrank.trial.requirements import ResolvedTrial
@@ -28,7 +28,7 @@ def test_towers_take_turns_and_the_first_runs_do_not_count(monkeypatch):
         assert tuple(images.shape) == (4, 3, 64, 64) and torch.is_inference_mode_enabled()
         return next(costs[ran[-1]])
 
-    monkeypatch.setattr(benchmark, "seconds_of", seconds)
+    monkeypatch.setattr(twin, "seconds_of", seconds)
     found = measure(tower, batch_size=4, repeats=3)
     assert ran == [True, False] * 6
     assert found["ms"] == 1000 and found["ms_unpruned"] == 2000 and found["speedup"] == 2
@@ -37,7 +37,7 @@ def test_towers_take_turns_and_the_first_runs_do_not_count(monkeypatch):
 
 def test_the_twin_of_a_tower_with_a_budget_is_whole(monkeypatch):
     pruned, trial = [], configure(BASE, {"pruning.reducer": "tome", "pruning.budget": 0.7})
-    monkeypatch.setattr(benchmark, "seconds_of", lambda run, _: pruned.append(run.pruner is not None) or 1.0)
+    monkeypatch.setattr(twin, "seconds_of", lambda run, _: pruned.append(run.pruner is not None) or 1.0)
     measure(random_tower(trial), batch_size=2, repeats=1)
     assert pruned == [True, False] * 4
 
@@ -52,7 +52,7 @@ def test_what_is_timed_is_the_pruned_forward_and_timms_own(monkeypatch):
         outputs.append(run(given))
         return 1.0
 
-    monkeypatch.setattr(benchmark, "seconds_of", seconds)
+    monkeypatch.setattr(twin, "seconds_of", seconds)
     measure(tower, batch_size=2, repeats=1, seed=5)
     tower.set_prompts(None)
     tower.set_pruning(keep_rate=1.0, drop_counts=None)

@@ -1,0 +1,77 @@
+"""Clocks: turns, medians, what a reducer takes, and what a GPU's events say."""
+
+import itertools
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from patchrank.benchmark import clock
+from patchrank.benchmark.clock import Timing, device_seconds, in_turns
+from patchrank.benchmark.compare import reducer_share
+from patchrank.benchmark.methods import Method
+
+
+def method_of(tower):
+    return Method("some", tower, 1, 1, reducer=tower.pruner.reducer)
+
+
+def test_each_turn_has_every_run_once_in_an_order_that_changes():
+    ran, costs = [], {name: itertools.chain([9, 9], itertools.cycle([1, 2, 3])) for name in "abc"}
+    runs = {name: lambda name=name: ran.append(name) or next(costs[name]) for name in "abc"}
+    found = in_turns(runs, turns=30, seed=1, warm_up=2)
+    turns = [tuple(ran[n : n + 3]) for n in range(0, len(ran), 3)]
+    assert len(turns) == 32 and {frozenset(turn) for turn in turns} == {frozenset("abc")}
+    assert {turn[0] for turn in turns} == set("abc") and len(set(turns)) == 6
+    assert set(found.values()) == {Timing(2.0, (1.0, 3.0))} and found["a"].spread == 1.0
+    again = ran.copy()
+    ran.clear()
+    in_turns(runs, turns=30, seed=1, warm_up=2)
+    assert ran == again
+
+
+@pytest.mark.parametrize(
+    "reducer, calls",
+    [("predictor", 4), ("tome", 4), ("rank_merge", 5)],  # of which one observes
+)
+def test_the_share_of_a_reducer_is_that_of_its_own_calls(tower, images, reducer, calls, monkeypatch):
+    tower.set_pruning(reducer=reducer, keep_rate=0.6, predictor_init="random")
+    ticks = itertools.count()
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(time, "perf_counter", lambda: float(next(ticks)))  # a second passes whenever somebody looks
+        patch.setattr(clock, "seconds_of", lambda run, images: run(images) is None or 10.0)
+        assert reducer_share(method_of(tower), images) == pytest.approx(calls / 10)
+    assert not {"observe", "reduce"} & set(vars(tower.pruner.reducer))
+
+
+def test_what_leaves_nothing_has_no_share(tower, images):
+    assert reducer_share(Method("timm", tower, 1, 1), images) == 0
+
+
+def test_a_slow_ranking_shows(tower, images, monkeypatch):
+    tower.set_pruning(reducer="center", keep_rate=0.6)
+    score = tower.pruner.reducer.score
+    monkeypatch.setattr(tower.pruner.reducer, "score", lambda state: time.sleep(0.1) or score(state))
+    with torch.inference_mode():
+        assert 0.5 < reducer_share(method_of(tower), images) < 1
+
+
+def test_a_gpu_is_timed_by_its_own_events(monkeypatch):
+    said = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append("record")
+
+        def elapsed_time(self, end):
+            return 250.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append(f"wait {device}"))
+    images = SimpleNamespace(is_cuda=True, device="cuda:1")
+    assert device_seconds(lambda _: said.append("run"), images) == 0.25
+    assert said == ["wait cuda:1", "record", "run", "record", "wait cuda:1"]
