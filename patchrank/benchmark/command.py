@@ -25,7 +25,8 @@ from torch import nn
 
 from patchrank.benchmark.compare import compare
 from patchrank.benchmark.golden_speed import COLUMNS as GOLDEN_COLUMNS
-from patchrank.benchmark.golden_speed import compare_scoring, scoring_title
+from patchrank.benchmark.golden_speed import NOTE as GOLDEN_NOTE
+from patchrank.benchmark.golden_speed import compare_scoring
 from patchrank.benchmark.methods import create_base, create_methods, read_methods
 from patchrank.benchmark.mode import DTYPES, Mode
 from patchrank.benchmark.schedules import Asked
@@ -160,7 +161,7 @@ def _methods(args: argparse.Namespace, mode: Mode, base: nn.Module, argv: Sequen
         write_line(f"{stable_name(args.model)}, batch size {found[0]['batch_size']}")
         write_line(text_table(methods_columns(found), found))
         rows += found
-    _write(args, argv, f"Methods: {stable_name(args.model)}", methods_columns(rows), rows, NOTE)
+    _write(args, argv, asked.title, methods_columns(rows), rows, NOTE)
 
 
 def _golden(args: argparse.Namespace, mode: Mode, base: nn.Module, argv: Sequence[str]) -> None:
@@ -170,8 +171,8 @@ def _golden(args: argparse.Namespace, mode: Mode, base: nn.Module, argv: Sequenc
         what = images, args.window, args.remove_at, args.repeats, args.seed
         rows += compare_scoring(base, args.model, mode, *what, quiet=False)
         write_line(text_table(GOLDEN_COLUMNS, rows[-3:]))
-    title = scoring_title(rows)
-    _write(args, argv, f"{title[0].upper()}{title[1:]}", GOLDEN_COLUMNS, rows)
+    title = f"Golden scoring, a window of {args.window} x {args.window} removed before layer {args.remove_at}"
+    _write(args, argv, title, GOLDEN_COLUMNS, rows, GOLDEN_NOTE)
 
 
 def _tokens(args: argparse.Namespace, mode: Mode, base: nn.Module, argv: Sequence[str]) -> None:
@@ -181,7 +182,7 @@ def _tokens(args: argparse.Namespace, mode: Mode, base: nn.Module, argv: Sequenc
     write_line(text_table(TOKENS_COLUMNS, rows))
     if args.picture is not None:
         write_atomic(args.picture, draw_tokens(rows))
-    _write(args, argv, f"Milliseconds by tokens: {stable_name(args.model)}", TOKENS_COLUMNS, rows, TOKENS_NOTE)
+    _write(args, argv, "Milliseconds of all blocks by tokens", TOKENS_COLUMNS, rows, TOKENS_NOTE)
 
 
 def _write(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -33,6 +33,11 @@ COLUMNS: Columns = {
     "golden scoring over it": lambda row: f"{row['ratio']:.3f}",
     "of the matrix rate": lambda row: "-" if row["matmul_share"] is None else f"{100 * row['matmul_share']:.0f} %",
 }
+NOTE = (
+    "`timm blocks`: the blocks from that layer on, in full, on random sequences of the same length. `from pixels`: "
+    "each window alone through the whole tower. Both run at the batch size that is fastest. `of the matrix rate`: the "
+    "FLOPs that windows need, over those of a large square product."
+)
 
 
 def compare_scoring(
@@ -166,8 +171,3 @@ def matmul_rate(mode: Mode, turns: int = 10) -> float:
     for _ in range(3):
         a @ b
     return 2 * SIDE**3 / Timing.of([device_seconds(lambda x: x @ b, a) for _ in range(turns)]).median
-
-
-def scoring_title(rows: Sequence[dict]) -> str:
-    row = rows[0]
-    return f"golden scoring, window {row['window']} removed before layer {row['remove_at']}"

@@ -65,10 +65,10 @@ class Mode:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Inference on this device, with the attention kernels of this mode."""
-        if self.compile and hasattr(getattr(torch.compiler, "config", None), "recompile_limit"):
-            torch.compiler.config.recompile_limit = MOST_GRAPHS
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
+            if self.compile and hasattr(getattr(torch.compiler, "config", None), "recompile_limit"):  # of newer torch
+                stack.enter_context(torch.compiler.config.patch(recompile_limit=MOST_GRAPHS))
             if self.on_gpu:  # events and waiting are of the current device
                 stack.enter_context(torch.cuda.device(self.device))
             if self.cudnn_attention:

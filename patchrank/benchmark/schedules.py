@@ -42,6 +42,18 @@ class Asked:
             flags = " and ".join(f"--{name.replace('_', '-')}" for name in named)
             raise UserError(f"{flags} exclude each other in a table of methods; try one of them")
 
+    @property
+    def title(self) -> str:
+        """What a table of such schedules is called."""
+        where = "" if self.locations is None else f" at layers {', '.join(map(str, self.locations))}"
+        if self.keep_rates is not None:
+            return f"Methods at keep rates {', '.join(f'{rate:g}' for rate in self.keep_rates)}{where}"
+        if self.budget is not None:
+            return f"Methods at {100 * self.budget:g} % of the MACs{where}"
+        if self.drop_counts is not None:
+            return f"Methods at the MACs of {', '.join(map(str, self.drop_counts))} tokens dropped{where}"
+        return f"Methods at the MACs of the paper's schedule{where}"
+
 
 def shared_copy(tower: nn.Module) -> nn.Module:
     """A tower with pruning of its own, whose layers and weights are those of `tower`, not copies."""

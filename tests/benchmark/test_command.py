@@ -66,7 +66,7 @@ def test_scoring_beside_what_it_is_compared_with(tmp_path, capsys, monkeypatch):
     assert ours["ratio"] == 1 and ours["sequences"] is None and {blocks["sequences"], pixels["sequences"]} <= {7, 9}
     assert blocks["ratio"] == pytest.approx(ours["windows_per_second"] / blocks["windows_per_second"])
     assert pixels["windows_per_second"] < blocks["windows_per_second"] and set(ours) >= COMMON
-    assert "window 6 removed before layer 4" in (tmp_path / "page.md").read_text()
+    assert "a window of 6 x 6 removed before layer 4" in (tmp_path / "page.md").read_text()
 
 
 def test_what_scoring_is_compared_with_gives_the_embeddings_that_scoring_compares(tower, images):
@@ -179,9 +179,16 @@ def test_b16_on_random_weights_shows_what_the_issue_asks_for(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_towers_are_measured_for_more_batch_sizes_than_torch_keeps_by_itself(capsys):
-    main(["--methods", "timm,predictor,cls_attention", "--compile", "--repeats", "3", "--batch-size", "1,2,3"])
-    assert len(json.loads(capsys.readouterr()[0])) == 9
+def test_towers_are_compiled_for_more_batch_sizes_than_torch_keeps_by_itself(capsys, monkeypatch):
+    graphs, real = [], torch.compile
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda tower, **how: real(tower, backend=backend, **how))
+    main(["--methods", "timm,predictor,cls_attention", "--compile", "--repeats", "3", "--batch-size", "1,2,3,4"])
+    assert len(json.loads(capsys.readouterr()[0])) == len(graphs) == 12
 
 
 @pytest.mark.slow

@@ -32,6 +32,14 @@ def test_towers_and_images_have_the_precision_that_is_asked_for(tower):
     assert torch.equal(images, mode.random(2, 3, 64, 64, seed=4))
 
 
+def test_torch_may_keep_a_form_of_each_tower_and_batch_size():
+    """By itself it keeps eight of one function, and says nothing when it runs the others as they are."""
+    before = torch.compiler.config.recompile_limit
+    with Mode(compile=True).running():
+        assert torch.compiler.config.recompile_limit >= 1024
+    assert torch.compiler.config.recompile_limit == before
+
+
 def test_a_tower_that_cannot_be_compiled_is_named(images):
     def fails(_):
         raise RuntimeError("no compiler\nwas found")
