@@ -64,7 +64,9 @@ READ = {  # which flags each kind of benchmark reads, beside those that all of t
 def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(argv, argparse.Namespace(repeats=None, batch_size=None))  # None: as suits the kind
+    unsaid = argparse.Namespace(repeats=None, batch_size=None, locations=None)  # so that a default is told from a flag
+    args = parser.parse_args(argv, unsaid)
+    args.places, args.locations = args.locations, args.locations or parser.get_default("locations")
     kind = _kind(args)
     _check_flags(parser, args, kind)
     check_device(args.device)
@@ -152,8 +154,7 @@ def _check_file(path: str | None) -> None:
 def _methods(args: argparse.Namespace, mode: Mode, base: nn.Module, argv: Sequence[str]) -> None:
     """A table of methods."""
     settings = {name: getattr(args, name) for name in ("keep_rates", "drop_counts", "budget")}
-    if args.locations != PruningConfig.model_fields["locations"].default:
-        settings["locations"] = args.locations
+    settings["locations"] = args.places
     asked = Asked(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
     methods = create_methods(read_methods(args.methods), base, args.model, asked, mode)
     rows, sizes = [], args.batch_size or [BENCHMARK.batch_size]
