@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchrank.benchmark.clock import Timing, device_seconds, in_turns, timed_reducer
 from patchrank.benchmark.methods import Method
 from patchrank.benchmark.mode import Mode
+from patchrank.layers.reducers import Reducer
 from patchrank.models.model_name import stable_name
+from patchrank.utils.clock import Timing, between, device_seconds, in_turns, mark
 from patchrank.utils.device import hardware
 
 SHARE_TURNS = 3  # runs from which the share of ranking and matching is taken
@@ -99,6 +101,31 @@ def reducer_share(method: Method, images: Tensor) -> float:
             whole = device_seconds(method.tower, images)
             shares.append(spent() / whole)
     return float(np.median(shares))
+
+
+@contextmanager
+def timed_reducer(reducer: Reducer, on_gpu: bool) -> Iterator[Callable[[], float]]:
+    """Inside of the block, the calls of a reducer's `observe` and `reduce` are timed.
+
+    Yields:
+        A function that returns their seconds so far; on a GPU, once the device has been waited for.
+    """
+    marks: list[tuple] = []
+
+    def timed(call: Callable) -> Callable:
+        def timed_call(*args):
+            start = mark(on_gpu)
+            found = call(*args)
+            marks.append((start, mark(on_gpu)))
+            return found
+
+        return timed_call
+
+    reducer.observe, reducer.reduce = timed(reducer.observe), timed(reducer.reduce)
+    try:
+        yield lambda: sum(between(start, end) for start, end in marks)
+    finally:
+        del reducer.observe, reducer.reduce  # those of its class come back
 
 
 def peak_memory(run: Callable[[Tensor], object], images: Tensor) -> int | None:

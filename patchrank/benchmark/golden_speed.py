@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from patchrank.benchmark.clock import Timing, device_seconds, in_turns
 from patchrank.benchmark.compare import told
 from patchrank.benchmark.mode import Mode
 from patchrank.benchmark.table import Columns, number
@@ -18,6 +17,7 @@ from patchrank.layers.macs import block_macs, hidden_size, vision_macs
 from patchrank.layers.pruning import take, windows
 from patchrank.layers.schedule import check_locations
 from patchrank.models.model_name import stable_name
+from patchrank.utils.clock import Timing, device_seconds, in_turns
 
 # Sequences that may run at a time in what ours is compared with; the fastest number is found before the turns.
 BATCH_SIZES = {"cpu": (16, 49, 98), "cuda": (128, 512, 1024)}

@@ -9,13 +9,13 @@ from statistics import median
 
 from torch import Tensor, nn
 
-from patchrank.benchmark.clock import device_seconds, in_turns
 from patchrank.benchmark.compare import told
 from patchrank.benchmark.mode import Mode
 from patchrank.benchmark.table import Columns, number
 from patchrank.layers.macs import block_macs, hidden_size
 from patchrank.models.model_name import stable_name
 from patchrank.report.plots.style import PALETTE, png
+from patchrank.utils.clock import device_seconds, in_turns
 
 COLUMNS: Columns = {
     "tokens": lambda row: str(row["tokens"]),

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from patchrank.benchmark.clock import WARM_UP, seconds_of
 from patchrank.config import DEFAULTS, BenchmarkConfig
 from patchrank.models.clip import Clip
+from patchrank.utils.clock import WARM_UP, seconds_of
 from patchrank.utils.errors import UserError
 from patchrank.utils.plain import plain
 from patchrank.utils.progress import progress

@@ -46,10 +46,10 @@ MEANT = {
 WORDS = ("name", "batch_size", "mode", "images", "templates", "root")  # mean a setting only where MEANT says so
 RENAMED = {"model": "model.name", "data_root": "data.root", "predictor_name": "predictor.name"}  # flags
 FIRST = {"data": "data.tasks", "location": "pruning.locations"}  # flags that take one of what is a list in YAML
-OF_COMMANDS = """best classes compile cuda_graphs cudnn_attention dashboard device dry_run dtype fresh golden help image index
-    json keep_rates label limit markdown methods out overrides picture
-    address predictor prompts quick rank repair runs shards split steps sweep task template threads tokens
-    val_shards wait""".split()
+OF_COMMANDS = """best classes dashboard device dry_run fresh help image index keep_rates label limit out overrides
+    address predictor prompts quick rank repair runs shards split steps sweep task template threads
+    val_shards wait
+    compile cuda_graphs cudnn_attention dtype golden json markdown methods picture tokens""".split()
 
 
 def setting(name: str, module: str) -> str | None:

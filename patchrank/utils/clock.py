@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchrank.layers.reducers import Reducer
 from patchrank.utils.progress import progress
 
 WARM_UP = 3  # runs of each tower that count for nothing
@@ -81,39 +79,14 @@ def device_seconds(run: Callable[[Tensor], object], images: Tensor) -> float:
     if not images.is_cuda:
         return seconds_of(run, images)
     torch.cuda.synchronize(images.device)
-    start = _mark(True)
+    start = mark(True)
     run(images)
-    end = _mark(True)
+    end = mark(True)
     torch.cuda.synchronize(images.device)
-    return _between(start, end)
+    return between(start, end)
 
 
-@contextmanager
-def timed_reducer(reducer: Reducer, on_gpu: bool) -> Iterator[Callable[[], float]]:
-    """Inside of the block, the calls of a reducer's `observe` and `reduce` are timed.
-
-    Yields:
-        A function that returns their seconds so far; on a GPU, once the device has been waited for.
-    """
-    marks: list[tuple] = []
-
-    def timed(call: Callable) -> Callable:
-        def timed_call(*args):
-            start = _mark(on_gpu)
-            found = call(*args)
-            marks.append((start, _mark(on_gpu)))
-            return found
-
-        return timed_call
-
-    reducer.observe, reducer.reduce = timed(reducer.observe), timed(reducer.reduce)
-    try:
-        yield lambda: sum(_between(start, end) for start, end in marks)
-    finally:
-        del reducer.observe, reducer.reduce  # those of its class come back
-
-
-def _mark(on_gpu: bool) -> torch.cuda.Event | float:
+def mark(on_gpu: bool) -> torch.cuda.Event | float:
     """A point in time: of the GPU's queue, or of the wall clock."""
     if not on_gpu:
         return time.perf_counter()
@@ -122,6 +95,6 @@ def _mark(on_gpu: bool) -> torch.cuda.Event | float:
     return event
 
 
-def _between(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+def between(start: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
     """Seconds from one mark to another."""
     return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
