@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if kind == "one tower":
         _one_tower(args)
         return
+    if kind == "--methods":
+        args.methods, args.asked = read_methods(args.methods), _asked(args)
     mode = Mode(args.device, *(getattr(args, name) for name in HOW))
     mode.check()
     base = create_base(args.model, args.img_size, mode, args.seed)
@@ -151,18 +153,21 @@ def _check_file(path: str | None) -> None:
     check_writable(os.path.dirname(resolve(path)))
 
 
+def _asked(args: argparse.Namespace) -> Asked:
+    """What flags say of a table's schedules."""
+    said = {name: getattr(args, name) for name in ("keep_rates", "drop_counts", "budget")} | {"locations": args.places}
+    return Asked(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+
+
 def _methods(args: argparse.Namespace, mode: Mode, base: nn.Module, argv: Sequence[str]) -> None:
     """A table of methods."""
-    settings = {name: getattr(args, name) for name in ("keep_rates", "drop_counts", "budget")}
-    settings["locations"] = args.places
-    asked = Asked(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
-    methods = create_methods(read_methods(args.methods), base, args.model, asked, mode)
+    methods = create_methods(args.methods, base, args.model, args.asked, mode)
     rows, sizes = [], args.batch_size or [BENCHMARK.batch_size]
     for found in compare(methods, base, args.model, mode, sizes, args.repeats, args.seed, quiet=False):
         write_line(f"{stable_name(args.model)}, batch size {found[0]['batch_size']}")
         write_line(text_table(methods_columns(found), found))
         rows += found
-    _write(args, argv, asked.title, methods_columns(rows), rows, NOTE)
+    _write(args, argv, args.asked.title, methods_columns(rows), rows, NOTE)
 
 
 def _golden(args: argparse.Namespace, mode: Mode, base: nn.Module, argv: Sequence[str]) -> None:

@@ -99,6 +99,8 @@ def test_a_row_of_one_tower_is_a_list_in_its_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
+        ("--methods predictr", "method 'predictr' does not exist; did you mean 'predictor'"),
+        ("--methods evit --keep-rates 0.5 --budget 0.5", "--keep-rates and --budget exclude each other"),
         ("--methods timm --golden", "--methods and --golden are benchmarks of their own"),
         ("--methods evit --reducer evit", r"--reducer says nothing to this kind .*\(--methods\); it is for one tower"),
         ("--golden --compile", r"--compile says nothing .*\(--golden\); it is for --methods, --tokens"),
@@ -132,11 +134,6 @@ def test_values_that_do_not_fit_are_told_with_their_flag(flags, message, capsys,
     with pytest.raises(SystemExit) as ended:
         main(flags.split())
     assert ended.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_unknown_methods_are_told(capsys):
-    with pytest.raises(UserError, match="did you mean 'predictor'"):
-        main(["--methods", "predictr", *FAST])
 
 
 def test_counts_and_layers_in_short():
