@@ -15,10 +15,9 @@ from patchrank.utils.errors import UserError
 PAPER_COUNT, PAPER_PATCHES = 80, 196  # tokens that leave CLIP B/16: 20 at each of four locations (tables 4 and 5)
 PAPER_RATE = 0.6  # what the paper calls the share that is left, taken for towers of another number of patches
 MERGE = "+merge"  # end of the name of a ranking whose leftovers merge
-# Where the authors of a method have tokens leave, in a tower of 12 layers (sweeps/methods.yaml). EViT keeps the same
-# share at each of its locations: at the MACs of the paper's schedule each loses 0.85 of what left at the one before.
+# EViT's authors keep the same share at each of three layers (sweeps/methods.yaml): at the MACs of the paper's schedule
+# 0.85 times as many tokens leave at each of them as at the one before.
 EVIT = {"locations": (4, 7, 10), "taper": 0.85}
-AUTHORS = {"evit": EVIT, "evit_norm": EVIT, "evit_drop": EVIT, "tome": {"locations": tuple(range(1, 12))}}
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ def pruned_copies(
     elif asked.budget is None and _drops_before_layers(name):
         yield None, _pruned(base, settings | _reference(base, asked), asked.locations)
     else:
-        own = AUTHORS.get(reducer, {}) if asked.locations is None else {}
-        places = own.get("locations", asked.locations or base.pruning.locations)
-        yield None, _pruned(base, settings | own | {"budget": budget}, _inside(places, base))
+        own = _of_authors(reducer, len(base.blocks)) if asked.locations is None else {}
+        places = own.pop("locations", asked.locations)
+        yield None, _pruned(base, settings | own | {"budget": budget}, places)
 
 
 def common_budget(base: nn.Module, asked: Asked) -> float | None:
@@ -114,9 +113,13 @@ def _reference(base: nn.Module, asked: Asked) -> dict:
     return {"keep_rate": PAPER_RATE}
 
 
-def _inside(locations: tuple[int, ...], base: nn.Module) -> tuple[int, ...]:
-    """The locations that a tower has."""
-    return tuple(layer for layer in locations if layer <= len(base.blocks)) or (len(base.blocks),)
+def _of_authors(reducer: str, depth: int) -> dict:
+    """Locations and taper as the authors of a method choose them; {} where they choose none."""
+    if reducer == "tome":  # every layer; after the last one nothing reads patches
+        return {"locations": tuple(range(1, depth))}
+    if reducer in ("evit", "evit_norm", "evit_drop") and depth > EVIT["locations"][-1]:
+        return dict(EVIT)
+    return {}
 
 
 def _pruned(base: nn.Module, settings: dict, locations: tuple[int, ...] | None) -> nn.Module:
@@ -129,13 +132,14 @@ def _pruned(base: nn.Module, settings: dict, locations: tuple[int, ...] | None) 
         UserError: no number of locations does.
     """
     places, depth = locations or base.pruning.locations, len(base.blocks)
-    choices = [places, *(tuple(range(places[0], last + 1)) for last in range(places[0] + 1, depth))]
+    choices = [places]
+    if REDUCERS[settings["reducer"]].merges and "drop_counts" not in settings:
+        choices += [tuple(range(places[0], last + 1)) for last in range(places[0] + 1, depth)]
     for chosen in choices:
         tower = shared_copy(base)
         try:
             tower.set_pruning(predictor_init="random", **settings | {"locations": chosen})
             return tower
-        except UserError:
-            if not REDUCERS[settings["reducer"]].merges or "drop_counts" in settings or chosen == choices[-1]:
-                raise
-    raise AssertionError("there is at least one choice")
+        except UserError as error:
+            problem = error
+    raise problem

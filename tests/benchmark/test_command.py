@@ -91,11 +91,6 @@ def test_milliseconds_by_tokens(tmp_path, capsys):
     assert (tmp_path / "tokens.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_row_of_one_tower_is_a_list_in_its_file(tmp_path, capsys):
-    main(["--keep-rate", "0.5", *FAST, "--json", str(tmp_path / "row.json")])
-    assert json.loads((tmp_path / "row.json").read_text()) == [json.loads(capsys.readouterr()[0])]
-
-
 @pytest.mark.parametrize(
     "flags, message",
     [

@@ -153,14 +153,16 @@ def test_oracles_have_no_time(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_prints_one_line(capsys):
-    before = torch.get_num_threads()
+def test_the_command_prints_one_line(capsys, tmp_path):
+    before, rows = torch.get_num_threads(), tmp_path / "rows.json"
+    fast = ["--batch-size", "2", "--repeats", "3", "--threads", "1"]
     try:
-        main(["--keep-rate", "0.5", "--batch-size", "2", "--repeats", "3", "--threads", "1"])
+        main(["--keep-rate", "0.5", *fast, "--json", str(rows)])
     finally:
         torch.set_num_threads(before)
     out, err = capsys.readouterr()
     row = json.loads(out)
+    assert json.loads(rows.read_text()) == [row]
     assert row["hardware"]["threads"] == 1 and row["batch_size"] == 2 and row["ms"] > 0 and "speed-up" in err
     assert row["gmacs"] < row["gmacs_unpruned"] and row["keep_rate"] == 0.5
     with pytest.raises(UserError, match="device 'cuda:9'"):
