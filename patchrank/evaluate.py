@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from patchrank.benchmark import WARM_UP, seconds_of
-from patchrank.cli.config_flags import add_config_flags
+from patchrank.cli.config_flags import add_config_flags, reader
 from patchrank.cli.flags import load_split_from
 from patchrank.cli.summary import ACCURACIES, MATCHING, cosine_line, percentages
 from patchrank.config import TrialConfig
+from patchrank.config.base import Share
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.golden.agreement import matching, prior_of, rank_quality
@@ -40,6 +41,7 @@ from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.stats import paired_interval
 
+_rate = reader(Share)
 BUCKET_IMAGES = 1024  # training images that buckets are made from
 VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
 
@@ -128,12 +130,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not split.classes:
             what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
             print(f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone", file=sys.stderr)
-        unpruned = embed_unpruned(clip, split, args.batch_size) if args.bucket_rates else None
+        buckets = fit_buckets(clip, [_training_images(args, split)], args.bucket_rates) if args.bucket_rates else None
+        unpruned = None if buckets is None else embed_unpruned(clip, split, args.batch_size)
         given = {"batch_size": args.batch_size, "seed": args.seed, "unpruned": unpruned}
         measured = evaluate(clip, split, args.controls, **given).row()
         lines = [*percentages(measured, ACCURACIES), cosine_line(measured)]
-        if args.bucket_rates:
-            buckets = fit_buckets(clip, [_training_images(args, split)], args.bucket_rates)
+        if buckets is not None:
             measured |= compare_buckets(clip, buckets, split, unpruned, args.batch_size)
             lines += _bucket_lines(measured)
     print_measured(args, args.task, clip, split, measured | found, [*lines, *percentages(found, MATCHING)])
@@ -163,12 +165,8 @@ def _bucket_lines(row: dict) -> list[tuple[str, str]]:
 
 
 def _rates(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"should be keep rates with commas between them, like 0.5,0.6,0.7, but is {text!r}"
-        ) from error
+    """Keep rates with commas between them."""
+    return [_rate(part) for part in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:

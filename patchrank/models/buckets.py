@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,8 +97,8 @@ class BucketedTower(nn.Module):
 
     def macs(self, shares: Sequence[float]) -> float:
         """Mean multiply-accumulates of an image where so large a share of all images is in each bucket."""
-        costs = [rest.tower.macs().image for rest in self.rests]
-        return float(np.dot(shares, costs)) + self.difficulty.in_features
+        costs = sum(share * rest.tower.macs().image for share, rest in zip(shares, self.rests))
+        return float(costs) + self.difficulty.in_features
 
 
 def towers_at(tower: PrunedVisionTransformer, keep_rates: Sequence[float]) -> list[PrunedVisionTransformer]:
@@ -127,13 +127,6 @@ def summary(tower: PrunedVisionTransformer, tokens: Tensor) -> Tensor:
     return torch.cat([tokens[:, 0], tokens[:, tower.num_leading_tokens :].mean(1)], dim=-1).float()
 
 
-class Trained(NamedTuple):
-    """What buckets are made from, image by image: summaries (n, 2 D), and the drift (n, R) at each keep rate."""
-
-    summaries: np.ndarray
-    drift: np.ndarray
-
-
 def fit_buckets(
     clip: Clip, splits: Sequence[Any], keep_rates: Sequence[float], compile: bool = False, quiet: bool = False
 ) -> BucketedTower:
@@ -159,13 +152,21 @@ def fit_buckets(
             f"keep rates {keep_rates} cost {costs[0] / 1e9:.4g} to {costs[-1] / 1e9:.4g} GMACs an image, but must lie "
             f"on both sides of the pruning in force, which costs {most / 1e9:.4g}"
         )
-    found = _measured(clip, splits, towers, quiet)
-    difficulty, predicted = fit_difficulty(found.summaries, np.log(found.drift.clip(SMALLEST)).mean(1))
-    limits = choose_limits(predicted, found.drift, costs, most)
+    summaries, drift = _measured(clip, splits, towers, quiet)
+    difficulty, predicted = fit_difficulty(summaries, np.log(drift.clip(SMALLEST)).mean(1))
+    limits = choose_limits(predicted, drift, costs, most)
     return BucketedTower(clip.visual, keep_rates, difficulty, limits, compile)
 
 
-def _measured(clip: Clip, splits: Sequence[Any], towers: Sequence[PrunedVisionTransformer], quiet: bool) -> Trained:
+def _measured(
+    clip: Clip, splits: Sequence[Any], towers: Sequence[PrunedVisionTransformer], quiet: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summaries (n, 2 D) of all images, and their drift (n, R) in each of R towers.
+
+    Raises:
+        UserError: too few images.
+    """
+
     def one_batch(images: Tensor, _: range) -> tuple[Tensor, Tensor]:
         tokens = towers[0].forward_prefix(images, towers[0].shared_layer)
         whole = unit(towers[0].forward_whole(images, tokens))
@@ -179,7 +180,8 @@ def _measured(clip: Clip, splits: Sequence[Any], towers: Sequence[PrunedVisionTr
     count = sum(len(part[0]) for part in parts)
     if count < MIN_REPAIR_IMAGES:
         raise UserError(f"buckets need at least {MIN_REPAIR_IMAGES} images to be made from, but got {count}")
-    return Trained(*(torch.cat([part[side] for part in parts]).numpy() for side in (0, 1)))
+    summaries, drift = (torch.cat([part[side] for part in parts]).numpy() for side in (0, 1))
+    return summaries, drift
 
 
 def fit_difficulty(summaries: np.ndarray, targets: np.ndarray) -> tuple[nn.Linear, np.ndarray]:
