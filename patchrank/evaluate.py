@@ -142,13 +142,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _training_images(args: argparse.Namespace, split: ImageSplit) -> ImageSplit:
-    """The images that buckets are made from. Raises `UserError` where the split to be evaluated is theirs."""
-    training = find_task(args.data).training
-    if split.split == training:
+    """The images that buckets are made from. Raises `UserError` where some of them are to be evaluated."""
+    task = find_task(args.data)
+    train = load_split_from(argparse.Namespace(**vars(args) | {"split": task.training, "limit": BUCKET_IMAGES}))
+    if both := set(train.ids) & set(split.ids):
         raise UserError(
-            f"--bucket-rates: buckets are made from split {training!r}, so evaluate them on another; try val"
+            f"--bucket-rates: {len(both):,} images of split {split.split!r} are among those that buckets are made from "
+            f"(split {task.training!r}); try --split val"
         )
-    return load_split_from(argparse.Namespace(**vars(args) | {"split": training, "limit": BUCKET_IMAGES}))
+    return train
 
 
 def _bucket_lines(row: dict) -> list[tuple[str, str]]:

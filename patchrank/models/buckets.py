@@ -21,7 +21,7 @@ from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.utils.errors import UserError
 
 PARTS = {2: 200, 3: 100, 4: 40}  # number of keep rates -> of how many parts of the images buckets may be made
-ALPHAS = np.logspace(0, 4, 9)  # ridges that are tried
+RIDGES = np.logspace(0, 4, 9).tolist()  # that are tried
 SMALLEST = 1e-6  # drift below it is rounding, so logarithms begin here
 
 
@@ -133,7 +133,7 @@ def fit_buckets(
     """Buckets with the mean multiply-accumulates of the pruning in force, from images whose labels are not read.
 
     Difficulty is a ridge regression of the logarithm of drift (1 - cosine to the whole tower's embedding, mean over the
-    keep rates). Limits are chosen for the least mean drift, by difficulties that come from other images each.
+    keep rates). Limits are chosen for the least mean drift, by what is told of each image if it is left out.
 
     Args:
         clip: its pruning says how large the mean may be; it stays as it is.
@@ -185,21 +185,26 @@ def _measured(
 
 
 def fit_difficulty(summaries: np.ndarray, targets: np.ndarray) -> tuple[nn.Linear, np.ndarray]:
-    """A linear map from summaries (n, F) to targets (n,), and its value (n,) for each image if fitted to others."""
-    from sklearn.linear_model import RidgeCV  # it loads slowly
-    from sklearn.model_selection import cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    """A linear map from summaries (n, F) to targets (n,), and what it would tell of each image (n,) if fitted without.
 
-    regression = make_pipeline(StandardScaler(), RidgeCV(ALPHAS))
-    predicted = cross_val_predict(regression, summaries, targets, cv=5)
-    scaler, ridge = (step for _, step in regression.fit(summaries, targets).steps)
-    weight = ridge.coef_ / scaler.scale_
-    linear = nn.Linear(summaries.shape[1], 1)
+    Ridge regression of standardised summaries, with the ridge of least squared error on images that are left out one
+    by one. With H = U diag(s^2 / (s^2 + ridge)) U^T of the singular values s, leaving image i out makes its error
+    (y_i - (H y)_i) / (1 - H_ii), so that nothing is fitted twice.
+    """
+    x, y = summaries.astype(float), targets - targets.mean()
+    mean, scale = x.mean(0), x.std(0).clip(SMALLEST)
+    u, s, vt = np.linalg.svd((x - mean) / scale, full_matrices=False)
+    left_out = {}
+    for ridge in RIDGES:
+        share = s**2 / (s**2 + ridge)
+        left_out[ridge] = (y - u @ (share * (u.T @ y))) / (1 - 1 / len(y) - u**2 @ share)
+    best = min(RIDGES, key=lambda ridge: np.square(left_out[ridge]).sum())
+    weight = vt.T @ (s / (s**2 + best) * (u.T @ y)) / scale
+    linear = nn.Linear(len(weight), 1)
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(weight[None]))
-        linear.bias.fill_(float(ridge.intercept_ - scaler.mean_ @ weight))
-    return linear, predicted
+        linear.bias.fill_(targets.mean() - mean @ weight)
+    return linear, targets - left_out[best]
 
 
 def choose_limits(difficulty: np.ndarray, drift: np.ndarray, costs: Sequence[float], most: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from patchrank.data.dataset_factory import load_split
-from patchrank.models.buckets import BucketedTower, choose_limits, fit_buckets, summary
+from patchrank.models.buckets import BucketedTower, choose_limits, fit_buckets, fit_difficulty, summary
 from patchrank.utils.errors import UserError
 
 RATES = (0.4, 0.6, 0.8)
@@ -102,6 +102,20 @@ def test_limits_keep_the_mean_cost_and_no_other_cuts_drift_less():
     assert mean(drift, *limits) == pytest.approx(min(allowed)) and len(set(allowed)) > 100
 
 
+def test_difficulty_is_told_of_each_image_as_if_it_had_been_left_out():
+    rng = np.random.default_rng(0)
+    summaries = rng.normal(size=(40, 6)) * [1, 2, 3, 4, 5, 6]
+    targets = summaries @ rng.normal(size=6) + 3
+    linear, told = fit_difficulty(summaries, targets + rng.normal(size=40))
+    with torch.no_grad():
+        found = linear(torch.tensor(summaries, dtype=torch.float32)).flatten().numpy()
+    assert np.abs(found - targets).mean() < 0.6 and found.shape == told.shape
+    changed = targets.copy()
+    changed[7] += 50
+    assert fit_difficulty(summaries, changed)[1][7] == pytest.approx(targets[7], abs=4)  # it says nothing of itself
+    assert fit_difficulty(np.ones((50, 4)), np.arange(50.0))[0].weight.abs().max() == 0
+
+
 def test_buckets_are_made_without_labels_and_cost_what_one_rate_would(clip, pruned):
     pruned.set_pruning(locations=(4,))
     split = load_split("digits_ink", "adapt", 50)
@@ -113,7 +127,7 @@ def test_buckets_are_made_without_labels_and_cost_what_one_rate_would(clip, prun
     with torch.inference_mode():
         shares = again.forward_bucketed(split.tensors)[1].bincount(minlength=3) / len(split)
     assert sum(shares > 0) > 1
-    assert again.macs(shares) == pytest.approx(pruned.macs().image, rel=0.1)  # limits come from folds, not these fits
+    assert again.macs(shares) == pytest.approx(pruned.macs().image, rel=0.1)  # limits are for images left out
 
 
 WRONG = [

@@ -30,7 +30,7 @@ def test_the_row_has_buckets_beside_one_rate_at_the_same_macs(capsys, monkeypatc
     "flags, says",
     [
         ("--task retrieval --bucket-rates 0.4,0.6", "--bucket-rates goes with --task classification"),
-        ("--split adapt --bucket-rates 0.4,0.6", "made from split 'adapt', so evaluate them on another; try val"),
+        ("--split adapt --bucket-rates 0.4,0.6", "12 images of split 'adapt' are among those that .*; try --split val"),
         ("--bucket-rates 0.6,0.7", "must lie on both sides of the pruning in force"),
     ],
 )
