@@ -143,6 +143,8 @@ def fit_buckets(
     Raises:
         UserError: as `BucketedTower`, too few images, or keep rates that all cost more than the pruning in force.
     """
+    if (count := sum(map(len, splits))) < MIN_REPAIR_IMAGES:
+        raise UserError(f"buckets need at least {MIN_REPAIR_IMAGES} images to be made from, but got {count}")
     keep_rates = sorted(set(keep_rates))
     towers = towers_at(clip.visual, keep_rates)
     costs = [tower.macs().image + 2 * tower.embed_dim for tower in towers]
@@ -161,11 +163,7 @@ def fit_buckets(
 def _measured(
     clip: Clip, splits: Sequence[Any], towers: Sequence[PrunedVisionTransformer], quiet: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Summaries (n, 2 D) of all images, and their drift (n, R) in each of R towers.
-
-    Raises:
-        UserError: too few images.
-    """
+    """Summaries (n, 2 D) of all images, and their drift (n, R) in each of R towers."""
 
     def one_batch(images: Tensor, _: range) -> tuple[Tensor, Tensor]:
         tokens = towers[0].forward_prefix(images, towers[0].shared_layer)
@@ -177,9 +175,6 @@ def _measured(
     parts = [
         part for split in splits for part in over_batches(clip, split_batches(clip, split, quiet=quiet), one_batch)
     ]
-    count = sum(len(part[0]) for part in parts)
-    if count < MIN_REPAIR_IMAGES:
-        raise UserError(f"buckets need at least {MIN_REPAIR_IMAGES} images to be made from, but got {count}")
     summaries, drift = (torch.cat([part[side] for part in parts]).numpy() for side in (0, 1))
     return summaries, drift
 
