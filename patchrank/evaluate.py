@@ -63,7 +63,8 @@ def compare_buckets(
     """Figures of a tower with buckets on the images of a split, beside one keep rate for all at the same MACs.
 
     Speeds are medians over batches, each of which the pair as it stands and the buckets embed in turns. Changes are
-    from one keep rate to buckets, paired by image, with the ends of 95 % intervals that draw groups of images.
+    from one keep rate to buckets, paired by image, with the ends of 95 % intervals that draw groups of images (None
+    where there is but one group).
 
     Args:
         unpruned: (n, E), what `embed_unpruned` gave.
@@ -92,25 +93,28 @@ def compare_buckets(
     for name, values in found.items():
         change = paired_interval(values, one_rate[name], groups)
         row |= {f"{name}_bucketed": float(values.mean()), f"{name}_one_rate": float(one_rate[name].mean())}
-        row |= {f"{name}_change": [change.estimate, change.low, change.high]}
+        ends = [change.low, change.high] if change.is_known else [None, None]
+        row |= {f"{name}_change": [change.estimate, *ends]}
     return row
 
 
 def at_macs(clip: Clip, split: ImageSplit, macs: float, unpruned: Tensor, batch_size: int) -> dict[str, np.ndarray]:
     """Cosine and, where there are answers, accuracy (%) of each image (n,) with one keep rate that costs `macs`.
 
-    A rate lets whole tokens leave, so this is the weighted mean of two rates that are one token apart.
+    A rate lets whole tokens leave, so this is the weighted mean of two schedules that are one token apart.
     """
     tower, found = clip.visual, []
     with tower.restoring():
         tower.set_pruning(budget=macs / tower.macs_unpruned().image, drop_counts=None)
-        kept = tower.num_patches - sum(tower.drop_counts)
-        for count in (kept, kept + 1):
-            tower.set_pruning(keep_rate=count / tower.num_patches, budget=None)
-            each = evaluate(clip, split, batch_size=batch_size, quiet=True, unpruned=unpruned)
-            figures = {"cosine": each.cosine["pruned"]}
-            if each.answers and each.labels is not None:
-                figures["accuracy"] = 100.0 * each.right()
+        counts = [tower.pruner.drops.get(layer, 0) for layer in tower.pruning.locations]
+        one_less = list(counts)
+        one_less[counts.index(max(counts))] -= 1
+        for each in (counts, one_less):
+            tower.set_pruning(drop_counts=tuple(each))
+            measured = evaluate(clip, split, batch_size=batch_size, quiet=True, unpruned=unpruned)
+            figures = {"cosine": measured.cosine["pruned"]}
+            if measured.answers and measured.labels is not None:
+                figures["accuracy"] = 100.0 * measured.right()
             found.append((tower.macs().image, figures))
     (less, below), (more, above) = found
     share = (macs - less) / (more - less)
