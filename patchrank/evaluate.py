@@ -3,6 +3,7 @@
 python -m patchrank.evaluate --data digits --split val --keep-rate 0.6
 python -m patchrank.evaluate --model patchrank_clip_b16 --data caltech101 --data-root /data --split test
 python -m patchrank.evaluate --model patchrank_clip_b16 --checkpoint clip.pt --data folder --data-root photos
+python -m patchrank.evaluate --data digits --locations 4 --keep-rate 0.6 --bucket-rates 0.5,0.6,0.7
 """
 
 from __future__ import annotations
@@ -11,17 +12,37 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from patchrank.cli.config_flags import add_config_flags
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchrank.benchmark import WARM_UP, seconds_of
+from patchrank.cli.config_flags import add_config_flags, reader
+from patchrank.cli.flags import load_split_from
 from patchrank.cli.summary import ACCURACIES, MATCHING, cosine_line, percentages
 from patchrank.config import TrialConfig
+from patchrank.config.base import Share
+from patchrank.data.dataset_factory import find_task
+from patchrank.data.image_split import ImageSplit
 from patchrank.golden.agreement import matching, prior_of, rank_quality
 from patchrank.golden.dataset import read_ranked
+from patchrank.models.buckets import BucketedTower, fit_buckets
 from patchrank.models.clip import Clip
-from patchrank.models.embed import evaluate
+from patchrank.models.embed import (
+    classify,
+    embed_unpruned,
+    evaluate,
+    over_batches,
+    split_batches,
+    unit,
+)  # fmt: skip
 from patchrank.retrieval import measuring_parser, pair_and_split, print_measured, retrieval_from
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
+from patchrank.utils.stats import paired_interval
 
+_rate = reader(Share)
+BUCKET_IMAGES = 1024  # training images that buckets are made from
 VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
 
 
@@ -36,11 +57,75 @@ def shard_matching(clip: Clip, path: str) -> dict[str, float]:
     return {key: value for key, value in found.items() if key != "matching_prior"}
 
 
+def compare_buckets(
+    clip: Clip, buckets: BucketedTower, split: ImageSplit, unpruned: Tensor, batch_size: int, quiet: bool = False
+) -> dict:
+    """Figures of a tower with buckets on the images of a split, beside one keep rate for all at the same MACs.
+
+    Speeds are medians over batches, each of which the pair as it stands and the buckets embed in turns. Changes are
+    from one keep rate to buckets, paired by image, with the ends of 95 % intervals that draw groups of images (None
+    where there is but one group).
+
+    Args:
+        unpruned: (n, E), what `embed_unpruned` gave.
+    """
+    towers = {"": clip.visual, "_bucketed": buckets}
+    seconds: dict[str, list[float]] = {name: [] for name in towers}
+
+    def one_batch(images: Tensor, places: range) -> tuple[Tensor, Tensor]:
+        for tower in [*towers.values()] * (WARM_UP if places.start == 0 else 0):
+            tower(images)
+        for name, tower in sorted(towers.items(), reverse=places.start // batch_size % 2 == 1):
+            seconds[name].append(seconds_of(tower, images) / len(images))
+        return buckets.forward_bucketed(images)
+
+    parts = over_batches(clip, split_batches(clip, split, batch_size, "buckets", quiet), one_batch)
+    vectors, chosen = unit(torch.cat([part[0] for part in parts])), torch.cat([part[1] for part in parts])
+    shares = (torch.bincount(chosen, minlength=len(buckets.keep_rates)) / len(split)).tolist()
+    macs, groups = buckets.macs(shares), np.asarray(split.clusters())
+    one_rate = at_macs(clip, split, macs, unpruned, batch_size)
+    found = {"cosine": (vectors * unit(unpruned).to(vectors.device)).sum(-1).cpu().numpy()}
+    if "accuracy" in one_rate:
+        head = clip.zero_shot_head(split.classes, split.templates)
+        found["accuracy"] = 100.0 * (classify(vectors, head) == np.asarray(split.labels))
+    row = {"bucket_rates": buckets.keep_rates, "bucket_shares": shares, "gmacs_bucketed": macs / 1e9}
+    row |= {f"images_per_second{name}": 1 / float(np.median(each)) for name, each in seconds.items()}
+    for name, values in found.items():
+        change = paired_interval(values, one_rate[name], groups)
+        row |= {f"{name}_bucketed": float(values.mean()), f"{name}_one_rate": float(one_rate[name].mean())}
+        ends = [change.low, change.high] if change.is_known else [None, None]
+        row |= {f"{name}_change": [change.estimate, *ends]}
+    return row
+
+
+def at_macs(clip: Clip, split: ImageSplit, macs: float, unpruned: Tensor, batch_size: int) -> dict[str, np.ndarray]:
+    """Cosine and, where there are answers, accuracy (%) of each image (n,) with one keep rate that costs `macs`.
+
+    A rate lets whole tokens leave, so this is the weighted mean of two schedules that are one token apart.
+    """
+    tower, found = clip.visual, []
+    with tower.restoring():
+        tower.set_pruning(budget=macs / tower.macs_unpruned().image, drop_counts=None)
+        counts = [tower.pruner.drops.get(layer, 0) for layer in tower.pruning.locations]
+        one_less = list(counts)
+        one_less[counts.index(max(counts))] -= 1
+        for each in (counts, one_less):
+            tower.set_pruning(drop_counts=tuple(each))
+            measured = evaluate(clip, split, batch_size=batch_size, quiet=True, unpruned=unpruned)
+            figures = {"cosine": measured.cosine["pruned"]}
+            if measured.answers and measured.labels is not None:
+                figures["accuracy"] = 100.0 * measured.right()
+            found.append((tower.macs().image, figures))
+    (less, below), (more, above) = found
+    share = (macs - less) / (more - less)
+    return {name: (1 - share) * below[name] + share * above[name] for name in below}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    for flag, task in (("index", "retrieval"), ("controls", "classification")):
+    for flag, task in (("index", "retrieval"), ("controls", "classification"), ("bucket_rates", "classification")):
         if getattr(args, flag) and args.task != task:
-            raise UserError(f"--{flag} goes with --task {task}, which is not given")
+            raise UserError(f"--{flag.replace('_', '-')} goes with --task {task}, which is not given")
     clip, split = pair_and_split(args)
     found = shard_matching(clip, args.shards) if args.shards else {}
     if args.task == "retrieval":
@@ -49,9 +134,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not split.classes:
             what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
             print(f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone", file=sys.stderr)
-        measured = evaluate(clip, split, args.controls, batch_size=args.batch_size, seed=args.seed).row()
+        buckets = fit_buckets(clip, [_training_images(args, split)], args.bucket_rates) if args.bucket_rates else None
+        unpruned = None if buckets is None else embed_unpruned(clip, split, args.batch_size)
+        given = {"batch_size": args.batch_size, "seed": args.seed, "unpruned": unpruned}
+        measured = evaluate(clip, split, args.controls, **given).row()
         lines = [*percentages(measured, ACCURACIES), cosine_line(measured)]
+        if buckets is not None:
+            measured |= compare_buckets(clip, buckets, split, unpruned, args.batch_size)
+            lines += _bucket_lines(measured)
     print_measured(args, args.task, clip, split, measured | found, [*lines, *percentages(found, MATCHING)])
+
+
+def _training_images(args: argparse.Namespace, split: ImageSplit) -> ImageSplit:
+    """The images that buckets are made from. Raises `UserError` where some of them are to be evaluated."""
+    task = find_task(args.data)
+    train = load_split_from(argparse.Namespace(**vars(args) | {"split": task.training, "limit": BUCKET_IMAGES}))
+    if both := set(train.ids) & set(split.ids):
+        raise UserError(
+            f"--bucket-rates: {len(both):,} images of split {split.split!r} are among those that buckets are made from "
+            f"(split {task.training!r}); try --split val"
+        )
+    return train
+
+
+def _bucket_lines(row: dict) -> list[tuple[str, str]]:
+    """The lines of a command's table on buckets."""
+    buckets = zip(row["bucket_rates"], row["bucket_shares"])
+    lines = [("buckets", ", ".join(f"keep rate {rate:g}: {100 * share:.0f} %" for rate, share in buckets))]
+    for name, shown in (("accuracy", "{:.2f} %"), ("cosine", "{:.5f}")):
+        if f"{name}_bucketed" in row:
+            two = [shown.format(row[f"{name}_{which}"]) for which in ("bucketed", "one_rate")]
+            lines.append((f"{name} with buckets", f"{two[0]} (one rate at the same MACs: {two[1]})"))
+    lines.append(("MACs of an image with buckets", f"{1000 * row['gmacs_bucketed']:.1f} M"))
+    speeds = [f"{row[f'images_per_second{which}']:.0f}" for which in ("_bucketed", "")]
+    return [*lines, ("images per second with buckets", f"{speeds[0]} (without: {speeds[1]})")]
+
+
+def _rates(text: str) -> list[float]:
+    """Keep rates with commas between them."""
+    return [_rate(part) for part in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     what = "retrieval: what patchrank.retrieval measures (default: classification)"
     parser.add_argument("--task", choices=("classification", "retrieval"), default="classification", help=what)
     add_config_flags(parser, TrialConfig, "controls")
+    what = "beside it, a keep rate of these for each image, at the same mean MACs (docs/method.md); 0.5,0.6,0.7"
+    parser.add_argument("--bucket-rates", type=_rates, metavar="RATES", help=what)
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
     return parser
 

@@ -25,6 +25,7 @@ def parser():
         ("evaluate", "--keep-rate half", "--keep-rate: should be a number above 0 and at most 1, but is 'half'"),
         ("evaluate", "--locations 4 x", "--locations: should be a valid integer, but is 'x'"),
         ("evaluate", "--locations", "--locations: expected at least one argument"),
+        ("evaluate", "--bucket-rates 0.4,x", "--bucket-rates: should be a number above 0 and at most 1, but is 'x'"),
         ("evaluate", "--controls shuffled", "--controls: invalid choice: 'shuffled'"),
         ("evaluate", "--templates openai8", "--templates: invalid choice: 'openai8'"),
         ("evaluate", "--keep 0.5 --foo", "unrecognized arguments: --foo"),
