@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchrank.layers.class_token import can_skip_rows
 from patchrank.layers.shared_qkv import can_share, qkv_of, run_from_qkv
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -95,16 +94,19 @@ class Suffix:
 
 
 def shares_qkv(tower: nn.Module, layer: int) -> bool:
-    """Whether queries, keys and values of a layer may be made once an image; not where prompts scale its norms."""
-    return getattr(tower.prompts, "norm_gains", None) is None and can_share(tower.blocks[layer - 1])
+    """Whether queries, keys and values of a layer are made once an image.
+
+    Not where prompts scale its norms, and not in the last layer, which computes the class token alone.
+    """
+    has_gains = getattr(tower.prompts, "norm_gains", None) is not None
+    return layer < len(tower.blocks) and not has_gains and can_share(tower.blocks[layer - 1])
 
 
 def embed(tower: nn.Module, layer: int, x: Tensor, qkv: Tensor | None) -> Tensor:
     """Embeddings (S, E) of sequences x (S, L, D) that enter a layer; `qkv` (S, L, 3 D) are that layer's, if made."""
     if qkv is None:
         return tower.forward_suffix(x, layer)
-    cls_only = layer == len(tower.blocks) and can_skip_rows(tower)
-    return tower.forward_suffix(run_from_qkv(tower.blocks[layer - 1], x, qkv, cls_only), layer + 1)
+    return tower.forward_suffix(run_from_qkv(tower.blocks[layer - 1], x, qkv), layer + 1)
 
 
 @functools.cache

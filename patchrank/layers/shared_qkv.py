@@ -26,17 +26,10 @@ def qkv_of(block: Block, x: Tensor) -> Tensor:
     return block.attn.qkv(block.norm1(x))
 
 
-def run_from_qkv(block: Block, x: Tensor, qkv: Tensor, cls_only: bool = False) -> Tensor:
-    """What a block gives for x (B, L, D).
-
-    Args:
-        qkv: (B, L, 3 D), of the same tokens.
-        cls_only: the output is that of the class token alone, (B, 1, D).
-    """
+def run_from_qkv(block: Block, x: Tensor, qkv: Tensor) -> Tensor:
+    """What a block gives for tokens x (B, L, D), of which `qkv` (B, L, 3 D) was made."""
     attn = block.attn
     q, k, v = qkv.unflatten(2, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-    if cls_only:
-        x, q = x[:, :1], q[:, :, :1]
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
     x = x + block.drop_path1(block.ls1(attn.proj_drop(attn.proj(out.transpose(1, 2).flatten(2)))))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))

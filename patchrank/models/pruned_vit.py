@@ -198,16 +198,14 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning.
 
         Args:
-            layer: 1 to depth, or depth + 1 for what the last layer gave, maybe its class row alone.
             prompted: False for sequences without the prompts in use.
         """
         prompts = self.prompts if prompted else None
         blocks = self._layers(prompts)
         for block in blocks[layer - 1 : -1]:
             x = self._run(block, x)
-        if layer <= len(blocks):
-            x = forward_cls(blocks[-1], x) if can_skip_rows(self) else self._run(blocks[-1], x)
-        return self._embedding(x, prompts, repaired=False)
+        last = forward_cls(blocks[-1], x) if can_skip_rows(self) else self._run(blocks[-1], x)
+        return self._embedding(last, prompts, repaired=False)
 
     @property
     def shared_layer(self) -> int:
