@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,51 @@ def test_an_oracle_by_g_prunes_exactly_the_most_redundant_tokens(tower, images):
     kept = tower.forward_pruned(images, golden.scores[:, 2]).kept
     dropped = [sorted(set(range(64)) - set(row.tolist())) for row in kept]
     assert dropped == redundancy.topk(10).indices.sort().values.tolist()
+
+
+class Adapted(torch.nn.Module):
+    """A linear layer with an adapter that looks at all tokens of a sequence, which none of torch's own does."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x + x.mean(1, keepdim=True))
+
+
+def change(tower, how):
+    """Changes layer 4, the first that runs without the windows, so that its tokens do look at one another."""
+    block = tower.blocks[3]
+    if how == "hook":
+        block.norm1.register_forward_hook(lambda module, args, output: output - output.mean(1, keepdim=True))
+    elif how == "adapter":
+        block.attn.qkv = Adapted(block.attn.qkv)
+    else:
+        block.norm1 = torch.nn.GroupNorm(1, 1, affine=False)  # over all tokens and channels
+
+
+@pytest.mark.parametrize("how", ["hook", "adapter", "norm"])
+def test_layers_that_were_changed_see_every_sequence_by_itself(clip, scenes, how):
+    tower = copy.deepcopy(clip.visual)
+    change(tower, how)
+    golden = score_images(tower, scenes[:1], HEAD, LABELS[:1], 10.0, stride=2)
+    expected = naive(tower, scenes[:1], 2, 2, 4, scale=10.0)
+    torch.testing.assert_close(golden.windows, expected, atol=1e-5, rtol=1e-5)
+    assert (golden.windows - score_images(clip.visual, scenes[:1], HEAD, LABELS[:1], 10.0, stride=2).windows).any()
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_scores(clip, scenes):
+    settings = {"remove_at": 10, "batch_size": 37}  # the last batch is not full
+    plain, compiled = (score_images(clip.visual, scenes, HEAD, LABELS, **settings, compile=c) for c in (False, True))
+    assert plain.windows[:, 2].max() > 1e-3
+    torch.testing.assert_close(compiled.windows, plain.windows, atol=1e-5, rtol=1e-5)
+
+
+def test_compilation_of_many_lengths_is_refused(tower, images):
+    with pytest.raises(UserError, match="rounds is 2; try rounds 1"):
+        score_images(tower, images, rounds=2, compile=True)
 
 
 def test_damage_keeps_its_digits_where_probabilities_saturate(clip):
