@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.learned_tokens import create
 
 from patchrank.data.dataset_factory import load_split
 from patchrank.golden.scores import score_images
@@ -93,6 +94,21 @@ def test_layers_that_were_changed_see_every_sequence_by_itself(clip, scenes, how
     expected = naive(tower, scenes[:1], 2, 2, 4, scale=10.0)
     torch.testing.assert_close(golden.windows, expected, atol=1e-5, rtol=1e-5)
     assert (golden.windows - score_images(clip.visual, scenes[:1], HEAD, LABELS[:1], 10.0, stride=2).windows).any()
+
+
+@torch.no_grad()
+def test_gains_of_the_first_layer_that_runs_without_windows_count(clip, scenes):
+    tower, prompts = copy.deepcopy(clip.visual), create("V", num_norms=26)
+    prompts.norm_gains.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    tower.set_prompts(prompts)
+    golden = score_images(tower, scenes[:1], window=4, stride=4)
+    tokens, whole = tower.forward_prefix(scenes[:1], 4), F.normalize(tower(scenes[:1]).double(), dim=-1)
+    for square, found in zip(pruning.windows((8, 8), 4, 4), golden.windows[0, 0]):
+        patches = [t for t in range(64) if t not in square.tolist()]
+        leading = tower.num_leading_tokens
+        piece = tower.forward_suffix(tokens[:, [*range(leading), *(leading + t for t in patches)]], 4)
+        expected = (whole - F.normalize(piece.double(), dim=-1)).square().sum() / 2
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
