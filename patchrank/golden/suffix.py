@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchrank.layers.shared_qkv import can_share, qkv_of, run_from_qkv
+from patchrank.utils.errors import UserError, one_line
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -111,8 +112,22 @@ def embed(tower: nn.Module, layer: int, x: Tensor, qkv: Tensor | None) -> Tensor
 
 @functools.cache
 def compiled() -> Callable[[nn.Module, int, Tensor, Tensor | None], Tensor]:
-    """`embed`, compiled for each shape that it meets; torch keeps what it compiled for as long as the process lives."""
-    return torch.compile(embed, dynamic=False)
+    """`embed`, compiled for each shape that it meets; torch keeps what it compiled for as long as the process lives.
+
+    A call raises `UserError` where torch cannot compile, such as on a machine without a C++ compiler.
+    """
+    run = torch.compile(embed, dynamic=False)
+
+    def embed_compiled(*args: object) -> Tensor:
+        try:
+            return run(*args)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith("torch."):  # a layer's own, or memory that ran out
+                raise
+            reason = one_line(error).split(" Set TORCHDYNAMO")[0]  # torch goes on with advice for its own developers
+            raise UserError(f"compile: torch cannot compile the layers here ({reason}); try to leave it out") from error
+
+    return embed_compiled
 
 
 def _take(tokens: Tensor, rows: Tensor) -> Tensor:

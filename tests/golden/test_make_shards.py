@@ -10,7 +10,7 @@ from patchrank.config import GoldenConfig
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.image_split import Reader
 from patchrank.golden import __main__ as command
-from patchrank.golden import batch_size, make_shards, precision
+from patchrank.golden import batch_size, make_shards, precision, suffix
 from patchrank.golden.scores import GoldenScores
 from patchrank.golden.shards import read_manifest
 from patchrank.utils.errors import UserError
@@ -123,3 +123,21 @@ def test_shards_say_that_autocast_was_used_and_never_mix(clip, tmp_path, monkeyp
     plain, refused, used, again = paths
     assert plain == refused != used == again and len(asked) == 2  # what was begun goes on
     assert "autocast" not in read_manifest(plain) and read_manifest(used)["autocast"] == "bf16"
+
+
+def test_layers_that_cannot_be_compiled_are_told_in_one_line(clip, split, tmp_path, monkeypatch):
+    kind = type("InductorError", (RuntimeError,), {"__module__": "torch.somewhere"})
+
+    def compile(*args, **settings):
+        def run(*args):
+            raise kind("no compiler\n\nSet TORCHDYNAMO_VERBOSE=1 for more")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile)
+    suffix.compiled.cache_clear()
+    folder = shards_of(clip, split, tmp_path)
+    with pytest.raises(UserError, match=r"cannot compile the layers here \(no compiler\); try to leave it out$"):
+        make_shards.make_shards(clip, split, folder, quiet=True, compile=True)
+    suffix.compiled.cache_clear()
+    assert not list(tmp_path.iterdir())
