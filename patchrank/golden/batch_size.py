@@ -11,7 +11,7 @@ from patchrank.utils.device import full_precision
 
 # Of a CPU: bytes of the widest activations, those inside an MLP of four times the tower's width. More do not fit its
 # caches; but matrix products want some hundred rows, so at least four sequences run. docs/method.md has the figures.
-CPU_BYTES = 2 * 2**20
+CPU_BYTES = 3 * 2**19
 CPU_LEAST = 4
 
 # Of a GPU: the share of its free memory that a batch may fill, and the most that was ever run; not measured.
