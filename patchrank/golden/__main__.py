@@ -15,6 +15,8 @@ from patchrank.cli.flags import add_data_flags, add_model_flags, create_clip_fro
 from patchrank.config import GoldenConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.golden.make_shards import make_shards, shard_folder
+from patchrank.golden.precision import autocast_pays
+from patchrank.golden.suffix import AUTOCAST
 from patchrank.io import resolve
 from patchrank.utils.command import create_parser, run_command
 
@@ -23,14 +25,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = create_parser("golden", __doc__)
     add_model_flags(parser, out="runs/shards")
     add_data_flags(parser, "the task's training images")
-    parser.add_argument("--batch-size", type=positive, help="windows that run at a time (default: by device)")
+    parser.add_argument("--batch-size", type=positive, help="windows that run at a time (default: by memory)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: pays where there are many images")
+    parser.add_argument("--autocast", choices=AUTOCAST, help="half precision, if faster and its ranking agrees")
     add_config_flags(parser, GoldenConfig, *GoldenConfig.model_fields)
     args = parser.parse_args(argv)
     task = find_task(args.data)
     clip = create_clip_from(args)
     split = load_split_from(args, task.training)
-    folder = shard_folder(clip, split, resolve(args.out), **read_config(args, GoldenConfig).model_dump())
-    print(make_shards(clip, split, folder, args.batch_size))
+    golden, root = read_config(args, GoldenConfig), resolve(args.out)
+    folder = shard_folder(clip, split, root, autocast=args.autocast, **golden.model_dump())
+    is_begun = folder.record(0) is not None  # then it was found to pay, and goes on as it began
+    if args.autocast and not is_begun and not autocast_pays(clip, split, golden, args.autocast):
+        folder = shard_folder(clip, split, root, **golden.model_dump())
+    print(make_shards(clip, split, folder, args.batch_size, compile=args.compile))
 
 
 if __name__ == "__main__":

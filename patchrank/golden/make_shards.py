@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from patchrank.config import GoldenConfig, validate
-from patchrank.data.image_split import ImageSplit
-from patchrank.golden.scores import METRICS, VERSION, batch_size_of, check_rounds, known_metrics, score_images
+from patchrank.data.image_split import THREADS, ImageSplit
+from patchrank.golden.batch_size import batch_size_of
+from patchrank.golden.scores import METRICS, VERSION, check_rounds, known_metrics, score_images
 from patchrank.golden.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.io import content_id
 from patchrank.layers import pruning
@@ -16,13 +23,16 @@ from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
 
 
-def shard_folder(clip: Clip, split: ImageSplit, root: str, sha256: str | None = None, **settings) -> ShardFolder:
+def shard_folder(
+    clip: Clip, split: ImageSplit, root: str, sha256: str | None = None, autocast: str | None = None, **settings
+) -> ShardFolder:
     """The folder that holds, or will hold, these scores; its name depends on all that they depend on.
 
     One round scores all metrics at once; more rounds are a search for each, and made for `metric` alone.
 
     Args:
         sha256: the pair's fingerprint, for callers that know it.
+        autocast: the type that matrix products run in, a key of `AUTOCAST`; None for that of the weights.
         **settings: of `GoldenConfig`; `remove_at` is a layer.
 
     Raises:
@@ -57,43 +67,108 @@ def shard_folder(clip: Clip, split: ImageSplit, root: str, sha256: str | None = 
         },
         "transform": clip.transform_settings(),
         "shard_size": SHARD_SIZE,
-    }
+    } | ({} if autocast is None else {"autocast": autocast})
     return ShardFolder(root, header)
 
 
-def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, batch_size: int | None = None) -> None:
-    """Scores and writes one shard. Batches never cross shards, so that stopping anywhere changes no byte."""
-    first = index * SHARD_SIZE
-    places = range(first, first + folder.sizes[index])
-    transform, device = clip.transform(), clip.logit_scale.device
-    contents = [split.content(i) for i in places]
-    images = torch.stack([transform(split.decode(i, content)) for i, content in zip(places, contents)]).to(device)
-    head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
-    settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}
-    labels = None if split.labels is None else torch.tensor([split.label(i) for i in places], device=device)
-    golden = score_images(
-        clip.visual, images, head, labels, clip.logit_scale.exp().item(), batch_size=batch_size, **settings
-    )
-    scores, damage = (part.float().cpu().numpy() for part in golden)
-    samples = (
-        Sample(split.ids[i], contents[n], split.label(i), scores[n], damage[n], split.decoding)
-        for n, i in enumerate(places)
-    )
-    folder.write(index, samples)
+def score_shard(clip: Clip, split: ImageSplit, folder: ShardFolder, index: int, batch_size: int | None = None) -> int:
+    """Scores and writes one shard; returns how many sequences ran at a time.
+
+    Batches never cross shards, so that stopping anywhere changes no byte.
+    """
+    batch_size = batch_size or _batch_size_of(clip, folder)
+    for loaded in _read_ahead(clip, split, folder, [index]):
+        _score(clip, split, folder, loaded, batch_size)
+    return batch_size
 
 
 def make_shards(
-    clip: Clip, split: ImageSplit, folder: ShardFolder, batch_size: int | None = None, quiet: bool = False
+    clip: Clip,
+    split: ImageSplit,
+    folder: ShardFolder,
+    batch_size: int | None = None,
+    quiet: bool = False,
+    compile: bool = False,
 ) -> str:
-    """Makes what is missing or damaged of a folder, names it, and returns the folder's path."""
-    faults, batch_size = folder.faults(), batch_size or batch_size_of(clip.logit_scale.device.type)
+    """Makes what is missing or damaged of a folder, names it, and returns the folder's path.
+
+    Args:
+        batch_size, compile: as for `score_images`; the manifest has them.
+
+    Raises:
+        UserError: an image that cannot be read or decoded, once all shards before its own are written.
+    """
+    faults = folder.faults()
     report_faults(folder, faults)
-    what = f"golden {split.task}/{split.split}"
-    for index in progress(sorted(faults), desc=what, unit="shard", delay=0, disable=quiet or not faults):
-        score_shard(clip, split, folder, index, batch_size)
+    if faults:
+        batch_size = batch_size or _batch_size_of(clip, folder)
+        loaded, what = _read_ahead(clip, split, folder, sorted(faults)), f"golden {split.task}/{split.split}"
+        for each in progress(loaded, total=len(faults), desc=what, unit="shard", delay=0, disable=quiet):
+            _score(clip, split, folder, each, batch_size, compile)
     if faults or not folder.complete():
-        folder.finish(batch=batch_size, threads=torch.get_num_threads(), passed_over=split.passed_over)
+        how = {"batch": batch_size, "compile": compile, "threads": torch.get_num_threads()}
+        folder.finish(**how, passed_over=split.passed_over)
     return folder.path
+
+
+class _Loaded(NamedTuple):
+    """One shard's number, and its images: their places in the split, their bytes, and as the tower sees them."""
+
+    index: int
+    places: range
+    contents: Sequence[bytes]
+    images: Tensor
+
+
+def _read_ahead(clip: Clip, split: ImageSplit, folder: ShardFolder, indices: Sequence[int]) -> Iterator[_Loaded]:
+    """The images of shards; threads read and decode those of the next shard while the caller works on this one.
+
+    An image that cannot be read or decoded raises when it is its shard's turn.
+    """
+    transform, pool = clip.transform(), ThreadPoolExecutor(THREADS)
+    run = map if split.drawn else pool.map  # threads do not speed up what is drawn in Python, but slow scoring down
+
+    def one(i: int) -> tuple[bytes, Tensor]:
+        content = split.content(i)
+        return content, transform(split.decode(i, content))
+
+    try:
+        waiting = deque()
+        for index in [*indices, None]:
+            if index is not None:
+                places = range(index * SHARD_SIZE, index * SHARD_SIZE + folder.sizes[index])
+                waiting.append((index, places, run(one, places)))
+            if index is None or len(waiting) > 1:
+                number, places, found = waiting.popleft()
+                contents, images = zip(*found)
+                yield _Loaded(number, places, contents, torch.stack(images))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _score(
+    clip: Clip, split: ImageSplit, folder: ShardFolder, loaded: _Loaded, batch_size: int, compile: bool = False
+) -> None:
+    """Scores and writes one shard."""
+    device, labels = clip.logit_scale.device, None
+    head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
+    settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}
+    if split.labels is not None:
+        labels = torch.tensor([split.label(i) for i in loaded.places], device=device)
+    how = {"batch_size": batch_size, "compile": compile, "autocast": folder.header.get("autocast")}
+    scale = clip.logit_scale.exp().item()
+    golden = score_images(clip.visual, loaded.images.to(device), head, labels, scale, **settings, **how)
+    scores, damage = (part.float().cpu().numpy() for part in golden)
+    samples = (
+        Sample(split.ids[i], loaded.contents[n], split.label(i), scores[n], damage[n], split.decoding)
+        for n, i in enumerate(loaded.places)
+    )
+    folder.write(loaded.index, samples)
+
+
+def _batch_size_of(clip: Clip, folder: ShardFolder) -> int:
+    golden = folder.header["golden"]
+    return batch_size_of(clip.visual, golden["remove_at"], golden["window"])
 
 
 def report_faults(folder: ShardFolder, faults: dict[int, str]) -> None:

@@ -1,6 +1,6 @@
 """Phase I: golden scores. What happens to the embedding when a window of tokens is removed? (section 3.1)
 
-One pass over the windows gives all three metrics; blocks before the removal are run once an image. Damage is
+One pass over the windows gives all three metrics; whatever they share is run once an image (`suffix`). Damage is
 computed in float64 as 1 - s, in forms that do not round to 1 where the paper's s saturates. `--rounds` asks again
 once the least important tokens have left: the greedy search of the paper's abstract.
 """
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchrank.config import DEFAULTS
+from patchrank.golden.batch_size import batch_size_of
+from patchrank.golden.suffix import Suffix
 from patchrank.layers import pruning
 from patchrank.layers.schedule import check_locations
 from patchrank.utils.device import full_precision
@@ -23,10 +25,6 @@ from patchrank.utils.plain import plain
 
 METRICS = ("label", "confidence", "preservation")
 VERSION = 1  # of the scoring: bump it when the same images would get other scores
-# Sequences, that is pairs of an image and a window, run at a time. A CPU wants no more than its caches hold: on the
-# embedded tower 98 take 0.7 of the time that 392 take, with the same scores to the last bit. Larger towers, and GPUs,
-# were not measured.
-BATCH_SIZES = {"cpu": 98, "cuda": 392}
 
 
 class GoldenScores(NamedTuple):
@@ -49,6 +47,8 @@ def score_images(
     rounds: int = DEFAULTS.golden.rounds,
     metrics: Sequence[str] = METRICS,
     batch_size: int | None = None,
+    compile: bool = False,
+    autocast: str | None = None,
 ) -> GoldenScores:
     """Golden scores of images by label (eq. 1), confidence (eq. 2) and preservation (eq. 3).
 
@@ -63,28 +63,30 @@ def score_images(
             each of them, and the rest is scored again against the same whole image; g is then the z-scored rank.
         metrics: rows wanted; those that cannot be had are left out. Rounds cost one search for each, since different
             tokens leave.
-        batch_size: sequences run at a time; `batch_size_of` the images' device if left out.
+        batch_size: sequences, that is pairs of an image and a window, run at a time; `batch_size_of` if left out.
+        compile: as for `Suffix`; for one round, since later ones have sequences of many lengths.
+        autocast: as for `Suffix`.
 
     Raises:
         UserError: labels that are not one class of the head for each image, a window larger than the grid, tokens
-            that no window covers, a layer outside the tower, more rounds than tokens, an unknown metric, or none that
-            can be had without labels or class names.
+            that no window covers, a layer outside the tower, more rounds than tokens, compilation of more than one, an
+            unknown metric, or none that can be had without labels or class names.
     """
     window, stride, rounds, batch_size = plain((window, stride, rounds, batch_size))
     (remove_at,) = check_locations((remove_at,), len(tower.blocks))
     squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
-    check_rounds(rounds, tower.num_patches)
+    check_rounds(rounds, tower.num_patches, compile)
     wanted = known_metrics(metrics, labels is not None, head is not None)
     if labels is not None and head is not None:
         _check_labels(labels, len(images), len(head))
-    batch_size = batch_size or batch_size_of(images.device.type)
+    batch_size = batch_size or batch_size_of(tower, remove_at, window)
     with full_precision():
-        tokens = tower.forward_prefix(images, remove_at)
-        whole = F.normalize(tower.forward_suffix(tokens, remove_at).double(), dim=-1)
+        tokens = torch.cat([tower.forward_prefix(part, remove_at) for part in images.split(batch_size)])
+        suffix = Suffix(tower, tokens, remove_at, batch_size, compile, autocast)
+        whole = F.normalize(suffix.whole().double(), dim=-1)
 
         def damage(alive: Tensor) -> Tensor:  # (B, N) to (B, M, W)
-            pieces = _without_windows(tower, tokens, squares, alive, remove_at, batch_size)
-            pieces = F.normalize(pieces.double(), dim=-1)
+            pieces = F.normalize(suffix.without(squares, alive).double(), dim=-1)
             logits = None if head is None else float(logit_scale) * pieces @ head.double().T  # (B, W, C)
             ways = {
                 "label": lambda: _improbability(logits, labels[:, None].expand(logits.shape[:2])),
@@ -104,11 +106,6 @@ def score_images(
     return GoldenScores(pruning.z_scored(torch.stack(ranks, dim=1)), first)
 
 
-def batch_size_of(device: str) -> int:
-    """How many sequences run at a time on a kind of device (`cpu`, `cuda`, ...) where nobody says."""
-    return BATCH_SIZES["cpu" if device == "cpu" else "cuda"]
-
-
 def known_metrics(metrics: Sequence[str], labelled: bool, named: bool) -> list[str]:
     """Those of `metrics` that can be had: all of them where classes have names and images have labels."""
     for name in metrics:
@@ -122,7 +119,10 @@ def known_metrics(metrics: Sequence[str], labelled: bool, named: bool) -> list[s
     return wanted
 
 
-def check_rounds(rounds: int, num_tokens: int) -> None:
+def check_rounds(rounds: int, num_tokens: int, compile: bool = False) -> None:
+    """Raises `UserError` for more rounds than tokens, and for several of code that is compiled for one length."""
+    if compile and rounds > 1:
+        raise UserError(f"compile: later rounds have sequences of many lengths, and rounds is {rounds}; try rounds 1")
     if not 1 <= rounds <= num_tokens:
         raise UserError(f"rounds must lie in 1..{num_tokens}, the number of tokens, but is {rounds}")
 
@@ -150,29 +150,6 @@ def _check_labels(labels: Tensor, images: int, classes: int) -> None:
     if labels.shape != (images,) or (images and not 0 <= labels.min() <= labels.max() < classes):
         need = f"one number from 0 to {classes - 1} for each of {images} images"
         raise UserError(f"labels must be {need}, but are {labels.tolist()} of shape {tuple(labels.shape)}"[:300])
-
-
-def _without_windows(
-    tower: nn.Module, tokens: Tensor, squares: Tensor, alive: Tensor, layer: int, batch_size: int
-) -> Tensor:
-    """Embeddings (B, W, E) of what is alive (B, N) of every image without every window; 0 where a window is empty.
-
-    Sequences of one length run together: windows that have partly left already remove fewer tokens.
-    """
-    member = torch.zeros(len(squares), tower.num_patches, dtype=torch.bool, device=squares.device)
-    member.scatter_(1, squares, True)
-    rest, touched = alive[:, None] & ~member, (alive[:, None] & member).any(-1)  # (B, W, N), (B, W)
-    lengths = torch.where(touched, rest.sum(-1), -1)
-    out = tokens.new_zeros(*lengths.shape, tower.num_classes or tower.embed_dim)
-    for length in lengths.unique().tolist():
-        if length >= 0:
-            pairs = (lengths == length).nonzero()
-            for image, square in (chunk.unbind(1) for chunk in pairs.split(batch_size)):
-                patches = rest[image, square].nonzero()[:, 1].view(len(image), length) + tower.num_leading_tokens
-                leading = torch.arange(tower.num_leading_tokens, device=patches.device).expand(len(image), -1)
-                kept = pruning.take(tokens[image], torch.cat([leading, patches], dim=1))
-                out[image, square] = tower.forward_suffix(kept, layer)
-    return out
 
 
 def _improbability(logits: Tensor, classes: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from patchrank.benchmark import WARM_UP, seconds_of
 from patchrank.config import Resources
+from patchrank.golden.suffix import shares_qkv
 from patchrank.layers.class_token import is_plain
 from patchrank.layers.macs import block_macs, text_macs, vision_macs
 from patchrank.layers.pruning import windows
@@ -104,11 +105,12 @@ def count_shards(job: Job, context: TrialContext, work: Work) -> None:
     images = sum(job.folder.sizes[index] for index in job.faults)
     squares = len(windows(tower.patch_embed.grid_size, golden["window"], golden["stride"]))
     work.add(images, vision_macs(tower, cls_only_last=is_plain(tower.blocks[-1])), read=True)
+    shared = 3 * tower.embed_dim**2 if shares_qkv(tower, golden["remove_at"]) else 0  # of a token, once an image
     for n in range(golden["rounds"]):
         alive = patches - n * (patches // golden["rounds"])
         length = tower.num_leading_tokens + round(alive * (1 - golden["window"] ** 2 / patches))
         searches = 1 if n == 0 else metrics
-        work.add(images * squares * searches, suffix_macs(tower, length, golden["remove_at"]))
+        work.add(images * squares * searches, suffix_macs(tower, length, golden["remove_at"]) - shared * length)
     split = next(split for split, folder in context.needed_shards.values() if folder.key == job.folder.key)
     content = [len(split.content(n)) for n in range(min(8, len(split)))]
     arrays = 4 * metrics * (patches + squares)

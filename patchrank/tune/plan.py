@@ -25,12 +25,14 @@ class Job:
     """One set of shards: a trial that needs it, and what is wrong with the shards that are to be made.
 
     passed_over: as in `ImageSplit`, of the images that are scored.
+    batch: sequences that ran at a time, where shards were made just now.
     """
 
     trial: ResolvedTrial
     folder: ShardFolder
     faults: dict[int, str]
     passed_over: dict[str, int] = field(default_factory=dict)
+    batch: int | None = None
 
     @property
     def name(self) -> str:

@@ -10,7 +10,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patchrank.config import SweepConfig
 from patchrank.golden.make_shards import report_faults
-from patchrank.golden.scores import batch_size_of
 from patchrank.trial.identity import speed_settings
 from patchrank.trial.requirements import ResolvedTrial
 from patchrank.tune.plan import Job, Plan
@@ -53,8 +52,7 @@ def stage(plan: Plan, jobs: list[Job], cancels: bool = False) -> None:
             job.faults = job.folder.faults()
     for job in jobs:
         if job in made or not job.folder.complete():
-            how = {"batch": batch_size_of(resources.device), "threads": resources.num_threads}
-            job.folder.finish(**how, passed_over=job.passed_over)
+            job.folder.finish(batch=job.batch, threads=resources.num_threads, passed_over=job.passed_over)
 
 
 def _await(waiting: dict[ray.ObjectRef, tuple[Job, int]], cancels: bool) -> None:
@@ -67,7 +65,7 @@ def _await(waiting: dict[ray.ObjectRef, tuple[Job, int]], cancels: bool) -> None
                 for task in done:
                     job, index = waiting.pop(task)
                     try:
-                        ray.get(task)
+                        job.batch = ray.get(task) or job.batch
                     except RayError as error:
                         if isinstance(getattr(error, "cause", None), UserError):  # bad input speaks for itself
                             raise error.cause from None

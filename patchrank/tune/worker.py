@@ -87,18 +87,20 @@ def time_limit(sweep: SweepConfig, trial: ResolvedTrial, identity: str, run: str
 
 # max_calls: a worker keeps its model from shard to shard, on GPUs too
 @ray.remote(max_retries=2, retry_exceptions=[OSError, StoreError], max_calls=0)
-def score_one(trial: TrialConfig, sweep: SweepConfig, key: str, index: int) -> None:
-    """Makes one shard of a folder, if no earlier attempt has."""
+def score_one(trial: TrialConfig, sweep: SweepConfig, key: str, index: int) -> int | None:
+    """Makes one shard of a folder, and returns how many sequences ran at a time; None if an earlier attempt made it."""
     _prepare(sweep)
     context = _context(ResolvedTrial(trial), sweep)
     found = {folder.key: (split, folder) for split, folder in context.needed_shards.values()}
     if key not in found:
         raise UserError("the images or weights of this node are not those of the driver")
     split, folder = found[key]
-    if folder.fault(index):
-        began = time.perf_counter()
-        score_shard(context.inputs.clip, split, folder, index)
-        count_shard(folder, index, time.perf_counter() - began)
+    if not folder.fault(index):
+        return None
+    began = time.perf_counter()
+    batch_size = score_shard(context.inputs.clip, split, folder, index)
+    count_shard(folder, index, time.perf_counter() - began)
+    return batch_size
 
 
 @ray.remote(max_retries=2, max_calls=0)

@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.learned_tokens import create
 
 from patchrank.data.dataset_factory import load_split
 from patchrank.golden.scores import score_images
@@ -59,6 +62,66 @@ def test_an_oracle_by_g_prunes_exactly_the_most_redundant_tokens(tower, images):
     kept = tower.forward_pruned(images, golden.scores[:, 2]).kept
     dropped = [sorted(set(range(64)) - set(row.tolist())) for row in kept]
     assert dropped == redundancy.topk(10).indices.sort().values.tolist()
+
+
+class Adapted(torch.nn.Module):
+    """A linear layer with an adapter that looks at all tokens of a sequence, which none of torch's own does."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x + x.mean(1, keepdim=True))
+
+
+def change(tower, how):
+    """Changes layer 4, the first that runs without the windows, so that its tokens do look at one another."""
+    block = tower.blocks[3]
+    if how == "hook":
+        block.norm1.register_forward_hook(lambda module, args, output: output - output.mean(1, keepdim=True))
+    elif how == "adapter":
+        block.attn.qkv = Adapted(block.attn.qkv)
+    else:
+        block.norm1 = torch.nn.GroupNorm(1, 1, affine=False)  # over all tokens and channels
+
+
+@pytest.mark.parametrize("how", ["hook", "adapter", "norm"])
+def test_layers_that_were_changed_see_every_sequence_by_itself(clip, scenes, how):
+    tower = copy.deepcopy(clip.visual)
+    change(tower, how)
+    golden = score_images(tower, scenes[:1], HEAD, LABELS[:1], 10.0, stride=2)
+    expected = naive(tower, scenes[:1], 2, 2, 4, scale=10.0)
+    torch.testing.assert_close(golden.windows, expected, atol=1e-5, rtol=1e-5)
+    assert (golden.windows - score_images(clip.visual, scenes[:1], HEAD, LABELS[:1], 10.0, stride=2).windows).any()
+
+
+@torch.no_grad()
+def test_gains_of_the_first_layer_that_runs_without_windows_count(clip, scenes):
+    tower, prompts = copy.deepcopy(clip.visual), create("V", num_norms=26)
+    prompts.norm_gains.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    tower.set_prompts(prompts)
+    golden = score_images(tower, scenes[:1], window=4, stride=4)
+    tokens, whole = tower.forward_prefix(scenes[:1], 4), F.normalize(tower(scenes[:1]).double(), dim=-1)
+    for square, found in zip(pruning.windows((8, 8), 4, 4), golden.windows[0, 0]):
+        patches = [t for t in range(64) if t not in square.tolist()]
+        leading = tower.num_leading_tokens
+        piece = tower.forward_suffix(tokens[:, [*range(leading), *(leading + t for t in patches)]], 4)
+        expected = (whole - F.normalize(piece.double(), dim=-1)).square().sum() / 2
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_scores(clip, scenes):
+    settings = {"remove_at": 10, "batch_size": 37}  # the last batch is not full
+    plain, compiled = (score_images(clip.visual, scenes, HEAD, LABELS, **settings, compile=c) for c in (False, True))
+    assert plain.windows[:, 2].max() > 1e-3
+    torch.testing.assert_close(compiled.windows, plain.windows, atol=1e-5, rtol=1e-5)
+
+
+def test_compilation_of_many_lengths_is_refused(tower, images):
+    with pytest.raises(UserError, match="rounds is 2; try rounds 1"):
+        score_images(tower, images, rounds=2, compile=True)
 
 
 def test_damage_keeps_its_digits_where_probabilities_saturate(clip):
