@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchrank.benchmark import WARM_UP, seconds_of
 from patchrank.cli.config_flags import add_config_flags, reader
 from patchrank.cli.flags import load_split_from
 from patchrank.cli.summary import ACCURACIES, MATCHING, cosine_line, percentages
@@ -37,6 +36,7 @@ from patchrank.models.embed import (
     unit,
 )  # fmt: skip
 from patchrank.retrieval import measuring_parser, pair_and_split, print_measured, retrieval_from
+from patchrank.utils.clock import WARM_UP, seconds_of
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.stats import paired_interval

@@ -55,8 +55,8 @@ SCORED = 392  # windows, about, of a run of golden scoring
 HOW = ("dtype", "compile", "cuda_graphs", "cudnn_attention")
 READ = {  # which flags each kind of benchmark reads, beside those that all of them read
     "one tower": {*PruningConfig.model_fields, "checkpoint", "prompts", "predictor", "repair"},
-    "--methods": {"keep_rates", "drop_counts", "budget", "locations", *HOW, "markdown"},
-    "--golden": {"window", "remove_at", "dtype", "cudnn_attention", "markdown"},
+    "--methods": {"keep_rates", "drop_counts", "budget", "locations", "align", *HOW, "markdown"},
+    "--golden": {"window", "remove_at", "dtype", "compile", "cudnn_attention", "markdown"},
     "--tokens": {*HOW, "markdown", "picture"},
 }
 
@@ -155,7 +155,9 @@ def _check_file(path: str | None) -> None:
 
 def _asked(args: argparse.Namespace) -> Asked:
     """What flags say of a table's schedules."""
-    said = {name: getattr(args, name) for name in ("keep_rates", "drop_counts", "budget")} | {"locations": args.places}
+    said = {name: getattr(args, name) for name in ("keep_rates", "drop_counts", "budget", "align")} | {
+        "locations": args.places
+    }
     return Asked(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
 
 

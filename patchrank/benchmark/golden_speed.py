@@ -108,7 +108,7 @@ def _ways(tower: nn.Module, pixels: Tensor, kept: Tensor, window: int, remove_at
     """The ways to score that are compared, ours first."""
 
     def score(images: Tensor) -> Tensor:
-        return score_images(tower, images, window=window, remove_at=remove_at).scores
+        return score_images(tower, images, window=window, remove_at=remove_at, compile=mode.compile).scores
 
     def windows_of(images: Tensor) -> Tensor:
         return from_pixels(tower, images, kept[torch.arange(len(images), device=kept.device) % len(kept)], remove_at)

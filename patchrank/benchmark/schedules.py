@@ -28,12 +28,14 @@ class Asked:
     drop_counts: of rankings that drop; all other methods run at the same MACs.
     budget: share of the unpruned tower's MACs that every method keeps to.
     locations: of every method.
+    align: of what sequences are a multiple, in every method.
     """
 
     keep_rates: tuple[float, ...] | None = None
     drop_counts: tuple[int, ...] | None = None
     budget: float | None = None
     locations: tuple[int, ...] | None = None
+    align: int = 1
 
     def __post_init__(self):
         named = [name for name in ("keep_rates", "drop_counts", "budget") if getattr(self, name) is not None]
@@ -75,6 +77,7 @@ def pruned_copies(
     """
     reducer = name.removesuffix(MERGE)
     settings = {"reducer": reducer, "leftovers": "merge" if name.endswith(MERGE) else None}
+    settings |= {"align": asked.align}
     if asked.keep_rates is not None:
         for rate in asked.keep_rates:
             yield rate, _pruned(base, settings | {"keep_rate": rate}, asked.locations)
@@ -93,7 +96,8 @@ def common_budget(base: nn.Module, asked: Asked) -> float | None:
     """
     if asked.keep_rates is not None or asked.budget is not None:
         return asked.budget
-    tower = _pruned(base, {"reducer": "predictor"} | _reference(base, asked), asked.locations)
+    settings = {"reducer": "predictor", "align": asked.align}
+    tower = _pruned(base, settings | _reference(base, asked), asked.locations)
     return tower.macs().image / tower.macs_unpruned().image
 
 
@@ -108,7 +112,7 @@ def _reference(base: nn.Module, asked: Asked) -> dict:
     if asked.drop_counts is not None:
         return {"drop_counts": asked.drop_counts}
     places = asked.locations or base.pruning.locations
-    if base.num_patches == PAPER_PATCHES:
+    if base.num_patches == PAPER_PATCHES and asked.align == 1:  # counts say themselves what leaves
         return {"drop_counts": tapered(PAPER_COUNT, len(places))}
     return {"keep_rate": PAPER_RATE}
 

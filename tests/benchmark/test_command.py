@@ -98,7 +98,7 @@ def test_milliseconds_by_tokens(tmp_path, capsys):
         ("--methods evit --keep-rates 0.5 --budget 0.5", "--keep-rates and --budget exclude each other"),
         ("--methods timm --golden", "--methods and --golden are benchmarks of their own"),
         ("--methods evit --reducer evit", r"--reducer says nothing to this kind .*\(--methods\); it is for one tower"),
-        ("--golden --compile", r"--compile says nothing .*\(--golden\); it is for --methods, --tokens"),
+        ("--golden --cuda-graphs", r"--cuda-graphs says nothing .*\(--golden\); it is for --methods, --tokens"),
         ("--keep-rates 0.5", r"--keep-rates says nothing .*\(one tower\); it is for --methods"),
         ("--batch-size 1,8", "one tower takes one, but there are 2; try --methods predictor"),
         ("--methods evit --dtype fp16", "--dtype fp16: a CPU has no arithmetic"),

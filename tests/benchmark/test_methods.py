@@ -113,6 +113,14 @@ def test_counts_and_budgets_are_kept_to(base):
         assert 0.48 < method.macs / method.macs_unpruned <= 0.5
 
 
+def test_sequences_are_as_long_as_hardware_likes_where_that_is_asked_for(of_196):
+    for method in methods_of(["predictor", "evit", "tome"], of_196, align=8):
+        left = 197
+        for count in method.drop_counts:
+            left -= count
+            assert left % 8 == 0
+
+
 @pytest.mark.parametrize(
     "asked, message",
     [
