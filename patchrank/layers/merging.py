@@ -84,10 +84,10 @@ def upward(
         gone, into: as `bipartite`.
     """
     order = rank(importance)
-    metric, sizes, importance = (take(x, order) for x in (metric, sizes, importance))
-    cost = 1 / (1 / sizes[:, :, None] + 1 / sizes[:, None]) * (1 - similarity(metric, metric))  # (B, K, K)
-    ahead = torch.ones_like(cost, dtype=torch.bool).tril(-1)
-    cheapest = cost.masked_fill(~ahead, torch.inf).amin(-1) * (protection * importance).exp()
+    metric, sizes, importance = (take(x, order) for x in (F.normalize(metric.float(), dim=-1), sizes, importance))
+    cost = 1 / (1 / sizes[:, :, None] + 1 / sizes[:, None]) * (1 - metric @ metric.transpose(1, 2))  # (B, K, K)
+    behind = torch.full_like(cost[0], torch.inf).triu()  # a token itself, and all that are less important
+    cheapest = (cost + behind).amin(-1) * (protection * importance).exp()
     by_cost = cheapest.argsort(dim=-1, stable=True)
     going, staying = by_cost[:, :count], by_cost[:, count:].sort(dim=-1).values
     to_those_that_stay = take(cost, going).gather(2, staying.unsqueeze(1).expand(-1, count, -1))

@@ -36,6 +36,8 @@ class TokenState:
             need it.
     metric: (B, K, d), by whose cosine tokens are compared; only where tokens merge.
     carried: (B, K), a number of each token that a reducer keeps from one layer to the next.
+    bias:   (B, 1, 1, P + K), what proportional attention adds to its logits: log sizes, so that a token that stands for
+            several patches is attended to as often as these would be. None while all sizes are 1.
     merge:  whether tokens that leave merge into their most similar one that stays, instead of being dropped.
     drop_share: how much of what leaves, from the end of the ranking, is dropped even so.
     """
@@ -52,6 +54,7 @@ class TokenState:
     shift: Tensor | None = None
     metric: Tensor | None = None
     carried: Tensor | None = None
+    bias: Tensor | None = None
     merge: bool = False
     drop_share: float = 0.0
 
@@ -62,7 +65,7 @@ class TokenState:
 
     def first(self, k: int) -> TokenState:
         """The first k tokens: a slice, no gather."""
-        return self._leave(k, lambda x: x)
+        return self._leave(k)
 
     def best(self, scores: Tensor, k: int) -> TokenState:
         """The k tokens of highest `scores` (B, K), which do not persist. Tokens stay in the grid's order.
@@ -71,8 +74,7 @@ class TokenState:
         """
         order = rank(scores)
         chosen = order[:, :k].sort(dim=-1).values
-        order = torch.cat([chosen, order[:, k:]], dim=1) if self.merge else chosen
-        return self._leave(k, lambda x: take(x, order))
+        return self._leave(k, chosen, order[:, k:])
 
     def merged(
         self, kept: Pick, gone: Pick, into: Tensor, weights: Tensor | None = None, grows: Tensor | None = None
@@ -93,7 +95,9 @@ class TokenState:
         tokens = (total[..., :-2] / total[..., -2:-1]).to(self.tokens.dtype)
         places = self._places()
         homes = moved(self.homes, places, kept(places), gone(places), into)
-        return replace(self._pick(kept), tokens=tokens, sizes=total[..., -1], homes=homes)
+        # signals are of tokens as they were, and of the others some are made anew
+        rest = replace(self, cls_row=None, shift=None, metric=None, tokens=None, sizes=None, homes=None)
+        return replace(rest._pick(kept), tokens=tokens, sizes=total[..., -1], homes=homes)
 
     def fused(self, order: Tensor, k: int, token: Tensor) -> TokenState:
         """The first k - 1 tokens in an order (B, K) stay; all others become one, at the place of the first of them.
@@ -115,21 +119,24 @@ class TokenState:
         empty = self.index.new_full((self.index.shape[0], num_tokens), -1)
         return empty.scatter(1, self.index, slots)
 
-    def bias(self, num_leading: int, dtype: torch.dtype) -> Tensor | None:
-        """What proportional attention adds to its logits, (B, 1, 1, P + K): log sizes; None while all are 1.
+    def settled(self, num_leading: int, dtype: torch.dtype) -> TokenState:
+        """The state behind a location: with the bias of its sizes, without signals, which were of that layer alone.
 
-        A token that stands for several patches is attended to as often as these would be. Class, register and prompt
-        tokens, the P = `num_leading` before the patches, stand for themselves.
+        Class, register and prompt tokens, the P = `num_leading` before the patches, stand for themselves.
         """
-        return None if self.sizes is None else log_sizes(self.sizes, num_leading, dtype)
+        bias = None if self.sizes is None else log_sizes(self.sizes, num_leading, dtype)
+        return replace(self, bias=bias, cls_row=None, shift=None, metric=None)
 
-    def _leave(self, k: int, ordered: Pick) -> TokenState:
-        """The first k of the tokens in an order; of the others some or all merge into these."""
-        kept: Pick = lambda x: ordered(x)[:, :k]  # noqa: E731
+    def _leave(self, k: int, chosen: Tensor | None = None, others: Tensor | None = None) -> TokenState:
+        """k tokens stay, at places `chosen` (B, k); of the `others` (B, K - k) some or all merge into these.
+
+        Where no places are given, tokens are in their order already.
+        """
+        kept: Pick = lambda x: x[:, :k] if chosen is None else take(x, chosen)  # noqa: E731
         if not self.merge:
             return self._pick(kept)
-        num_gone = num_merging(self.tokens.shape[1] - k, self.drop_share)
-        gone: Pick = lambda x: ordered(x)[:, k : k + num_gone]  # noqa: E731
+        m = num_merging(self.tokens.shape[1] - k, self.drop_share)
+        gone: Pick = lambda x: x[:, k : k + m] if others is None else take(x, others[:, :m])  # noqa: E731
         return self.merged(kept, gone, most_similar(gone(self.metric), kept(self.metric)))
 
     def _pick(self, pick: Pick) -> TokenState:

@@ -307,7 +307,7 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
             if pruner is not None:
                 x, state = pruner(x, state, block, layer, first, scores)
             if cls_only and layer == len(blocks):  # of what leaves in the middle of this layer nothing is read
-                x = forward_cls(block, x, state.bias(first, x.dtype))
+                x = forward_cls(block, x, state.bias)
             elif pruner is not None:
                 run = partial(pruner.run, block, state=state, layer=layer, num_leading=first, scores=scores)
                 x, state = self._run(run, x)
