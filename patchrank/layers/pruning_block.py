@@ -137,7 +137,9 @@ class PruningBlock(nn.Module):
             leaving.pop(len(tower.blocks), None)
         return leaving
 
-    def begin(self, images: Tensor, x: Tensor, num_leading: int, patch_size: tuple[int, int]) -> TokenState:
+    def begin(
+        self, images: Tensor, x: Tensor, num_leading: int, patch_size: tuple[int, int], mapped: bool = True
+    ) -> TokenState:
         """The state of a sequence that enters layer 1, with all N patches.
 
         Args:
@@ -145,11 +147,12 @@ class PruningBlock(nn.Module):
             x: (B, P + N, D).
             num_leading: P, the tokens before the patches.
             patch_size: height and width of a patch in pixels.
+            mapped: whether it shall be known where each patch has gone, where tokens merge; an embedding needs no map.
         """
         needs = self.reducer.needs
         state = first_state(x, num_leading)
         if self.merges:
-            state = replace(state, homes=state.index, merge=self.merge, drop_share=self.drop_share)
+            state = replace(state, homes=state.index if mapped else None, merge=self.merge, drop_share=self.drop_share)
         if "sample_key" in needs:
             state = replace(state, sample_key=sample_keys(images))
         if "pixels" in needs:

@@ -26,7 +26,8 @@ class TokenState:
     index:  (B, K), the place of each of them in the full grid.
     cls:    (B, D), the class token as it enters this layer, or as it is in the middle of it.
     sizes:  (B, K), how many patches each token stands for, or None while each stands for itself.
-    homes:  (B, N), which token each patch lives in, -1 where it was dropped; None where none ever merge.
+    homes:  (B, N), which token each patch lives in, -1 where it was dropped; None where none ever merge, and where
+            nobody asks for more than an embedding.
     scores: (B, N), the ranking that persists, over the full grid; of a reducer that ranks, tokens are in its order.
     sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
     pixels: (B, N, C * P * P), the patches of the image; only for reducers that need it.
@@ -93,8 +94,7 @@ class TokenState:
         stays = _columns(kept(self.tokens), kept(weights), kept(sizes))
         total = joined(stays, _columns(gone(self.tokens), gone(weights), grows), into)
         tokens = (total[..., :-2] / total[..., -2:-1]).to(self.tokens.dtype)
-        places = self._places()
-        homes = moved(self.homes, places, kept(places), gone(places), into)
+        homes = self._moved(kept, gone, into)
         # signals are of tokens as they were, and of the others some are made anew
         rest = replace(self, cls_row=None, shift=None, metric=None, tokens=None, sizes=None, homes=None)
         return replace(rest._pick(kept), tokens=tokens, sizes=total[..., -1], homes=homes)
@@ -109,7 +109,7 @@ class TokenState:
         state = self._pick(lambda x: take(x, kept))
         tokens = torch.cat([state.tokens[:, : k - 1], token.to(state.tokens.dtype)], dim=1)
         into = torch.zeros_like(gone) + (k - 1)
-        return replace(state, tokens=tokens, homes=moved(self.homes, self._places(), kept, gone, into))
+        return replace(state, tokens=tokens, homes=self._moved(lambda x: take(x, kept), lambda x: take(x, gone), into))
 
     def source(self, num_tokens: int) -> Tensor:
         """The source map (B, num_tokens): which token each patch of the input lives in, -1 where it was dropped."""
@@ -141,10 +141,14 @@ class TokenState:
 
     def _pick(self, pick: Pick) -> TokenState:
         values = {name: pick(x) for name in ALIGNED if (x := getattr(self, name)) is not None}
-        if self.homes is not None:
-            places = self._places()
-            values["homes"] = moved(self.homes, places, pick(places))
-        return replace(self, **values)
+        return replace(self, **values, homes=self._moved(pick))
+
+    def _moved(self, kept: Pick, gone: Pick | None = None, into: Tensor | None = None) -> Tensor | None:
+        """Where each patch lives once some tokens are kept and others join them, for a state that knows it."""
+        if self.homes is None:
+            return None
+        places = self._places()
+        return moved(self.homes, places, kept(places), gone and gone(places), into)
 
     def sizes_or_ones(self) -> Tensor:
         """How many patches each token stands for (B, K), in float32."""
