@@ -300,18 +300,18 @@ def lengths(tower):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"reducer": "center", "locations": (4, 6, 8, 10)},
+        {"reducer": "center", "locations": (4, 6, 8, 10), "taper": 0.8},
         {"reducer": "tome", "locations": tuple(range(2, 11)), "taper": 0.8},
         {"reducer": "evit", "locations": (2, 5, 8)},
     ],
 )
 def test_aligned_lengths_stay_within_a_budget_and_near_a_keep_rate(tower, settings):
-    tower.set_pruning(budget=0.65, align=8, **settings)
-    most, counts = 0.65 * tower.macs_unpruned().image, tower.drop_counts
+    tower.set_pruning(budget=0.6, align=8, **settings)
+    most, counts = 0.6 * tower.macs_unpruned().image, tower.drop_counts
     assert not any(length % 8 for length in lengths(tower)) and tower.macs().image <= most
     locations = tuple(tower.pruner.drops)
     for place in range(len(counts)):
-        if counts[place] > 8:  # so many given back would be more than the budget
+        if counts[place] - 8 >= (place == 0):  # so many given back would be more than the budget
             fewer = tuple(count - 8 * (n == place) for n, count in enumerate(counts))
             tower.set_pruning(locations=locations, drop_counts=fewer, align=1)
             assert tower.macs().image > most

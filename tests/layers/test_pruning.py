@@ -70,6 +70,15 @@ def test_ties_keep_the_lower_index():
     assert pruning.rank(torch.tensor([[1.0, 2.0, 1.0, 2.0]])).tolist() == [[1, 3, 0, 2]]
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_rows_are_taken_of_each_image_by_itself(count):
+    x = torch.randn(2, 7, 5)[:, 2:]  # a slice, as patches of a sequence are
+    index = torch.stack([torch.randperm(5)[:count] for _ in range(2)])
+    expected = torch.stack([image[places] for image, places in zip(x, index)])
+    assert torch.equal(pruning.take(x, index), expected)
+    assert torch.equal(pruning.take(x[..., 0], index), expected[..., 0])
+
+
 def test_windows_cover_the_grid():
     assert pruning.windows((14, 14), 2).shape == (169, 4)
     assert pruning.windows((14, 14), 2, stride=2).shape == (49, 4)
