@@ -60,9 +60,20 @@ class PruningConfig(Strict):
     locations: ListOf[int] = Field((4, 6, 8, 10), min_length=1, description="layers, from 1, before which they leave")
     budget: Share | None = Field(None, description="share of the whole tower's MACs to stay within; beats keep_rate")
     taper: Share = Field(1.0, description="what leaves at a location, as a share of what left at the one before")
+    align: int = Field(1, ge=1, description="sequences behind each location are a multiple of this long, in tokens")
     metric: Literal["features", "keys"] = Field("features", description="by which patches are compared to merge")
     protection: float | None = Field(None, ge=0, description="weight of importance in matching (default: reducer's)")
     drop_share: float = Field(0.0, ge=0, le=1, description="of patches that leave, the share dropped and not merged")
+
+    @model_validator(mode="after")
+    def _counts_are_not_rounded(self) -> PruningConfig:
+        if self.align != 1 and self.drop_counts is not None:
+            counts = ", ".join(map(str, self.drop_counts))
+            raise ValueError(
+                f"align {self.align} rounds counts, but drop_counts {counts} say themselves what leaves; try align 1, "
+                "or keep_rate or budget in place of counts"
+            )
+        return self
 
 
 class PromptConfig(Strict):

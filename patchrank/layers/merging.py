@@ -14,9 +14,14 @@ from torch import Tensor
 from patchrank.layers.pruning import rank, take
 
 
+def unit(x: Tensor) -> Tensor:
+    """Vectors (..., d) over their length, whose products are cosines."""
+    return F.normalize(x.float(), dim=-1)
+
+
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """Cosines (B, m, k) of `a` (B, m, d) to `b` (B, k, d)."""
-    return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).transpose(1, 2)
+    return unit(a) @ unit(b).transpose(1, 2)
 
 
 def most_similar(gone: Tensor, kept: Tensor) -> Tensor:
@@ -40,7 +45,8 @@ def bipartite(metric: Tensor, count: int, penalty: Tensor | None = None) -> tupl
         gone (B, count): places of those that merge.
         into (B, count): which of `kept` each of them merges into.
     """
-    score, target = similarity(metric[:, 1::2], metric[:, ::2]).max(-1)
+    vectors = unit(metric)
+    score, target = (vectors[:, 1::2] @ vectors[:, ::2].transpose(1, 2)).max(-1)
     if penalty is not None:
         score = score - penalty[:, 1::2]
     order = rank(score)
@@ -58,7 +64,7 @@ def joined(kept: Tensor, gone: Tensor, into: Tensor) -> Tensor:
         into: (B, m), which of the kept each of the others joins.
     """
     joins = into.unsqueeze(1) == torch.arange(kept.shape[1], device=into.device)[:, None]  # (B, k, m)
-    return kept + joins.float() @ gone
+    return (joins.float() @ gone).add_(kept)
 
 
 def upward(
@@ -84,10 +90,10 @@ def upward(
         gone, into: as `bipartite`.
     """
     order = rank(importance)
-    metric, sizes, importance = (take(x, order) for x in (metric, sizes, importance))
-    cost = 1 / (1 / sizes[:, :, None] + 1 / sizes[:, None]) * (1 - similarity(metric, metric))  # (B, K, K)
-    ahead = torch.ones_like(cost, dtype=torch.bool).tril(-1)
-    cheapest = cost.masked_fill(~ahead, torch.inf).amin(-1) * (protection * importance).exp()
+    metric, sizes, importance = (take(x, order) for x in (unit(metric), sizes, importance))
+    cost = 1 / (1 / sizes[:, :, None] + 1 / sizes[:, None]) * (1 - metric @ metric.transpose(1, 2))  # (B, K, K)
+    behind = torch.full_like(cost[0], torch.inf).triu()  # a token itself, and all that are less important
+    cheapest = (cost + behind).amin(-1) * (protection * importance).exp()
     by_cost = cheapest.argsort(dim=-1, stable=True)
     going, staying = by_cost[:, :count], by_cost[:, count:].sort(dim=-1).values
     to_those_that_stay = take(cost, going).gather(2, staying.unsqueeze(1).expand(-1, count, -1))

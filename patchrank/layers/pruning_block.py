@@ -137,7 +137,9 @@ class PruningBlock(nn.Module):
             leaving.pop(len(tower.blocks), None)
         return leaving
 
-    def begin(self, images: Tensor, x: Tensor, num_leading: int, patch_size: tuple[int, int]) -> TokenState:
+    def begin(
+        self, images: Tensor, x: Tensor, num_leading: int, patch_size: tuple[int, int], mapped: bool = True
+    ) -> TokenState:
         """The state of a sequence that enters layer 1, with all N patches.
 
         Args:
@@ -145,11 +147,12 @@ class PruningBlock(nn.Module):
             x: (B, P + N, D).
             num_leading: P, the tokens before the patches.
             patch_size: height and width of a patch in pixels.
+            mapped: whether it shall be known where each patch has gone, where tokens merge; an embedding needs no map.
         """
         needs = self.reducer.needs
         state = first_state(x, num_leading)
         if self.merges:
-            state = replace(state, homes=state.index, merge=self.merge, drop_share=self.drop_share)
+            state = replace(state, homes=state.index if mapped else None, merge=self.merge, drop_share=self.drop_share)
         if "sample_key" in needs:
             state = replace(state, sample_key=sample_keys(images))
         if "pixels" in needs:
@@ -200,7 +203,7 @@ class PruningBlock(nn.Module):
             UserError: the block does not give what the reducer reads, cannot run in parts, or scores come from outside
                 for a reducer that takes none.
         """
-        bias, wanted = state.bias(num_leading, x.dtype), self._wanted(layer, scores)
+        wanted = self._wanted(layer, scores)
         inside = self.mid and layer in self.drops
         if wanted:  # what hangs on a block may have changed since pruning was set
             check_attention(block, layer)
@@ -213,8 +216,8 @@ class PruningBlock(nn.Module):
             y, state = self._shortened(y, state, block, layer, num_leading, scores)
             return y
 
-        x, seen = run_block(block, x, bias, wanted, middle if inside else None)
-        return x, state if inside else self._told(state, seen, num_leading)
+        x, seen = run_block(block, x, state.bias, wanted, middle if inside else None)
+        return x, self._told(state, seen, num_leading) if wanted and not inside else state
 
     def _observes(self, layer: int) -> bool:
         """Whether the reducer takes note of the tokens that enter `layer`."""
@@ -228,8 +231,7 @@ class PruningBlock(nn.Module):
     def _told(self, state: TokenState, seen: Seen, num_leading: int) -> TokenState:
         """The state with what was read in a layer, for the patches alone."""
         row, keys, shift = (x if x is None else x[:, num_leading:] for x in (seen.cls_row, seen.keys, seen.shift))
-        state = replace(state, cls_row=row, shift=shift)
-        return replace(state, metric=keys) if self.metric == "keys" else state
+        return replace(state, cls_row=row, shift=shift, metric=keys if self.metric == "keys" else None)
 
     def _shortened(
         self, x: Tensor, state: TokenState, block: Callable, layer: int, num_leading: int, scores: Tensor | None
@@ -239,8 +241,7 @@ class PruningBlock(nn.Module):
         if self.metric == "features":
             state = replace(state, metric=plain_norm(block, 2 if self.mid else 1, state.tokens))
         state = self._chosen(state, state.tokens.shape[1] - self.drops[layer], scores)
-        state = replace(state, cls_row=None, shift=None, metric=None)  # they were of this layer alone
-        return torch.cat([x[:, :num_leading], state.tokens], dim=1), state
+        return torch.cat([x[:, :num_leading], state.tokens], dim=1), state.settled(num_leading, x.dtype)
 
     def _chosen(self, state: TokenState, k: int, scores: Tensor | None) -> TokenState:
         """k tokens, chosen by the reducer or by scores (B, N) from outside."""

@@ -81,6 +81,42 @@ def tapered(num_leaving: int, places: int, taper: float = 1.0) -> tuple[int, ...
     return tuple(counts)
 
 
+def aligned(
+    num_tokens: int, counts: Sequence[int], align: int, num_leading: int, most: Callable[[int], int]
+) -> tuple[int, ...]:
+    """Counts, rounded so that the sequence behind each location is a multiple of `align` long.
+
+    Each length is the nearest one that can be reached, and the longer one of two that are as near. Where anything
+    leaves, one token leaves at the first place at least, since what ranks was made for it.
+
+    Args:
+        num_tokens: patch tokens that are there.
+        counts: how many leave at each location; where none leaves, nothing is rounded.
+        num_leading: class, register and prompt tokens, which count in the length.
+        most: as of `drop_schedule`; it is kept to.
+
+    Raises:
+        UserError: the first location cannot reach any multiple.
+    """
+    if align == 1 or not any(counts):
+        return tuple(counts)
+    found, wanted = [], num_tokens
+    for count in counts:
+        wanted -= count
+        reachable = range(num_tokens - (not found), max(num_tokens - most(num_tokens), 1) - 1, -1)
+        fitting = [kept for kept in reachable if (num_leading + kept) % align == 0]
+        if not fitting:
+            raise UserError(
+                f"align {align} cannot be kept: of {num_leading + num_tokens} tokens in a sequence at most "
+                f"{most(num_tokens)} patch tokens can leave at the first location, and no number of them leaves a "
+                f"multiple of {align}; try a smaller align"
+            )
+        kept = min(fitting, key=lambda kept: abs(kept - wanted))
+        found.append(num_tokens - kept)
+        num_tokens = kept
+    return tuple(found)
+
+
 def clipped(num_tokens: int, counts: Sequence[int], most: Callable[[int], int]) -> tuple[int, ...]:
     """Counts, each lowered to what can leave at once of the tokens that are there (`most`, as of `drop_schedule`)."""
     found = []
@@ -96,8 +132,9 @@ def budget_schedule(
     schedule: Callable[[int], tuple[int, ...]],
     cost: Callable[[tuple[int, ...]], int],
     largest: int,
+    align: int = 1,
 ) -> tuple[int, ...]:
-    """The schedule of fewest leaving tokens that stays within a share of a tower's MACs, by less than one token.
+    """The schedule of fewest leaving tokens that stays within a share of a tower's MACs, by less than `align` tokens.
 
     Args:
         budget: share of `whole`, in (0, 1].
@@ -105,6 +142,7 @@ def budget_schedule(
         schedule: counts per location where so many tokens are to leave.
         cost: MACs of one image with such counts, ranking and matching included.
         largest: the most that `schedule` is asked for.
+        align: what `schedule` rounds the lengths of sequences to.
 
     Raises:
         UserError: even the most that can leave costs more.
@@ -112,20 +150,21 @@ def budget_schedule(
     if (least := cost(schedule(largest))) > budget * whole:
         raise UserError(
             f"budget {budget:g} cannot be kept: with these locations at least {least / whole:.3f} of the tower's MACs "
-            "are left; try earlier locations, or more of them"
+            f"are left; try earlier locations, or more of them{', or a smaller align' if align > 1 else ''}"
         )
     fits = lambda counts: cost(counts) <= budget * whole  # noqa: E731
-    return _given_back(schedule(bisect_left(range(largest + 1), True, key=lambda n: fits(schedule(n)))), fits)
+    return _given_back(schedule(bisect_left(range(largest + 1), True, key=lambda n: fits(schedule(n)))), fits, align)
 
 
-def _given_back(counts: tuple[int, ...], fits: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:
+def _given_back(counts: tuple[int, ...], fits: Callable[[tuple[int, ...]], bool], step: int) -> tuple[int, ...]:
     """Fewer leaving tokens, as long as they fit: rounding leaves some of a budget over. Earlier places come first.
 
-    One token leaves at the first place at least, since what ranks was made for it.
+    So many as `step` are given back at a time, since all lengths behind a place grow by it. One token leaves at the
+    first place at least, since what ranks was made for it.
     """
     for place in range(len(counts)):
-        while counts[place] > (place == 0) and fits(
-            fewer := (*counts[:place], counts[place] - 1, *counts[place + 1 :])
+        while (rest := counts[place] - step) >= (place == 0) and fits(
+            fewer := (*counts[:place], rest, *counts[place + 1 :])
         ):
             counts = fewer
     return counts

@@ -26,7 +26,8 @@ class TokenState:
     index:  (B, K), the place of each of them in the full grid.
     cls:    (B, D), the class token as it enters this layer, or as it is in the middle of it.
     sizes:  (B, K), how many patches each token stands for, or None while each stands for itself.
-    homes:  (B, N), which token each patch lives in, -1 where it was dropped; None where none ever merge.
+    homes:  (B, N), which token each patch lives in, -1 where it was dropped; None where none ever merge, and where
+            nobody asks for more than an embedding.
     scores: (B, N), the ranking that persists, over the full grid; of a reducer that ranks, tokens are in its order.
     sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
     pixels: (B, N, C * P * P), the patches of the image; only for reducers that need it.
@@ -36,6 +37,8 @@ class TokenState:
             need it.
     metric: (B, K, d), by whose cosine tokens are compared; only where tokens merge.
     carried: (B, K), a number of each token that a reducer keeps from one layer to the next.
+    bias:   (B, 1, 1, P + K), what proportional attention adds to its logits: log sizes, so that a token that stands for
+            several patches is attended to as often as these would be. None while all sizes are 1.
     merge:  whether tokens that leave merge into their most similar one that stays, instead of being dropped.
     drop_share: how much of what leaves, from the end of the ranking, is dropped even so.
     """
@@ -52,6 +55,7 @@ class TokenState:
     shift: Tensor | None = None
     metric: Tensor | None = None
     carried: Tensor | None = None
+    bias: Tensor | None = None
     merge: bool = False
     drop_share: float = 0.0
 
@@ -62,7 +66,7 @@ class TokenState:
 
     def first(self, k: int) -> TokenState:
         """The first k tokens: a slice, no gather."""
-        return self._leave(k, lambda x: x)
+        return self._leave(k)
 
     def best(self, scores: Tensor, k: int) -> TokenState:
         """The k tokens of highest `scores` (B, K), which do not persist. Tokens stay in the grid's order.
@@ -71,8 +75,7 @@ class TokenState:
         """
         order = rank(scores)
         chosen = order[:, :k].sort(dim=-1).values
-        order = torch.cat([chosen, order[:, k:]], dim=1) if self.merge else chosen
-        return self._leave(k, lambda x: take(x, order))
+        return self._leave(k, chosen, order[:, k:])
 
     def merged(
         self, kept: Pick, gone: Pick, into: Tensor, weights: Tensor | None = None, grows: Tensor | None = None
@@ -91,9 +94,10 @@ class TokenState:
         stays = _columns(kept(self.tokens), kept(weights), kept(sizes))
         total = joined(stays, _columns(gone(self.tokens), gone(weights), grows), into)
         tokens = (total[..., :-2] / total[..., -2:-1]).to(self.tokens.dtype)
-        places = self._places()
-        homes = moved(self.homes, places, kept(places), gone(places), into)
-        return replace(self._pick(kept), tokens=tokens, sizes=total[..., -1], homes=homes)
+        homes = self._moved(kept, gone, into)
+        # signals are of tokens as they were, and of the others some are made anew
+        rest = replace(self, cls_row=None, shift=None, metric=None, tokens=None, sizes=None, homes=None)
+        return replace(rest._pick(kept), tokens=tokens, sizes=total[..., -1], homes=homes)
 
     def fused(self, order: Tensor, k: int, token: Tensor) -> TokenState:
         """The first k - 1 tokens in an order (B, K) stay; all others become one, at the place of the first of them.
@@ -105,7 +109,7 @@ class TokenState:
         state = self._pick(lambda x: take(x, kept))
         tokens = torch.cat([state.tokens[:, : k - 1], token.to(state.tokens.dtype)], dim=1)
         into = torch.zeros_like(gone) + (k - 1)
-        return replace(state, tokens=tokens, homes=moved(self.homes, self._places(), kept, gone, into))
+        return replace(state, tokens=tokens, homes=self._moved(lambda x: take(x, kept), lambda x: take(x, gone), into))
 
     def source(self, num_tokens: int) -> Tensor:
         """The source map (B, num_tokens): which token each patch of the input lives in, -1 where it was dropped."""
@@ -115,29 +119,36 @@ class TokenState:
         empty = self.index.new_full((self.index.shape[0], num_tokens), -1)
         return empty.scatter(1, self.index, slots)
 
-    def bias(self, num_leading: int, dtype: torch.dtype) -> Tensor | None:
-        """What proportional attention adds to its logits, (B, 1, 1, P + K): log sizes; None while all are 1.
+    def settled(self, num_leading: int, dtype: torch.dtype) -> TokenState:
+        """The state behind a location: with the bias of its sizes, without signals, which were of that layer alone.
 
-        A token that stands for several patches is attended to as often as these would be. Class, register and prompt
-        tokens, the P = `num_leading` before the patches, stand for themselves.
+        Class, register and prompt tokens, the P = `num_leading` before the patches, stand for themselves.
         """
-        return None if self.sizes is None else log_sizes(self.sizes, num_leading, dtype)
+        bias = None if self.sizes is None else log_sizes(self.sizes, num_leading, dtype)
+        return replace(self, bias=bias, cls_row=None, shift=None, metric=None)
 
-    def _leave(self, k: int, ordered: Pick) -> TokenState:
-        """The first k of the tokens in an order; of the others some or all merge into these."""
-        kept: Pick = lambda x: ordered(x)[:, :k]  # noqa: E731
+    def _leave(self, k: int, chosen: Tensor | None = None, others: Tensor | None = None) -> TokenState:
+        """k tokens stay, at places `chosen` (B, k); of the `others` (B, K - k) some or all merge into these.
+
+        Where no places are given, tokens are in their order already.
+        """
+        kept: Pick = lambda x: x[:, :k] if chosen is None else take(x, chosen)  # noqa: E731
         if not self.merge:
             return self._pick(kept)
-        num_gone = num_merging(self.tokens.shape[1] - k, self.drop_share)
-        gone: Pick = lambda x: ordered(x)[:, k : k + num_gone]  # noqa: E731
+        m = num_merging(self.tokens.shape[1] - k, self.drop_share)
+        gone: Pick = lambda x: x[:, k : k + m] if others is None else take(x, others[:, :m])  # noqa: E731
         return self.merged(kept, gone, most_similar(gone(self.metric), kept(self.metric)))
 
     def _pick(self, pick: Pick) -> TokenState:
         values = {name: pick(x) for name in ALIGNED if (x := getattr(self, name)) is not None}
-        if self.homes is not None:
-            places = self._places()
-            values["homes"] = moved(self.homes, places, pick(places))
-        return replace(self, **values)
+        return replace(self, **values, homes=self._moved(pick))
+
+    def _moved(self, kept: Pick, gone: Pick | None = None, into: Tensor | None = None) -> Tensor | None:
+        """Where each patch lives once some tokens are kept and others join them, for a state that knows it."""
+        if self.homes is None:
+            return None
+        places = self._places()
+        return moved(self.homes, places, kept(places), gone and gone(places), into)
 
     def sizes_or_ones(self) -> Tensor:
         """How many patches each token stands for (B, K), in float32."""

@@ -73,7 +73,14 @@ class PromptedTower:
             count = count_visual(prompts, self.embed_dim)
             if (gains := _gains_of(prompts)) is not None:
                 check_gains(self, gains)
+        before = self._prompts, self.num_prompt_tokens
         self._prompts, self.num_prompt_tokens = () if prompts is None else (prompts,), count
+        try:
+            if self.pruning.align > 1:  # prompts count in the length of sequences, which its schedule rounds
+                self._prune({})
+        except BaseException:
+            self._prompts, self.num_prompt_tokens = before
+            raise
 
     def _embed(self, images: Tensor, prompts: nn.Module | None) -> Tensor:
         """Images (B, 3, H, W) to the tokens (B, P + N, D) that enter layer 1; prompts have no position."""

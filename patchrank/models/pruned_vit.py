@@ -235,7 +235,9 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if self._keeps_all() and (attn_mask is not None or is_causal or not self.cls_only):
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        return self.forward_pruned(without_mask(x, attn_mask, is_causal)).embedding
+        cls_only = not isinstance(x, Proxy) and self.cls_only
+        x, _ = self._encode(without_mask(x, attn_mask, is_causal), cls_only=cls_only, mapped=False)
+        return self._embedding(x, self.prompts, repaired=True)
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Normed tokens on the full grid (B, P + N, D), zeros where dropped; P without prompts, as timm's."""
@@ -297,17 +299,20 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         cls_only: bool = False,
         visit: Callable[[int, Tensor, TokenState], None] | None = None,
         tokens: Tensor | None = None,
+        mapped: bool = True,
     ) -> tuple[Tensor, TokenState]:
         """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
         x = self.embed(images) if tokens is None else tokens
         first, pruner, blocks = self.num_leading_tokens, self.pruner, self._layers(self.prompts)
-        state = first_state(x, first) if pruner is None else pruner.begin(images, x, first, self.patch_embed.patch_size)
+        state = first_state(x, first)
+        if pruner is not None:
+            state = pruner.begin(images, x, first, self.patch_embed.patch_size, mapped)
         for layer in range(1 if tokens is None else self.shared_layer, len(blocks) + 1):
             block = blocks[layer - 1]
             if pruner is not None:
                 x, state = pruner(x, state, block, layer, first, scores)
             if cls_only and layer == len(blocks):  # of what leaves in the middle of this layer nothing is read
-                x = forward_cls(block, x, state.bias(first, x.dtype))
+                x = forward_cls(block, x, state.bias)
             elif pruner is not None:
                 run = partial(pruner.run, block, state=state, layer=layer, num_leading=first, scores=scores)
                 x, state = self._run(run, x)

@@ -25,7 +25,7 @@ from patchrank.layers.predictors import (
 from patchrank.layers.prunable import check_prunable
 from patchrank.layers.pruning_block import PruningBlock
 from patchrank.layers.reducers import REDUCERS, Reducer, create_reducer
-from patchrank.layers.schedule import budget_schedule, check_locations, clipped, drop_schedule, tapered
+from patchrank.layers.schedule import aligned, budget_schedule, check_locations, clipped, drop_schedule, tapered
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.plain import plain
 
@@ -45,6 +45,8 @@ class Pruning(PruningConfig):
         stays. Reducers that merge by a rule of their own refuse either.
     budget: share of the unpruned tower's MACs to stay within, ranking and matching included; wins over `keep_rate`.
     taper: what leaves at a location as a share of what left at the one before; 1 for equal counts.
+    align: the sequence behind each location, class, register and prompt tokens included, is a multiple of this long, as
+        hardware likes; the nearest one of the keep rate's, or within the budget. `drop_counts` go without.
     metric: what tokens are compared by to merge: normed `features`, or `keys` averaged over heads.
     protection: weight of importance in the matching of `guided_merge`, `rank_merge` and `attention_merge`; None for the
         reducer's own.
@@ -184,10 +186,12 @@ def find_drops(tower: nn.Module, settings: Pruning, reducer: Reducer) -> tuple[i
     """How many tokens leave at each location of a tower. Raises `UserError` for what is not possible."""
     total, locations = tower.num_patches, settings.locations
     if settings.budget is None or settings.drop_counts is not None:
-        return drop_schedule(total, settings.keep_rate, locations, settings.drop_counts, settings.taper, reducer.most)
+        counts = drop_schedule(total, settings.keep_rate, locations, settings.drop_counts, settings.taper, reducer.most)
+        return aligned(total, counts, settings.align, tower.num_leading_tokens, reducer.most)
 
     def schedule(leaving: int) -> tuple[int, ...]:
-        return clipped(total, tapered(leaving, len(locations), settings.taper), reducer.most)
+        counts = clipped(total, tapered(leaving, len(locations), settings.taper), reducer.most)
+        return aligned(total, counts, settings.align, tower.num_leading_tokens, reducer.most)
 
     largest = total * len(locations)
     if any(drops := schedule(largest)):
@@ -197,7 +201,7 @@ def find_drops(tower: nn.Module, settings: Pruning, reducer: Reducer) -> tuple[i
         pruner = create_pruner(settings, reducer, drops) if any(drops) else None
         return count_macs(tower, pruner, skips_rows(tower, settings, pruner is not None)).image
 
-    return budget_schedule(settings.budget, tower.macs_unpruned().image, schedule, cost, largest)
+    return budget_schedule(settings.budget, tower.macs_unpruned().image, schedule, cost, largest, settings.align)
 
 
 def skips_rows(tower: nn.Module, settings: Pruning, prunes: bool) -> bool:

@@ -20,7 +20,7 @@ ABOUT = ("model", "pruning", "ranker_sha256", "images", "ridge", "data")  # keys
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 # Fields of `Pruning` that do not decide by themselves which tokens are left: the layers and counts of `drops` stand for
 # those of the schedule, and the ranker's fingerprint for its file. Seeds draw other random orders of the same kind.
-SCHEDULE = {"keep_rate", "budget", "taper", "locations", "drop_counts"}
+SCHEDULE = {"keep_rate", "budget", "taper", "align", "locations", "drop_counts"}
 LEFT_OUT = SCHEDULE | {"predictor_path", "predictor_init", "repair_path", "cls_only_last", "seed"}
 
 

@@ -33,7 +33,7 @@ FIXED = {  # what is said of a setting that the sweep does not vary
     "golden.metric": "ranking by {}",
     "predictor.name": "predictor {}",
 }
-UNUSUAL = ("taper", "metric", "protection", "drop_share")  # of pruning, said where they are not at their default
+UNUSUAL = ("taper", "align", "metric", "protection", "drop_share")  # of pruning, said where they are not usual
 UNSEEN = "**No trial looked at test: all figures here are of validation images, by which choices are made.**"
 ORACLES = (
     "Oracles (golden) are ranked by scores of the very {which} images and could not be deployed; they saw the first "

@@ -32,7 +32,7 @@ together; --leftovers merge shows it of the others."""
 OF_FILES, OF_TASKS = ("label", "classes", "template"), ("split", "limit", "data_root", "vocabulary")
 
 GOLDEN = ("window", "stride", "remove_at")  # of golden scores, for the rankers that are made of them
-MERGING = ("leftovers", "taper", "metric", "protection", "drop_share")  # what becomes of patches that are not kept
+MERGING = ("leftovers", "taper", "align", "metric", "protection", "drop_share")  # how many leave, and how
 TEMPLATES = ("a photo of a {}.",)  # for classes of one's own
 
 

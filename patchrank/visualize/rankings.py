@@ -98,7 +98,7 @@ def kept_by(
         scores: (B, N), high = keep, to rank by instead of the reducer's own.
         leftovers: what becomes of patches that a ranker does not keep: `drop`, or `merge`. Nothing is said of it to a
             reducer that merges by a rule of its own.
-        **merging: `taper`, `metric`, `protection` and `drop_share`, as `set_pruning` takes them.
+        **merging: `taper`, `align`, `metric`, `protection` and `drop_share`, as `set_pruning` takes them.
 
     Raises:
         UserError: as `set_pruning`.

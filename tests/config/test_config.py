@@ -90,6 +90,7 @@ def test_unreadable_yaml_is_named_by_line(text, message):
         ("trial.pruning.locations=[4, 13]", "from 1 to the tower's depth 12"),
         ("trial.pruning.locations=[6, 4]", "must increase"),
         ("trial.pruning.drop_counts=[32, 32]", "drop_counts must be one count"),
+        ("trial.pruning={align: 8, drop_counts: [20]}", "trial.pruning: align 8 rounds counts, but drop_counts 20 say"),
         ("trial.golden.window=9", "window must lie in 1..8 on a 8 x 8 grid"),
         ("trial.golden.remove_at=13", "from 1 to the tower's depth 12"),
         ("trial.golden.rounds=65", "rounds must lie in 1..64"),

@@ -288,6 +288,42 @@ def test_scores_from_outside_are_refused_where_nothing_ranks(tower, images):
         tower.forward_pruned(images, torch.randn(4, 64))
 
 
+def lengths(tower):
+    """How long the sequence is behind each location."""
+    left, total = [], tower.num_patches + tower.num_leading_tokens
+    for count in tower.drop_counts:
+        total -= count
+        left.append(total)
+    return left
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reducer": "center", "locations": (4, 6, 8, 10), "taper": 0.8},
+        {"reducer": "tome", "locations": tuple(range(2, 11)), "taper": 0.8},
+        {"reducer": "evit", "locations": (2, 5, 8)},
+    ],
+)
+def test_aligned_lengths_stay_within_a_budget_and_near_a_keep_rate(tower, settings):
+    tower.set_pruning(budget=0.6, align=8, **settings)
+    most, counts = 0.6 * tower.macs_unpruned().image, tower.drop_counts
+    assert not any(length % 8 for length in lengths(tower)) and tower.macs().image <= most
+    locations = tuple(tower.pruner.drops)
+    for place in range(len(counts)):
+        if counts[place] - 8 >= (place == 0):  # so many given back would be more than the budget
+            fewer = tuple(count - 8 * (n == place) for n, count in enumerate(counts))
+            tower.set_pruning(locations=locations, drop_counts=fewer, align=1)
+            assert tower.macs().image > most
+    tower.set_pruning(drop_counts=None, budget=None, keep_rate=0.5, align=16, **settings)
+    assert lengths(tower)[-1] == 32  # of 33
+    with pytest.raises(UserError, match="budget 0.1 cannot be kept.* or a smaller align"):
+        tower.set_pruning(budget=0.1)
+    with pytest.raises(UserError, match="pruning: align 16 rounds counts, but drop_counts 9, 9 say .* try align 1"):
+        tower.set_pruning(drop_counts=(9, 9), locations=(4, 6))
+    assert lengths(tower)[-1] == 32
+
+
 @pytest.mark.parametrize("budget", [0.75, 0.65, 0.55, 0.47])
 @pytest.mark.parametrize(
     "settings",

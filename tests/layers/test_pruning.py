@@ -19,6 +19,35 @@ def test_removals_are_equal_and_earlier_locations_take_the_rest():
     assert schedule.drop_schedule(64, 1.0, (4,)) == (0,)
 
 
+def half(num_tokens):
+    """What a matching in pairs can let go at once."""
+    return num_tokens // 2
+
+
+@pytest.mark.parametrize(
+    "num_tokens, counts, align, leading, lengths",
+    [
+        (64, (7, 7, 6, 6), 8, 1, [56, 48, 48, 40]),  # 58, 51, 45, 39 to the nearest
+        (64, (5,), 8, 1, [64]),  # 60 is as near to 56, and the longer one is taken
+        (196, (20, 20, 20, 20), 16, 1, [176, 160, 144, 112]),
+        (64, (31, 30), 16, 1, [48, 32]),  # 34 is nearer to 32, but more than half would leave; 4 likewise
+        (63, (1, 1), 8, 1, [56, 56]),  # the whole sequence fits, but one leaves at the first location
+        (64, (7, 7), 8, 5, [64, 56]),  # with four prompts: 62, 55
+        (64, (0, 0), 8, 1, [65, 65]),
+    ],
+)
+def test_lengths_are_the_nearest_multiples(num_tokens, counts, align, leading, lengths):
+    found = schedule.aligned(num_tokens, counts, align, leading, half)
+    assert [leading + num_tokens - sum(found[: place + 1]) for place in range(len(found))] == lengths
+    assert schedule.aligned(num_tokens, counts, 1, leading, half) == counts
+
+
+@pytest.mark.parametrize("align, leading", [(66, 1), (100, 1), (41, 16)])
+def test_multiples_that_cannot_be_reached_are_refused(align, leading):
+    with pytest.raises(UserError, match=f"align {align} cannot be kept: of {leading + 64} tokens .* smaller align"):
+        schedule.aligned(64, (20, 10), align, leading, half)
+
+
 @pytest.mark.parametrize("keep_rate", [0, -0.1, 1.01, float("nan")])
 def test_keep_rate_outside_its_range_is_refused(keep_rate):
     with pytest.raises(UserError, match="keep_rate must lie in"):
@@ -39,6 +68,15 @@ def test_drop_counts_must_fit(counts):
 
 def test_ties_keep_the_lower_index():
     assert pruning.rank(torch.tensor([[1.0, 2.0, 1.0, 2.0]])).tolist() == [[1, 3, 0, 2]]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_rows_are_taken_of_each_image_by_itself(count):
+    x = torch.randn(2, 7, 5)[:, 2:]  # a slice, as patches of a sequence are
+    index = torch.stack([torch.randperm(5)[:count] for _ in range(2)])
+    expected = torch.stack([image[places] for image, places in zip(x, index)])
+    assert torch.equal(pruning.take(x, index), expected)
+    assert torch.equal(pruning.take(x[..., 0], index), expected[..., 0])
 
 
 def test_windows_cover_the_grid():

@@ -104,6 +104,8 @@ def test_settings_that_change_nothing_of_what_is_left_go_on(tower, path):
     tower.set_pruning(cls_only_last=False, seed=3)
     tower.set_pruning(drop_counts=(8,), leftovers="drop")  # the same schedule, said differently
     assert tower.repair is not None
+    tower.set_pruning(drop_counts=None, align=3)  # 9 of 17 tokens in a sequence, which is a multiple of 3
+    assert tower.repair is not None
 
 
 @pytest.mark.parametrize("which, told", [("blocks", "with weights"), ("head", "with head")])

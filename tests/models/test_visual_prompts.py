@@ -176,6 +176,21 @@ def test_prompts_outlast_changes_of_pruning(tower, images):
 
 
 @torch.no_grad()
+def test_prompts_count_in_aligned_lengths(images):
+    tower = timm.create_model("patchrank_clip_digits", reducer="center", keep_rate=0.6, align=8).eval()
+    plain, counts = tower(images), (9, 8, 8)  # 65 tokens to 56, 48, 40
+    assert tower.drop_counts == counts
+    tower.set_prompts(Fixed())
+    assert tower.drop_counts == (5, 8, 8, 8) and tower(images).isfinite().all()  # 69 to 64, 56, 48, 40
+    tower.set_prompts(None)
+    assert tower.drop_counts == counts and torch.equal(tower(images), plain)
+    tower.set_pruning(align=55, reducer="tome")
+    with pytest.raises(UserError, match="align 55 cannot be kept: of 165 tokens in a sequence at most 32"):
+        tower.set_prompts(Fixed(100))
+    assert tower.prompts is None and tower.num_leading_tokens == 1
+
+
+@torch.no_grad()
 def test_prompts_follow_the_towers_precision(tower, images):
     tower.set_prompts(create())
     half = copy.deepcopy(tower).bfloat16()

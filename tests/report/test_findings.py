@@ -503,7 +503,7 @@ def add_merging(run, **settings):
 
 def test_a_page_says_what_leaves_and_how(run):
     for budget in (0.75, 0.65):
-        both = {"pruning__budget": budget, "pruning__taper": 0.5, "pruning__keep_rate": 1.0}
+        both = {"pruning__budget": budget, "pruning__taper": 0.5, "pruning__align": 8, "pruning__keep_rate": 1.0}
         add_merging(run, pruning__reducer="tome", **both)
         add_merging(run, pruning__reducer="guided_merge", **both)
         add_merging(run, pruning__leftovers="merge", **both)
@@ -512,9 +512,8 @@ def test_a_page_says_what_leaves_and_how(run):
     axes = ["pruning.reducer", "pruning.leftovers", "pruning.budget"]
     run.report(axes)
     page = page_of(run)
-    assert (
-        "Everywhere: tokens leave at layers 4, 6, 8, 10; ranking by preservation; predictor mix_mlp; taper 0.5." in page
-    )
+    told = "tokens leave at layers 4, 6, 8, 10; ranking by preservation; predictor mix_mlp; taper 0.5; align 8."
+    assert f"Everywhere: {told}" in page
     assert "% of patch tokens kept" not in page and "its ranking and matching included" in page
     names = [row["ranked by"] for row in run.table(axes)[1]]
     assert names[1:5] == ["ToMe", "guided merging", "predictor", "predictor"]

@@ -66,6 +66,9 @@ def test_flags_that_do_not_fit_each_other_are_refused(parser):
     add_config_flags(parser, PromptConfig, *PromptConfig.model_fields)
     with pytest.raises(UserError, match="flags: loss 'distill' learns visual tokens alone, so mode must be 'V'"):
         read_config(parser.parse_args(["--loss", "distill"]), PromptConfig)
+    add_config_flags(parser, PruningConfig, *PruningConfig.model_fields)
+    with pytest.raises(UserError, match="flags: align 8 rounds counts, but drop_counts 20, 20 say .*; try align 1"):
+        read_config(parser.parse_args("--align 8 --drop-counts 20 20".split()), PruningConfig)
 
 
 def test_without_flags_a_configuration_is_the_schemas_own(parser):
@@ -121,6 +124,8 @@ SAME = {"keep_rate": 0.6, "locations": [4, 6, 8, 10], "reducer": "predictor", "l
             "9, 0, 0, 1 patches dropped by predictor at layers 4, 6, 8, 10",
         ),
         ("--keep-rate 0.6 --locations 2", SAME | {"locations": [2]}, "60 % of patches kept by predictor at layer 2"),
+        ("--keep-rate 0.6 --align 8", SAME | {"align": 8}, "60 % of patches kept by predictor at layers 4, 6, 8, 10"),
+        ("--keep-rate 0.6 --align 1", SAME, "60 % of patches kept by predictor at layers 4, 6, 8, 10"),
         ("--keep-rate 0.6 --drop-counts 0 0 0 0", SAME | {"drop_counts": [0] * 4}, "nothing pruned"),
     ],
 )

@@ -88,6 +88,7 @@ def test_leftovers_that_nothing_was_said_of_are_drop_for_a_ranker_alone(inputs):
     for reducer in ("predictor", "center"):
         silent, drop, merge = (ids(reducer=reducer, leftovers=each) for each in (None, "drop", "merge"))
         assert silent == drop and not set(drop) & set(merge)
+    assert ids(align=1) == ids() and not set(ids(align=8)) & set(ids())
     assert ids(reducer="tome") != ids(reducer="tome", metric="keys")  # which it has no use for, but a trial may say
 
 
