@@ -20,7 +20,7 @@ from patchrank.models.model_name import stable_name
 from patchrank.utils.clock import Timing, device_seconds, in_turns
 
 # Sequences that may run at a time in what ours is compared with; the fastest number is found before the turns.
-BATCH_SIZES = {"cpu": (16, 49, 98), "cuda": (128, 512, 1024)}
+BATCH_SIZES = {"cpu": (4, 16, 49), "cuda": (128, 512, 1024)}
 COMPARED = {"cpu": 196, "cuda": 4096}  # sequences, about, of one of their runs
 SIDE = 8192  # of the square matrices whose product tells what a GPU can do
 WARM_UP = 1  # turns; each of them runs hundreds of sequences

@@ -19,7 +19,7 @@ from patchrank.utils.metrics import kendall
 from patchrank.utils.progress import write_line
 
 IMAGES, WINDOWS = 2, 16  # that are tried: some seconds for B/16 on a CPU
-LEAST_TAU = 0.95  # 39 of 40 pairs of windows in the same order; predictors come nowhere near that
+LEAST_TAU = 0.95  # 39 of 40 pairs of windows in the same order
 FEW_TOKENS = 16  # of one layer, which is tried first: some CPUs take 300 times as long
 FAR_SLOWER = 20.0  # times; small products may be slower than large ones, since weights are converted as well
 

@@ -7,13 +7,16 @@ length, E the embedding's width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchrank.layers.class_token import is_plain
+from patchrank.layers.module_hooks import are_untouched, is_hooked
 from patchrank.layers.shared_qkv import can_share, qkv_of, run_from_qkv
 from patchrank.utils.errors import UserError, one_line
 
@@ -78,15 +81,20 @@ class Suffix:
 
     def _embeddings(self, rows: Tensor, compile: bool = False) -> Tensor:
         """Embeddings (S, E) of sequences of rows (S, L); compiled code sees as many sequences each time."""
-        count, run = len(rows), compiled() if compile else embed
+        count = len(rows)
         if compile:
             rows = torch.cat([rows, rows[-1:].expand(-count % self.batch_size, -1)])
-        parts = []
+        run = functools.partial(self._embed, compiled() if compile else embed)
+        parts = rows.split(self.batch_size)
+        apart = not compile and rows.device.type == "cpu" and is_safe_in_threads(self.tower, self.layer)
+        return torch.cat(in_threads(run, parts) if apart else [run(part) for part in parts])[:count].float()
+
+    @torch.inference_mode()
+    def _embed(self, run: Callable, rows: Tensor) -> Tensor:
+        """Embeddings (S, E) of one batch of rows (S, L), in a thread of its own perhaps: modes are of one thread."""
         with self._precision():
-            for part in rows.split(self.batch_size):
-                x, qkv = (None if tokens is None else _take(tokens, part) for tokens in (self.tokens, self.qkv))
-                parts.append(run(self.tower, self.layer, x, qkv))
-        return torch.cat(parts)[:count].float()
+            x, qkv = (None if tokens is None else _take(tokens, rows) for tokens in (self.tokens, self.qkv))
+            return run(self.tower, self.layer, x, qkv)
 
     def _precision(self) -> AbstractContextManager:
         return (
@@ -101,6 +109,29 @@ def shares_qkv(tower: nn.Module, layer: int) -> bool:
     """
     has_gains = getattr(tower.prompts, "norm_gains", None) is not None
     return layer < len(tower.blocks) and not has_gains and can_share(tower.blocks[layer - 1])
+
+
+def is_safe_in_threads(tower: nn.Module, layer: int) -> bool:
+    """Whether batches may run side by side: nothing of somebody else's, such as a hook, runs from a layer on."""
+    of_others = [module for module in tower.modules() if not type(module).__module__.startswith("patchrank.")]
+    untouched = are_untouched(of_others) and not any(is_hooked(module) for module in tower.modules())
+    return untouched and all(is_plain(block) for block in tower.blocks[layer - 1 :])
+
+
+def in_threads(run: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """What a function gives for each part, with as many parts side by side as torch may use threads on a CPU.
+
+    Each part then has one thread for itself: its caches hold it, and no small operation waits for other threads.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts) == 1:
+        return [run(part) for part in parts]
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        return list(pool.map(run, parts))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # what its threads said holds for all that torch meets later
 
 
 def embed(tower: nn.Module, layer: int, x: Tensor, qkv: Tensor | None) -> Tensor:
