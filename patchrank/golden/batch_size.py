@@ -14,10 +14,12 @@ from patchrank.utils.device import full_precision
 CPU_BYTES = 3 * 2**19
 CPU_LEAST = 4
 
-# Of a GPU: the share of its free memory that a batch may fill, and the most that was ever run; not measured.
-GPU_SHARE = 0.5
+# Of a GPU: the share of its memory that a batch may fill, whatever else lies there, so that one kind of GPU gives one
+# number; and the most sequences that were ever run. Neither was measured.
+GPU_SHARE = 0.25
 MOST = 392
 TRIED = 8  # sequences whose memory is measured
+_MEASURED: dict[tuple, int] = {}  # bytes that these took, by what they depend on
 
 
 def batch_size_of(tower: nn.Module, layer: int, window: int) -> int:
@@ -31,10 +33,11 @@ def batch_size_of(tower: nn.Module, layer: int, window: int) -> int:
     if device.type == "cpu":
         return max(CPU_LEAST, CPU_BYTES // (length * 4 * tower.embed_dim * 4))
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        each = memory_of(tower, layer, TRIED, length) / TRIED
-        return max(1, min(MOST, int(GPU_SHARE * (free + unused) / each)))
+        kind = device, tower.pos_embed.dtype, tower.embed_dim, len(tower.blocks) - layer, length
+        if kind not in _MEASURED:  # once a process: scoring asks for each of its calls
+            _MEASURED[kind] = memory_of(tower, layer, TRIED, length)
+        _, total = torch.cuda.mem_get_info(device)
+        return max(1, min(MOST, int(GPU_SHARE * total * TRIED / _MEASURED[kind])))
     return MOST
 
 

@@ -67,7 +67,8 @@ class Suffix:
         member.scatter_(1, squares, True)
         rest, touched = alive[:, None] & ~member, (alive[:, None] & member).any(-1)  # (B, W, N), (B, W)
         lengths = torch.where(touched, rest.sum(-1), -1)
-        out = self.tokens.new_zeros(*lengths.shape, self.tower.num_classes or self.tower.embed_dim)
+        width = self.tower.num_classes or self.tower.embed_dim
+        out = self.tokens.new_zeros(*lengths.shape, width, dtype=torch.float32)
         for length in lengths.unique().tolist():
             if length >= 0:
                 chosen = lengths == length
@@ -112,7 +113,7 @@ def shares_qkv(tower: nn.Module, layer: int) -> bool:
 
 
 def is_safe_in_threads(tower: nn.Module, layer: int) -> bool:
-    """Whether batches may run side by side: nothing of somebody else's, such as a hook, runs from a layer on."""
+    """Whether batches may run side by side: nothing of somebody else's, such as a hook, hangs on the tower."""
     of_others = [module for module in tower.modules() if not type(module).__module__.startswith("patchrank.")]
     untouched = are_untouched(of_others) and not any(is_hooked(module) for module in tower.modules())
     return untouched and all(is_plain(block) for block in tower.blocks[layer - 1 :])

@@ -64,7 +64,7 @@ def joined(kept: Tensor, gone: Tensor, into: Tensor) -> Tensor:
         into: (B, m), which of the kept each of the others joins.
     """
     joins = into.unsqueeze(1) == torch.arange(kept.shape[1], device=into.device)[:, None]  # (B, k, m)
-    return (joins.float() @ gone).add_(kept)
+    return kept + joins.float() @ gone  # not in place, since autocast rounds the product
 
 
 def upward(

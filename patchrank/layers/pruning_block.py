@@ -147,11 +147,13 @@ class PruningBlock(nn.Module):
             x: (B, P + N, D).
             num_leading: P, the tokens before the patches.
             patch_size: height and width of a patch in pixels.
-            mapped: whether it shall be known where each patch has gone, where tokens merge; an embedding needs no map.
+            mapped: whether it shall be known where each patch has gone, where tokens merge; an embedding needs no map,
+                but a reducer of somebody's own may read it, and always finds it.
         """
         needs = self.reducer.needs
         state = first_state(x, num_leading)
         if self.merges:
+            mapped = mapped or not type(self.reducer).__module__.startswith("patchrank.")
             state = replace(state, homes=state.index if mapped else None, merge=self.merge, drop_share=self.drop_share)
         if "sample_key" in needs:
             state = replace(state, sample_key=sample_keys(images))

@@ -27,7 +27,7 @@ class TokenState:
     cls:    (B, D), the class token as it enters this layer, or as it is in the middle of it.
     sizes:  (B, K), how many patches each token stands for, or None while each stands for itself.
     homes:  (B, N), which token each patch lives in, -1 where it was dropped; None where none ever merge, and where
-            nobody asks for more than an embedding.
+            nobody asks for more than an embedding of a reducer that comes with us.
     scores: (B, N), the ranking that persists, over the full grid; of a reducer that ranks, tokens are in its order.
     sample_key: (B,), a number that depends on a sample's pixels alone; only for reducers that need it.
     pixels: (B, N, C * P * P), the patches of the image; only for reducers that need it.

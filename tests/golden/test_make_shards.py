@@ -27,15 +27,16 @@ def test_a_cpu_gets_what_fits_its_caches(tower, monkeypatch):
     assert batch_size.batch_size_of(tower, 4, 2) == batch_size.CPU_LEAST
 
 
-@pytest.mark.parametrize("free, expected", [(0, 1), (1000, 50), (10**9, batch_size.MOST)])
-def test_a_gpu_gets_half_of_what_its_memory_holds(monkeypatch, free, expected):
-    weights = SimpleNamespace(device=torch.device("cuda"))
-    tower = SimpleNamespace(pos_embed=weights, num_leading_tokens=1, num_patches=64)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
-    monkeypatch.setattr(batch_size, "memory_of", lambda tower, layer, count, length: 10 * count)
-    assert batch_size.batch_size_of(tower, 4, 2) == expected
+@pytest.mark.parametrize("total, expected", [(1, 1), (1000, 25), (10**9, batch_size.MOST)])
+def test_a_gpu_gets_a_quarter_of_its_memory_whatever_lies_there(monkeypatch, total, expected):
+    weights = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    tower = SimpleNamespace(pos_embed=weights, num_leading_tokens=1, num_patches=64, embed_dim=64, blocks=[None] * 12)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, total))
+    monkeypatch.setattr(batch_size, "memory_of", lambda tower, layer, count, length: asked.append(count) or 10 * count)
+    monkeypatch.setattr(batch_size, "_MEASURED", {})
+    assert [batch_size.batch_size_of(tower, 4, 2) for _ in range(2)] == [expected] * 2
+    assert len(asked) == 1
 
 
 @pytest.fixture
@@ -100,8 +101,8 @@ def clock(*seconds):
     "seconds, least_tau, told",
     [
         ((1, 1, 3, 2), 0.5, "1.50 times as fast, .* scores are made with$"),
-        ((1, 1, 2, 3), 0.5, "0.67 times as fast, .* scores are made without$"),
-        ((1, 1, 3, 2), 1.01, "at least 1.01 is wanted.; scores are made without$"),
+        ((1, 1, 2.1, 2), 0.5, "1.05 times as fast, .* scores are made without$"),
+        ((1, 1, 3, 2), 1.01, "at least 1.1 and 1.01 are wanted.; scores are made without$"),
         ((1, 300), 0.5, "one layer takes 300 times as long; scores are made without$"),
     ],
 )
@@ -113,15 +114,19 @@ def test_autocast_is_used_where_it_is_faster_and_ranks_alike(clip, monkeypatch, 
     assert re.search(told, capsys.readouterr().err.strip())
 
 
+HALVED = ["--autocast", "bf16"]
+
+
 def test_shards_say_that_autocast_was_used_and_never_mix(clip, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(command, "autocast_pays", lambda *args: asked.append(args) or len(asked) > 1)
     paths = []
-    for flags in ([], ["--autocast", "bf16"], ["--autocast", "bf16"], ["--autocast", "bf16"]):
-        command.main([*FLAGS, str(tmp_path), *flags])
+    for root, flags in ((1, []), (1, HALVED), (2, HALVED), (2, HALVED), (3, HALVED), (3, HALVED)):
+        command.main([*FLAGS, str(tmp_path / str(root)), *flags])
         paths.append(capsys.readouterr().out.strip())
-    plain, refused, used, again = paths
-    assert plain == refused != used == again and len(asked) == 2  # what was begun goes on
+    plain, begun_without, refused, goes_on, used, again = paths
+    assert plain == begun_without and refused == goes_on and used == again and len(asked) == 2  # what was begun goes on
+    assert plain.split("/")[-1] == refused.split("/")[-1] != used.split("/")[-1]
     assert "autocast" not in read_manifest(plain) and read_manifest(used)["autocast"] == "bf16"
 
 

@@ -133,6 +133,11 @@ def test_damage_keeps_its_digits_where_probabilities_saturate(clip):
     assert golden.scores[0, 0].std() > 0.9
 
 
+def test_a_tower_in_half_precision_is_scored(tower, images):
+    golden = score_images(tower.to(torch.bfloat16), images.to(torch.bfloat16), stride=2)
+    assert golden.scores.dtype == torch.float64 and golden.scores.isfinite().all()
+
+
 def test_batching_does_not_matter(clip, scenes):
     one = score_images(clip.visual, scenes, HEAD, LABELS, batch_size=1000)
     many = score_images(clip.visual, scenes, HEAD, LABELS, batch_size=11)

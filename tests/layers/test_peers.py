@@ -210,6 +210,25 @@ def test_a_reducer_may_need_several_things_at_once(tower, images):
 
 
 @torch.no_grad()
+def test_a_reducer_of_ones_own_sees_where_patches_went_in_every_forward(tower, images):
+    seen = []
+
+    class Reading(REDUCERS["tome"]):
+        def reduce(self, state, k):
+            seen.append(state.homes.clone())
+            return super().reduce(state, k)
+
+    register_reducer("reading")(Reading)
+    try:
+        tower.set_pruning(reducer="reading", locations=(3, 5), keep_rate=0.5)
+        tower(images)
+        tower.forward_pruned(images)
+    finally:
+        del REDUCERS["reading"]
+    assert len(seen) == 4 and torch.equal(seen[1], seen[3]) and not torch.equal(seen[0], seen[1])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     "settings",
     [{"reducer": "evit"}, {"reducer": "diffrate"}, {"reducer": "evit_drop", "leftovers": "merge", "metric": "keys"}],
