@@ -101,16 +101,17 @@ def compare_buckets(
 def at_macs(clip: Clip, split: ImageSplit, macs: float, unpruned: Tensor, batch_size: int) -> dict[str, np.ndarray]:
     """Cosine and, where there are answers, accuracy (%) of each image (n,) with one keep rate that costs `macs`.
 
-    A rate lets whole tokens leave, so this is the weighted mean of two schedules that are one token apart.
+    A rate lets whole tokens leave, so this is the weighted mean of two schedules that are one token apart. Lengths of
+    sequences are not rounded here (`align`), since one token could not leave then.
     """
     tower, found = clip.visual, []
     with tower.restoring():
-        tower.set_pruning(budget=macs / tower.macs_unpruned().image, drop_counts=None)
+        tower.set_pruning(budget=macs / tower.macs_unpruned().image, drop_counts=None, align=1)
         counts = [tower.pruner.drops.get(layer, 0) for layer in tower.pruning.locations]
         one_less = list(counts)
         one_less[counts.index(max(counts))] -= 1
         for each in (counts, one_less):
-            tower.set_pruning(drop_counts=tuple(each))
+            tower.set_pruning(drop_counts=tuple(each), align=1)
             measured = evaluate(clip, split, batch_size=batch_size, quiet=True, unpruned=unpruned)
             figures = {"cosine": measured.cosine["pruned"]}
             if measured.answers and measured.labels is not None:

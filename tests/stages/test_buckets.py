@@ -1,7 +1,9 @@
 """`python -m patchrank.evaluate --bucket-rates`: a keep rate for each image beside one for all."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from patchrank import evaluate
@@ -10,13 +12,23 @@ from patchrank.utils.errors import UserError
 FEW = "--data digits_ink --limit 12 --batch-size 6 --locations 4 --keep-rate 0.5".split()
 
 
-def test_the_row_has_buckets_beside_one_rate_at_the_same_macs(capsys, monkeypatch):
+def mean_macs(tower, row):
+    """Mean MACs of an image by the rates and shares of a row, and 128 of the map that tells difficulty."""
+    with tower.restoring():
+        macs = []
+        for rate in row["bucket_rates"]:
+            tower.set_pruning(keep_rate=rate, locations=(4,))
+            macs.append(tower.macs().image)
+    return np.dot(row["bucket_shares"], macs) + 128
+
+
+def test_the_row_has_buckets_beside_one_rate_at_the_same_macs(clip, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "BUCKET_IMAGES", 50)
     evaluate.main([*FEW, "--bucket-rates", "0.6,0.4,0.5"])
     said = capsys.readouterr()
     row = json.loads(said.out)
     assert row["bucket_rates"] == [0.4, 0.5, 0.6] and sum(row["bucket_shares"]) == pytest.approx(1)
-    assert row["keep_rate"] == 0.5 and row["gmacs_bucketed"] == pytest.approx(row["gmacs"], rel=0.15)
+    assert row["keep_rate"] == 0.5 and row["gmacs_bucketed"] == pytest.approx(mean_macs(clip.visual, row) / 1e9)
     for name in ("cosine", "accuracy"):
         change, low, high = row[f"{name}_change"]
         assert change == pytest.approx(row[f"{name}_bucketed"] - row[f"{name}_one_rate"], abs=1e-6)
@@ -37,3 +49,24 @@ def test_the_row_has_buckets_beside_one_rate_at_the_same_macs(capsys, monkeypatc
 def test_flags_that_make_no_buckets_are_refused(flags, says):
     with pytest.raises(UserError, match=says):
         evaluate.main([*FEW, *flags.split()])
+
+
+@pytest.mark.parametrize("align", [1, 8])
+@pytest.mark.parametrize("locations", [(4,), (4, 8)])
+def test_figures_at_equal_macs_lie_between_two_schedules_where_their_macs_do(clip, monkeypatch, locations, align):
+    tower, asked = clip.visual, []
+
+    def macs_as_figure(clip, split, **_):
+        asked.append((clip.visual.drop_counts, clip.visual.macs().image))
+        return SimpleNamespace(cosine={"pruned": np.full(3, asked[-1][1])}, answers={}, labels=None)
+
+    monkeypatch.setattr(evaluate, "evaluate", macs_as_figure)
+    with tower.restoring():
+        tower.set_pruning(keep_rate=0.5, locations=locations, align=align)
+        before, macs = tower.pruning, tower.macs().image + 100_000.0
+        found = evaluate.at_macs(clip, None, macs, None, 6)
+        assert tower.pruning == before
+    assert found["cosine"] == pytest.approx(np.full(3, macs), rel=1e-9)
+    (counts, less), (one_less, more) = asked
+    assert less < macs < more and abs((macs - less) / (more - less) - 0.5) > 0.02  # in the middle no share could be wrong
+    assert sum(counts) - sum(one_less) == 1
