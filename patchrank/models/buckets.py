@@ -35,7 +35,7 @@ class Rest(nn.Module):
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         """Embeddings (b, E) of images (b, 3, H, W) whose tokens (b, P + N, D) enter the tower's shared layer."""
-        return self.tower.forward_pruned(images, tokens=tokens).embedding
+        return self.tower.forward_pruned(images, tokens=tokens, mapped=False).embedding
 
 
 class BucketedTower(nn.Module):

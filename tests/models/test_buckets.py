@@ -9,6 +9,8 @@ from helpers.tiny_clip import create_tower
 from torch import nn
 
 from patchrank.data.dataset_factory import load_split
+from patchrank.layers.pruning_block import PruningBlock
+from patchrank.layers.token_state import TokenState
 from patchrank.models.buckets import BucketedTower, choose_limits, fit_buckets, fit_difficulty, summary
 from patchrank.utils.errors import UserError
 
@@ -64,6 +66,24 @@ def test_where_all_images_are_in_one_bucket_nothing_changes(pruned, difficulty, 
     with torch.inference_mode():
         assert torch.equal(tower(images), pruned(images))
     assert tower.macs(np.eye(3)[bucket]) == pruned.macs().image + 128
+
+
+@pytest.mark.parametrize("how", HOW[:2], ids=str)
+def test_no_bucket_looks_for_where_patches_have_gone(pruned, difficulty, images, how, monkeypatch):
+    pruned.set_pruning(**how)
+    tower = BucketedTower(pruned, RATES, difficulty, [-np.inf, np.inf])
+    begin, maps = PruningBlock.begin, []
+
+    def noting(*args):
+        state = begin(*args)
+        maps.append(state.homes)
+        return state
+
+    monkeypatch.setattr(PruningBlock, "begin", noting)
+    monkeypatch.setattr(TokenState, "source", lambda *_: pytest.fail("a map was made"))
+    with torch.inference_mode():
+        tower(images)
+    assert maps == [None]
 
 
 def test_neighbours_change_neither_bucket_nor_embedding(pruned, difficulty, images):

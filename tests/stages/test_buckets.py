@@ -22,8 +22,24 @@ def mean_macs(tower, row):
     return np.dot(row["bucket_shares"], macs) + 128
 
 
+def macs_of_a_token(tower):
+    """By how much the MACs of an image differ where one token more leaves before layer 4."""
+    with tower.restoring():
+        tower.set_pruning(locations=(4,), drop_counts=(31,))
+        more = tower.macs().image
+        tower.set_pruning(drop_counts=(32,))
+        return more - tower.macs().image
+
+
 def test_the_row_has_buckets_beside_one_rate_at_the_same_macs(clip, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "BUCKET_IMAGES", 50)
+    timed, seconds_of = [], evaluate.seconds_of
+
+    def noting(tower, images):
+        timed.append(tower.macs().image if hasattr(tower, "pruning") else "buckets")
+        return seconds_of(tower, images)
+
+    monkeypatch.setattr(evaluate, "seconds_of", noting)
     evaluate.main([*FEW, "--bucket-rates", "0.6,0.4,0.5"])
     said = capsys.readouterr()
     row = json.loads(said.out)
@@ -34,7 +50,10 @@ def test_the_row_has_buckets_beside_one_rate_at_the_same_macs(clip, capsys, monk
         assert change == pytest.approx(row[f"{name}_bucketed"] - row[f"{name}_one_rate"], abs=1e-6)
         assert low <= change <= high
     assert row["cosine_one_rate"] == pytest.approx(row["cosine"], abs=0.01)
-    assert row["images_per_second"] > 0 and row["images_per_second_bucketed"] > 0
+    assert row["images_per_second_one_rate"] > 0 and row["images_per_second_bucketed"] > 0
+    one_rate, *others = timed  # two batches, in turns
+    assert others == ["buckets", "buckets", one_rate] or others == ["buckets", one_rate, "buckets"]
+    assert abs(one_rate - 1e9 * row["gmacs_bucketed"]) <= macs_of_a_token(clip.visual) / 2
     assert "keep rate 0.4: " in said.err and "one rate at the same MACs: " in said.err
 
 
@@ -64,9 +83,10 @@ def test_figures_at_equal_macs_lie_between_two_schedules_where_their_macs_do(cli
     with tower.restoring():
         tower.set_pruning(keep_rate=0.5, locations=locations, align=align)
         before, macs = tower.pruning, tower.macs().image + 100_000.0
-        found = evaluate.at_macs(clip, None, macs, None, 6)
+        found, nearest = evaluate.at_macs(clip, None, macs, None, 6)
         assert tower.pruning == before
     assert found["cosine"] == pytest.approx(np.full(3, macs), rel=1e-9)
     (counts, less), (one_less, more) = asked
     assert less < macs < more and abs((macs - less) / (more - less) - 0.5) > 0.02  # in the middle no share could be wrong
     assert sum(counts) - sum(one_less) == 1
+    assert nearest == min(asked, key=lambda schedule: abs(schedule[1] - macs))[0]
