@@ -51,9 +51,8 @@ def test_the_row_has_buckets_beside_one_rate_at_the_same_macs(clip, capsys, monk
         assert low <= change <= high
     assert row["cosine_one_rate"] == pytest.approx(row["cosine"], abs=0.01)
     assert row["images_per_second_one_rate"] > 0 and row["images_per_second_bucketed"] > 0
-    one_rate, *others = timed  # two batches, in turns
-    assert others == ["buckets", "buckets", one_rate] or others == ["buckets", one_rate, "buckets"]
-    assert abs(one_rate - 1e9 * row["gmacs_bucketed"]) <= macs_of_a_token(clip.visual) / 2
+    assert timed == ["buckets", timed[1], timed[1], "buckets"]  # two batches, in turns
+    assert abs(timed[1] - 1e9 * row["gmacs_bucketed"]) <= macs_of_a_token(clip.visual) / 2
     assert "keep rate 0.4: " in said.err and "one rate at the same MACs: " in said.err
 
 
@@ -87,6 +86,6 @@ def test_figures_at_equal_macs_lie_between_two_schedules_where_their_macs_do(cli
         assert tower.pruning == before
     assert found["cosine"] == pytest.approx(np.full(3, macs), rel=1e-9)
     (counts, less), (one_less, more) = asked
-    assert less < macs < more and abs((macs - less) / (more - less) - 0.5) > 0.02  # in the middle no share could be wrong
+    assert less < macs < more and abs((macs - less) / (more - less) - 0.5) > 0.02  # a share of 0.5 could not be wrong
     assert sum(counts) - sum(one_less) == 1
     assert nearest == min(asked, key=lambda schedule: abs(schedule[1] - macs))[0]
