@@ -62,34 +62,24 @@ def compare_buckets(
 ) -> dict:
     """Figures of a tower with buckets on the images of a split, beside one keep rate for all at the same MACs.
 
-    Speeds are medians over batches, each of which the pair as it stands and the buckets embed in turns. Changes are
-    from one keep rate to buckets, paired by image, with the ends of 95 % intervals that draw groups of images (None
-    where there is but one group).
+    Changes are from one keep rate to buckets, paired by image, with the ends of 95 % intervals that draw groups of
+    images (None where there is but one group).
 
     Args:
         unpruned: (n, E), what `embed_unpruned` gave.
     """
-    towers = {"": clip.visual, "_bucketed": buckets}
-    seconds: dict[str, list[float]] = {name: [] for name in towers}
-
-    def one_batch(images: Tensor, places: range) -> tuple[Tensor, Tensor]:
-        for tower in [*towers.values()] * (WARM_UP if places.start == 0 else 0):
-            tower(images)
-        for name, tower in sorted(towers.items(), reverse=places.start // batch_size % 2 == 1):
-            seconds[name].append(seconds_of(tower, images) / len(images))
-        return buckets.forward_bucketed(images)
-
-    parts = over_batches(clip, split_batches(clip, split, batch_size, "buckets", quiet), one_batch)
+    batches = split_batches(clip, split, batch_size, "buckets", quiet)
+    parts = over_batches(clip, batches, lambda images, _: buckets.forward_bucketed(images))
     vectors, chosen = unit(torch.cat([part[0] for part in parts])), torch.cat([part[1] for part in parts])
     shares = (torch.bincount(chosen, minlength=len(buckets.keep_rates)) / len(split)).tolist()
     macs, groups = buckets.macs(shares), np.asarray(split.clusters())
-    one_rate = at_macs(clip, split, macs, unpruned, batch_size)
+    one_rate, drop_counts = at_macs(clip, split, macs, unpruned, batch_size)
     found = {"cosine": (vectors * unit(unpruned).to(vectors.device)).sum(-1).cpu().numpy()}
     if "accuracy" in one_rate:
         head = clip.zero_shot_head(split.classes, split.templates)
         found["accuracy"] = 100.0 * (classify(vectors, head) == np.asarray(split.labels))
     row = {"bucket_rates": buckets.keep_rates, "bucket_shares": shares, "gmacs_bucketed": macs / 1e9}
-    row |= {f"images_per_second{name}": 1 / float(np.median(each)) for name, each in seconds.items()}
+    row |= speeds_beside(clip, drop_counts, buckets, split, batch_size, quiet)
     for name, values in found.items():
         change = paired_interval(values, one_rate[name], groups)
         row |= {f"{name}_bucketed": float(values.mean()), f"{name}_one_rate": float(one_rate[name].mean())}
@@ -98,19 +88,43 @@ def compare_buckets(
     return row
 
 
-def at_macs(clip: Clip, split: ImageSplit, macs: float, unpruned: Tensor, batch_size: int) -> dict[str, np.ndarray]:
+def speeds_beside(
+    clip: Clip, drop_counts: Sequence[int], buckets: BucketedTower, split: ImageSplit, batch_size: int, quiet: bool
+) -> dict[str, float]:
+    """Images per second of one schedule for all and of buckets: medians over batches, which both embed in turns."""
+    towers = {"one_rate": clip.visual, "bucketed": buckets}
+    seconds: dict[str, list[float]] = {name: [] for name in towers}
+
+    def one_batch(images: Tensor, places: range) -> None:
+        for tower in [*towers.values()] * (WARM_UP if places.start == 0 else 0):
+            tower(images)
+        for name, tower in sorted(towers.items(), reverse=places.start // batch_size % 2 == 1):
+            seconds[name].append(seconds_of(tower, images) / len(images))
+
+    with clip.visual.restoring():
+        clip.visual.set_pruning(drop_counts=tuple(drop_counts), align=1)
+        over_batches(clip, split_batches(clip, split, batch_size, "speed", quiet), one_batch)
+    return {f"images_per_second_{name}": 1 / float(np.median(each)) for name, each in seconds.items()}
+
+
+def at_macs(
+    clip: Clip, split: ImageSplit, macs: float, unpruned: Tensor, batch_size: int
+) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
     """Cosine and, where there are answers, accuracy (%) of each image (n,) with one keep rate that costs `macs`.
 
-    A rate lets whole tokens leave, so this is the weighted mean of two schedules that are one token apart.
+    Beside them, how many tokens leave at each location of the schedule whose MACs are nearest.
+
+    A rate lets whole tokens leave, so this is the weighted mean of two schedules that are one token apart. Lengths of
+    sequences are not rounded here (`align`), since one token could not leave then.
     """
     tower, found = clip.visual, []
     with tower.restoring():
-        tower.set_pruning(budget=macs / tower.macs_unpruned().image, drop_counts=None)
+        tower.set_pruning(budget=macs / tower.macs_unpruned().image, drop_counts=None, align=1)
         counts = [tower.pruner.drops.get(layer, 0) for layer in tower.pruning.locations]
         one_less = list(counts)
         one_less[counts.index(max(counts))] -= 1
         for each in (counts, one_less):
-            tower.set_pruning(drop_counts=tuple(each))
+            tower.set_pruning(drop_counts=tuple(each), align=1)
             measured = evaluate(clip, split, batch_size=batch_size, quiet=True, unpruned=unpruned)
             figures = {"cosine": measured.cosine["pruned"]}
             if measured.answers and measured.labels is not None:
@@ -118,7 +132,8 @@ def at_macs(clip: Clip, split: ImageSplit, macs: float, unpruned: Tensor, batch_
             found.append((tower.macs().image, figures))
     (less, below), (more, above) = found
     share = (macs - less) / (more - less)
-    return {name: (1 - share) * below[name] + share * above[name] for name in below}
+    figures = {name: (1 - share) * below[name] + share * above[name] for name in below}
+    return figures, tuple(counts if share < 0.5 else one_less)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -166,8 +181,8 @@ def _bucket_lines(row: dict) -> list[tuple[str, str]]:
             two = [shown.format(row[f"{name}_{which}"]) for which in ("bucketed", "one_rate")]
             lines.append((f"{name} with buckets", f"{two[0]} (one rate at the same MACs: {two[1]})"))
     lines.append(("MACs of an image with buckets", f"{1000 * row['gmacs_bucketed']:.1f} M"))
-    speeds = [f"{row[f'images_per_second{which}']:.0f}" for which in ("_bucketed", "")]
-    return [*lines, ("images per second with buckets", f"{speeds[0]} (without: {speeds[1]})")]
+    speeds = [f"{row[f'images_per_second_{which}']:.0f}" for which in ("bucketed", "one_rate")]
+    return [*lines, ("images per second with buckets", f"{speeds[0]} (one rate at the same MACs: {speeds[1]})")]
 
 
 def _rates(text: str) -> list[float]:
@@ -180,7 +195,10 @@ def _parser() -> argparse.ArgumentParser:
     what = "retrieval: what patchrank.retrieval measures (default: classification)"
     parser.add_argument("--task", choices=("classification", "retrieval"), default="classification", help=what)
     add_config_flags(parser, TrialConfig, "controls")
-    what = "beside it, a keep rate of these for each image, at the same mean MACs (docs/method.md); 0.5,0.6,0.7"
+    what = (
+        "adds a second measurement in which every image gets one of these 2 to 4 keep rates, a higher one the more its "
+        "embedding is likely to change, at the mean MACs of --keep-rate or --budget; for example 0.5,0.6,0.7"
+    )
     parser.add_argument("--bucket-rates", type=_rates, metavar="RATES", help=what)
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
     return parser

@@ -27,12 +27,13 @@ class PrunedOutput(NamedTuple):
     kept: (B, K), places in the full grid.
     scores: (B, N), or None where nothing was ranked once for all.
     source: (B, N), which of the kept tokens each patch lives in, since it was kept or merged; -1 where it was dropped.
+        None where nobody asks for it.
     """
 
     embedding: Tensor
     kept: Tensor
     scores: Tensor | None
-    source: Tensor
+    source: Tensor | None
 
 
 class PruningBlock(nn.Module):

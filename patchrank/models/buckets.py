@@ -18,6 +18,7 @@ from patchrank.config import MIN_REPAIR_IMAGES
 from patchrank.models.clip import Clip
 from patchrank.models.embed import over_batches, split_batches, unit
 from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.utils.compiling import raise_graph_limit
 from patchrank.utils.errors import UserError
 
 PARTS = {2: 200, 3: 100, 4: 40}  # number of keep rates -> of how many parts of the images buckets may be made
@@ -34,7 +35,7 @@ class Rest(nn.Module):
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         """Embeddings (b, E) of images (b, 3, H, W) whose tokens (b, P + N, D) enter the tower's shared layer."""
-        return self.tower.forward_pruned(images, tokens=tokens).embedding
+        return self.tower.forward_pruned(images, tokens=tokens, mapped=False).embedding
 
 
 class BucketedTower(nn.Module):
@@ -50,7 +51,8 @@ class BucketedTower(nn.Module):
         keep_rates: R of them, from 2 to 4, rising: difficult images keep more.
         difficulty: 2 D channels to one number, high = difficult.
         limits: R - 1 numbers, rising; an image on a limit belongs above it.
-        compile: compile the rest of the tower for each bucket. An empty bucket is not run.
+        compile: compile the rest of the tower to one graph for each bucket. An empty bucket is not run. This raises
+            torch's limit on compiled forms of one function for the whole process.
 
     Raises:
         UserError: keep rates or limits that are none, a tower in which nothing leaves, one with a repair, or a reducer
@@ -77,8 +79,9 @@ class BucketedTower(nn.Module):
         self.difficulty = difficulty.to(tower.pos_embed.device, torch.float32).requires_grad_(False)
         self.register_buffer("limits", limits.to(tower.pos_embed.device))
         if compile:
+            raise_graph_limit()  # all buckets run the same functions, each with shapes of its own
             for rest in self.rests:
-                rest.compile()
+                rest.compile(fullgraph=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings (b, E) of images (b, 3, H, W), normalised as the tower gets them."""

@@ -215,7 +215,7 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         return self.pruner.shared_layer
 
     def forward_pruned(
-        self, images: Tensor, scores: Tensor | None = None, tokens: Tensor | None = None
+        self, images: Tensor, scores: Tensor | None = None, tokens: Tensor | None = None, mapped: bool = True
     ) -> PrunedOutput:
         """Embeddings, and which patches they rest on.
 
@@ -225,12 +225,12 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
                 used, since it belongs to the reducer's ranking.
             tokens: (B, P + N, D), what `forward_prefix(images, shared_layer)` gave, for callers that prune the same
                 images in many ways.
+            mapped: False where nobody asks which token each patch lives in; `source` is None then.
         """
         cls_only = not isinstance(images, Proxy) and self.cls_only  # torch.fx wants every block as a module
-        x, state = self._encode(images, scores, cls_only, tokens=tokens)
-        source = state.source(self.num_patches)
+        x, state = self._encode(images, scores, cls_only, tokens=tokens, mapped=mapped)
         embedding = self._embedding(x, self.prompts, repaired=scores is None)
-        return PrunedOutput(embedding, state.index, state.scores, source)
+        return PrunedOutput(embedding, state.index, state.scores, state.source(self.num_patches) if mapped else None)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if self._keeps_all() and (attn_mask is not None or is_causal or not self.cls_only):

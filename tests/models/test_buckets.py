@@ -9,6 +9,8 @@ from helpers.tiny_clip import create_tower
 from torch import nn
 
 from patchrank.data.dataset_factory import load_split
+from patchrank.layers.pruning_block import PruningBlock
+from patchrank.layers.token_state import TokenState
 from patchrank.models.buckets import BucketedTower, choose_limits, fit_buckets, fit_difficulty, summary
 from patchrank.utils.errors import UserError
 
@@ -64,6 +66,24 @@ def test_where_all_images_are_in_one_bucket_nothing_changes(pruned, difficulty, 
     with torch.inference_mode():
         assert torch.equal(tower(images), pruned(images))
     assert tower.macs(np.eye(3)[bucket]) == pruned.macs().image + 128
+
+
+@pytest.mark.parametrize("how", HOW[:2], ids=str)
+def test_no_bucket_looks_for_where_patches_have_gone(pruned, difficulty, images, how, monkeypatch):
+    pruned.set_pruning(**how)
+    tower = BucketedTower(pruned, RATES, difficulty, [-np.inf, np.inf])
+    begin, maps = PruningBlock.begin, []
+
+    def noting(*args):
+        state = begin(*args)
+        maps.append(state.homes)
+        return state
+
+    monkeypatch.setattr(PruningBlock, "begin", noting)
+    monkeypatch.setattr(TokenState, "source", lambda *_: pytest.fail("a map was made"))
+    with torch.inference_mode():
+        tower(images)
+    assert maps == [None]
 
 
 def test_neighbours_change_neither_bucket_nor_embedding(pruned, difficulty, images):
@@ -155,6 +175,15 @@ def test_rates_that_cannot_have_the_mean_and_too_few_images_are_refused(clip, pr
         fit_buckets(clip, [split], [0.5, 0.4])
     with pytest.raises(UserError, match="buckets need at least 50 images to be made from, but got 49"):
         fit_buckets(clip, [split.first(49)], RATES)
+
+
+def test_compiled_buckets_may_have_more_forms_than_torch_keeps_by_itself(pruned, difficulty):
+    with torch.compiler.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        BucketedTower(pruned, RATES, difficulty, [0, 1])
+        assert torch.compiler.config.recompile_limit == 8
+        BucketedTower(pruned, RATES, difficulty, [0, 1], compile=True)
+        assert torch.compiler.config.recompile_limit >= 1024
+        assert torch.compiler.config.accumulated_recompile_limit >= 1024
 
 
 @pytest.mark.slow
