@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from patchrank.utils.compiling import raise_graph_limit
 from patchrank.utils.device import check_device
 from patchrank.utils.errors import UserError, is_out_of_memory, one_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What follows cuDNN's attention takes a bias where cuDNN's has no kernel for one (proportional attention).
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-MOST_GRAPHS = 1024  # compiled forms of one function that torch may keep; 8 are too few for a table
 BEFORE_CAPTURE = 3  # runs on a stream of their own before a CUDA graph is captured, as torch's documentation asks for
 
 
@@ -67,8 +67,8 @@ class Mode:
         """Inference on this device, with the attention kernels of this mode."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            if self.compile and hasattr(getattr(torch.compiler, "config", None), "recompile_limit"):  # of newer torch
-                stack.enter_context(torch.compiler.config.patch(recompile_limit=MOST_GRAPHS))
+            if self.compile:  # a table has more shapes than torch keeps by itself
+                raise_graph_limit()
             if self.on_gpu:  # events and waiting are of the current device
                 stack.enter_context(torch.cuda.device(self.device))
             if self.cudnn_attention:
