@@ -46,7 +46,7 @@ class Mode:
         check_device(self.device)
         kind = torch.device(self.device).type
         if self.dtype == "fp16" and kind == "cpu":
-            raise UserError("--dtype fp16: a CPU has no arithmetic for it; try bf16, or --device cuda")
+            raise UserError("--dtype fp16: CPUs run it too slowly to compare; try bf16, or --device cuda")
         if self.dtype == "bf16" and self.on_gpu and not torch.cuda.is_bf16_supported():
             raise UserError(f"--dtype bf16: {torch.cuda.get_device_name(self.device)} has none; try fp16")
         for flag, wanted in (("--cuda-graphs", self.cuda_graphs), ("--cudnn-attention", self.cudnn_attention)):

@@ -134,11 +134,14 @@ def test_milliseconds_by_tokens(tmp_path, capsys):
         ("--methods predictr", "method 'predictr' does not exist; did you mean 'predictor'"),
         ("--methods evit --keep-rates 0.5 --budget 0.5", "--keep-rates and --budget exclude each other"),
         ("--methods timm --golden", "--methods and --golden are benchmarks of their own"),
-        ("--methods evit --reducer evit", r"--reducer says nothing to this kind .*\(--methods\); it is for one tower"),
-        ("--golden --cuda-graphs", r"--cuda-graphs says nothing .*\(--golden\); it is for --methods, --tokens"),
-        ("--keep-rates 0.5", r"--keep-rates says nothing .*\(one tower\); it is for --methods"),
+        ("--methods evit --reducer evit", "--methods does not read --reducer; try it without, or leave --methods out"),
+        (
+            "--golden --cuda-graphs",
+            "--golden does not read --cuda-graphs; try it without, or --methods or --tokens instead of --golden",
+        ),
+        ("--keep-rates 0.5", "one tower does not read --keep-rates; try it without, or with --methods"),
         ("--batch-size 1,8", "one tower takes one, but there are 2; try --methods predictor"),
-        ("--methods evit --dtype fp16", "--dtype fp16: a CPU has no arithmetic"),
+        ("--methods evit --dtype fp16", "--dtype fp16: CPUs run it too slowly"),
         ("--methods evit --cuda-graphs", "--cuda-graphs needs a GPU"),
         ("--methods evit --device cuda:9", "device 'cuda:9' cannot be used here"),
         ("--methods evit --json /", "cannot write /: it is a folder"),
@@ -149,6 +152,24 @@ def test_milliseconds_by_tokens(tmp_path, capsys):
 def test_what_cannot_be_done_is_told_before_anything_is_measured(flags, message, unmeasured):
     with pytest.raises(UserError, match=message):
         main(flags.split())
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_before_anything_is_measured(monkeypatch, unmeasured):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+    with pytest.raises(UserError, match="--picture needs the package matplotlib .*; try pip install matplotlib"):
+        main(["--tokens", "5:9:4", "--picture", "x.png"])
+
+
+def test_rows_are_written_where_drawing_fails(tmp_path, capsys, monkeypatch):
+    def fails(_):
+        raise ValueError("no fonts")
+
+    monkeypatch.setattr(command, "draw_tokens", fails)
+    rows = tmp_path / "rows.json"
+    with pytest.raises(ValueError, match="no fonts"):
+        main(["--tokens", "5:9:4", *FAST, "--json", str(rows), "--picture", str(tmp_path / "x.png")])
+    assert json.loads(rows.read_text()) == json.loads(capsys.readouterr()[0])
 
 
 @pytest.mark.parametrize(
@@ -242,5 +263,6 @@ def test_the_gpu_check_runs_on_a_cpu_without_ray_and_open_clip(tmp_path):
     out = tmp_path / "tables"
     subprocess.run([ROOT / ".ci/gpu_check.sh", out], env=env, check=True, timeout=600)
     rows = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
-    assert set(rows) == {"compiled", "merging", "graphs", "cudnn", "scoring", "tokens"} and all(rows.values())
-    assert (out / "tables.md").read_text().count("```bash") == 6 and (out / "tokens.png").exists()
+    scoring = {"scoring", "scoring_compiled"}
+    assert set(rows) == {*scoring, "predictor", "rankings", "merging", "graphs", "cudnn", "tokens"} and all(rows.values())
+    assert (out / "tables.md").read_text().count("```bash") == 8 and (out / "tokens.png").exists()

@@ -13,7 +13,7 @@ from patchrank.utils.errors import UserError
 @pytest.mark.parametrize(
     "mode, message",
     [
-        (Mode(dtype="fp16"), "--dtype fp16: a CPU has no arithmetic for it; try bf16"),
+        (Mode(dtype="fp16"), "--dtype fp16: CPUs run it too slowly to compare; try bf16"),
         (Mode(cuda_graphs=True), "--cuda-graphs needs a GPU, but the device is cpu"),
         (Mode(cudnn_attention=True), "--cudnn-attention needs a GPU"),
         (Mode("cuda:9"), "device 'cuda:9' cannot be used here"),
