@@ -44,8 +44,8 @@ def test_the_twin_of_a_tower_with_a_budget_is_whole(monkeypatch):
 
 def test_lengths_that_only_prompts_make_possible_need_not_be_kept_to_by_the_twin(monkeypatch):
     """66 tokens are left of 64 patches, the class token and 4 prompts; without prompts there are only 65."""
-    changes = {"prompt.mode": "V", "pruning.reducer": "tome", "pruning.locations": [4], "pruning.align": 66}
-    pruned, tower = [], random_tower(configure(BASE, changes))
+    pruned, tower = [], random_tower(configure(BASE, {"prompt.mode": "V"}))
+    tower.set_pruning(reducer="tome", locations=(4,), align=66)
     monkeypatch.setattr(twin, "seconds_of", lambda run, _: pruned.append((run.pruner is not None, run.prompts)) or 1.0)
     measure(tower, batch_size=2, repeats=1)
     assert pruned == [(True, tower.prompts), (False, None)] * 4
