@@ -39,11 +39,11 @@ step() { # NAME SECONDS FLAGS: runs the benchmark, whose rows and table go to NA
 }
 
 step predictor 85 --methods timm,predictor --batch-size "$many" ${compile[@]+"${compile[@]}"}
-step scoring 25 --golden --batch-size "$scored"
+step scoring 25 --golden --batch-size "$scored" --dtype bf16
 step rankings 75 --methods timm,cls_attention,evit --batch-size "$many" ${compile[@]+"${compile[@]}"}
 step graphs 30 --methods timm,predictor,cls_attention,evit,tome,rank_merge --batch-size 1 ${graphs[@]+"${graphs[@]}"}
 step tokens 25 --tokens "$lengths" --batch-size "$many" --picture "$out/tokens.png"
-step scoring_compiled 50 --golden --batch-size "$scored" ${compile[@]+"${compile[@]}"}
+step scoring_compiled 50 --golden --batch-size "$scored" --dtype bf16 ${compile[@]+"${compile[@]}"}
 step merging 50 --methods timm,tome,rank_merge --batch-size "$many" ${compile[@]+"${compile[@]}"}
 step cudnn 20 --methods timm,predictor,rank_merge --batch-size "$many" ${cudnn[@]+"${cudnn[@]}"}
 

@@ -67,7 +67,8 @@ class Suffix:
         member.scatter_(1, squares, True)
         rest, touched = alive[:, None] & ~member, (alive[:, None] & member).any(-1)  # (B, W, N), (B, W)
         lengths = torch.where(touched, rest.sum(-1), -1)
-        out = self.tokens.new_zeros(*lengths.shape, self.tower.num_classes or self.tower.embed_dim)
+        width = self.tower.num_classes or self.tower.embed_dim
+        out = torch.zeros(*lengths.shape, width, device=alive.device)  # fp32, as embeddings are, whatever weights are
         for length in lengths.unique().tolist():
             if length >= 0:
                 chosen = lengths == length

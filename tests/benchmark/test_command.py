@@ -108,6 +108,13 @@ def test_the_matrix_rate_is_that_of_golden_scoring_with_what_it_shares_counted_o
     assert share(11) - shared == pytest.approx(3 * tower.embed_dim**2 * length)
 
 
+def test_towers_in_bf16_are_scored_too(tower):
+    mode = Mode(dtype="bf16")
+    with mode.running():
+        scores = golden_speed.score_images(mode.place(tower), mode.random(1, 3, 64, 64), window=6, remove_at=4).scores
+    assert scores.shape[-1] == 64 and scores.isfinite().all()
+
+
 def test_what_scoring_is_compared_with_gives_the_embeddings_that_scoring_compares(tower, images):
     """Otherwise it would be faster or slower for doing something else."""
     squares = golden_speed.windows((8, 8), 2)
