@@ -6,14 +6,15 @@
 # Needs Python with torch, timm, safetensors, pydantic, PyYAML, fsspec, filelock, tenacity and tqdm, and matplotlib for
 # the picture; neither an installation of this package nor ray, open_clip, optuna and webdataset.
 # A trial run on a CPU at toy size: DEVICE=cpu .ci/gpu_check.sh
-# Each step has a limit of its own, 360 s in all. One that reaches it leaves time for the others, and no rows.
+# Each step has a limit of its own, 360 s in all. One that reaches it leaves time for the others, and no rows: so the
+# most important table comes first, in a step of its own. Graphs that torch has compiled in it wait on disk for others.
 set -uo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-${OUT:-gpu_check}}
 python=${PYTHON:-python3}
 export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 mkdir -p "$out" || exit 2
-rm -f "$out"/{compiled,merging,graphs,cudnn,scoring,tokens}.{json,md} "$out"/tokens.png "$out"/tables.md
+rm -f "$out"/{predictor,rankings,merging,graphs,cudnn,scoring,scoring_compiled,tokens}.{json,md} "$out"/tokens.png "$out"/tables.md
 
 if [ "${DEVICE:-cuda}" = cpu ]; then
   common=(--device cpu --model "${MODEL:-patchrank_clip_digits}" --repeats 3 --threads 1)
@@ -31,20 +32,22 @@ step() { # NAME SECONDS FLAGS: runs the benchmark, whose rows and table go to NA
   local name=$1 limit=$2
   shift 2
   echo "+ $name: $*" >&2
-  if ! timeout "$limit" "$python" -m patchrank.benchmark "${common[@]}" --dtype "$half" "$@" \
+  if ! timeout -k 5 "$limit" "$python" -m patchrank.benchmark "${common[@]}" --dtype "$half" "$@" \
       --json "$out/$name.json" --markdown "$out/$name.md" >/dev/null; then
     failed+=("$name")
   fi
 }
 
-step compiled 150 --methods timm,predictor,cls_attention,evit --batch-size "$many" ${compile[@]+"${compile[@]}"}
-step scoring 35 --golden --batch-size "$scored"
-step graphs 35 --methods timm,predictor,cls_attention,evit,tome,rank_merge --batch-size 1 ${graphs[@]+"${graphs[@]}"}
+step predictor 85 --methods timm,predictor --batch-size "$many" ${compile[@]+"${compile[@]}"}
+step scoring 25 --golden --batch-size "$scored" --dtype bf16
+step rankings 75 --methods timm,cls_attention,evit --batch-size "$many" ${compile[@]+"${compile[@]}"}
+step graphs 30 --methods timm,predictor,cls_attention,evit,tome,rank_merge --batch-size 1 ${graphs[@]+"${graphs[@]}"}
 step tokens 25 --tokens "$lengths" --batch-size "$many" --picture "$out/tokens.png"
-step merging 90 --methods timm,tome,rank_merge --batch-size "$many" ${compile[@]+"${compile[@]}"}
-step cudnn 25 --methods timm,predictor,rank_merge --batch-size "$many" ${cudnn[@]+"${cudnn[@]}"}
+step scoring_compiled 50 --golden --batch-size "$scored" --dtype bf16 ${compile[@]+"${compile[@]}"}
+step merging 50 --methods timm,tome,rank_merge --batch-size "$many" ${compile[@]+"${compile[@]}"}
+step cudnn 20 --methods timm,predictor,rank_merge --batch-size "$many" ${cudnn[@]+"${cudnn[@]}"}
 
-for name in compiled merging graphs cudnn scoring tokens; do
+for name in predictor rankings merging graphs cudnn scoring scoring_compiled tokens; do
   [ -e "$out/$name.md" ] && { cat "$out/$name.md"; echo; rm "$out/$name.md"; }
 done >"$out/tables.md"
 echo "tables: $out/tables.md" >&2

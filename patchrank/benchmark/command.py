@@ -17,7 +17,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -33,9 +33,9 @@ from patchrank.benchmark.schedules import Asked
 from patchrank.benchmark.table import NOTE, Columns, markdown_page, methods_columns, text_table
 from patchrank.benchmark.tokens import COLUMNS as TOKENS_COLUMNS
 from patchrank.benchmark.tokens import NOTE as TOKENS_NOTE
-from patchrank.benchmark.tokens import draw_tokens, read_counts, time_tokens
+from patchrank.benchmark.tokens import check_drawing, draw_tokens, read_counts, time_tokens
 from patchrank.benchmark.twin import BENCHMARK, measure
-from patchrank.cli.config_flags import add_config_flags, positive, reader, thread_count
+from patchrank.cli.config_flags import add_config_flags, positive, reader, several, thread_count
 from patchrank.cli.flags import add_model_flags, add_pruning_flags, create_pruned_clip_from, img_size_of, pruning_from
 from patchrank.cli.summary import macs_line, print_row, pruning_title
 from patchrank.config import BenchmarkConfig, GoldenConfig, PruningConfig
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_device(args.device)
     for path in (args.out, args.json, args.markdown, args.picture):
         _check_file(path)
+    if args.picture is not None:
+        check_drawing()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     args.repeats = args.repeats or (BENCHMARK.repeats if kind == "one tower" else TABLE_REPEATS)
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add_pruning_flags(parser)
     fields = BenchmarkConfig.model_fields
     sizes = f"{fields['batch_size'].description}, or several by commas (default: 32; for --golden about 400 windows)"
-    parser.add_argument("--batch-size", type=_several(positive), default=BENCHMARK.batch_size, help=sizes)
+    parser.add_argument("--batch-size", type=several(positive), default=BENCHMARK.batch_size, help=sizes)
     turns = f"{fields['repeats'].description} (default: {BENCHMARK.repeats}; {TABLE_REPEATS} for a table)"
     at_least = reader(Annotated[int, fields["repeats"]])
     parser.add_argument("--repeats", type=at_least, default=BENCHMARK.repeats, help=turns)
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     names = "a table: timm, timm_cls, open_clip, reducers and RANKING+merge, by commas; timm is always among them"
     parser.add_argument("--methods", metavar="NAMES", help=names)
     rates = "of each method in a table, by commas (default: all at the MACs of the paper's schedule)"
-    parser.add_argument("--keep-rates", type=_several(reader(Share)), metavar="RATES", help=rates)
+    parser.add_argument("--keep-rates", type=several(reader(Share)), metavar="RATES", help=rates)
     parser.add_argument("--golden", action="store_true", help="a table: windows per second of golden scoring")
     add_config_flags(parser, GoldenConfig, "window", "remove_at")
     lengths = "a table: milliseconds of the blocks by length of the sequence, such as 16:197:8"
@@ -116,11 +118,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _several(read: Callable) -> Callable[[str], list]:
-    """A reader of values that stand between commas, for argparse."""
-    return lambda text: list(dict.fromkeys(read(part) for part in text.split(",")))
-
-
 def _kind(args: argparse.Namespace) -> str:
     """Which kind of benchmark is asked for, a key of `READ`. Raises `UserError` for several at once."""
     asked = {"--methods": args.methods is not None, "--golden": args.golden, "--tokens": args.tokens is not None}
@@ -134,14 +131,21 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, kind
     """Raises `UserError` for a flag that this kind of benchmark would not read, and for batch sizes that it lacks."""
     for name in sorted(set().union(*READ.values()) - READ[kind]):
         if getattr(args, name) != parser.get_default(name):
-            others = ", ".join(other for other, read in READ.items() if name in read)
-            raise UserError(
-                f"--{name.replace('_', '-')} says nothing to this kind of benchmark ({kind}); it is for {others}"
-            )
+            raise UserError(_unread(name, kind))
     if kind == "one tower" and len(args.batch_size or ()) > 1:
         raise UserError(
             f"--batch-size: one tower takes one, but there are {len(args.batch_size)}; try --methods predictor"
         )
+
+
+def _unread(name: str, kind: str) -> str:
+    """What is told of a flag that a kind of benchmark does not read, and which kinds do."""
+    flag, readers = f"--{name.replace('_', '-')}", [other for other, read in READ.items() if name in read]
+    if kind == "one tower":
+        return f"a benchmark of one tower does not read {flag}; try it without, or with {' or '.join(readers)}"
+    if "one tower" in readers:
+        return f"{kind} does not read {flag}; try it without, or leave {kind} out"
+    return f"{kind} does not read {flag}; try it without, or {' or '.join(readers)} instead of {kind}"
 
 
 def _check_file(path: str | None) -> None:
@@ -188,9 +192,9 @@ def _tokens(args: argparse.Namespace, mode: Mode, base: nn.Module, argv: Sequenc
     sizes = args.batch_size or [BENCHMARK.batch_size]
     rows = time_tokens(base, args.model, mode, args.tokens, sizes, args.repeats, args.seed, quiet=False)
     write_line(text_table(TOKENS_COLUMNS, rows))
-    if args.picture is not None:
-        write_atomic(args.picture, draw_tokens(rows))
     _write(args, argv, "Milliseconds of all blocks by tokens", TOKENS_COLUMNS, rows, TOKENS_NOTE)
+    if args.picture is not None:  # last, since rows must not be lost for a picture
+        write_atomic(args.picture, draw_tokens(rows))
 
 
 def _write(

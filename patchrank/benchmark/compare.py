@@ -74,6 +74,7 @@ def _figures(method: Method, timing: Timing, whole: Timing, batch_size: int) -> 
     counted, measured = method.macs_unpruned / method.macs, whole.median / timing.median
     return {
         "keep_rate": method.keep_rate,
+        "keep_rate_asked": method.keep_rate_asked,
         "drop_counts": list(method.drop_counts),
         "locations": list(method.locations),
         "images_per_second": batch_size / timing.median,

@@ -13,6 +13,7 @@ from patchrank.benchmark.compare import told
 from patchrank.benchmark.mode import Mode
 from patchrank.benchmark.table import Columns, number
 from patchrank.golden.scores import score_images
+from patchrank.golden.suffix import shares_qkv
 from patchrank.layers.macs import block_macs, hidden_size, vision_macs
 from patchrank.layers.pruning import take, windows
 from patchrank.layers.schedule import check_locations
@@ -24,6 +25,7 @@ BATCH_SIZES = {"cpu": (4, 16, 49), "cuda": (128, 512, 1024)}
 COMPARED = {"cpu": 196, "cuda": 4096}  # sequences, about, of one of their runs
 SIDE = 8192  # of the square matrices whose product tells what a GPU can do
 WARM_UP = 1  # turns; each of them runs hundreds of sequences
+OURS = "golden scoring"
 
 COLUMNS: Columns = {
     "way to score": lambda row: row["method"],
@@ -35,8 +37,8 @@ COLUMNS: Columns = {
 }
 NOTE = (
     "`timm blocks`: the blocks from that layer on, in full, on random sequences of the same length. `from pixels`: "
-    "each window alone through the whole tower. Both run at the batch size that is fastest. `of the matrix rate`: the "
-    "FLOPs that windows need, over those of a large square product."
+    "each window alone through the whole tower. Both run at the batch size that is fastest without compilation. "
+    "`of the matrix rate`: the FLOPs that golden scoring needs for a window, over those of a large square product."
 )
 
 
@@ -55,7 +57,7 @@ def compare_scoring(
 
     `timm blocks` are the blocks from `remove_at` on, run in full on random sequences of the same length: what ours
     would take if nothing but these blocks ran, and nothing of them was saved. `from pixels` runs each window alone
-    through patch embedding, all blocks in full and the head, in batches.
+    through patch embedding, all blocks in full and the head, in batches. All three are compiled where `mode` says so.
 
     Args:
         tower: unpruned, of ours, as `mode` places it.
@@ -63,7 +65,7 @@ def compare_scoring(
         window, remove_at: as for `score_images`.
 
     Raises:
-        UserError: a window or a layer that the tower does not have.
+        UserError: a window or a layer that the tower does not have, or a way that cannot be compiled.
     """
     (remove_at,) = check_locations((remove_at,), len(tower.blocks))
     squares = windows(tower.patch_embed.grid_size, window)
@@ -79,8 +81,9 @@ def compare_scoring(
     rows = []
     for name, way in ways.items():
         row = about | {"method": name, "sequences": way.sequences, "windows_per_second": rate[name]}
-        row |= {"spread": timings[name].spread, "ratio": rate["golden scoring"] / rate[name]}
-        row |= {"matmul_tflops": peak and peak / 1e12, "matmul_share": peak and 2 * macs * rate[name] / peak}
+        row |= {"spread": timings[name].spread, "ratio": rate[OURS] / rate[name]}
+        share = 2 * macs * rate[name] / peak if peak and name == OURS else None  # what others need is not counted here
+        row |= {"matmul_tflops": peak and peak / 1e12, "matmul_share": share}
         rows.append(row | {"repeats": repeats} | told(mode))
     return rows
 
@@ -120,9 +123,9 @@ def _ways(tower: nn.Module, pixels: Tensor, kept: Tensor, window: int, remove_at
         return pixels[torch.arange(size, device=pixels.device) % len(pixels)]
 
     return {
-        "golden scoring": Way(partial(device_seconds, score, pixels), len(pixels) * len(kept)),
-        "timm blocks": _fastest(tower.blocks[remove_at - 1 :], sequences, mode),
-        "from pixels": _fastest(windows_of, repeated, mode),
+        OURS: Way(partial(device_seconds, score, pixels), len(pixels) * len(kept)),
+        "timm blocks": _fastest("timm blocks", tower.blocks[remove_at - 1 :], sequences, mode),
+        "from pixels": _fastest("from pixels", windows_of, repeated, mode),
     }
 
 
@@ -136,8 +139,11 @@ def from_pixels(tower: nn.Module, images: Tensor, kept: Tensor, remove_at: int) 
     return tower.forward_head(tower.norm(tower.blocks[remove_at - 1 :](x)))
 
 
-def _fastest(run: Callable[[Tensor], Tensor], batch: Callable[[int], Tensor], mode: Mode) -> Way:
-    """A way in batches of the size at which it is fastest, as many of them as make a run of `COMPARED` sequences."""
+def _fastest(name: str, run: Callable[[Tensor], Tensor], batch: Callable[[int], Tensor], mode: Mode) -> Way:
+    """A way in batches of the size at which it is fastest, as many of them as make a run of `COMPARED` sequences.
+
+    The size is found without compilation, and then one graph is compiled for it: one for each size would take minutes.
+    """
     kind = "cuda" if mode.on_gpu else "cpu"
     seconds = {}
     for size in BATCH_SIZES[kind]:
@@ -145,6 +151,8 @@ def _fastest(run: Callable[[Tensor], Tensor], batch: Callable[[int], Tensor], mo
         seconds[size] = min(device_seconds(run, x) for _ in range(2)) / size
     best = min(seconds, key=seconds.__getitem__)
     x, count = batch(best), max(1, round(COMPARED[kind] / best))
+    if mode.compile:
+        run = mode.ready(name, mode.compiled(run), x)
 
     def batches(x: Tensor) -> None:
         for _ in range(count):
@@ -156,13 +164,15 @@ def _fastest(run: Callable[[Tensor], Tensor], batch: Callable[[int], Tensor], mo
 def _window_macs(tower: nn.Module, count: int, length: int, remove_at: int) -> float:
     """MACs that a window needs, with those of the whole image shared by its `count` windows.
 
-    The class token alone is counted in the last block, since no more is needed, and a prefix is counted once an image.
+    The class token alone is counted in the last block, since no more is needed. A prefix is counted once an image, and
+    so are queries, keys and values of the first layer where golden scoring shares them.
     """
     depth, hidden = len(tower.blocks), hidden_size(tower.blocks[0])
+    shared = 3 * tower.embed_dim**2 * length if shares_qkv(tower, remove_at) else 0
     own = sum(
         block_macs(length, tower.embed_dim, hidden, cls_only=layer == depth) for layer in range(remove_at, depth + 1)
     )
-    return own + tower.embed_dim * tower.num_classes + vision_macs(tower, cls_only_last=True) / count
+    return own - shared + tower.embed_dim * tower.num_classes + vision_macs(tower, cls_only_last=True) / count
 
 
 def matmul_rate(mode: Mode, turns: int = 10) -> float:

@@ -32,6 +32,8 @@ class Method:
     tower: images (B, 3, H, W) to embeddings (B, E).
     macs, macs_unpruned: of one image.
     keep_rate: share of patch tokens that is left at the end.
+    keep_rate_asked: the share that was asked for; None where MACs or counts were. Whole tokens leave, and `align` may
+        let fewer of them leave, so that more is left.
     drop_counts, locations: how many tokens leave, and at which layers; () where none does.
     reducer: who decides; None where nothing leaves.
     """
@@ -41,6 +43,7 @@ class Method:
     macs: int
     macs_unpruned: int
     keep_rate: float = 1.0
+    keep_rate_asked: float | None = None
     drop_counts: tuple[int, ...] = ()
     locations: tuple[int, ...] = ()
     reducer: Reducer | None = None
@@ -48,7 +51,8 @@ class Method:
     @property
     def label(self) -> str:
         """Tells methods of one table apart that have one name."""
-        return f"{self.name}, {self.keep_rate:g} kept"
+        rate = self.keep_rate if self.keep_rate_asked is None else self.keep_rate_asked
+        return f"{self.name}, {rate:g} kept"
 
 
 def read_methods(text: str) -> list[str]:
@@ -121,13 +125,12 @@ def _whole(name: str, base: nn.Module, model: str, mode: Mode) -> Method:
     return Method(name, mode.place(_open_clip_twin(model, base)), macs, macs)
 
 
-def _method(name: str, tower: nn.Module, keep_rate: float | None = None) -> Method:
-    """A line for a tower of ours, at a keep rate that was asked for or at the one that it has."""
-    left = 1 - sum(tower.drop_counts) / tower.num_patches
+def _method(name: str, tower: nn.Module, keep_rate_asked: float | None = None) -> Method:
+    """A line for a tower of ours."""
+    left = round(1 - sum(tower.drop_counts) / tower.num_patches, 4)
     costs = tower.macs().image, tower.macs_unpruned().image
     locations, reducer = ((), None) if tower.pruner is None else (tuple(tower.pruner.drops), tower.pruner.reducer)
-    rate = round(left, 4) if keep_rate is None else keep_rate
-    return Method(name, tower, *costs, rate, tower.drop_counts, locations, reducer)
+    return Method(name, tower, *costs, left, keep_rate_asked, tower.drop_counts, locations, reducer)
 
 
 def timm_twin(base: nn.Module) -> VisionTransformer:

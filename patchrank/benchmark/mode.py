@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from patchrank.utils.compiling import raise_graph_limit
 from patchrank.utils.device import check_device
 from patchrank.utils.errors import UserError, is_out_of_memory, one_line
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What follows cuDNN's attention takes a bias where cuDNN's has no kernel for one (proportional attention).
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-MOST_GRAPHS = 1024  # compiled forms of one function that torch may keep; 8 are too few for a table
 BEFORE_CAPTURE = 3  # runs on a stream of their own before a CUDA graph is captured, as torch's documentation asks for
 
 
@@ -46,7 +46,7 @@ class Mode:
         check_device(self.device)
         kind = torch.device(self.device).type
         if self.dtype == "fp16" and kind == "cpu":
-            raise UserError("--dtype fp16: a CPU has no arithmetic for it; try bf16, or --device cuda")
+            raise UserError("--dtype fp16: CPUs run it too slowly to compare; try bf16, or --device cuda")
         if self.dtype == "bf16" and self.on_gpu and not torch.cuda.is_bf16_supported():
             raise UserError(f"--dtype bf16: {torch.cuda.get_device_name(self.device)} has none; try fp16")
         for flag, wanted in (("--cuda-graphs", self.cuda_graphs), ("--cudnn-attention", self.cudnn_attention)):
@@ -67,8 +67,8 @@ class Mode:
         """Inference on this device, with the attention kernels of this mode."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
-            if self.compile and hasattr(getattr(torch.compiler, "config", None), "recompile_limit"):  # of newer torch
-                stack.enter_context(torch.compiler.config.patch(recompile_limit=MOST_GRAPHS))
+            if self.compile:  # a table has more shapes than torch keeps by itself
+                raise_graph_limit()
             if self.on_gpu:  # events and waiting are of the current device
                 stack.enter_context(torch.cuda.device(self.device))
             if self.cudnn_attention:

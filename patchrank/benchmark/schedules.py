@@ -46,7 +46,11 @@ class Asked:
     @property
     def title(self) -> str:
         """What a table of such schedules is called."""
-        where = "" if self.locations is None else f" at layers {', '.join(map(str, self.locations))}"
+        where = ""
+        if self.locations is not None:
+            where = f" at layer{'s' * (len(self.locations) > 1)} {', '.join(map(str, self.locations))}"
+        if self.align > 1:
+            where += f", sequences a multiple of {self.align} long (align)"
         if self.keep_rates is not None:
             return f"Methods at keep rates {', '.join(f'{rate:g}' for rate in self.keep_rates)}{where}"
         if self.budget is not None:

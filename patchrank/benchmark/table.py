@@ -43,14 +43,22 @@ def number(value: float) -> str:
 
 
 def leaving(counts: Sequence[int], layers: Sequence[int]) -> str:
-    """How many tokens leave where, in short: `20 at 4 6 8 10`, `15-7 at 4-10`."""
+    """How many tokens leave where, in short: `20 at 4 6 8 10`, `9 8 8 at 4 6 10`, `15-7 at 4-10`.
+
+    Counts are a range only where they fall from the first to the last of many layers in a row.
+    """
     if not counts:
         return "-"
     counts = [count for count in counts if count]
-    first, last = counts[0], counts[-1]
     in_a_row = len(layers) > 4 and list(layers) == list(range(layers[0], layers[-1] + 1))
     where = f"{layers[0]}-{layers[-1]}" if in_a_row else " ".join(map(str, layers))
-    return f"{first if first == last else f'{first}-{last}'} at {where}"
+    if len(set(counts)) == 1:
+        many = str(counts[0])
+    elif in_a_row and counts == sorted(counts, reverse=True):
+        many = f"{counts[0]}-{counts[-1]}"
+    else:
+        many = " ".join(map(str, counts))
+    return f"{many} at {where}"
 
 
 def text_table(columns: Columns, rows: Sequence[Mapping]) -> str:

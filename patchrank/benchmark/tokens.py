@@ -16,6 +16,7 @@ from patchrank.layers.macs import block_macs, hidden_size
 from patchrank.models.model_name import stable_name
 from patchrank.report.plots.style import PALETTE, png
 from patchrank.utils.clock import device_seconds, in_turns
+from patchrank.utils.errors import UserError
 
 COLUMNS: Columns = {
     "tokens": lambda row: str(row["tokens"]),
@@ -84,6 +85,16 @@ def time_tokens(
 def _macs(tower: nn.Module, count: int) -> int:
     """MACs of all blocks for one sequence."""
     return len(tower.blocks) * block_macs(count, tower.embed_dim, hidden_size(tower.blocks[0]))
+
+
+def check_drawing() -> None:
+    """Raises `UserError` where `draw_tokens` could not draw, before minutes are spent on what it is to draw."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--picture needs the package matplotlib ({error}); try pip install matplotlib, or leave --picture out"
+        ) from error
 
 
 def draw_tokens(rows: Sequence[dict]) -> bytes:

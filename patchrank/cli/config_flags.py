@@ -55,6 +55,11 @@ thread_count = reader(Annotated[int, Field(ge=1, le=4096)])
 positive_float = reader(Annotated[float, Field(gt=0)])
 
 
+def several(read: Callable[[str], Any]) -> Callable[[str], list]:
+    """A reader of values that stand between commas, for argparse; a value that stands there twice counts once."""
+    return lambda text: list(dict.fromkeys(read(part) for part in text.split(",")))
+
+
 def _argument(field: FieldInfo) -> dict[str, Any]:
     """What argparse is to know of a field; where several types may stand, a flag takes the first."""
     kind, default = field.annotation, field.default

@@ -35,7 +35,23 @@ def test_what_leaves_nothing_has_no_share(tower, images):
 
 def test_a_slow_ranking_shows(tower, images, monkeypatch):
     tower.set_pruning(reducer="center", keep_rate=0.6)
-    score = tower.pruner.reducer.score
-    monkeypatch.setattr(tower.pruner.reducer, "score", lambda state: time.sleep(0.1) or score(state))
-    with torch.inference_mode():
-        assert 0.5 < reducer_share(method_of(tower), images) < 1
+    reducer, score, now = tower.pruner.reducer, tower.pruner.reducer.score, [0.0]
+
+    def slow(state):
+        now[0] += 3.0
+        return score(state)
+
+    def whole(images):
+        now[0] += 1.0
+        return tower(images)
+
+    def seconds_of(run, images):
+        start = now[0]
+        run(images)
+        return now[0] - start
+
+    with monkeypatch.context() as patch, torch.inference_mode():  # by a clock that no other work on the machine moves
+        patch.setattr(reducer, "score", slow)
+        patch.setattr(time, "perf_counter", lambda: now[0])
+        patch.setattr(clock, "seconds_of", seconds_of)
+        assert reducer_share(Method("some", whole, 1, 1, reducer=reducer), images) == pytest.approx(0.75)

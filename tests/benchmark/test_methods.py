@@ -96,13 +96,20 @@ def test_published_methods_reduce_where_their_authors_do(of_196):
 
 def test_keep_rates_hold_for_every_method_and_pairs_get_more_places(base):
     found = methods_of(["timm", "predictor", "tome"], base, keep_rates=(0.8, 0.4), locations=(4,))
-    assert [(each.name, each.keep_rate) for each in found] == [
-        ("timm", 1.0),
+    assert [(each.name, each.keep_rate_asked) for each in found] == [
+        ("timm", None),
         *[("predictor", 0.8), ("predictor", 0.4)],
         *[("tome", 0.8), ("tome", 0.4)],
     ]
     assert [each.locations for each in found] == [(), (4,), (4,), (4,), (4, 5)]
     assert [sum(each.drop_counts) for each in found] == [0, 13, 38, 13, 38]
+    assert [each.keep_rate for each in found] == [1.0, 0.7969, 0.4062, 0.7969, 0.4062]
+
+
+def test_the_share_that_is_left_is_told_where_lengths_are_rounded(base):
+    _, high, low = methods_of(["timm", "predictor"], base, keep_rates=(0.8, 0.79), align=8)
+    assert high.keep_rate == low.keep_rate == round(1 - sum(high.drop_counts) / 64, 4) != 0.8
+    assert (high.keep_rate_asked, low.keep_rate_asked) == (0.8, 0.79) and high.label != low.label
 
 
 def test_counts_and_budgets_are_kept_to(base):

@@ -13,7 +13,7 @@ from patchrank.utils.errors import UserError
 @pytest.mark.parametrize(
     "mode, message",
     [
-        (Mode(dtype="fp16"), "--dtype fp16: a CPU has no arithmetic for it; try bf16"),
+        (Mode(dtype="fp16"), "--dtype fp16: CPUs run it too slowly to compare; try bf16"),
         (Mode(cuda_graphs=True), "--cuda-graphs needs a GPU, but the device is cpu"),
         (Mode(cudnn_attention=True), "--cudnn-attention needs a GPU"),
         (Mode("cuda:9"), "device 'cuda:9' cannot be used here"),
@@ -34,10 +34,14 @@ def test_towers_and_images_have_the_precision_that_is_asked_for(tower):
 
 def test_torch_may_keep_a_form_of_each_tower_and_batch_size():
     """By itself it keeps eight of one function, and says nothing when it runs the others as they are."""
-    before = torch.compiler.config.recompile_limit
-    with Mode(compile=True).running():
-        assert torch.compiler.config.recompile_limit >= 1024
-    assert torch.compiler.config.recompile_limit == before
+    with torch.compiler.config.patch(recompile_limit=8, accumulated_recompile_limit=2000):
+        with Mode().running():
+            assert torch.compiler.config.recompile_limit == 8
+        with Mode(compile=True).running():
+            assert torch.compiler.config.recompile_limit == 1024
+        assert torch.compiler.config.accumulated_recompile_limit == 2000  # a higher one stays
+    with torch.compiler.config.patch(accumulated_recompile_limit=256), Mode(compile=True).running():
+        assert torch.compiler.config.accumulated_recompile_limit == 1024
 
 
 def test_a_tower_that_cannot_be_compiled_is_named(images):

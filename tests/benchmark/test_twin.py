@@ -42,6 +42,15 @@ def test_the_twin_of_a_tower_with_a_budget_is_whole(monkeypatch):
     assert pruned == [True, False] * 4
 
 
+def test_lengths_that_only_prompts_make_possible_need_not_be_kept_to_by_the_twin(monkeypatch):
+    """66 tokens are left of 64 patches, the class token and 4 prompts; without prompts there are only 65."""
+    pruned, tower = [], random_tower(configure(BASE, {"prompt.mode": "V"}))
+    tower.set_pruning(reducer="tome", locations=(4,), align=66)
+    monkeypatch.setattr(twin, "seconds_of", lambda run, _: pruned.append((run.pruner is not None, run.prompts)) or 1.0)
+    measure(tower, batch_size=2, repeats=1)
+    assert pruned == [(True, tower.prompts), (False, None)] * 4
+
+
 def test_what_is_timed_is_the_pruned_forward_and_timms_own(monkeypatch):
     images, outputs = [], []
     tower = random_tower(configure(BASE, {"prompt.mode": "V"}))
