@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchrank.cli.config_flags import add_config_flags, reader
+from patchrank.cli.config_flags import add_config_flags, reader, several
 from patchrank.cli.flags import load_split_from
 from patchrank.cli.summary import ACCURACIES, MATCHING, cosine_line, percentages
 from patchrank.config import TrialConfig
@@ -41,7 +41,6 @@ from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 from patchrank.utils.stats import paired_interval
 
-_rate = reader(Share)
 BUCKET_IMAGES = 1024  # training images that buckets are made from
 VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
 
@@ -185,11 +184,6 @@ def _bucket_lines(row: dict) -> list[tuple[str, str]]:
     return [*lines, ("images per second with buckets", f"{speeds[0]} (one rate at the same MACs: {speeds[1]})")]
 
 
-def _rates(text: str) -> list[float]:
-    """Keep rates with commas between them."""
-    return [_rate(part) for part in text.split(",")]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = measuring_parser("evaluate", __doc__)
     what = "retrieval: what patchrank.retrieval measures (default: classification)"
@@ -199,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         "adds a second measurement in which every image gets one of these 2 to 4 keep rates, a higher one the more its "
         "embedding is likely to change, at the mean MACs of --keep-rate or --budget; for example 0.5,0.6,0.7"
     )
-    parser.add_argument("--bucket-rates", type=_rates, metavar="RATES", help=what)
+    parser.add_argument("--bucket-rates", type=several(reader(Share)), metavar="RATES", help=what)
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
     return parser
 
