@@ -16,7 +16,7 @@ STAGES = {
     "repair": "solves a pruned tower's projection anew, from unlabelled images and in closed form",
     "prompt": "phase III: tunes prompts of both towers, with patches dropped",
     "evaluate": "measures accuracy, agreement, cosine and MACs with patches dropped",
-    "benchmark": "measures milliseconds of an image, pruned and whole, of one tower or of many methods in turns",
+    "benchmark": "measures milliseconds of an image, pruned and whole, of one tower or many methods",
     "retrieval": "measures how search results change when queries come from a pruned tower",
     "visualize": "draws which patches each ranking keeps of an image",
     "report": "gathers the reports of finished sweeps under one index",
