@@ -88,7 +88,8 @@ class Suffix:
         run = functools.partial(self._embed, compiled() if compile else embed)
         parts = rows.split(self.batch_size)
         apart = not compile and rows.device.type == "cpu" and is_safe_in_threads(self.tower, self.layer)
-        return torch.cat(in_threads(run, parts) if apart else [run(part) for part in parts])[:count].float()
+        with self._precision():  # once around all batches, so that autocast converts weights once
+            return torch.cat(in_threads(run, parts) if apart else [run(part) for part in parts])[:count].float()
 
     @torch.inference_mode()
     def _embed(self, run: Callable, rows: Tensor) -> Tensor:
