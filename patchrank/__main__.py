@@ -17,6 +17,7 @@ STAGES = {
     "prompt": "phase III: tunes prompts of both towers, with patches dropped",
     "evaluate": "measures accuracy, agreement, cosine and MACs with patches dropped",
     "benchmark": "measures milliseconds of an image, pruned and whole, of one tower or many methods",
+    "export": "writes a pruned tower as one ONNX or torch.export file, and checks such files",
     "retrieval": "measures how search results change when queries come from a pruned tower",
     "visualize": "draws which patches each ranking keeps of an image",
     "report": "gathers the reports of finished sweeps under one index",

@@ -1,0 +1,41 @@
+"""The pair that a file is made from, or was made from; without its text tower where nothing asks for text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+import timm
+import torch
+from torch import nn
+
+from patchrank.models.checkpoints.load import load_tower
+from patchrank.models.clip import Clip, create_clip
+from patchrank.models.model_name import is_open_clip
+from patchrank.models.pretrained import find_weights
+
+PATHS = {"predictor": "predictor_path", "repair": "repair_path"}  # settings by their flags
+
+
+def create_pair(args: argparse.Namespace, name: str, with_text: bool, settings: Mapping) -> Clip:
+    """A pair in evaluation mode, on the CPU, with the files that flags name.
+
+    Where neither classes nor learned tokens ask for a text tower, an entry of ours comes without one, and open_clip is
+    not imported.
+
+    Args:
+        name: as `create_clip` takes it.
+        settings: pruning settings and `img_size`, as the entry takes them.
+
+    Raises:
+        UserError: as `create_clip` does.
+    """
+    torch.manual_seed(args.seed)
+    settings = dict(settings) | {key: path for flag, key in PATHS.items() if (path := getattr(args, flag)) is not None}
+    if with_text or args.prompts is not None or is_open_clip(name):
+        return create_clip(name, checkpoint=args.checkpoint, prompts=args.prompts, **settings)
+    find_weights(name)  # which says more than timm of a name that does not exist
+    tower = timm.create_model(name, pretrained=args.checkpoint is None, **settings).eval()
+    if args.checkpoint is not None:
+        load_tower(tower, args.checkpoint)
+    return Clip(name, tower, nn.Identity()).eval()
