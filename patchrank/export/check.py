@@ -39,9 +39,7 @@ class CheckedFile:
             self.about, self.program = read_archive(path), program_file.LaidOpen(program_file.load(path))
         else:
             self.about = OnnxFile(path, threads).about
-            self.onnx = (
-                OnnxFile(path, threads, laid_open(path)) if self.about.get("choices") else OnnxFile(path, threads)
-            )
+            self.onnx = OnnxFile(path, threads, laid_open(path))
 
     def run(self, images: Tensor) -> tuple[dict[str, Tensor], list[Step]]:
         """Outputs by name, and what was ranked and chosen."""
@@ -50,7 +48,7 @@ class CheckedFile:
                 found = self.program.run(images)
             return dict(zip(self.about["outputs"], found)), self.program.steps
         found = {name: torch.from_numpy(value) for name, value in self.onnx.run(images.numpy()).items()}
-        steps = [Step(found[scores], found[index]) for scores, index in self.about.get("choices", ())]
+        steps = [Step(found[scores], found[index]) for scores, index in self.about["choices"]]
         return {name: found[name] for name in self.about["outputs"]}, steps
 
 

@@ -77,9 +77,8 @@ def fingerprints(clip: Clip, with_text: bool) -> dict[str, str | None]:
     found = {"tower": weights_sha256(tower, ("pruner.",))}
     found["ranker"] = weights_sha256(ranker) if ranker is not None and ranker.state_dict() else None
     found["repair"] = None if tower.repair is None else weights_sha256(tower.repair, weights=_buffers(tower.repair))
-    found["prompts"] = (
-        None if tower.prompts is None and clip.prompts is None else (clip.prompts or tower.prompts).sha256()
-    )
+    prompts = tower.prompts if clip.prompts is None else clip.prompts
+    found["prompts"] = None if prompts is None else prompts.sha256()
     found["text"] = weights_sha256(clip.text) if with_text else None
     return found
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch.export import ExportedProgram
 
+from patchrank.export.program import in_products
 from patchrank.utils.errors import UserError, one_line
 
 OPSET = 20  # the first with GELU as one operator; ONNX Runtime reads it from 1.17 on
@@ -36,7 +37,7 @@ def to_onnx(program: ExportedProgram, outputs: list[str], reducer: str):
     """
     check_installed()
     check_size(sum(each.nbytes for each in program.state_dict.values()))
-    with _quiet():
+    with _quiet(), in_products():
         try:
             made = torch.onnx.export(
                 program,
@@ -49,9 +50,7 @@ def to_onnx(program: ExportedProgram, outputs: list[str], reducer: str):
             )
         except torch.onnx.OnnxExporterError as error:
             reason = one_line(error.__cause__ or error)[:200]
-            raise UserError(
-                f"this tower with reducer {reducer!r} has no form in ONNX ({reason}); try --format pt2"
-            ) from error
+            raise UserError(f"this tower with reducer {reducer!r} has no form in ONNX ({reason}); try .pt2") from error
     return made.model_proto
 
 
@@ -81,8 +80,8 @@ def to_int8(model):
     kept = [node.name for node in model.graph.node if _stays(node)]
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "int8.onnx")
-        how = {"weight_type": QuantType.QInt8, "op_types_to_quantize": ["MatMul", "Gemm"], "nodes_to_exclude": kept}
-        quantize_dynamic(model, path, **how)
+        how = {"weight_type": QuantType.QInt8, "per_channel": True, "nodes_to_exclude": kept}
+        quantize_dynamic(model, path, op_types_to_quantize=["MatMul", "Gemm"], **how)
         import onnx
 
         return onnx.load(path)

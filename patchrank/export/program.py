@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -123,17 +123,21 @@ def _is_changed(tower: nn.Module, part: str, module: nn.Module) -> bool:
     return not are_untouched([module])
 
 
+def in_products() -> AbstractContextManager[None]:
+    """A block in which attention is made of products, as ONNX has it; the fused kernel lays out memory differently."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 def trace(module: ExportedTower, for_onnx: bool) -> ExportedProgram:
     """The graph of a tower for any number of images, with constant numbers of tokens.
 
-    For ONNX, attention is taken apart into products, since the fused kernel's layout has no translation.
+    For ONNX, attention is taken apart into products: `in_products`.
 
     Raises:
         UserError: a reducer or predictor of somebody's own that cannot be traced.
     """
-    attention = sdpa_kernel(SDPBackend.MATH) if for_onnx else nullcontext()
     try:
-        with torch.no_grad(), attention:
+        with torch.no_grad(), in_products() if for_onnx else nullcontext():
             program = export(module, (module.example(),), dynamic_shapes={"images": {0: Dim("batch", min=1)}})
     except Exception as error:  # torch has many kinds for what cannot be traced
         if _is_all_ours(module):

@@ -73,9 +73,7 @@ def export_tower(
 def check_places(path: str | Path, int8: str | Path | None) -> None:
     """Refuses places that cannot be written, before anything is computed."""
     if int8 is not None and (format_of(path), format_of(int8)) != ("onnx", "onnx"):
-        raise UserError(
-            f"--int8 {int8}: ONNX Runtime's quantisation is of ONNX alone; try --out FILE.onnx --int8 FILE.onnx"
-        )
+        raise UserError(f"--int8 {int8}: is of ONNX alone; try --out FILE.onnx --int8 FILE.int8.onnx")
     if int8 is not None and resolve(path) == resolve(int8):
         raise UserError(f"--int8 {int8}: is where the file in float32 goes; try another name")
     for place in (path, int8):
@@ -88,16 +86,13 @@ def check_places(path: str | Path, int8: str | Path | None) -> None:
 def create_head(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> ClassHead:
     """The class head of a pair. Raises `UserError` for a caption that the text tower would cut."""
     captions = [text for template in templates for text in fill(template, classes)]
-    if (
-        not has_learned_text(clip)
-        and clip.tokenizer is None
-        and (cut := clip_text.too_long(captions, clip.context_length))
-    ):
+    may_cut = not has_learned_text(clip) and clip.tokenizer is None
+    if may_cut and (cut := clip_text.too_long(captions, clip.context_length)):
         raise UserError(
-            f"{len(cut)} of {len(captions)} captions are longer than the {clip.context_length} tokens of the text tower, "
-            f"such as {cut[0][:80]!r}; try shorter names or templates"
+            f"{len(cut)} of {len(captions)} captions are longer than the {clip.context_length} tokens of the text "
+            f"tower, such as {cut[0][:80]!r}; try shorter names or templates"
         )
-    return ClassHead(clip.zero_shot_head(classes, templates), float(clip.logit_scale.exp()))
+    return ClassHead(clip.zero_shot_head(classes, templates), float(clip.logit_scale.detach().exp()))
 
 
 def has_learned_text(clip: Clip) -> bool:

@@ -37,7 +37,7 @@ def create_prompt(
 
 def insert(x: Tensor, tokens: Tensor, place: int) -> Tensor:
     """Puts tokens (n, D) into sequences (B, L, D), so that they begin at `place`: (B, L + n, D)."""
-    tokens = tokens.to(x).expand(len(x), -1, -1)
+    tokens = tokens.to(x).expand(x.shape[0], -1, -1)
     return torch.cat([x[:, :place], tokens, x[:, place:]], dim=1)
 
 

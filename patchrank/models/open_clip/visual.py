@@ -85,7 +85,7 @@ class NativeTrunk(OpenClipTrunk):
     """
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        tokens = torch.cat([self.cls_token.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        tokens = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         return self.pos_drop(tokens + self.pos_embed.to(x.dtype))
 
     def _prune(self, *args) -> None:
