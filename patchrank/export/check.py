@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patchrank.data.image_split import ImageSplit
@@ -108,8 +109,8 @@ def _compare_batch(
     with Choices([step.index for step in steps]) as forced:
         same = tower.forward_pruned(images, mapped=False)
     seen.add(embedding_apart=(unit(same.embedding) - embedding).abs().amax(1))
-    seen.add(drift=1 - (unit(free.embedding) * embedding).sum(1))
-    seen.add(drift_unpruned=1 - (unit(tower.forward_whole(images)) * embedding).sum(1))
+    for name, whole in (("drift", free.embedding), ("drift_unpruned", tower.forward_whole(images))):
+        seen.add(**{name: 1 - F.cosine_similarity(whole.double(), embedding.double(), dim=-1)})
     if "kept" in outputs:
         seen.add(same_kept=(outputs["kept"].sort(1).values == free.kept.sort(1).values).all(1))
     apart, unfit = _judge(steps, forced, len(images))

@@ -185,7 +185,8 @@ def _compared(row: dict) -> list[tuple[str, str]]:
     if "same_kept" in row:
         lines.append(("scores, at most apart", f"{row['scores_apart']:.1e} of their range"))
         lines.append(("the same patches kept", f"{row['same_kept']:,} of {count:,} images"))
-        lines.append(("others, by near ties alone", f"{row['near_ties']:,} of {count - row['same_kept']:,}"))
+        if others := count - row["same_kept"]:
+            lines.append(("other patches by near ties alone", f"{row['near_ties']:,} of {others:,} images"))
         if row["contradictions"]:
             lines.append(("choices that scores contradict", f"{row['contradictions']:,} of {count:,} images"))
     how = " with the same choices" if "same_kept" in row else ""

@@ -39,9 +39,11 @@ def time_files(
             _runner(file.path, threads, compiled), _images(file.about["input"], batch_size, generator)
         )
     for file in files:
-        schedule = file.about["schedule"]
+        patches, kept = file.about["num_patches"]
         images = torch.randn(batch_size, 3, *file.about["input"]["size"], generator=generator)
-        runs.setdefault(f"torch, schedule {schedule}", _timed(clips[file.path].visual, images))
+        runs.setdefault(
+            f"torch, {file.about['model']}, {kept} of {patches} patches kept", _timed(clips[file.path].visual, images)
+        )
     timings = in_turns(runs, repeats, seed, desc="speed", quiet=quiet)
     first = timings[files[0].path].median
     return [
