@@ -15,7 +15,15 @@ from torch.overrides import TorchFunctionMode
 
 from patchrank.utils.errors import UserError
 
-CHOOSING = ("argsort", "sort", "topk", "argmax", "argmin", "max", "min")
+CHOOSING = {  # functions that rank or choose: which argument says that the largest come first, its place, its default
+    "argsort": ("descending", 2, False),
+    "sort": ("descending", 2, False),
+    "topk": ("largest", 3, True),
+    "argmax": ("", 9, True),
+    "argmin": ("", 9, False),
+    "max": ("", 9, True),
+    "min": ("", 9, False),
+}
 
 
 class Step(NamedTuple):
@@ -29,12 +37,14 @@ class Step(NamedTuple):
     index: Tensor
 
     @classmethod
-    def of(cls, scores: Tensor, found: object) -> Step | None:
-        """A step from what a function of `CHOOSING` was given and gave; None where it chose nothing, as a plain max."""
-        index = found[1] if isinstance(found, tuple | list) and len(found) == 2 else found
-        if isinstance(index, Tensor) and index.dtype is torch.int64 and index.ndim >= scores.ndim - 1 > 0:
-            return cls(scores, index)
-        return None
+    def of(cls, name: str, scores: object, found: object) -> Step | None:
+        """A step from what a function was given and gave; None where it chose nothing, as the larger of two tensors."""
+        if name not in CHOOSING or not isinstance(scores, Tensor):
+            return None
+        if isinstance(found, tuple | list) and len(found) == 2:
+            return cls(scores, found[1])
+        is_index = name.startswith("arg") and isinstance(found, Tensor) and found.ndim >= scores.ndim - 1 > 0
+        return cls(scores, found) if is_index else None
 
     def unfit(self, other: Tensor, descending: bool) -> Tensor:
         """By how much other scores (B, ..., K) contradict this choice, for each image (B,); 0 where they agree.
@@ -45,7 +55,9 @@ class Step(NamedTuple):
         other = other if descending else -other
         if self.index.ndim == other.ndim:
             ordered = other.gather(-1, self.index)
-            found = (ordered[..., 1:] - ordered[..., :-1]).clamp(min=0)
+            left = other.scatter(-1, self.index, -torch.inf).amax(-1, keepdim=True)  # the best of what was not chosen
+            found = (torch.cat([ordered[..., 1:], left], dim=-1) - ordered).nan_to_num(nan=0.0, posinf=torch.inf)
+            found = found.clamp(min=0)  # nan is of two scores that are both infinite
         else:
             found = other.amax(-1) - other.gather(-1, self.index.unsqueeze(-1)).squeeze(-1)
         return found.flatten(1).amax(1) if found[0].numel() else found.new_zeros(len(found))
@@ -72,14 +84,14 @@ class Choices(TorchFunctionMode):
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        step = Step.of(args[0], found) if name in CHOOSING and isinstance(args[0], Tensor) else None
+        step = Step.of(name, args[0] if args else kwargs.get("input"), found)
         if step is None:
             return found
         if self.forced is not None:
             found, step = self._forced(found, step)
         self.steps.append(step)
-        usual = name in ("topk", "max", "argmax")
-        self.descending.append(kwargs.get("descending", kwargs.get("largest", usual)))
+        key, place, usual = CHOOSING[name]
+        self.descending.append(args[place] if len(args) > place else kwargs.get(key, usual))
         return found
 
     def _forced(self, found: object, step: Step) -> tuple[object, Step]:

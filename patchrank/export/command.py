@@ -25,7 +25,7 @@ from patchrank.cli.summary import print_row, pruning_title, table
 from patchrank.config import DEFAULTS, DataConfig
 from patchrank.data.class_names import read_vocabulary
 from patchrank.export.check import TOLERANCE, CheckedFile, compare
-from patchrank.export.description import check_same
+from patchrank.export.description import check_same, read_settings
 from patchrank.export.metadata import FORMATS, format_of
 from patchrank.export.speed import time_files
 from patchrank.export.towers import create_pair
@@ -40,7 +40,7 @@ from patchrank.utils.errors import UserError
 SETS = ("plain", "openai7", "openai80")
 CHECKED = 256  # images of the usual task, where --data names none
 TO_CHECK = ("data", "split", "limit", "data_root", "batch_size", "speed", "compile", "threads", "repeats")
-OF_BOTH = ("model", "checkpoint", "predictor", "repair", "prompts", "seed", "check")
+OF_BOTH = ("model", "checkpoint", "predictor", "repair", "prompts", "vocabulary", "seed", "check")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,7 +111,7 @@ def _export(args: argparse.Namespace) -> int:
     settings = {**pruning_from(args), "seed": args.seed}
     settings |= {} if args.img_size is None else {"img_size": args.img_size}
     clip = create_pair(args, args.model, bool(classes), settings)
-    about = export_tower(clip, args.out, classes, templates, args.uint8, args.int8)
+    about = export_tower(clip, args.out, classes, templates, args.uint8, args.int8, quiet=False)
     row = {"file": args.out, "int8": args.int8} | {key: value for key, value in about.items() if key != "choices"}
     print_row(row, pruning_title(args, f"as {about['format'].upper()}, {args.out}"), _said(about))
     return 0
@@ -174,7 +174,7 @@ def _tower_of(args: argparse.Namespace, file: CheckedFile) -> Clip:
         raise UserError(
             f"{file.path}: was made with {name}, a config of somebody's own; try --model open_clip:CONFIG.json"
         )
-    clip = create_pair(args, name, bool(about["classes"]), about["settings"])
+    clip = create_pair(args, name, bool(about["classes"]), read_settings(about, file.path))
     check_same(about, clip, file.path)
     return clip
 

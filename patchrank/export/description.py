@@ -70,6 +70,15 @@ def settings_of(clip: Clip) -> dict:
     return found
 
 
+def read_settings(about: Mapping, path: str) -> dict:
+    """The settings that a file states. Raises `UserError` for one that `settings_of` does not write."""
+    known = {"img_size", *Pruning.model_fields}.difference(FILES)
+    for key in about["settings"]:
+        if key not in known:
+            raise UserError(f"{path}: states {key!r} among its settings, which is none; try to export anew")
+    return about["settings"]
+
+
 def fingerprints(clip: Clip, with_text: bool) -> dict[str, str | None]:
     """sha256 of the weights of each part that a file holds; None for one that there is not."""
     tower = clip.visual

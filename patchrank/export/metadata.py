@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from patchrank.utils.errors import UserError, near
@@ -18,7 +19,10 @@ KEY = "patchrank"
 EXTRA = f"{KEY}.json"  # its name among the extra files of a .pt2 archive
 SCHEMA = 1
 FORMATS = ("onnx", "pt2")
-NEEDED = ("schema", "format", "precision", "model", "weights", "settings", "classes", "input", "outputs")
+NEEDED = {"schema": int, "format": str, "precision": str, "model": str, "weights": dict, "settings": dict}
+NEEDED |= {"num_patches": list, "classes": list, "templates": list, "input": dict, "outputs": list}
+IMAGES = {"dtype": str, "size": list, "mean": list, "std": list}
+IMAGES |= {"interpolation": str, "crop_pct": int | float, "crop_mode": str}
 
 
 def format_of(path: str | Path) -> str:
@@ -39,7 +43,7 @@ def parse_metadata(text: str | None, path: str | Path) -> dict:
         found = json.loads(text or "null")
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or any(key not in found for key in NEEDED):
+    if not _fits(found, NEEDED) or not _fits(found["input"], IMAGES):
         raise UserError(f"{path}: was not written by patchrank.export, or its metadata is damaged; try to export anew")
     if found["schema"] != SCHEMA:
         theirs = found["schema"]
@@ -47,6 +51,11 @@ def parse_metadata(text: str | None, path: str | Path) -> dict:
             f"{path}: has metadata of schema {theirs!r}, but this version reads {SCHEMA}; try to export anew"
         )
     return found
+
+
+def _fits(found: object, kinds: Mapping) -> bool:
+    """Whether a mapping has values of these kinds by these keys."""
+    return isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items())
 
 
 def read_archive(path: str | Path) -> dict:

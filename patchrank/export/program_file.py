@@ -17,13 +17,19 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from patchrank.export.choices import CHOOSING, Step
+from patchrank.export.choices import Step
 from patchrank.export.metadata import EXTRA
 from patchrank.utils.errors import UserError, one_line
 
-OPERATORS = ("torch.ops.aten.", "_operator.")  # what a graph of ours calls
+MEMBERS = re.compile(  # what `save` writes, below the archive's one folder
+    r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/((constant|tensor)_\d+|model_constants_config\.json)"
+    r"|models/model\.json|data/sample_inputs/model\.pt|extra/patchrank\.json"
+    r"|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)"
+)
+OPERATORS = re.compile(  # what a graph may call: torch's own operators on tensors, but the one that maps files
+    r"torch\.ops\.aten\.(?!__|from_file)\w+\.(?!_)\w+|_operator\.(add|sub|mul|floordiv|mod|pow|neg|getitem|eq|ne|[gl][et])"
+)
 SIZE = re.compile(r"(Mul|Add|Pow|Max|Min|Integer|Symbol|FloorDiv|[\d\s(),]|'s\d+'|positive=True|integer=True)*")
-CONSTANTS = re.compile(r"(weight|constant|tensor)_\d+")
 
 
 def save(program: ExportedProgram, about: str) -> bytes:
@@ -52,26 +58,28 @@ def load(path: str) -> fx.GraphModule:
 
 def _strange_parts(archive: zipfile.ZipFile) -> Iterator[str]:
     """What an archive holds that `save` would not have put into it."""
-    for name in archive.namelist():
-        folder, _, part = name.partition("/")[2].rpartition("/")
-        if folder == "data/sample_inputs":
+    names = archive.namelist()
+    if len({name.partition("/")[0] for name in names}) != 1 or len(set(names)) != len(names):
+        yield "two parts of one name, or more than one folder"
+    for name in names:
+        part = name.partition("/")[2]
+        if not MEMBERS.fullmatch(part):
+            yield f"the part {name[:80]!r}"
+        elif part.startswith("data/sample_inputs/"):
             torch.load(io.BytesIO(archive.read(name)), weights_only=True)  # raises for all but tensors
-        elif folder in ("data/weights", "data/constants"):
-            if part.endswith("_config.json"):
-                config = json.loads(archive.read(name))["config"]
-                if any(entry.get("use_pickle") for entry in config.values()):
-                    yield f"pickled tensors ({part})"
-            elif not CONSTANTS.fullmatch(part):
-                yield f"something that is no tensor ({part[:80]})"
-        elif folder == "models":
+        elif part.startswith("models/"):
             yield from _strange_words(json.loads(archive.read(name)))
+        elif part.endswith("_config.json"):
+            entries = json.loads(archive.read(name))["config"].values()
+            if any(entry.get("use_pickle") for entry in entries):
+                yield f"pickled tensors ({part})"
 
 
 def _strange_words(value: Any) -> Iterator[str]:
     """Operators and sizes in the JSON of a graph that no graph of ours has."""
     if isinstance(value, dict):
         target, size = value.get("target"), value.get("expr_str")
-        if isinstance(target, str) and "inputs" in value and not target.startswith(OPERATORS):
+        if isinstance(target, str) and "inputs" in value and not OPERATORS.fullmatch(target):
             yield f"the operator {target[:80]}"
         if size is not None and not SIZE.fullmatch(str(size)):
             yield f"the size {str(size)[:80]!r}"
@@ -99,8 +107,7 @@ class LaidOpen(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         found = super().run_node(node)
         packet = getattr(node.target, "overloadpacket", None)
-        if packet is not None and packet.__name__ in CHOOSING:
-            looked_at = self.env[node.args[0]]
-            if (step := Step.of(looked_at, found)) is not None:
-                self.steps.append(step)
+        looked_at = self.env[node.args[0]] if node.args and isinstance(node.args[0], fx.Node) else None
+        if (step := Step.of(getattr(packet, "__name__", ""), looked_at, found)) is not None:
+            self.steps.append(step)
         return found

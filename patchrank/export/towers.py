@@ -13,6 +13,8 @@ from patchrank.models.checkpoints.load import load_tower
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.model_name import is_open_clip
 from patchrank.models.pretrained import find_weights
+from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.utils.errors import UserError
 
 PATHS = {"predictor": "predictor_path", "repair": "repair_path"}  # settings by their flags
 
@@ -39,3 +41,15 @@ def create_pair(args: argparse.Namespace, name: str, with_text: bool, settings: 
     if args.checkpoint is not None:
         load_tower(tower, args.checkpoint)
     return Clip(name, tower, nn.Identity()).eval()
+
+
+def pair_of(model: nn.Module) -> Clip:
+    """A pair, or an image tower of ours as a pair without a text tower. Raises `UserError` for anything else."""
+    if isinstance(model, Clip):
+        return model
+    if not isinstance(model, PrunedVisionTransformer):
+        what = "a pair of create_clip or one of our towers of timm.create_model"
+        raise UserError(f"export_tower takes {what}, but got a {type(model).__name__}")
+    cfg = model.pretrained_cfg
+    name = ".".join(part for part in (cfg["architecture"], cfg.get("tag")) if part)
+    return Clip(name, model, nn.Identity()).train(model.training)

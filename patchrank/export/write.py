@@ -4,38 +4,46 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from torch import nn
+from torch.export import ExportedProgram
 
 from patchrank.export import onnx_format, program_file
 from patchrank.export.description import describe
 from patchrank.export.metadata import KEY, format_of
 from patchrank.export.program import ClassHead, ExportedTower, check_exportable, trace
+from patchrank.export.towers import pair_of
 from patchrank.io import check_writable, resolve, write_atomic
 from patchrank.models import text as clip_text
 from patchrank.models.captions import check_classes, check_templates, fill
 from patchrank.models.clip import Clip
 from patchrank.utils.errors import UserError
+from patchrank.utils.progress import progress
 
 TEMPLATES = ("a photo of a {}.",)
 
 
 def export_tower(
-    clip: Clip,
+    model: Clip | nn.Module,
     path: str | Path,
     classes: Sequence[str] = (),
     templates: Sequence[str] = TEMPLATES,
     uint8: bool = False,
     int8: str | Path | None = None,
+    quiet: bool = True,
 ) -> dict:
     """Writes the image tower of a pair, with the pruning, prompts and repair in force, as one file.
 
     Args:
+        model: a pair of `create_clip`, or one of our towers of `timm.create_model`, which has no text for classes.
         path: ends in `.onnx` or `.pt2`, which is the format.
         classes: names; the file then gives their probabilities beside embeddings.
         templates: sentences with `{}` for a name; not read where prompts have learned text.
         uint8: whether the file takes images (B, H, W, 3) in uint8, instead of normalised ones (B, 3, H, W).
         int8: where the same in int8 is written too; of ONNX alone.
+        quiet: show no progress.
 
     Returns:
         The metadata.
@@ -44,7 +52,9 @@ def export_tower(
         UserError: a tower that a file would not be true to, a place that cannot be written, a caption that is too long
             for the text tower, a format or an operator that does not go together with it.
     """
-    format = format_of(path)
+    clip, format = pair_of(model), format_of(path)
+    if classes and clip is not model:
+        raise UserError("classes need a text tower, which an image tower alone has not; try create_clip")
     check_places(path, int8)
     check_exportable(clip.visual, format == "onnx")
     if format == "onnx":
@@ -55,19 +65,32 @@ def export_tower(
         head = create_head(clip, classes, templates)
     module = ExportedTower(clip, head, uint8).eval()
     about = describe(clip, module, format, classes, [] if has_learned_text(clip) or not classes else templates)
-    program = trace(module, format == "onnx")
-    if format == "pt2":
-        write_atomic(path, program_file.save(program, json.dumps(about)))
-        return about
-    model = onnx_format.to_onnx(program, module.outputs, clip.visual.pruning.reducer)
-    about |= {"choices": onnx_format.choices_of(model)}
-    files = {path: onnx_format.finished(model, {KEY: json.dumps(about)})}
-    if int8 is not None:
-        smaller = onnx_format.to_int8(model)
-        files[int8] = onnx_format.finished(smaller, {KEY: json.dumps(about | {"precision": "int8"})})
+    files = {}
+    with progress(total=2 + (int8 is not None), desc="export", unit="step", delay=0, disable=quiet) as bar:
+        program = trace(module, format == "onnx")
+        bar.update()
+        reducer = clip.visual.pruning.reducer
+        for place, content in _contents(program, about, path, int8, reducer):
+            files[place] = content
+            bar.update()
     for place, content in files.items():  # once all is made, so that none is left without the other
         write_atomic(place, content)
     return about
+
+
+def _contents(
+    program: ExportedProgram, about: dict, path: str | Path, int8: str | Path | None, reducer: str
+) -> Iterator[tuple[str | Path, bytes]]:
+    """Each file's place and bytes. Adds to the metadata of an ONNX file what it chooses by."""
+    if about["format"] == "pt2":
+        yield path, program_file.save(program, json.dumps(about))
+        return
+    model = onnx_format.to_onnx(program, about["outputs"], reducer)
+    about["choices"] = onnx_format.choices_of(model)
+    yield path, onnx_format.finished(model, {KEY: json.dumps(about)})
+    if int8 is not None:
+        smaller = onnx_format.to_int8(model)
+        yield int8, onnx_format.finished(smaller, {KEY: json.dumps(about | {"precision": "int8"})})
 
 
 def check_places(path: str | Path, int8: str | Path | None) -> None:
