@@ -60,7 +60,7 @@ def check_installed() -> None:
         try:
             __import__(package)
         except ImportError as error:
-            raise UserError(f"{package} is not installed; try pip install 'patchrank-clip[export]'") from error
+            raise UserError(f"{package} is not installed; try pip install onnx onnxruntime onnxscript") from error
 
 
 def check_size(num_bytes: int) -> None:

@@ -68,7 +68,7 @@ def test_every_file_that_is_told_by_its_room_is_there():
     assert len(told) > 10 and [name for name in told if not (ROOT / "patchrank" / name).exists()] == []
 
 
-STAGES = ["golden", "fit", "evaluate", "prompt", "tune", "visualize", "benchmark", "retrieval"]
+STAGES = ["golden", "fit", "evaluate", "prompt", "tune", "visualize", "benchmark", "retrieval", "export"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
