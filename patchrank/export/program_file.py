@@ -27,7 +27,8 @@ MEMBERS = re.compile(  # what `save` writes, below the archive's one folder
     r"|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)"
 )
 OPERATORS = re.compile(  # what a graph may call: torch's own operators on tensors, but the one that maps files
-    r"torch\.ops\.aten\.(?!__|from_file)\w+\.(?!_)\w+|_operator\.(add|sub|mul|floordiv|mod|pow|neg|getitem|eq|ne|[gl][et])"
+    r"torch\.ops\.aten\.((?!__|from_file)\w+|__(and|or|xor|lshift|rshift)__)\.(?!_)\w+"
+    r"|_operator\.(add|sub|mul|floordiv|mod|pow|neg|getitem|eq|ne|[gl][et])"
 )
 SIZE = re.compile(r"(Mul|Add|Pow|Max|Min|Integer|Symbol|FloorDiv|[\d\s(),]|'s\d+'|positive=True|integer=True)*")
 

@@ -19,7 +19,7 @@ CELLS = [(name, ending, told) for name, *cells in ROWS for ending, told in zip((
 WORKING = [(name, ending, {}) for name, ending, told in CELLS if told == "yes"]
 WORKING += [(name, ending, {"leftovers": "merge"}) for name, ending, _ in WORKING if not REDUCERS[name].merges]
 REFUSED = [(name, ending) for name, ending, told in CELLS if told.startswith("refused")]
-SOME = [("predictor", "onnx", {}), ("rank_merge", "onnx", {}), ("predictor", "pt2", {})]  # test_command has evit
+SOME = [("predictor", "onnx", {}), ("rank_merge", "onnx", {}), ("random", "pt2", {})]  # test_command has evit
 MOVING = re.compile(r"Scatter|NonZero|Loop|If|Scan|Unique|Compress|Sequence|Random")  # sizes or places by data
 
 
