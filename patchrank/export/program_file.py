@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,7 +37,9 @@ SIZE = re.compile(r"(Mul|Add|Pow|Max|Min|Integer|Symbol|FloorDiv|[\d\s(),]|'s\d+
 def save(program: ExportedProgram, about: str) -> bytes:
     """The bytes of an archive, with metadata."""
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={EXTRA: about})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that are views, whose whole storage it writes
+        torch.export.save(program, buffer, extra_files={EXTRA: about})
     return buffer.getvalue()
 
 

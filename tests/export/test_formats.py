@@ -19,7 +19,7 @@ CELLS = [(name, ending, told) for name, *cells in ROWS for ending, told in zip((
 WORKING = [(name, ending, {}) for name, ending, told in CELLS if told == "yes"]
 WORKING += [(name, ending, {"leftovers": "merge"}) for name, ending, _ in WORKING if not REDUCERS[name].merges]
 REFUSED = [(name, ending) for name, ending, told in CELLS if told.startswith("refused")]
-SOME = [("predictor", "onnx", {}), ("rank_merge", "onnx", {}), ("random", "pt2", {})]  # test_command has evit
+SOME = [("rank_merge", "onnx", {}), ("random", "pt2", {})]
 MOVING = re.compile(r"Scatter|NonZero|Loop|If|Scan|Unique|Compress|Sequence|Random")  # sizes or places by data
 
 
@@ -40,7 +40,7 @@ def check_graph(path: str) -> None:
     model = onnx.load(path)
     assert [node.op_type for node in model.graph.node if MOVING.match(node.op_type)] == []
     sizes = [dim for output in model.graph.output for dim in output.type.tensor_type.shape.dim[1:]]
-    assert all(dim.dim_value for dim in sizes) and len(sizes) == 2
+    assert all(dim.dim_value for dim in sizes) and len(sizes) >= 2
     two, other, four = (shapes(path, scale * images_of(n).numpy()) for scale, n in ((1, 2), (100, 2), (1, 4)))
     assert len(two) > 50 and two == other
     for name, shape in two.items():
@@ -64,6 +64,12 @@ def test_the_table_has_every_reducer_once():
 def test_a_file_gives_what_its_tower_gives_at_any_batch_size(name, ending, settings, tmp_path):
     assert (name, ending, settings) in WORKING
     works(tmp_path, name, ending, settings)
+
+
+def test_so_does_one_with_a_predictor(answering):
+    assert answering.clip.visual.pruning.reducer == "predictor"
+    check_equal(answering.clip.visual, answering.onnx)
+    check_graph(answering.onnx)
 
 
 @pytest.mark.slow

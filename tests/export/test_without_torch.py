@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,7 +137,8 @@ def test_what_is_not_there_or_needs_torch_is_one_line(answering, bare, tmp_path)
 
 
 def test_a_program_needs_torch(answering, bare, tmp_path):
-    export_tower(answering.clip, tmp_path / "toy.pt2", answering.classes)
+    with zipfile.ZipFile(tmp_path / "toy.pt2", "w") as archive:
+        archive.writestr("toy/extra/patchrank.json", json.dumps(open_file(answering.onnx)[1]))
     picture = write(tmp_path / "x.png", encoded())
     told = "a .pt2 file needs torch, which is not installed here; try ONNX"
     check_refused(bare("--check", tmp_path / "toy.pt2", "--image", picture), told)
