@@ -13,7 +13,7 @@ import torch
 from helpers.toy_exports import create_tower, export
 from torch import nn
 
-from patchrank.export import onnx_format
+from patchrank.export import onnx_format, write
 from patchrank.export.metadata import KEY
 from patchrank.export.onnx_session import OnnxFile
 from patchrank.export.write import export_tower
@@ -97,6 +97,7 @@ def test_weights_of_more_than_a_file_holds_are_refused():
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_missing_package_is_told_before_anything_is_traced(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(write, "trace", lambda *args: pytest.fail("was traced"))
     with pytest.raises(UserError, match=f"^{package} is not installed; try pip install 'patchrank-clip\\[export\\]'$"):
         export_tower(create_tower(), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())

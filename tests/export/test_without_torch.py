@@ -176,9 +176,12 @@ def test_all_validation_images_are_classed_as_evaluate_does(digits, ending):
     clip, folder = digits
     split = load_split("digits", "val")
     expected = evaluate(clip, split, quiet=True).answers["pruned"]
-    found = answers_of(str(folder / f"digits.{ending}"), clip, split)
-    print(f"{ending}: {(found != expected).sum()} of {len(split)} images have another class")
-    assert len(split) == 1080 and (found == expected).all()
+    path = str(folder / f"digits.{ending}")
+    found = answers_of(path, clip, split)
+    others, row = int((found != expected).sum()), compare(CheckedFile(path), clip, split, 60, quiet=True)
+    print(f"{ending}: {others} of {len(split)} images have another class; {row['near_ties']} have other patches")
+    assert len(split) == 1080 and row["passed"] and row["contradictions"] == 0
+    assert others <= row["near_ties"] <= 5  # 0 where this was written
 
 
 @pytest.mark.slow
