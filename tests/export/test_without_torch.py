@@ -19,6 +19,7 @@ from patchrank.data.dataset_factory import load_split
 from patchrank.data.decoding import decode_viewer
 from patchrank.data.digits import scenes
 from patchrank.export.answers import open_file
+from patchrank.export.check import CheckedFile, compare
 from patchrank.export.write import export_tower
 from patchrank.models.clip import create_clip
 from patchrank.models.embed import evaluate
