@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -10,8 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from patchrank.__main__ import STAGES
 from patchrank.export import __main__ as started
+from patchrank.export import command
+from patchrank.export import write as exporting
 from patchrank.export.command import main
+from patchrank.models.captions import template_set
 from patchrank.utils.command import run_command
+from patchrank.utils.errors import UserError
 
 TOY = ("--keep-rate", "0.6", "--out", "x.onnx")
 CHECK = ("--check", "x.onnx")
@@ -174,6 +180,45 @@ def test_what_cannot_be_meant_is_one_line_and_nothing_is_written(flags, told, tm
     monkeypatch.chdir(tmp_path)
     assert told in refused(flags, capsys)
     assert not list(tmp_path.iterdir())
+
+
+SEVEN = template_set("openai7")
+
+
+@pytest.mark.parametrize(
+    "flags, classes, templates",
+    [
+        ([], (), exporting.TEMPLATES),
+        (["--classes", "cat", "dog"], ["cat", "dog"], exporting.TEMPLATES),
+        (["--classes", "cat", "--templates", "a {}", "{}!"], ["cat"], ["a {}", "{}!"]),
+        (["--classes", "cat", "--templates", "openai7"], ["cat"], SEVEN),
+        (["--vocabulary", "list.yaml"], ("cat", "dog"), ("my {}",)),
+        (["--vocabulary", "list.yaml", "--templates", "openai7"], ("cat", "dog"), SEVEN),
+        (["--vocabulary", "names.yaml"], ("cat", "dog"), exporting.TEMPLATES),
+    ],
+)
+def test_classes_and_templates_come_from_flags_or_a_vocabulary(
+    flags, classes, templates, tmp_path, monkeypatch, capsys
+):
+    write(tmp_path / "list.yaml", "classes: [cat, dog]\ntemplates: ['my {}']")
+    write(tmp_path / "names.yaml", "classes: {n1: cat, n2: dog}")
+
+    def export_tower(clip, out, found, of_names, *others, **how):
+        assert (list(found), list(of_names)) == (list(classes), list(templates))
+        raise UserError("as asked")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "export_tower", export_tower)
+    assert refused([*TOY, *flags], capsys) == "error: as asked\n"
+
+
+@pytest.mark.slow
+def test_embeddings_alone_are_exported_and_checked_without_open_clip(tmp_path):
+    code = "import sys\nfor name in ('ray', 'webdataset', 'open_clip', 'optuna'):\n    sys.modules[name] = None\n"
+    code += "from patchrank.export.__main__ import main\nsys.exit(main(sys.argv[1:]))"
+    path = str(tmp_path / "x.pt2")
+    for flags in (["--keep-rate", "0.6", "--out", path], ["--check", path, "--limit", "8"]):
+        subprocess.run([sys.executable, "-c", code, *flags], check=True)
 
 
 def test_a_vocabulary_without_classes_names_none(tmp_path, capsys):
