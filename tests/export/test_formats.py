@@ -1,6 +1,7 @@
 """Which reducers go into which format: the table of docs/export.md, row by row."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnxruntime
 import pytest
 from helpers.toy_exports import check_equal, create_tower, export, images_of
 
+from patchrank.export.program import check_exportable
 from patchrank.export.write import export_tower
 from patchrank.layers.reducers import REDUCERS
 from patchrank.utils.errors import UserError
@@ -83,6 +85,13 @@ def test_every_row_that_says_refused_is_refused_in_one_line(name, ending, tmp_pa
     with pytest.raises(UserError, match=f"^reducer '{name}' .*; try ") as told:
         export_tower(create_tower(name), tmp_path / f"toy.{ending}")
     assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name, ending, told", CELLS)
+def test_nothing_else_is_refused(name, ending, told):
+    tower = create_tower(name, depth=3, locations=(2,))
+    with nullcontext() if told == "yes" else pytest.raises(UserError):
+        check_exportable(tower, ending == "onnx")
 
 
 def test_those_that_rank_stand_above_those_that_merge():
