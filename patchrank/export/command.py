@@ -40,12 +40,13 @@ from patchrank.utils.errors import UserError
 SETS = ("plain", "openai7", "openai80")
 CHECKED = 256  # images of the usual task, where --data names none
 TO_CHECK = ("data", "split", "limit", "data_root", "batch_size", "speed", "compile", "threads", "repeats")
+UNSAID = ("model", "data")  # None where they are not given, so that a default is told from a flag
 OF_BOTH = ("model", "checkpoint", "predictor", "repair", "prompts", "vocabulary", "seed", "check")
 
 
 def main(argv: Sequence[str]) -> int:
     parser = _parser()
-    args = parser.parse_args(argv, argparse.Namespace(model=None, data=None))  # so that a default is told from a flag
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(UNSAID)))
     _check_flags(parser, args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -90,7 +91,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     checks = args.check is not None
     for name, value in vars(args).items():
         unread = name not in (*TO_CHECK, *OF_BOTH) if checks else name in TO_CHECK
-        if unread and value is not None and value != parser.get_default(name):
+        usual = None if name in UNSAID else parser.get_default(name)
+        if unread and value is not None and value != usual:
             flag = f"--{name.replace('_', '-')}"
             if checks:
                 raise UserError(f"{flag} does not go with --check, which goes by what the file says; try it without")

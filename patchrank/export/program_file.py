@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,7 +28,8 @@ MEMBERS = re.compile(  # what `save` writes, below the archive's one folder
     r"|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)"
 )
 OPERATORS = re.compile(  # what a graph may call: torch's own operators on tensors, but the one that maps files
-    r"torch\.ops\.aten\.(?!__|from_file)\w+\.(?!_)\w+|_operator\.(add|sub|mul|floordiv|mod|pow|neg|getitem|eq|ne|[gl][et])"
+    r"torch\.ops\.aten\.((?!__|from_file)\w+|__(and|or|xor|lshift|rshift)__)\.(?!_)\w+"
+    r"|_operator\.(add|sub|mul|floordiv|mod|pow|neg|getitem|eq|ne|[gl][et])"
 )
 SIZE = re.compile(r"(Mul|Add|Pow|Max|Min|Integer|Symbol|FloorDiv|[\d\s(),]|'s\d+'|positive=True|integer=True)*")
 
@@ -35,7 +37,9 @@ SIZE = re.compile(r"(Mul|Add|Pow|Max|Min|Integer|Symbol|FloorDiv|[\d\s(),]|'s\d+
 def save(program: ExportedProgram, about: str) -> bytes:
     """The bytes of an archive, with metadata."""
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={EXTRA: about})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that are views, whose whole storage it writes
+        torch.export.save(program, buffer, extra_files={EXTRA: about})
     return buffer.getvalue()
 
 

@@ -35,12 +35,13 @@ MEANT = {
     "loss": {"fit": "predictor.loss", "prompt": "prompt.loss"},
     "epochs": {"fit": "predictor.epochs", "prompt": "prompt.epochs"},
     "lr": {"fit": "predictor.lr", "prompt": "prompt.lr", "pretrain": OWN},
+    "repeats": {"benchmark": "benchmark.repeats", "export": OWN},
     "batch_size": {"benchmark": "benchmark.batch_size", "prompt": "prompt.batch_size"},
     "mode": {"prompt": "prompt.mode", "layers.prompts": "prompt.mode"},
     "images": {"prompt": "prompt.images", "repair": "repair.images"},
     "metric": dict.fromkeys(("golden", "fit"), "golden.metric")
     | dict.fromkeys(
-        ("benchmark", "evaluate", "layers", "prompt", "repair", "retrieval", "visualize"), "pruning.metric"
+        ("benchmark", "evaluate", "export", "layers", "prompt", "repair", "retrieval", "visualize"), "pruning.metric"
     ),
 }
 WORDS = ("name", "batch_size", "mode", "images", "templates", "root")  # mean a setting only where MEANT says so
@@ -50,7 +51,8 @@ OF_COMMANDS = """best classes dashboard device dry_run fresh help image index ke
     address predictor prompts quick rank repair runs shards split steps sweep task template threads
     val_shards wait
     autocast bucket_rates
-    compile cuda_graphs cudnn_attention dtype golden json markdown methods picture tokens""".split()
+    compile cuda_graphs cudnn_attention dtype golden json markdown methods picture tokens
+    check format int8 speed uint8""".split()
 
 
 def setting(name: str, module: str) -> str | None:

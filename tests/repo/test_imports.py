@@ -13,6 +13,7 @@ HEAVY = ("ray", "webdataset", "open_clip", "matplotlib", "optuna", "sklearn")
 
 
 STAGES = ("golden", "fit", "evaluate", "benchmark", "prompt.tuning", "trial.run", "report", "visualize")
+STAGES += ("export.command",)
 
 
 @pytest.fixture(scope="module")

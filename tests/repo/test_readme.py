@@ -48,7 +48,7 @@ def test_everything_that_is_linked_is_there(page):
 
 
 PAGES = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if page.name != "log.md"]  # of its day
-NAMES = sorted({name for page in PAGES for name in re.findall(r"\bpatchrank(?:\.[a-z]\w*)+", page.read_text())})
+NAMES = sorted({name for page in PAGES for name in re.findall(r"(?<!/)\bpatchrank(?:\.[a-z]\w*)+", page.read_text())})
 FILES = sorted({name for page in PAGES for name in re.findall(r"\bpatchrank/[\w/]+\.\w+", page.read_text())})
 INSIDE = sorted({name for page in PAGES for name in re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", page.read_text())})
 
