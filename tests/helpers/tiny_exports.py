@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import zipfile
 from collections.abc import Callable, Mapping
@@ -9,12 +10,19 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from patchrank.export import program_file
 from patchrank.export.description import describe
 from patchrank.export.program import ExportedTower, trace
-from patchrank.models.clip import Clip
+from patchrank.layers.predictors import create_predictor, save_predictor
+from patchrank.layers.prompts import Prompts
+from patchrank.layers.repair import Repair
+from patchrank.models.clip import Clip, create_clip
+from patchrank.models.prompt_files import describe as describe_prompts
+from patchrank.models.prompt_files import save_prompts
+from patchrank.models.repair_files import describe_repair, save_repair
 
 SHAPE = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "locations": (2,), "keep_rate": 0.5}
 
@@ -61,3 +69,34 @@ def changed(path: str, to: Path, changes: Mapping[str, Callable[[bytes], bytes |
         for name, content in added.items():
             copy.writestr(name, content)
     return str(to)
+
+
+NAME, SETTINGS = "patchrank_clip_digits", {"keep_rate": 0.6, "locations": (2, 3), "drop_share": 0.25, "img_size": 48}
+
+
+def write_files(folder: Path, seed: int = 0) -> dict[str, str]:
+    """A file of each kind that weights come from, random and fitting to each other, by the flag that names it."""
+    paths = {flag: str(folder / f"{flag}.safetensors") for flag in ("checkpoint", "predictor", "repair", "prompts")}
+    torch.manual_seed(seed)
+    clip = create_clip(NAME, False)
+    for parameter in clip.parameters():  # norms too
+        nn.init.normal_(parameter, parameter.mean().item(), 0.05)
+    save_file(clip.state_dict(), paths["checkpoint"])
+    clip = create_clip(NAME, checkpoint=paths["checkpoint"], **SETTINGS, predictor_init="random")
+    tower = clip.visual
+    about = {"name": "mix_mlp", "kwargs": {}, "grid": [6, 6], "embed_dim": 64, "location": 2, "metric": "preservation"}
+    about["model"] = {"name": NAME, "sha256": tower.blocks_sha256()}
+    save_predictor(create_predictor("mix_mlp", 64, (6, 6)), paths["predictor"], about)
+    tower.set_pruning(predictor_path=paths["predictor"])
+    repair = Repair(torch.randn(tower.head.weight.shape), torch.randn(len(tower.head.weight)))
+    repair.about = describe_repair(tower, NAME) | {"images": 60, "ridge": 0.1, "data": []}
+    save_repair(repair, paths["repair"])
+    save_prompts(Prompts("TV", 2, 64, 64, seed=seed), paths["prompts"], describe_prompts(clip))
+    return paths
+
+
+def flags(**given: str) -> argparse.Namespace:
+    """What a command was given of files."""
+    return argparse.Namespace(
+        **{"seed": 0, "checkpoint": None, "predictor": None, "repair": None, "prompts": None} | given
+    )
