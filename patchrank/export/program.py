@@ -134,11 +134,14 @@ def trace(module: ExportedTower, for_onnx: bool) -> ExportedProgram:
     For ONNX, attention is taken apart into products: `in_products`.
 
     Raises:
-        UserError: a reducer or predictor of somebody's own that cannot be traced.
+        UserError: a reducer or predictor of somebody's own that cannot be traced, or only with sizes that depend on
+            what is in the images.
     """
     try:
         with torch.no_grad(), in_products() if for_onnx else nullcontext():
             program = export(module, (module.example(),), dynamic_shapes={"images": {0: Dim("batch", min=1)}})
+        if len(program.range_constraints) > 1:  # beside the batch
+            raise ValueError("values that it computes decide on sizes")
     except Exception as error:  # torch has many kinds for what cannot be traced
         if _is_all_ours(module):
             raise
