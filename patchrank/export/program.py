@@ -101,14 +101,14 @@ def check_exportable(tower: nn.Module, for_onnx: bool) -> None:
         raise UserError(f"reducer {name!r} ranks by scores from outside, which a file has not; try predictor")
     if for_onnx and "sample_key" in needs:
         raise UserError(f"reducer {name!r} reads the bits of pixels, which ONNX cannot; try --format pt2, or center")
+    if has_global_hooks():
+        raise UserError("hooks hang on all modules, which a file would not have; try to remove them")
     for part, module in tower.named_modules():
         if _is_changed(tower, part, module):
             raise UserError(
                 f"{part or 'the tower'} ({type(module).__name__}) has hooks or is a layer of another library (LoRA, "
                 "quantised), which a file may not be true to; try to merge LoRA into the weights, or to remove hooks"
             )
-    if has_global_hooks():
-        raise UserError("hooks hang on all modules, which a file would not have; try to remove them")
     others = {str(each.dtype) for each in tower.parameters() if each.dtype is not torch.float32}
     if others or tower.training:
         what = f"has weights in {', '.join(sorted(others))}" if others else "is in training mode"
