@@ -55,8 +55,8 @@ def compared(file, clip, split):
 
 @pytest.fixture(scope="module")
 def with_text():
-    """A tower of two layers with the text tower that ships."""
-    return Clip("tiny", create_tower(), create_pair(flags(), NAME, True, {}).text).eval()
+    """A small tower with the text tower that ships."""
+    return Clip("tiny", create_tower(**SMALL), create_pair(flags(), NAME, True, {}).text).eval()
 
 
 @pytest.fixture(scope="module")
