@@ -38,13 +38,13 @@ class Step(NamedTuple):
 
     @classmethod
     def of(cls, name: str, scores: object, found: object) -> Step | None:
-        """A step from what a function was given and gave; None where it chose nothing, as the larger of two tensors."""
+        """A step from what a function was given and gave; None where it chose none, as the larger of two tensors."""
         if name not in CHOOSING or not isinstance(scores, Tensor):
             return None
         if isinstance(found, tuple | list) and len(found) == 2:
-            return cls(scores, found[1])
+            return cls(scores, found[1]) if found[1].numel() else None  # of nothing, which ONNX leaves out
         is_index = name.startswith("arg") and isinstance(found, Tensor) and found.ndim >= scores.ndim - 1 > 0
-        return cls(scores, found) if is_index else None
+        return cls(scores, found) if is_index and found.numel() else None
 
     def unfit(self, other: Tensor, descending: bool) -> Tensor:
         """By how much other scores (B, ..., K) contradict this choice, for each image (B,); 0 where they agree.
@@ -60,7 +60,7 @@ class Step(NamedTuple):
         else:
             found = other.amax(-1, keepdim=True) - other.gather(-1, self.index.unsqueeze(-1))
         found = found.nan_to_num(nan=0.0, posinf=torch.inf).clamp(min=0).flatten(1)  # nan: both scores are infinite
-        return found.amax(1) if found[0].numel() else found.new_zeros(len(found))
+        return found.amax(1)
 
 
 class Choices(TorchFunctionMode):
