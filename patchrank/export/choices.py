@@ -38,13 +38,13 @@ class Step(NamedTuple):
 
     @classmethod
     def of(cls, name: str, scores: object, found: object) -> Step | None:
-        """A step from what a function was given and gave; None where it chose nothing, as the larger of two tensors."""
+        """A step from what a function was given and gave; None where it chose none, as the larger of two tensors."""
         if name not in CHOOSING or not isinstance(scores, Tensor):
             return None
         if isinstance(found, tuple | list) and len(found) == 2:
-            return cls(scores, found[1])
+            return cls(scores, found[1]) if found[1].numel() else None  # of nothing, which ONNX leaves out
         is_index = name.startswith("arg") and isinstance(found, Tensor) and found.ndim >= scores.ndim - 1 > 0
-        return cls(scores, found) if is_index else None
+        return cls(scores, found) if is_index and found.numel() else None
 
     def unfit(self, other: Tensor, descending: bool) -> Tensor:
         """By how much other scores (B, ..., K) contradict this choice, for each image (B,); 0 where they agree.
@@ -56,11 +56,11 @@ class Step(NamedTuple):
         if self.index.ndim == other.ndim:
             ordered = other.gather(-1, self.index)
             left = other.scatter(-1, self.index, -torch.inf).amax(-1, keepdim=True)  # the best of what was not chosen
-            found = (torch.cat([ordered[..., 1:], left], dim=-1) - ordered).nan_to_num(nan=0.0, posinf=torch.inf)
-            found = found.clamp(min=0)  # nan is of two scores that are both infinite
+            found = torch.cat([ordered[..., 1:], left], dim=-1) - ordered
         else:
-            found = other.amax(-1) - other.gather(-1, self.index.unsqueeze(-1)).squeeze(-1)
-        return found.flatten(1).amax(1) if found[0].numel() else found.new_zeros(len(found))
+            found = other.amax(-1, keepdim=True) - other.gather(-1, self.index.unsqueeze(-1))
+        found = found.nan_to_num(nan=0.0, posinf=torch.inf).clamp(min=0).flatten(1)  # nan: both scores are infinite
+        return found.amax(1)
 
 
 class Choices(TorchFunctionMode):
@@ -72,6 +72,9 @@ class Choices(TorchFunctionMode):
     Attributes:
         steps: what was looked at and chosen.
         descending: of each step, whether the largest come first.
+
+    Raises:
+        UserError: more is chosen in the block than `forced` has indices for, or less, or of another count.
     """
 
     def __init__(self, forced: Sequence[Tensor] | None = None):
@@ -79,6 +82,11 @@ class Choices(TorchFunctionMode):
         self.forced = None if forced is None else list(forced)
         self.steps: list[Step] = []
         self.descending: list[bool] = []
+
+    def __exit__(self, kind, error, trace):
+        super().__exit__(kind, error, trace)
+        if kind is None and self.forced is not None and len(self.steps) < len(self.forced):
+            raise self._other_choice()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -94,12 +102,14 @@ class Choices(TorchFunctionMode):
         self.descending.append(args[place] if len(args) > place else kwargs.get(key, usual))
         return found
 
+    def _other_choice(self) -> UserError:
+        place = len(self.steps) + 1
+        return UserError(f"the file does not choose as this tower does, from choice {place} on; try to export anew")
+
     def _forced(self, found: object, step: Step) -> tuple[object, Step]:
         place = len(self.steps)
         if place >= len(self.forced) or self.forced[place].numel() != step.index.numel():
-            raise UserError(
-                f"the file does not choose as this tower does, from choice {place + 1} on; try to export anew"
-            )
+            raise self._other_choice()
         index = self.forced[place].to(step.index).view_as(step.index)
         step = Step(step.scores, index)
         if not isinstance(found, tuple):

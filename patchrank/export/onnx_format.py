@@ -109,6 +109,11 @@ def finished(model, about: Mapping[str, str]) -> bytes:
     for value in [*done.graph.input, *done.graph.output, *done.graph.value_info, *done.graph.initializer]:
         value.doc_string = ""
         del value.metadata_props[:]
+    batch = done.graph.input[0].type.tensor_type.shape.dim[0].dim_param  # torch's name for it is a number
+    for value in [*done.graph.input, *done.graph.output, *done.graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = dim.dim_param.replace(batch, "batch")
     del done.metadata_props[:], done.graph.metadata_props[:]
     onnx.helper.set_model_props(done, dict(about))
     return done.SerializeToString(deterministic=True)

@@ -101,14 +101,14 @@ def check_exportable(tower: nn.Module, for_onnx: bool) -> None:
         raise UserError(f"reducer {name!r} ranks by scores from outside, which a file has not; try predictor")
     if for_onnx and "sample_key" in needs:
         raise UserError(f"reducer {name!r} reads the bits of pixels, which ONNX cannot; try --format pt2, or center")
+    if has_global_hooks():
+        raise UserError("hooks hang on all modules, which a file would not have; try to remove them")
     for part, module in tower.named_modules():
         if _is_changed(tower, part, module):
             raise UserError(
                 f"{part or 'the tower'} ({type(module).__name__}) has hooks or is a layer of another library (LoRA, "
                 "quantised), which a file may not be true to; try to merge LoRA into the weights, or to remove hooks"
             )
-    if has_global_hooks():
-        raise UserError("hooks hang on all modules, which a file would not have; try to remove them")
     others = {str(each.dtype) for each in tower.parameters() if each.dtype is not torch.float32}
     if others or tower.training:
         what = f"has weights in {', '.join(sorted(others))}" if others else "is in training mode"
@@ -134,11 +134,14 @@ def trace(module: ExportedTower, for_onnx: bool) -> ExportedProgram:
     For ONNX, attention is taken apart into products: `in_products`.
 
     Raises:
-        UserError: a reducer or predictor of somebody's own that cannot be traced.
+        UserError: a reducer or predictor of somebody's own that cannot be traced, or only with sizes that depend on
+            what is in the images.
     """
     try:
         with torch.no_grad(), in_products() if for_onnx else nullcontext():
             program = export(module, (module.example(),), dynamic_shapes={"images": {0: Dim("batch", min=1)}})
+        if len(program.range_constraints) > 1:  # beside the batch
+            raise ValueError("values that it computes decide on sizes")
     except Exception as error:  # torch has many kinds for what cannot be traced
         if _is_all_ours(module):
             raise

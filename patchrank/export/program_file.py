@@ -1,7 +1,8 @@
 """A traced tower as a `.pt2` archive of torch.export, and its way back without running anything that it brings.
 
-`torch.export.load` unpickles parts of an archive and evaluates its sizes as expressions. So archives are looked through
-first: one that holds more than `save` puts into it is refused.
+`torch.export.load` unpickles parts of an archive, evaluates its sizes as expressions and makes code of its names. So an
+archive is looked through first: one that holds more than `save` puts into it is refused. What is loaded are the parts
+that were looked through, written anew, since another reader of the same file might find other parts in it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,11 +28,15 @@ MEMBERS = re.compile(  # what `save` writes, below the archive's one folder
     r"|models/model\.json|data/sample_inputs/model\.pt|extra/patchrank\.json"
     r"|archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)"
 )
-OPERATORS = re.compile(  # what a graph may call: torch's own operators on tensors, but the one that maps files
-    r"torch\.ops\.aten\.((?!__|from_file)\w+|__(and|or|xor|lshift|rshift)__)\.(?!_)\w+"
+OPERATORS = re.compile(  # what a graph may call: torch's own operators on tensors, but those that read or write files
+    r"torch\.ops\.aten\.((?!__|from_file|save|warn|_print)\w+|__(and|or|xor|lshift|rshift)__)\.(?!_)\w+"
     r"|_operator\.(add|sub|mul|floordiv|mod|pow|neg|getitem|eq|ne|[gl][et])"
 )
-SIZE = re.compile(r"(Mul|Add|Pow|Max|Min|Integer|Symbol|FloorDiv|[\d\s(),]|'s\d+'|positive=True|integer=True)*")
+SIZE = re.compile(r"(Mul|Add|Max|Min|Integer|Symbol|FloorDiv|[\d\s(),-]|'s\d+'|positive=True|integer=True)*")
+TREE = re.compile(r'([\d\s\[\]{},:"]|builtins\.(tuple|list|dict)|type|context|children_spec|null)*')
+WORD = re.compile(r"[\w\s.,>-]*")  # "tanh", "ij,jk->ik"
+WORDS = {"expr_str": SIZE, "in_spec": TREE, "out_spec": TREE, "as_string": WORD, "as_strings": WORD}
+NAME = re.compile(r"[\w.+]*")  # strings by all other keys, and keys
 
 
 def save(program: ExportedProgram, about: str) -> bytes:
@@ -51,46 +56,65 @@ def load(path: str) -> fx.GraphModule:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            for strange in _strange_parts(archive):
-                raise UserError(f"{path}: holds {strange}, so it is not loaded; try to export it anew")
-        return torch.export.load(path).module(check_guards=False)
-    except UserError:
-        raise
+            return torch.export.load(_looked_through(archive)).module(check_guards=False)
+    except _Strange as error:
+        raise UserError(f"{path}: holds {error}, so it is not loaded; try to export it anew") from error
     except Exception as error:  # damaged archives make torch stumble over anything
         raise UserError(f"{path}: cannot be loaded ({one_line(error)[:200]}); try to export it anew") from error
 
 
-def _strange_parts(archive: zipfile.ZipFile) -> Iterator[str]:
-    """What an archive holds that `save` would not have put into it."""
-    names = archive.namelist()
+class _Strange(ValueError):
+    """An archive holds what `save` would not have put into it; the message says what."""
+
+
+def _looked_through(archive: zipfile.ZipFile) -> io.BytesIO:
+    """The same archive, written anew. Raises `_Strange`, or anything where it is damaged."""
+    names, buffer = archive.namelist(), io.BytesIO()
     if len({name.partition("/")[0] for name in names}) != 1 or len(set(names)) != len(names):
-        yield "two parts of one name, or more than one folder"
-    for name in names:
-        part = name.partition("/")[2]
-        if not MEMBERS.fullmatch(part):
-            yield f"the part {name[:80]!r}"
-        elif part.startswith("data/sample_inputs/"):
-            torch.load(io.BytesIO(archive.read(name)), weights_only=True)  # raises for all but tensors
-        elif part.startswith("models/"):
-            yield from _strange_words(json.loads(archive.read(name)))
-        elif part.endswith("_config.json"):
-            entries = json.loads(archive.read(name))["config"].values()
-            if any(entry.get("use_pickle") for entry in entries):
-                yield f"pickled tensors ({part})"
+        raise _Strange("two parts of one name, or more than one folder")
+    with zipfile.ZipFile(buffer, "w") as anew:
+        for name in names:
+            anew.writestr(name, _part(name, archive.read(name)))
+    buffer.seek(0)
+    return buffer
 
 
-def _strange_words(value: Any) -> Iterator[str]:
-    """Operators and sizes in the JSON of a graph that no graph of ours has."""
+def _part(name: str, content: bytes) -> bytes:
+    """The content of one part as it may be loaded."""
+    part = name.partition("/")[2]
+    if not MEMBERS.fullmatch(part):
+        raise _Strange(f"the part {name[:80]!r}")
+    if part.startswith("data/sample_inputs/"):
+        torch.load(io.BytesIO(content), weights_only=True)  # raises for all but tensors
+    elif part.startswith("models/"):
+        return json.dumps(_words("", json.loads(content))).encode()
+    elif part.endswith("_config.json"):
+        found = _words("", json.loads(content))
+        if any(entry["use_pickle"] for entry in found["config"].values()):
+            raise _Strange(f"pickled tensors ({part})")
+        return json.dumps(found).encode()
+    return content
+
+
+def _words(key: str, value: Any) -> Any:
+    """A value of an archive's JSON, by its key, without notes. Raises `_Strange` for what no graph of ours has."""
     if isinstance(value, dict):
-        target, size = value.get("target"), value.get("expr_str")
-        if isinstance(target, str) and "inputs" in value and not OPERATORS.fullmatch(target):
-            yield f"the operator {target[:80]}"
-        if size is not None and not SIZE.fullmatch(str(size)):
-            yield f"the size {str(size)[:80]!r}"
-        value = list(value.values())
+        target = value.get("target")
+        if isinstance(target, str) and not OPERATORS.fullmatch(target):
+            raise _Strange(f"the operator {target[:80]}")
+        for name in value:
+            _check_word("", name)
+        return {name: {} if name == "metadata" else _words(name, part) for name, part in value.items()}
     if isinstance(value, list):
-        for part in value:
-            yield from _strange_words(part)
+        return [_words(key, part) for part in value]
+    if isinstance(value, str):
+        _check_word(key, value)
+    return value
+
+
+def _check_word(key: str, word: str) -> None:
+    if not WORDS.get(key, NAME).fullmatch(word):
+        raise _Strange(f"the {'size' if key == 'expr_str' else 'name'} {word[:80]!r}")
 
 
 class LaidOpen(fx.Interpreter):
