@@ -93,8 +93,8 @@ def compare(file: CheckedFile, clip: Clip, split: ImageSplit, batch_size: int, q
         outputs, steps = file.run(given)
         _compare_batch(seen, clip, images, outputs, steps, head)
     found = _row(seen, file)
-    if head is not None and split.labels is not None and list(split.classes) == about["classes"]:
-        labels = np.asarray(split.labels)
+    if head is not None and split.labels is not None and set(split.classes) <= set(about["classes"]):
+        labels = np.asarray([about["classes"].index(split.classes[label]) for label in split.labels])
         found["accuracy"] = 100.0 * float((seen.all("answer") == labels).mean())
         found["accuracy_tower"] = 100.0 * float((seen.all("answer_tower") == labels).mean())
     return found

@@ -187,9 +187,10 @@ def _compared(row: dict) -> list[tuple[str, str]]:
     if "same_kept" in row:
         lines.append(("scores, at most apart", f"{row['scores_apart']:.1e} of their range"))
         lines.append(("the same patches kept", f"{row['same_kept']:,} of {count:,} images"))
-        if others := count - row["same_kept"]:
+        others = count - row["same_kept"] if "passed" in row else 0  # int8 is near nothing
+        if others:
             lines.append(("other patches by near ties alone", f"{row['near_ties']:,} of {others:,} images"))
-        if row["contradictions"]:
+        if row["contradictions"] and "passed" in row:
             lines.append(("choices that scores contradict", f"{row['contradictions']:,} of {count:,} images"))
     how = " with the same choices" if "same_kept" in row else ""
     lines.append((f"embeddings, at most apart{how}", f"{row['embedding_apart']:.1e}"))
@@ -197,6 +198,8 @@ def _compared(row: dict) -> list[tuple[str, str]]:
         lines.append(("the same class as the tower", f"{row['same_class']:,} of {count:,} images"))
     if "accuracy" in row:
         lines.append(("accuracy", f"{row['accuracy']:.2f} % (tower: {row['accuracy_tower']:.2f} %)"))
+    elif "same_class" in row:
+        lines.append(("accuracy", "unknown, since the images have no labels, or of classes that the file has not"))
     lines.append(("drift (1 - cosine) from the tower", f"{row['drift']:.2e}"))
     lines.append(("drift from the unpruned tower", f"{row['drift_unpruned']:.5f}"))
     lines.append(("size", f"{row['bytes'] / 1e6:.1f} MB"))

@@ -102,6 +102,19 @@ def test_accuracy_counts_the_files_own_answers(with_text, split):
     assert row["same_class"] < COUNT
 
 
+def test_accuracy_goes_by_the_names_of_classes(with_text, split):
+    def accuracy(classes):
+        head = ClassHead(with_text.zero_shot_head(classes, ["a {}."]), 100.0)
+        return compared(Pretended(with_text, head=head, classes=classes, templates=["a {}."]), with_text, split)[
+            "accuracy"
+        ]
+
+    assert accuracy([*split.classes[::-1], "ten"]) == pytest.approx(
+        accuracy(list(split.classes)), abs=100 / COUNT + 1e-9
+    )
+    assert accuracy([*split.classes[::-1]]) == accuracy(list(split.classes))
+
+
 @pytest.mark.parametrize("reducer", ["tome", "evit", "mlp_shift", "diffrate", "rank_merge"])
 def test_every_way_to_choose_is_laid_beside_the_towers(reducer, split):
     seen, clip = [], pair_of(create_tower(reducer, depth=3))  # in the last layer nothing has to leave any more

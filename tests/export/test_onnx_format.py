@@ -98,7 +98,7 @@ def test_weights_of_more_than_a_file_holds_are_refused():
 def test_a_missing_package_is_told_before_anything_is_traced(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(write, "trace", lambda *args: pytest.fail("was traced"))
-    with pytest.raises(UserError, match=f"^{package} is not installed; try pip install 'patchrank-clip\\[export\\]'$"):
+    with pytest.raises(UserError, match=f"^{package} is not installed; try pip install onnx onnxruntime onnxscript$"):
         export_tower(create_tower(), tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
 
