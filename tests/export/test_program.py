@@ -16,7 +16,7 @@ from patchrank.export.program import ClassHead, ExportedTower, check_exportable,
 from patchrank.export.program_file import load, save
 from patchrank.layers.prompts import Prompts
 from patchrank.layers.pruning import take
-from patchrank.layers.reducers import Reducer, register_reducer
+from patchrank.layers.reducers import REDUCERS, Reducer
 from patchrank.layers.repair import Repair
 from patchrank.models.open_clip.pair import from_open_clip
 from patchrank.models.repair_files import describe_repair, save_repair
@@ -186,7 +186,6 @@ def test_random_goes_into_a_program():
     check_exportable(create_tower("random"), for_onnx=False)
 
 
-@register_reducer("own_ranking")
 class OwnRanking(Reducer):
     """With masks, sums over letters and its gradient switched off, as people write it."""
 
@@ -197,14 +196,12 @@ class OwnRanking(Reducer):
         return torch.where(ends, scores.abs(), scores)
 
 
-@register_reducer("own_topk")
 class OwnTopk(Reducer):
     def reduce(self, state, k):
         kept = state.tokens.norm(dim=-1).topk(k, sorted=False).indices
         return replace(state, tokens=take(state.tokens, kept), index=take(state.index, kept))
 
 
-@register_reducer("own_counts")
 class OwnCounts(Reducer):
     """Counts that depend on the image."""
 
@@ -213,16 +210,22 @@ class OwnCounts(Reducer):
         return replace(state, tokens=state.tokens[:, kept], index=state.index[:, kept])
 
 
-@register_reducer("own_branch")
 class OwnBranch(Reducer):
     def score(self, state):
         return state.tokens.norm(dim=-1) if state.tokens.sum() > 0 else -state.tokens.norm(dim=-1)
 
 
+@pytest.fixture
+def own(request, monkeypatch):
+    """A reducer that is registered for one test: others run all that there are."""
+    monkeypatch.setitem(REDUCERS, "own", request.param)
+    return create_tower("own", **SMALL)
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("reducer", ["own_ranking", pytest.param("own_topk", marks=pytest.mark.slow)])
-def test_a_reducer_of_somebodys_own_goes_to_a_file_and_back(reducer, tmp_path):
-    module = ExportedTower(pair_of(create_tower(reducer, **SMALL))).eval()
+@pytest.mark.parametrize("own", [OwnRanking, pytest.param(OwnTopk, marks=pytest.mark.slow)], indirect=True)
+def test_a_reducer_of_somebodys_own_goes_to_a_file_and_back(own, tmp_path):
+    module = ExportedTower(pair_of(own)).eval()
     check_exportable(module.tower, for_onnx=True)
     content = save(trace(module, False), "{}")
     assert __file__.rpartition("/tests/")[0].encode() not in content  # nor does it tell where somebody's code lies
@@ -231,10 +234,8 @@ def test_a_reducer_of_somebodys_own_goes_to_a_file_and_back(reducer, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("reducer", ["own_counts", "own_branch"])
-def test_a_reducer_whose_counts_depend_on_data_is_refused_by_its_name(reducer):
-    with pytest.raises(
-        UserError, match=f"^reducer '{reducer}' cannot be traced to a graph of constant sizes"
-    ) as caught:
-        trace(ExportedTower(pair_of(create_tower(reducer, **SMALL))).eval(), False)
+@pytest.mark.parametrize("own", [OwnCounts, OwnBranch], indirect=True)
+def test_a_reducer_whose_counts_depend_on_data_is_refused_by_its_name(own):
+    with pytest.raises(UserError, match="^reducer 'own' cannot be traced to a graph of constant sizes") as caught:
+        trace(ExportedTower(pair_of(own)).eval(), False)
     assert "\n" not in str(caught.value)
