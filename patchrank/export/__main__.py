@@ -9,10 +9,12 @@ from importlib.util import find_spec
 from patchrank.utils.command import run_command
 from patchrank.utils.errors import UserError
 
+IMAGE = ("--image", "--imag", "--ima")  # the flag, and what argparse takes for it
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if any(word.partition("=")[0] == "--image" for word in argv):
+    if any(word.partition("=")[0] in IMAGE for word in argv):
         from patchrank.export.answers import main as print_answers
 
         return print_answers(argv)

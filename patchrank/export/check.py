@@ -23,7 +23,7 @@ from patchrank.models.clip import Clip
 from patchrank.models.embed import classify, split_batches, unit
 from patchrank.utils.progress import progress
 
-TOLERANCE = 1e-4  # embeddings (unit vectors) may differ by this much where the same tokens were chosen
+TOLERANCE = 1e-4  # embeddings (unit vectors) and probabilities may differ by this much where choices are the same
 NEAR = 1e-4  # two scores are nearly tied within this share of the range of an image's scores
 
 
@@ -59,7 +59,8 @@ class Seen:
 
     scores_apart: by how much scores differ at the most, as a share of their range, with the same choices before.
     unfit: by how much the tower's scores contradict the file's choices, in the same unit.
-    same_kept: whether both keep the same set. embedding_apart: at most, with the file's choices forced on the tower.
+    same_kept: whether both keep the same set.
+    embedding_apart, probability_apart: at most, with the file's choices forced on the tower.
     drift, drift_unpruned: 1 - cosine to the tower, free to choose, and to the same with nothing pruned.
     answer, answer_tower: classes.
     """
@@ -68,6 +69,7 @@ class Seen:
     unfit: list = field(default_factory=list)
     same_kept: list = field(default_factory=list)
     embedding_apart: list = field(default_factory=list)
+    probability_apart: list = field(default_factory=list)
     drift: list = field(default_factory=list)
     drift_unpruned: list = field(default_factory=list)
     answer: list = field(default_factory=list)
@@ -94,7 +96,9 @@ def compare(file: CheckedFile, clip: Clip, split: ImageSplit, batch_size: int, q
         _compare_batch(seen, clip, images, outputs, steps, head)
     found = _row(seen, file)
     if head is not None and split.labels is not None and set(split.classes) <= set(about["classes"]):
-        labels = np.asarray([about["classes"].index(split.classes[label]) for label in split.labels])
+        labels = np.asarray(split.labels)
+        if list(split.classes) != about["classes"]:  # in another order, or with others beside
+            labels = np.asarray([about["classes"].index(split.classes[label]) for label in labels])
         found["accuracy"] = 100.0 * float((seen.all("answer") == labels).mean())
         found["accuracy_tower"] = 100.0 * float((seen.all("answer_tower") == labels).mean())
     return found
@@ -116,7 +120,14 @@ def _compare_batch(
     apart, unfit = _judge(steps, forced, len(images))
     seen.add(scores_apart=apart, unfit=unfit)
     if head is not None:
+        own = (clip.logit_scale.exp() * unit(same.embedding) @ head.T).softmax(-1)
+        seen.add(probability_apart=_probability_apart(outputs["probabilities"], own))
         seen.add(answer=outputs["probabilities"].argmax(1), answer_tower=classify(unit(free.embedding), head))
+
+
+def _probability_apart(theirs: Tensor, ours: Tensor) -> Tensor:
+    """By how much probabilities (B, C) differ at the most, (B,); 1 where the file has another number of classes."""
+    return (theirs - ours).abs().amax(1) if theirs.shape == ours.shape else torch.ones(len(ours))
 
 
 def _judge(steps: list[Step], forced: Choices, count: int) -> tuple[Tensor, Tensor]:
@@ -145,12 +156,15 @@ def _row(seen: Seen, file: CheckedFile) -> dict:
     if seen.same_kept:
         others = ~seen.all("same_kept")
         row |= {"scores_apart": apart, "same_kept": int(count - others.sum())}
-        row |= {"near_ties": int((others & (unfit <= NEAR)).sum()), "contradictions": int((unfit > NEAR).sum())}
+        if about["precision"] == "float32":  # int8 is near nothing
+            row |= {"near_ties": int((others & (unfit <= NEAR)).sum()), "contradictions": int((unfit > NEAR).sum())}
     if seen.answer:
+        row["probability_apart"] = float(seen.all("probability_apart").max())
         row["same_class"] = int((seen.all("answer") == seen.all("answer_tower")).sum())
     row |= {name: float(seen.all(name).mean()) for name in ("drift", "drift_unpruned")}
     if about["precision"] == "float32":
-        row["passed"] = row["embedding_apart"] <= TOLERANCE and not row.get("contradictions")
+        apart = max(row["embedding_apart"], row.get("probability_apart", 0.0))
+        row["passed"] = apart <= TOLERANCE and not row.get("contradictions")
     return row
 
 

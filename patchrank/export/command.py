@@ -29,7 +29,7 @@ from patchrank.export.description import check_same, read_settings
 from patchrank.export.metadata import FORMATS, format_of
 from patchrank.export.speed import time_files
 from patchrank.export.towers import create_pair
-from patchrank.export.write import TEMPLATES, check_places, export_tower
+from patchrank.export.write import TEMPLATES, check_places, export_tower, has_learned_text
 from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip
 from patchrank.models.model_name import is_open_clip
@@ -41,7 +41,8 @@ SETS = ("plain", "openai7", "openai80")
 CHECKED = 256  # images of the usual task, where --data names none
 TO_CHECK = ("data", "split", "limit", "data_root", "batch_size", "speed", "compile", "threads", "repeats")
 UNSAID = ("model", "data")  # None where they are not given, so that a default is told from a flag
-OF_BOTH = ("model", "checkpoint", "predictor", "repair", "prompts", "vocabulary", "seed", "check")
+OF_MODEL = ("checkpoint", "predictor", "repair", "prompts")
+OF_BOTH = ("model", *OF_MODEL, "vocabulary", "seed", "check")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -99,6 +100,8 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
             raise UserError(f"{flag} goes with --check, which is not given")
     if args.compile and not args.speed:
         raise UserError("--compile goes with --speed, which is not given")
+    if args.compile and not any(format_of(path) == "pt2" for path in args.check):
+        raise UserError("--compile is of .pt2 files, and --check names none; try it without")
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -113,9 +116,11 @@ def _export(args: argparse.Namespace) -> int:
     settings = {**pruning_from(args), "seed": args.seed}
     settings |= {} if args.img_size is None else {"img_size": args.img_size}
     clip = create_pair(args, args.model, bool(classes), settings)
+    if args.templates and has_learned_text(clip):
+        raise UserError("--templates say nothing where --prompts have learned text; try it without")
     about = export_tower(clip, args.out, classes, templates, args.uint8, args.int8, quiet=False)
     row = {"file": args.out, "int8": args.int8} | {key: value for key, value in about.items() if key != "choices"}
-    print_row(row, pruning_title(args, f"as {about['format'].upper()}, {args.out}"), _said(about))
+    print_row(row, pruning_title(args, f"as {about['format'].upper()}, {args.out}"), _said(about, args))
     return 0
 
 
@@ -133,11 +138,14 @@ def _classes(args: argparse.Namespace) -> tuple[Sequence[str], Sequence[str]]:
     if args.templates and not classes:
         raise UserError("--templates goes with --classes or --vocabulary, which are not given")
     if args.templates and len(args.templates) == 1 and "{" not in args.templates[0]:
+        if args.templates[0] not in SETS:
+            told = f"a sentence with {{}} for the class, or one of {', '.join(SETS)}"
+            raise UserError(f"--templates {args.templates[0]!r}: must be {told}")
         return classes, template_set(args.templates[0])
     return classes, args.templates or templates or TEMPLATES
 
 
-def _said(about: dict) -> list[tuple[str, str]]:
+def _said(about: dict, args: argparse.Namespace) -> list[tuple[str, str]]:
     before, after = about["num_patches"]
     images = about["input"]
     height, width = images["size"]
@@ -145,7 +153,11 @@ def _said(about: dict) -> list[tuple[str, str]]:
     lines = [("takes", f"images, any number x {shape}, {images['dtype']}"), ("gives", ", ".join(about["outputs"]))]
     if about["classes"]:
         lines.append(("classes", f"{len(about['classes'])}: {', '.join(about['classes'][:8])}"))
-    return [*lines, ("patches", f"{before}, {after} of them at the end"), ("try", "the same command with --check FILE")]
+    none = "; none leaves, so try --keep-rate 0.6" if before == after else ""
+    lines.append(("patches", f"{before}, {after} of them at the end{none}"))
+    files = [f"--{name} {value}" for name in OF_MODEL if (value := getattr(args, name)) is not None]
+    named = [f"--model {args.model}"] if is_open_clip(args.model) else []  # others are named in the file
+    return [*lines, ("try", " ".join(["python -m patchrank.export --check", args.out, *named, *files]))]
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -187,24 +199,26 @@ def _compared(row: dict) -> list[tuple[str, str]]:
     if "same_kept" in row:
         lines.append(("scores, at most apart", f"{row['scores_apart']:.1e} of their range"))
         lines.append(("the same patches kept", f"{row['same_kept']:,} of {count:,} images"))
-        others = count - row["same_kept"] if "passed" in row else 0  # int8 is near nothing
-        if others:
+        if others := (count - row["same_kept"]) * ("near_ties" in row):
             lines.append(("other patches by near ties alone", f"{row['near_ties']:,} of {others:,} images"))
-        if row["contradictions"] and "passed" in row:
+        if row.get("contradictions"):
             lines.append(("choices that scores contradict", f"{row['contradictions']:,} of {count:,} images"))
     how = " with the same choices" if "same_kept" in row else ""
     lines.append((f"embeddings, at most apart{how}", f"{row['embedding_apart']:.1e}"))
     if "same_class" in row:
+        lines.append((f"probabilities, at most apart{how}", f"{row['probability_apart']:.1e}"))
         lines.append(("the same class as the tower", f"{row['same_class']:,} of {count:,} images"))
     if "accuracy" in row:
         lines.append(("accuracy", f"{row['accuracy']:.2f} % (tower: {row['accuracy_tower']:.2f} %)"))
     elif "same_class" in row:
-        lines.append(("accuracy", "unknown, since the images have no labels, or of classes that the file has not"))
+        lines.append(("accuracy", "unknown: the images have no labels, or classes that the file does not have"))
     lines.append(("drift (1 - cosine) from the tower", f"{row['drift']:.2e}"))
     lines.append(("drift from the unpruned tower", f"{row['drift_unpruned']:.5f}"))
     lines.append(("size", f"{row['bytes'] / 1e6:.1f} MB"))
     if "passed" in row:
-        lines.append(("passed", "yes" if row["passed"] else f"no (embeddings may be {TOLERANCE:g} apart)"))
+        lines.append(
+            ("passed", "yes" if row["passed"] else f"no ({TOLERANCE:g} apart would be near enough)")
+        )
     return lines
 
 

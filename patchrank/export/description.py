@@ -63,9 +63,9 @@ def settings_of(clip: Clip) -> dict:
     sides = {weights.entry: weights.image_size for weights in PUBLISHED.values()}
     if sides.get(clip.name.partition(".")[0], side) != side:
         found["img_size"] = side
-    for name, field in Pruning.model_fields.items():
-        value = getattr(pruning, name)
-        if name not in FILES and value != field.get_default(call_default_factory=True):
+    for name in Pruning.model_fields:
+        if name not in FILES:
+            value = getattr(pruning, name)
             found[name] = list(value) if isinstance(value, tuple) else plain(value)
     return found
 
@@ -99,10 +99,11 @@ def check_same(about: Mapping, clip: Clip, path: str) -> None:
         UserError: names the part whose weights differ, and the flag by which it is given.
     """
     theirs, ours = about["weights"], fingerprints(clip, bool(about["classes"]))
-    for part, sha in theirs.items():
-        if sha != ours.get(part):
+    for part in {**ours, **theirs}:
+        if (sha := theirs.get(part)) != ours.get(part):
             said = (str(each)[:12] if each else "none" for each in (sha, ours.get(part)))
-            cure = f"{FLAGS.get(part, '--checkpoint')} with the file that it was exported with"
+            flag = FLAGS.get(part, "--checkpoint")
+            cure = f"{flag} with the file that it was exported with" if sha else f"it without {flag}"
             raise UserError(
                 "{}: was made with {} weights {}, but here they are {}; try {}".format(path, part, *said, cure)
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from patchrank.utils.errors import UserError, near
@@ -20,7 +20,9 @@ EXTRA = f"{KEY}.json"  # its name among the extra files of a .pt2 archive
 SCHEMA = 1
 FORMATS = ("onnx", "pt2")
 NEEDED = {"schema": int, "format": str, "precision": str, "model": str, "weights": dict, "settings": dict}
-NEEDED |= {"num_patches": list, "classes": list, "templates": list, "input": dict, "outputs": list}
+NEEDED |= {"schedule": list, "num_patches": list, "classes": list, "templates": list, "input": dict, "outputs": list}
+LISTS = {"num_patches": (int, 2), "classes": (str, None), "templates": (str, None), "outputs": (str, None)}
+LISTS_OF_IMAGES = {"size": (int, 2), "mean": (int | float, 3), "std": (int | float, 3)}
 IMAGES = {"dtype": str, "size": list, "mean": list, "std": list}
 IMAGES |= {"interpolation": str, "crop_pct": int | float, "crop_mode": str}
 
@@ -43,7 +45,7 @@ def parse_metadata(text: str | None, path: str | Path) -> dict:
         found = json.loads(text or "null")
     except (ValueError, RecursionError):
         found = None
-    if not _fits(found, NEEDED) or not _fits(found["input"], IMAGES):
+    if not _is_whole(found, path):
         raise UserError(f"{path}: was not written by patchrank.export, or its metadata is damaged; try to export anew")
     if found["schema"] != SCHEMA:
         theirs = found["schema"]
@@ -51,6 +53,32 @@ def parse_metadata(text: str | None, path: str | Path) -> dict:
             f"{path}: has metadata of schema {theirs!r}, but this version reads {SCHEMA}; try to export anew"
         )
     return found
+
+
+def check_shape(about: Mapping, shape: Sequence[object], path: str | Path) -> None:
+    """Raises `UserError` where a file says another size or layout of images than its graph takes, (B, ...)."""
+    side = about["input"]["size"]
+    stated = [*side, 3] if about["input"]["dtype"] == "uint8" else [3, *side]
+    if list(shape)[1:] != stated:
+        raise UserError(f"{path}: says that it takes images {stated}, but takes {list(shape)[1:]}; try to export anew")
+
+
+def _is_whole(found: object, path: str | Path) -> bool:
+    """Whether metadata has all that readers of it look at, of the kinds that they expect."""
+    if not _fits(found, NEEDED) or not _fits(found["input"], IMAGES) or found["format"] != format_of(path):
+        return False
+    chosen = found.get("choices", [] if found["format"] == "pt2" else None)
+    if not isinstance(chosen, list) or not all(_holds(pair, str, 2) for pair in chosen):
+        return False
+    lists = [(found, LISTS), (found["input"], LISTS_OF_IMAGES)]
+    return all(_holds(part[key], *rule) for part, rules in lists for key, rule in rules.items())
+
+
+def _holds(values: object, kind: type, count: int | None) -> bool:
+    """Whether a list has so many values of a kind; None for any number."""
+    if not isinstance(values, list) or len(values) != (len(values) if count is None else count):
+        return False
+    return all(isinstance(value, kind) for value in values)
 
 
 def _fits(found: object, kinds: Mapping) -> bool:

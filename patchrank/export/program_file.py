@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from patchrank.export.choices import Step
-from patchrank.export.metadata import EXTRA
+from patchrank.export.metadata import EXTRA, check_shape, read_archive
 from patchrank.utils.errors import UserError, one_line
 
 MEMBERS = re.compile(  # what `save` writes, below the archive's one folder
@@ -56,7 +56,12 @@ def load(path: str) -> fx.GraphModule:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return torch.export.load(_looked_through(archive)).module(check_guards=False)
+            module = torch.export.load(_looked_through(archive)).module(check_guards=False)
+        (images,) = module.graph.find_nodes(op="placeholder")
+        check_shape(read_archive(path), images.meta["val"].shape, path)
+        return module
+    except UserError:
+        raise
     except _Strange as error:
         raise UserError(f"{path}: holds {error}, so it is not loaded; try to export it anew") from error
     except Exception as error:  # damaged archives make torch stumble over anything

@@ -34,6 +34,7 @@ def time_files(
         compiled: whether `torch.compile` makes one graph of each `.pt2` file.
     """
     runs, generator = {}, torch.Generator().manual_seed(seed)
+    threads = threads or torch.get_num_threads()  # the same for all
     for file in files:
         runs[file.path] = _timed(
             _runner(file.path, threads, compiled), _images(file.about["input"], batch_size, generator)

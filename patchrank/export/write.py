@@ -19,7 +19,7 @@ from patchrank.io import check_writable, resolve, write_atomic
 from patchrank.models import text as clip_text
 from patchrank.models.captions import check_classes, check_templates, fill
 from patchrank.models.clip import Clip
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import UserError, one_line
 from patchrank.utils.progress import progress
 
 TEMPLATES = ("a photo of a {}.",)
@@ -101,9 +101,20 @@ def check_places(path: str | Path, int8: str | Path | None) -> None:
         raise UserError(f"--int8 {int8}: is where the file in float32 goes; try another name")
     for place in (path, int8):
         if place is not None:
-            if os.path.isdir(place):
-                raise UserError(f"cannot write {place}: it is a folder; try a file in it")
-            check_writable(os.path.dirname(resolve(place)))
+            _check_place(resolve(place))
+
+
+def _check_place(place: str) -> None:
+    if os.path.isdir(place):
+        raise UserError(f"cannot write {place}: it is a folder; try a file in it")
+    try:
+        check_writable(os.path.dirname(place))
+        os.path.getsize(place)  # raises for a name that no file can have
+    except FileNotFoundError:
+        return
+    except (UserError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise UserError(f"cannot write {place} ({reason}); try another folder or name") from error
 
 
 def create_head(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> ClassHead:
