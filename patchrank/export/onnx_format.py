@@ -105,9 +105,7 @@ def finished(model, about: Mapping[str, str]) -> bytes:
     done.CopyFrom(model)
     for node in done.graph.node:
         del node.metadata_props[:]
-        node.doc_string = ""
     for value in [*done.graph.input, *done.graph.output, *done.graph.value_info, *done.graph.initializer]:
-        value.doc_string = ""
         del value.metadata_props[:]
     batch = done.graph.input[0].type.tensor_type.shape.dim[0].dim_param  # torch's name for it is a number
     for value in [*done.graph.input, *done.graph.output, *done.graph.value_info]:

@@ -60,6 +60,7 @@ class Answering(NamedTuple):
     Attributes:
         flags: that name the pair, its predictor and its pruning.
         made: what the command printed when it exported.
+        told: what it told people.
     """
 
     clip: Clip
@@ -68,6 +69,7 @@ class Answering(NamedTuple):
     int8: str
     flags: tuple[str, ...]
     made: dict
+    told: str
 
 
 CLASSES, TEMPLATES = ("a bird", "cat", "dog"), ("a photo of a {}.", "{}, seen from above")
@@ -85,8 +87,8 @@ def export_answering(folder: Path) -> Answering:
     flags = ("--model", model, "--checkpoint", checkpoint, "--predictor", predictor)
     pruning = ("--keep-rate", "0.5", "--locations", "1")
     head = ("--classes", *CLASSES, "--templates", *TEMPLATES)
-    printed = io.StringIO()
-    with redirect_stdout(printed), redirect_stderr(io.StringIO()):
+    printed, told = io.StringIO(), io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(told):
         assert main([*flags, *pruning, *head, "--out", onnx, "--int8", int8]) == 0
     clip = create_clip(model, checkpoint=checkpoint, predictor_path=predictor, keep_rate=0.5, locations=(1,))
-    return Answering(clip, CLASSES, onnx, int8, flags, json.loads(printed.getvalue()))
+    return Answering(clip, CLASSES, onnx, int8, flags, json.loads(printed.getvalue()), told.getvalue())
