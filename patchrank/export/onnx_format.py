@@ -78,6 +78,7 @@ def to_int8(model):
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     kept = [node.name for node in model.graph.node if _stays(node)]
+    kept += [f"{name}_MatMul" for name in kept]  # what quantize_dynamic calls a Gemm before it looks at this list
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "int8.onnx")
         how = {"weight_type": QuantType.QInt8, "per_channel": True, "nodes_to_exclude": kept}

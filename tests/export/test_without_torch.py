@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 from helpers.image_files import encoded, pixels, write
+from helpers.toy_exports import with_metadata
 from PIL import Image
 
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.decoding import decode_viewer
 from patchrank.data.digits import scenes
+from patchrank.export.answers import main as print_answers
 from patchrank.export.answers import open_file
 from patchrank.export.check import CheckedFile, compare
 from patchrank.export.write import export_tower
 from patchrank.models.clip import create_clip
 from patchrank.models.embed import evaluate
+from patchrank.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("numpy", "PIL", "onnxruntime")
@@ -119,6 +122,16 @@ def test_broken_pictures_are_one_line(content, told, answering, bare, tmp_path):
     check_refused(bare("--check", answering.onnx, "--image", write(tmp_path / "x.png", content)), told)
 
 
+def test_good_pictures_are_answered_beside_a_bad_one(answering, bare, tmp_path):
+    good = [write(tmp_path / name, encoded(pixels(seed=seed))) for seed, name in enumerate(("a.png", "b.png"))]
+    bad = write(tmp_path / "bad.png", b"GIF")
+    done = bare("--check", answering.onnx, "--imag", good[0], bad, good[1])  # as argparse takes flags
+    assert done.returncode == 2
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == [str(path) for path in good]
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert told.startswith(f"error: image {bad}: cannot be decoded") and "no image format" in told
+
+
 def check_refused(done, told):
     assert done.returncode == 2 and done.stdout == "" and told in done.stderr
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
@@ -130,6 +143,9 @@ def test_what_is_not_there_or_needs_torch_is_one_line(answering, bare, tmp_path)
     check_refused(bare("--check", answering.onnx, "--image", tmp_path), f"{tmp_path}: cannot be read (Is a directory)")
     check_refused(bare("--check", tmp_path / "none.onnx", "--image", picture), "none.onnx: there is no such file")
     check_refused(bare("--keep-rate", "0.6", "--out", tmp_path / "y.onnx"), "torch is not installed here; without it")
+    check_refused(
+        bare("--check", answering.onnx, answering.int8, "--ima", picture), "--image asks one file, but --check"
+    )
     check_refused(bare("--check", answering.onnx), "torch is not installed here; without it try --check FILE.onnx")
 
 
@@ -149,6 +165,27 @@ def test_a_file_without_classes_has_no_answer(bare, answering, tmp_path):
     path = write(tmp_path / "x.onnx", content.replace(names, b" " * len(names)))  # as long, or it is no ONNX
     done = bare("--check", path, "--image", write(tmp_path / "x.png", encoded()))
     check_refused(done, "holds no classes to answer with; try --classes")
+
+
+def test_a_file_that_names_another_number_of_classes_has_no_answer(answering, tmp_path):
+    picture = str(write(tmp_path / "x.png", encoded()))
+    path = with_classes(answering, tmp_path, [*answering.classes, "bear"])
+    told = f"^{path}: names 4 classes, but gives 3 probabilities; try to export anew$"
+    with pytest.raises(UserError, match=told):
+        print_answers(["--check", path, "--image", picture])
+
+
+def test_classes_of_one_name_keep_their_probabilities(answering, tmp_path, capsys):
+    picture = str(write(tmp_path / "x.png", encoded()))
+    for names in (answering.classes, ["cat", "cat", "dog"]):
+        print_answers(["--check", with_classes(answering, tmp_path, names), "--image", picture])
+    usual, alike = (json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines())
+    assert sorted(name for name, _ in alike) == ["cat", "cat", "dog"]
+    assert [share for _, share in alike] == [share for _, share in usual]
+
+
+def with_classes(answering, folder: Path, names) -> str:
+    return with_metadata(answering, folder, lambda about: about.update(classes=list(names)))
 
 
 @pytest.fixture(scope="module")
