@@ -271,6 +271,12 @@ def test_every_way_to_a_program_looks_through_it_first(good, marker, tmp_path):
     assert not marker.exists()
 
 
+def test_a_program_is_made_of_operators_alone(good):
+    """Not of torch's checks of shapes, which are code made of what an archive says."""
+    kinds = {node.op for node in program_file.load(good).graph.nodes}
+    assert kinds == {"placeholder", "get_attr", "call_function", "output"}
+
+
 @torch.inference_mode()
 def test_a_program_comes_back_and_lays_open_what_it_chose(good):
     tower, file = create_tower(**SMALL), CheckedFile(good)
