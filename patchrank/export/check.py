@@ -21,6 +21,7 @@ from patchrank.export.onnx_session import OnnxFile
 from patchrank.export.pixels import to_pixels
 from patchrank.models.clip import Clip
 from patchrank.models.embed import classify, split_batches, unit
+from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
 
 TOLERANCE = 1e-4  # embeddings (unit vectors) and probabilities may differ by this much where choices are the same
@@ -41,6 +42,10 @@ class CheckedFile:
         else:
             self.about = OnnxFile(path, threads).about
             self.onnx = OnnxFile(path, threads, laid_open(path))
+            there = {output.name for output in self.onnx.session.get_outputs()}
+            for name in (name for choice in self.about["choices"] for name in choice):
+                if name not in there:
+                    raise UserError(f"{path}: says that it chooses by {name!r}, which it does not; try to export anew")
 
     def run(self, images: Tensor) -> tuple[dict[str, Tensor], list[Step]]:
         """Outputs by name, and what was ranked and chosen."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -120,7 +121,8 @@ def _export(args: argparse.Namespace) -> int:
         raise UserError("--templates say nothing where --prompts have learned text; try it without")
     about = export_tower(clip, args.out, classes, templates, args.uint8, args.int8, quiet=False)
     row = {"file": args.out, "int8": args.int8} | {key: value for key, value in about.items() if key != "choices"}
-    print_row(row, pruning_title(args, f"as {about['format'].upper()}, {args.out}"), _said(about, args))
+    print_row(row, pruning_title(args, f"as {about['format'].upper()}, {args.out}"), _said(about))
+    print(f"  try {_to_check(args)}", file=sys.stderr)  # in one line, which a table would wrap
     return 0
 
 
@@ -145,7 +147,7 @@ def _classes(args: argparse.Namespace) -> tuple[Sequence[str], Sequence[str]]:
     return classes, args.templates or templates or TEMPLATES
 
 
-def _said(about: dict, args: argparse.Namespace) -> list[tuple[str, str]]:
+def _said(about: dict) -> list[tuple[str, str]]:
     before, after = about["num_patches"]
     images = about["input"]
     height, width = images["size"]
@@ -155,9 +157,16 @@ def _said(about: dict, args: argparse.Namespace) -> list[tuple[str, str]]:
         lines.append(("classes", f"{len(about['classes'])}: {', '.join(about['classes'][:8])}"))
     none = "; none leaves, so try --keep-rate 0.6" if before == after else ""
     lines.append(("patches", f"{before}, {after} of them at the end{none}"))
-    files = [f"--{name} {value}" for name in OF_MODEL if (value := getattr(args, name)) is not None]
-    named = [f"--model {args.model}"] if is_open_clip(args.model) else []  # others are named in the file
-    return [*lines, ("try", " ".join(["python -m patchrank.export --check", args.out, *named, *files]))]
+    return lines
+
+
+def _to_check(args: argparse.Namespace) -> str:
+    """The command that compares a file with the tower that it was just made from."""
+    words = ["python", "-m", "patchrank.export", "--check", args.out]
+    words += ["--model", args.model] if is_open_clip(args.model) else []  # others are named in the file
+    for name in OF_MODEL:
+        words += [] if getattr(args, name) is None else [f"--{name}", getattr(args, name)]
+    return shlex.join(words)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -174,9 +183,7 @@ def _check(args: argparse.Namespace) -> int:
         title = f"{file.path}: {about['model']}, {about['format']}, {about['precision']}, on {split.task}/{split.split}"
         print_row({"file": file.path} | about | row, title, _compared(row))
     if args.speed:
-        _print_speed(
-            args, time_files(files, clips, args.batch_size, args.repeats, args.threads, args.compile, args.seed)
-        )
+        _print_speed(args, time_files(files, clips, args.batch_size, args.repeats, args.compile, args.seed))
     return 0 if passed else 1
 
 
@@ -216,9 +223,7 @@ def _compared(row: dict) -> list[tuple[str, str]]:
     lines.append(("drift from the unpruned tower", f"{row['drift_unpruned']:.5f}"))
     lines.append(("size", f"{row['bytes'] / 1e6:.1f} MB"))
     if "passed" in row:
-        lines.append(
-            ("passed", "yes" if row["passed"] else f"no ({TOLERANCE:g} apart would be near enough)")
-        )
+        lines.append(("passed", "yes" if row["passed"] else f"no ({TOLERANCE:g} apart would be near enough)"))
     return lines
 
 

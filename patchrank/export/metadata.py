@@ -19,6 +19,8 @@ KEY = "patchrank"
 EXTRA = f"{KEY}.json"  # its name among the extra files of a .pt2 archive
 SCHEMA = 1
 FORMATS = ("onnx", "pt2")
+PRECISIONS = ("float32", "int8")
+OUTPUTS = ("probabilities", "embedding", "kept")  # in their order; the first and the last may not be there
 NEEDED = {"schema": int, "format": str, "precision": str, "model": str, "weights": dict, "settings": dict}
 NEEDED |= {"schedule": list, "num_patches": list, "classes": list, "templates": list, "input": dict, "outputs": list}
 LISTS = {"num_patches": (int, 2), "classes": (str, None), "templates": (str, None), "outputs": (str, None)}
@@ -55,17 +57,32 @@ def parse_metadata(text: str | None, path: str | Path) -> dict:
     return found
 
 
-def check_shape(about: Mapping, shape: Sequence[object], path: str | Path) -> None:
-    """Raises `UserError` where a file says another size or layout of images than its graph takes, (B, ...)."""
+def check_graph(about: Mapping, shape: Sequence[object], outputs: Sequence[str] | int, path: str | Path) -> None:
+    """Raises `UserError` where a file says that it takes or gives something else than its graph does.
+
+    Args:
+        shape: of the images that the graph takes, (B, ...).
+        outputs: names of what the graph gives, or how many there are; others may stand behind those of the file.
+    """
     side = about["input"]["size"]
     stated = [*side, 3] if about["input"]["dtype"] == "uint8" else [3, *side]
     if list(shape)[1:] != stated:
         raise UserError(f"{path}: says that it takes images {stated}, but takes {list(shape)[1:]}; try to export anew")
+    said = about["outputs"]
+    if len(said) != outputs if isinstance(outputs, int) else list(outputs)[: len(said)] != said:
+        raise UserError(f"{path}: says that it gives {', '.join(said)}, which its graph does not; try to export anew")
 
 
 def _is_whole(found: object, path: str | Path) -> bool:
     """Whether metadata has all that readers of it look at, of the kinds that they expect."""
-    if not _fits(found, NEEDED) or not _fits(found["input"], IMAGES) or found["format"] != format_of(path):
+    if not _fits(found, NEEDED) or not _fits(found["input"], IMAGES) or found["input"]["crop_pct"] <= 0:
+        return False
+    if found["format"] != format_of(path) or found["precision"] not in PRECISIONS:
+        return False
+    needed = {"embedding", "probabilities"} if found["classes"] else {"embedding"}
+    if found["outputs"] != [name for name in OUTPUTS if name in found["outputs"]] or not needed <= set(
+        found["outputs"]
+    ):
         return False
     chosen = found.get("choices", [] if found["format"] == "pt2" else None)
     if not isinstance(chosen, list) or not all(_holds(pair, str, 2) for pair in chosen):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchrank.export.metadata import KEY, check_shape, parse_metadata
+from patchrank.export.metadata import KEY, check_graph, parse_metadata
 from patchrank.utils.errors import UserError, one_line
 
 
@@ -42,7 +42,8 @@ class OnnxFile:
             reason = one_line(error)[:200]
             raise UserError(f"{path}: ONNX Runtime cannot load it ({reason}); try to export anew") from error
         self.about = parse_metadata(self.session.get_modelmeta().custom_metadata_map.get(KEY), path)
-        check_shape(self.about, self.session.get_inputs()[0].shape, path)
+        names = [output.name for output in self.session.get_outputs()]
+        check_graph(self.about, self.session.get_inputs()[0].shape, names, path)
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """All outputs by name: `probabilities` (B, C), `embedding` (B, E), `kept` (B, K), those that there are.

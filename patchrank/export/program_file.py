@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from patchrank.export.choices import Step
-from patchrank.export.metadata import EXTRA, check_shape, read_archive
+from patchrank.export.metadata import EXTRA, check_graph, read_archive
 from patchrank.utils.errors import UserError, one_line
 
 MEMBERS = re.compile(  # what `save` writes, below the archive's one folder
@@ -58,7 +58,7 @@ def load(path: str) -> fx.GraphModule:
         with zipfile.ZipFile(path) as archive:
             module = torch.export.load(_looked_through(archive)).module(check_guards=False)
         (images,) = module.graph.find_nodes(op="placeholder")
-        check_shape(read_archive(path), images.meta["val"].shape, path)
+        check_graph(read_archive(path), images.meta["val"].shape, len(module.graph.output_node().args[0]), path)
         return module
     except UserError:
         raise

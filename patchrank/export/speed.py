@@ -20,25 +20,21 @@ def time_files(
     clips: Mapping[str, Clip],
     batch_size: int,
     repeats: int,
-    threads: int | None = None,
     compiled: bool = False,
     seed: int = 0,
     quiet: bool = False,
 ) -> list[dict]:
     """A row for each file and, after the files, for each different tower: milliseconds of an image, in turns.
 
-    `speedup` is that of the first file over each.
+    All run on as many threads as torch does. `speedup` is that of the first file over each.
 
     Args:
         clips: by the files' paths.
         compiled: whether `torch.compile` makes one graph of each `.pt2` file.
     """
     runs, generator = {}, torch.Generator().manual_seed(seed)
-    threads = threads or torch.get_num_threads()  # the same for all
     for file in files:
-        runs[file.path] = _timed(
-            _runner(file.path, threads, compiled), _images(file.about["input"], batch_size, generator)
-        )
+        runs[file.path] = _timed(_runner(file.path, compiled), _images(file.about["input"], batch_size, generator))
     for file in files:
         patches, kept = file.about["num_patches"]
         images = torch.randn(batch_size, 3, *file.about["input"]["size"], generator=generator)
@@ -59,12 +55,12 @@ def time_files(
     ]
 
 
-def _runner(path: str, threads: int | None, compiled: bool) -> Callable[[Tensor], object]:
+def _runner(path: str, compiled: bool) -> Callable[[Tensor], object]:
     """What runs a file as it would be served."""
     if format_of(path) == "pt2":
         module = program_file.load(path)
         return torch.compile(module, dynamic=False) if compiled else module
-    session = OnnxFile(path, threads)
+    session = OnnxFile(path, torch.get_num_threads())
     return lambda images: session.run(images.numpy())
 
 

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping
 
 import timm
-import torch
 from torch import nn
 
 from patchrank.models.checkpoints.load import load_tower
@@ -32,7 +31,6 @@ def create_pair(args: argparse.Namespace, name: str, with_text: bool, settings: 
     Raises:
         UserError: as `create_clip` does.
     """
-    torch.manual_seed(args.seed)
     settings = dict(settings) | {key: path for flag, key in PATHS.items() if (path := getattr(args, flag)) is not None}
     if with_text or args.prompts is not None or is_open_clip(name):
         return create_clip(name, checkpoint=args.checkpoint, prompts=args.prompts, **settings)

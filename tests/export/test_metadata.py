@@ -5,22 +5,26 @@ import zipfile
 
 import pytest
 import torch
-from helpers.tiny_exports import NAME, SETTINGS, create_tower, flags, images_of, pair_of, write_files
+from helpers.tiny_exports import NAME, SETTINGS, create_tower, flags, images_of, pair_of
 from safetensors.torch import load_file
 
-from patchrank.export.description import describe, fingerprints, read_settings, settings_of
+from patchrank.config import DEFAULTS
+from patchrank.export.description import FILES, describe, fingerprints, read_settings, settings_of
 from patchrank.export.metadata import IMAGES, NEEDED, format_of, parse_metadata, read_archive
-from patchrank.export.program import ExportedTower
+from patchrank.export.program import ClassHead, ExportedTower
 from patchrank.export.towers import create_pair
 from patchrank.export.towers import pair_of as as_pair
+from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
 
+OUTPUTS = ["probabilities", "embedding", "kept"]
 TEMPLATES = ["a photo of a {}.", lambda name: f"many {name}s."]
 
 
 def about(**settings):
     clip = pair_of(create_tower(**settings))
-    return describe(clip, ExportedTower(clip, uint8=True), "pt2", ["cat", "dog"], TEMPLATES)
+    head = ClassHead(torch.zeros(2, clip.visual.num_classes), 1.0)
+    return describe(clip, ExportedTower(clip, head, uint8=True), "pt2", ["cat", "dog"], TEMPLATES)
 
 
 def archive(path, text, name="archive/extra/patchrank.json"):
@@ -32,10 +36,12 @@ def archive(path, text, name="archive/extra/patchrank.json"):
 def test_what_is_said_comes_back(tmp_path):
     said = about(reducer="tome")
     path = archive(tmp_path / "tower.pt2", json.dumps(said))
-    assert parse_metadata(json.dumps(said), "x.onnx") == read_archive(path) == said
-    assert said["schedule"] == [[2, 8]] and said["num_patches"] == [16, 8] and said["outputs"] == ["embedding", "kept"]
+    assert parse_metadata(json.dumps(said), "x.pt2") == read_archive(path) == said
+    assert said["schedule"] == [[2, 8]] and said["num_patches"] == [16, 8] and said["outputs"] == OUTPUTS
     assert said["classes"] == ["cat", "dog"] and said["templates"] == ["a photo of a {}.", "many {}s."]
-    assert said["settings"] == {"reducer": "tome", "keep_rate": 0.5, "locations": [2]}
+    stated = {"reducer": "tome", "keep_rate": 0.5, "locations": [2]}
+    assert said["settings"].items() >= stated.items() and said["settings"]["drop_counts"] is None
+    assert said["settings"].keys() == Pruning.model_fields.keys() - set(FILES)
     assert said["input"]["dtype"] == "uint8" and said["input"]["size"] == [32, 32]
     assert said["gmacs"][0] > said["gmacs"][1] > 0
 
@@ -61,6 +67,47 @@ def test_keys_that_are_missing_or_of_another_kind_are_told(key, value):
             part[name] = "3.5"
     with pytest.raises(UserError, match="^some.pt2: was not written by patchrank.export, or its metadata is damaged"):
         parse_metadata(json.dumps(said), "some.pt2")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("format", "onnx"),
+        ("precision", "float16"),
+        ("num_patches", [16]),
+        ("num_patches", [16, "8"]),
+        ("classes", ["cat", 3]),
+        ("templates", [None]),
+        ("outputs", ["embedding", "kept"]),  # with classes
+        ("outputs", ["probabilities", "kept"]),
+        ("outputs", ["embedding", "probabilities", "kept"]),
+        ("outputs", ["probabilities", "embedding", "kept", "more"]),
+        ("choices", "none"),
+        ("choices", [["scores"]]),
+        ("choices", [["scores", 3]]),
+        ("input.size", [32]),
+        ("input.size", [32, 32.5]),
+        ("input.mean", [0.5, 0.5]),
+        ("input.mean", [0.5, 0.5, "0.5"]),
+        ("input.std", [0.5, 0.5, 0.5, 0.5]),
+        ("input.crop_pct", 0),
+    ],
+)
+def test_values_that_readers_would_stumble_over_are_told(key, value):
+    said = about()
+    assert parse_metadata(json.dumps(said), "some.pt2") == said
+    owner, _, name = key.rpartition(".")
+    (said[owner] if owner else said)[name] = value
+    with pytest.raises(UserError, match="^some.pt2: was not written by patchrank.export, or its metadata is damaged"):
+        parse_metadata(json.dumps(said), "some.pt2")
+
+
+def test_an_onnx_file_says_what_it_chooses_by():
+    said = about() | {"format": "onnx"}
+    with pytest.raises(UserError, match="^some.onnx: was not written by patchrank.export, or its metadata is damaged"):
+        parse_metadata(json.dumps(said), "some.onnx")
+    for choices in ([], [["scores", "index"]]):
+        assert parse_metadata(json.dumps(said | {"choices": choices}), "some.onnx")["choices"] == choices
 
 
 def test_another_schema_is_told():
@@ -95,11 +142,6 @@ def test_other_endings_are_told(path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_files(tmp_path_factory.mktemp("folder_of_this_machine"))
-
-
 @pytest.mark.parametrize("kinds", [("checkpoint", "predictor", "repair"), ("checkpoint", "predictor", "prompts")])
 def test_no_path_is_told_and_the_same_tower_is_made_of_what_is(kinds, files):
     """With the same files at hand, wherever they lie."""
@@ -108,7 +150,7 @@ def test_no_path_is_told_and_the_same_tower_is_made_of_what_is(kinds, files):
     clip = create_pair(given, NAME, with_text, SETTINGS)
     said = describe(clip, ExportedTower(clip), "onnx", ["one"] if with_text else [], TEMPLATES)
     assert "folder_of_this_machine" not in json.dumps(said)
-    assert said["model"] == NAME and said["settings"] == SETTINGS | {"locations": [2, 3]}
+    assert said["model"] == NAME and said["settings"].items() >= (SETTINGS | {"locations": [2, 3]}).items()
     assert {part for part, sha in said["weights"].items() if sha} >= {"tower", "ranker", kinds[-1]}
     again = create_pair(given, said["model"], with_text, read_settings(json.loads(json.dumps(said)), "some.onnx"))
     assert fingerprints(again, with_text) == said["weights"] and settings_of(again) == said["settings"]
@@ -121,7 +163,10 @@ def test_no_path_is_told_and_the_same_tower_is_made_of_what_is(kinds, files):
 def test_every_setting_of_pruning_is_told(files):
     settings = {"drop_counts": (3, 4), "locations": (2, 3), "reducer": "cls_attention", "leftovers": "merge"}
     clip = create_pair(flags(checkpoint=files["checkpoint"]), NAME, False, settings | {"metric": "keys"})
-    assert settings_of(clip) == settings | {"drop_counts": [3, 4], "locations": [2, 3], "metric": "keys"}
+    stated = settings | {"drop_counts": [3, 4], "locations": [2, 3], "metric": "keys"}
+    stated |= {"keep_rate": DEFAULTS.pruning.keep_rate, "seed": DEFAULTS.seed, "taper": 1.0, "align": 1, "budget": None}
+    stated |= {"drop_share": 0.0, "protection": None, "cls_only_last": "auto"}
+    assert settings_of(clip) == stated
     assert type(clip.text) is torch.nn.Identity
 
 

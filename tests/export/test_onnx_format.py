@@ -1,6 +1,7 @@
 """ONNX files: the same bytes each time, nothing of the machine that made them, int8 where it does no harm."""
 
 import getpass
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from patchrank.export.write import export_tower
 from patchrank.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+LAYERS = 4  # linear ones of a block: qkv, proj, fc1, fc2
 
 
 def weights_of(path: str) -> dict[str, int]:
@@ -49,15 +51,31 @@ def test_int8_is_of_the_blocks_linear_layers_alone(answering):
     before, after = weights_of(answering.onnx), weights_of(answering.int8)
     exact = {name for name, kind in after.items() if kind == onnx.TensorProto.FLOAT and before.get(name) == kind}
     small = [name for name, kind in after.items() if kind == onnx.TensorProto.INT8 and name.endswith("_quantized")]
-    layers = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
     products = [node for node in onnx.load(answering.int8).graph.node if node.op_type == "MatMulInteger"]
-    assert len(small) == len(products) == 2 * len(layers)
+    assert len(small) == len(products) == 2 * LAYERS - 1  # qkv of the last block is of the class token in part
     for part in ("pruner.", "patch_embed.proj.weight", "norm"):
         ours = {name for name in before if part in name and before[name] == onnx.TensorProto.FLOAT}
         assert ours and ours <= exact, part
+    assert not [name for name in small if "head" in name]
     floats = [node.op_type for node in onnx.load(answering.int8).graph.node if node.op_type in ("MatMul", "Gemm")]
     whole = [node.op_type for node in onnx.load(answering.onnx).graph.node if node.op_type in ("MatMul", "Gemm")]
     assert len(whole) - len(floats) == len(products)
+
+
+def test_each_column_in_int8_has_a_scale_of_its_own(answering):
+    dims = {each.name: tuple(each.dims) for each in onnx.load(answering.int8).graph.initializer}
+    columns = {name: dim[1] for name, dim in dims.items() if name.endswith("_quantized")}
+    assert columns and all(dims[name.replace("_quantized", "_scale")] == (count,) for name, count in columns.items())
+
+
+def test_sizes_that_depend_on_the_batch_say_so(answering):
+    """torch's own name for it is a number."""
+    graph = onnx.load(answering.onnx).graph
+    (batch, *side) = graph.input[0].type.tensor_type.shape.dim
+    assert batch.dim_param == "batch" and [dim.dim_value for dim in side] == [3, 32, 32]
+    values = [*graph.output, *graph.value_info]
+    named = {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_param}
+    assert "16*batch" in named and all(re.fullmatch(r"(\d+\*)?batch", name) for name in named)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +161,6 @@ def test_int8_goes_with_towers_alone(tmp_path):
     export_tower(tower, path, int8=tmp_path / "small.onnx")
     kinds = weights_of(str(tmp_path / "small.onnx"))
     assert not [name for name, kind in kinds.items() if kind == onnx.TensorProto.INT8 and "pruner" in name]
-    assert sum(kind == onnx.TensorProto.INT8 and name.endswith("_quantized") for name, kind in kinds.items()) == 8
+    assert not [name for name, kind in kinds.items() if kind == onnx.TensorProto.INT8 and "head" in name]
+    small = [name for name, kind in kinds.items() if kind == onnx.TensorProto.INT8 and name.endswith("_quantized")]
+    assert len(small) == 2 * LAYERS - 1

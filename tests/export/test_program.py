@@ -1,5 +1,6 @@
 """The graph that goes into a file: the tower's own numbers for any number of images, or a refusal in one line."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
 
 from patchrank import prune_open_clip
+from patchrank.export.description import describe
 from patchrank.export.program import ClassHead, ExportedTower, check_exportable, trace
 from patchrank.export.program_file import load, save
 from patchrank.layers.prompts import Prompts
@@ -227,7 +229,7 @@ def own(request, monkeypatch):
 def test_a_reducer_of_somebodys_own_goes_to_a_file_and_back(own, tmp_path):
     module = ExportedTower(pair_of(own)).eval()
     check_exportable(module.tower, for_onnx=True)
-    content = save(trace(module, False), "{}")
+    content = save(trace(module, False), json.dumps(describe(pair_of(own), module, "pt2")))
     assert __file__.rpartition("/tests/")[0].encode() not in content  # nor does it tell where somebody's code lies
     (tmp_path / "own.pt2").write_bytes(content)
     assert_exact(load(str(tmp_path / "own.pt2")), module)

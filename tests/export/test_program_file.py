@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.image_files import encoded, pixels, write
 from helpers.tiny_exports import changed, create_tower, images_of, pair_of, write_pt2
 
 from patchrank.export import __main__ as export
 from patchrank.export import program_file
 from patchrank.export.answers import open_file
 from patchrank.export.check import CheckedFile
+from patchrank.export.program import ClassHead
 from patchrank.utils.errors import UserError
 
 WEIGHTS, CONSTANTS = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"
@@ -26,9 +28,7 @@ SMALL = {"reducer": "center", "depth": 1, "locations": (1,)}
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """A file with classes, as far as it says."""
-    clip = pair_of(create_tower(**SMALL))
-    return write_pt2(tmp_path_factory.mktemp("good") / "tower.pt2", clip, classes=["a", "b"])
+    return write_pt2(tmp_path_factory.mktemp("good") / "tower.pt2", pair_of(create_tower(**SMALL)))
 
 
 @pytest.fixture
@@ -224,12 +224,57 @@ def test_a_file_cut_short_is_refused(good, tmp_path):
         program_file.load("nowhere.pt2")
 
 
+SAID = [
+    (
+        lambda about: about["input"].update(size=[32, 24]),
+        r"says that it takes images \[3, 32, 24\], but takes \[3, 32, 32\]",
+    ),
+    (
+        lambda about: about["input"].update(dtype="uint8"),
+        r"says that it takes images \[32, 32, 3\], but takes \[3, 32, 32\]",
+    ),
+    (lambda about: about["outputs"].pop(), "says that it gives embedding, which its graph does not"),
+    (lambda about: about.update(format="onnx"), "was not written by patchrank.export, or its metadata is damaged"),
+    (lambda about: about.pop("schedule"), "was not written by patchrank.export, or its metadata is damaged"),
+]
+
+
+@pytest.mark.parametrize("edit, told", SAID, ids=range(len(SAID)))
+def test_an_archive_that_is_not_what_it_says_is_refused(edit, told, good, tmp_path):
+    path = changed(good, tmp_path / "other.pt2", {"extra/patchrank.json": edited(edit)})
+    with pytest.raises(UserError, match=f"^{path}: {told}; try to export anew$"):
+        program_file.load(path)
+
+
+def test_an_archive_that_takes_pixels_answers_without_warnings(tmp_path, recwarn, monkeypatch, capsys):
+    clip = pair_of(create_tower(**SMALL))
+    head = ClassHead(torch.randn(2, clip.visual.num_classes), 1.0)
+    path = write_pt2(tmp_path / "tower.pt2", clip, head, uint8=True, classes=["a", "b"])
+    picture = write(tmp_path / "x.png", encoded(pixels(32, 32)))
+    recwarn.clear()
+    torch.set_warn_always(True)  # torch tells each thing once
+    try:
+        assert export.main(["--check", path, "--image", str(picture)]) == 0
+    finally:
+        torch.set_warn_always(False)
+    assert [str(each.message) for each in recwarn] == []
+    found = json.loads(capsys.readouterr().out)["probabilities"]
+    expected = CheckedFile(path).run(torch.from_numpy(pixels(32, 32))[None])[0]["probabilities"][0]
+    assert dict(found) == pytest.approx(dict(zip("ab", expected.tolist())), abs=1e-6)
+
+
 def test_every_way_to_a_program_looks_through_it_first(good, marker, tmp_path):
     path = with_pickled_weight(good, tmp_path / "bad.pt2", marker)
     for way in (open_file, CheckedFile, lambda path: export.main(["--check", path, "--image", "nowhere.png"])):
         with pytest.raises(UserError, match="bad.pt2: holds pickled tensors"):
             way(path)
     assert not marker.exists()
+
+
+def test_a_program_is_made_of_operators_alone(good):
+    """Not of torch's checks of shapes, which are code made of what an archive says."""
+    kinds = {node.op for node in program_file.load(good).graph.nodes}
+    assert kinds == {"placeholder", "get_attr", "call_function", "output"}
 
 
 @torch.inference_mode()

@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 from helpers.image_files import encoded, pixels, write
+from helpers.toy_exports import with_metadata
 from PIL import Image
 
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.decoding import decode_viewer
 from patchrank.data.digits import scenes
+from patchrank.export.answers import main as print_answers
 from patchrank.export.answers import open_file
 from patchrank.export.check import CheckedFile, compare
 from patchrank.export.write import export_tower
 from patchrank.models.clip import create_clip
 from patchrank.models.embed import evaluate
+from patchrank.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NEEDED = ("numpy", "PIL", "onnxruntime")
@@ -96,13 +99,9 @@ def test_pictures_of_any_kind_are_answered_as_by_the_tower(answering, bare, tmp_
     seen = set()
     for row, content in zip(found, made.values()):
         expected = probabilities(answering.clip, answering.classes, answering.made["templates"], decode_viewer(content))
-        said = [row["probabilities"][name] for name in answering.classes]
+        said = [dict(row["probabilities"])[name] for name in answering.classes]
         np.testing.assert_allclose(said, expected, atol=2e-5)
-        assert (
-            row["class"]
-            == answering.classes[expected.argmax()]
-            == max(row["probabilities"], key=dict(row["probabilities"]).get)
-        )
+        assert row["class"] == answering.classes[expected.argmax()] == row["probabilities"][0][0]
         seen.add(tuple(said))
     assert len(seen) > 8  # so that the numbers are of the pictures
 
@@ -111,8 +110,8 @@ def test_people_read_percentages(answering, bare, tmp_path):
     path = write(tmp_path / "x.png", encoded())
     done = bare("--image", path, "--check", answering.onnx)
     (row,) = rows(done)
-    best = row["class"]
-    assert done.stderr.startswith(f"{path}: {best} {100 * row['probabilities'][best]:.1f} %, ")
+    (best, share), *_ = row["probabilities"]
+    assert row["class"] == best and done.stderr.startswith(f"{path}: {best} {100 * share:.1f} %, ")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +120,16 @@ def test_people_read_percentages(answering, bare, tmp_path):
 )
 def test_broken_pictures_are_one_line(content, told, answering, bare, tmp_path):
     check_refused(bare("--check", answering.onnx, "--image", write(tmp_path / "x.png", content)), told)
+
+
+def test_good_pictures_are_answered_beside_a_bad_one(answering, bare, tmp_path):
+    good = [write(tmp_path / name, encoded(pixels(seed=seed))) for seed, name in enumerate(("a.png", "b.png"))]
+    bad = write(tmp_path / "bad.png", b"GIF")
+    done = bare("--check", answering.onnx, "--imag", good[0], bad, good[1])  # as argparse takes flags
+    assert done.returncode == 2
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == [str(path) for path in good]
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert told.startswith(f"error: image {bad}: cannot be decoded") and "no image format" in told
 
 
 def check_refused(done, told):
@@ -134,12 +143,15 @@ def test_what_is_not_there_or_needs_torch_is_one_line(answering, bare, tmp_path)
     check_refused(bare("--check", answering.onnx, "--image", tmp_path), f"{tmp_path}: cannot be read (Is a directory)")
     check_refused(bare("--check", tmp_path / "none.onnx", "--image", picture), "none.onnx: there is no such file")
     check_refused(bare("--keep-rate", "0.6", "--out", tmp_path / "y.onnx"), "torch is not installed here; without it")
+    check_refused(
+        bare("--check", answering.onnx, answering.int8, "--ima", picture), "--image asks one file, but --check"
+    )
     check_refused(bare("--check", answering.onnx), "torch is not installed here; without it try --check FILE.onnx")
 
 
 def test_a_program_needs_torch(answering, bare, tmp_path):
     with zipfile.ZipFile(tmp_path / "toy.pt2", "w") as archive:
-        archive.writestr("toy/extra/patchrank.json", json.dumps(open_file(answering.onnx)[1]))
+        archive.writestr("toy/extra/patchrank.json", json.dumps(open_file(answering.onnx)[1] | {"format": "pt2"}))
     picture = write(tmp_path / "x.png", encoded())
     told = "a .pt2 file needs torch, which is not installed here; try ONNX"
     check_refused(bare("--check", tmp_path / "toy.pt2", "--image", picture), told)
@@ -153,6 +165,27 @@ def test_a_file_without_classes_has_no_answer(bare, answering, tmp_path):
     path = write(tmp_path / "x.onnx", content.replace(names, b" " * len(names)))  # as long, or it is no ONNX
     done = bare("--check", path, "--image", write(tmp_path / "x.png", encoded()))
     check_refused(done, "holds no classes to answer with; try --classes")
+
+
+def test_a_file_that_names_another_number_of_classes_has_no_answer(answering, tmp_path):
+    picture = str(write(tmp_path / "x.png", encoded()))
+    path = with_classes(answering, tmp_path, [*answering.classes, "bear"])
+    told = f"^{path}: names 4 classes, but gives 3 probabilities; try to export anew$"
+    with pytest.raises(UserError, match=told):
+        print_answers(["--check", path, "--image", picture])
+
+
+def test_classes_of_one_name_keep_their_probabilities(answering, tmp_path, capsys):
+    picture = str(write(tmp_path / "x.png", encoded()))
+    for names in (answering.classes, ["cat", "cat", "dog"]):
+        print_answers(["--check", with_classes(answering, tmp_path, names), "--image", picture])
+    usual, alike = (json.loads(line)["probabilities"] for line in capsys.readouterr().out.splitlines())
+    assert sorted(name for name, _ in alike) == ["cat", "cat", "dog"]
+    assert [share for _, share in alike] == [share for _, share in usual]
+
+
+def with_classes(answering, folder: Path, names) -> str:
+    return with_metadata(answering, folder, lambda about: about.update(classes=list(names)))
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,9 @@ def test_places_that_cannot_be_written_are_told_before_anything_is_traced(as_int
     monkeypatch.setattr(write, "trace", lambda *args: pytest.fail("was traced"))
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "file").write_text("")
-    for place, told in (("folder.onnx", "it is a folder"), ("file/x.onnx", "file"), ("x.bin", "ends in .onnx")):
+    places = {"folder.onnx": "it is a folder", "file/x.onnx": "cannot write", "x.bin": "ends in .onnx"}
+    places["y" * 260 + ".onnx"] = "y.onnx (File name too long); try another folder or name"
+    for place, told in places.items():
         path, int8 = ("good.onnx", place) if as_int8 else (place, None)
         assert told in refused(create_tower(), tmp_path / path, int8=int8 and tmp_path / int8)
 

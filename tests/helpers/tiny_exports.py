@@ -15,7 +15,7 @@ from torch import nn
 
 from patchrank.export import program_file
 from patchrank.export.description import describe
-from patchrank.export.program import ExportedTower, trace
+from patchrank.export.program import ClassHead, ExportedTower, trace
 from patchrank.layers.predictors import create_predictor, save_predictor
 from patchrank.layers.prompts import Prompts
 from patchrank.layers.repair import Repair
@@ -46,9 +46,9 @@ def images_of(tower, count=4):
     return torch.randn(count, 3, *tower.patch_embed.img_size, generator=torch.Generator().manual_seed(1))
 
 
-def write_pt2(path: Path, clip: Clip, uint8: bool = False, **changes: object) -> str:
+def write_pt2(path: Path, clip: Clip, head: ClassHead | None = None, uint8: bool = False, **changes: object) -> str:
     """A file of a pair's image tower; changes of its metadata."""
-    module = ExportedTower(clip, uint8=uint8).eval()
+    module = ExportedTower(clip, head, uint8).eval()
     about = describe(clip, module, "pt2") | changes
     path.write_bytes(program_file.save(trace(module, False), json.dumps(about)))
     return str(path)

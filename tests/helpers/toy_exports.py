@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+import onnx
+import pytest
 import timm
 import torch
 from helpers.open_clip_files import write_model
 from torch import Tensor
 
+from patchrank.export import __main__ as started
 from patchrank.export.check import CheckedFile
 from patchrank.export.command import main
 from patchrank.export.write import export_tower
 from patchrank.layers.predictors import create_predictor, save_predictor
 from patchrank.layers.reducers import REDUCERS
 from patchrank.models.clip import Clip, create_clip
+from patchrank.utils.command import run_command
 
 
 def create_tower(reducer="center", depth=2, locations=(1,), **settings):
@@ -60,6 +65,7 @@ class Answering(NamedTuple):
     Attributes:
         flags: that name the pair, its predictor and its pruning.
         made: what the command printed when it exported.
+        told: what it told people.
     """
 
     clip: Clip
@@ -68,6 +74,7 @@ class Answering(NamedTuple):
     int8: str
     flags: tuple[str, ...]
     made: dict
+    told: str
 
 
 CLASSES, TEMPLATES = ("a bird", "cat", "dog"), ("a photo of a {}.", "{}, seen from above")
@@ -85,8 +92,41 @@ def export_answering(folder: Path) -> Answering:
     flags = ("--model", model, "--checkpoint", checkpoint, "--predictor", predictor)
     pruning = ("--keep-rate", "0.5", "--locations", "1")
     head = ("--classes", *CLASSES, "--templates", *TEMPLATES)
-    printed = io.StringIO()
-    with redirect_stdout(printed), redirect_stderr(io.StringIO()):
+    printed, told = io.StringIO(), io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(told):
         assert main([*flags, *pruning, *head, "--out", onnx, "--int8", int8]) == 0
     clip = create_clip(model, checkpoint=checkpoint, predictor_path=predictor, keep_rate=0.5, locations=(1,))
-    return Answering(clip, CLASSES, onnx, int8, flags, json.loads(printed.getvalue()))
+    return Answering(clip, CLASSES, onnx, int8, flags, json.loads(printed.getvalue()), told.getvalue())
+
+
+def damaged(answering: Answering, folder: Path, change: Callable[[onnx.ModelProto], None]) -> str:
+    """The file, with a change of its model."""
+    model = onnx.load(answering.onnx)
+    change(model)
+    onnx.save(model, folder / "toy.onnx")
+    return str(folder / "toy.onnx")
+
+
+def with_metadata(answering: Answering, folder: Path, change: Callable[[dict], None]) -> str:
+    """The file, with a change of what it says of itself."""
+
+    def say(model):
+        about = json.loads(model.metadata_props[0].value)
+        change(about)
+        model.metadata_props[0].value = json.dumps(about)
+
+    return damaged(answering, folder, say)
+
+
+def ended(flags: Sequence[object], capsys: pytest.CaptureFixture) -> tuple[int, str]:
+    """The exit status of a command, and what it said on stderr."""
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: started.main(list(map(str, flags))))
+    return caught.value.code, capsys.readouterr().err
+
+
+def refused(flags: Sequence[object], capsys: pytest.CaptureFixture) -> str:
+    """The one line that a command ends with."""
+    code, told = ended(flags, capsys)
+    assert code == 2 and told.startswith("error: ") and len(told.splitlines()) == 1, told
+    return told
