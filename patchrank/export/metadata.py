@@ -79,10 +79,8 @@ def _is_whole(found: object, path: str | Path) -> bool:
         return False
     if found["format"] != format_of(path) or found["precision"] not in PRECISIONS:
         return False
-    needed = {"embedding", "probabilities"} if found["classes"] else {"embedding"}
-    if found["outputs"] != [name for name in OUTPUTS if name in found["outputs"]] or not needed <= set(
-        found["outputs"]
-    ):
+    given, needed = found["outputs"], {"embedding", *(["probabilities"] if found["classes"] else [])}
+    if given != [name for name in OUTPUTS if name in given] or not needed <= set(given):
         return False
     chosen = found.get("choices", [] if found["format"] == "pt2" else None)
     if not isinstance(chosen, list) or not all(_holds(pair, str, 2) for pair in chosen):
