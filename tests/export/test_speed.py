@@ -1,11 +1,13 @@
 """Speed: every file and every tower really runs, in turns, and on as many threads as the others."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.tiny_exports import create_tower, pair_of, write_pt2
 
 from patchrank.export import program_file, speed
-from patchrank.export.check import CheckedFile
+from patchrank.export.answers import open_file
 from patchrank.export.onnx_session import OnnxFile
 from patchrank.export.speed import time_files
 
@@ -53,7 +55,7 @@ def test_every_file_and_every_tower_runs_on_as_many_threads(answering, runs, two
     clip = pair_of(create_tower("center", depth=1, locations=(1,)))
     pt2 = write_pt2(tmp_path / "tower.pt2", clip, uint8=True)
     paths, clips = (answering.onnx, answering.int8, pt2), {pt2: clip, answering.onnx: answering.clip}
-    files = [CheckedFile(path) for path in paths]
+    files = [SimpleNamespace(path=path, about=open_file(path)[1]) for path in paths]
     (seen, sessions), towers = runs, []
     seen.clear()
     for each in (clip, answering.clip):
