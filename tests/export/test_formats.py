@@ -21,7 +21,7 @@ CELLS = [(name, ending, told) for name, *cells in ROWS for ending, told in zip((
 WORKING = [(name, ending, {}) for name, ending, told in CELLS if told == "yes"]
 WORKING += [(name, ending, {"leftovers": "merge"}) for name, ending, _ in WORKING if not REDUCERS[name].merges]
 REFUSED = [(name, ending) for name, ending, told in CELLS if told.startswith("refused")]
-SOME = [("tome", "onnx", {}), ("random", "pt2", {})]
+SOME = [pytest.param("tome", "onnx", {}, marks=pytest.mark.slow), ("random", "pt2", {})]
 MOVING = re.compile(r"Scatter|NonZero|Loop|If|Scan|Unique|Compress|Sequence|Random")  # sizes or places by data
 
 
