@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patchrank.golden.shards import read_manifest, stream
+from patchrank.layers.pooling import summary
 from patchrank.layers.schedule import check_locations
 from patchrank.models.clip import Clip
 from patchrank.utils.errors import UserError, near
@@ -57,7 +58,8 @@ def read_ranked(clip: Clip, path: str, metric: str, location: int, quiet: bool =
             batch = []
     if len(golden) != count:
         raise UserError(f"shards {path}: {len(golden)} samples were read, but the manifest promises {count}")
-    return Ranked(x[:, 0], x[:, clip.visual.num_leading_tokens :], torch.stack(golden).to(device))
+    first = clip.visual.num_leading_tokens
+    return Ranked(summary(x, first, clip.visual.has_class_token), x[:, first:], torch.stack(golden).to(device))
 
 
 def _check_memory(shape: tuple[int, int, int], device: torch.device, path: str) -> None:

@@ -13,6 +13,7 @@ from math import prod
 from torch import nn
 
 from patchrank.layers.merging import num_merging
+from patchrank.layers.pooling import pool_macs
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ def vision_macs(
         alive -= 0 if mid else leaving
         total += block_macs(alive, dim, hidden, cls_only, leaving if mid else 0)
         alive -= leaving if mid else 0
-    return total + dim * model.num_classes
+    return (
+        total
+        + pool_macs(model, alive - (model.num_leading_tokens if num_leading is None else num_leading))
+        + dim * model.num_classes
+    )
 
 
 def merging_macs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from patchrank.layers.block_parts import check_attention, check_parts
+from patchrank.layers.pooling import check_pool
 from patchrank.layers.pruning_block import PruningBlock
 from patchrank.utils.errors import UserError
 
@@ -13,16 +14,19 @@ def check_prunable(tower: nn.Module, pruner: PruningBlock) -> None:
     """Refuses a tower from which tokens cannot leave, or not by the reducer of `pruner`.
 
     Raises:
-        UserError: other pooling than by the class token, a changing image size, patches dropped at random, no class
+        UserError: a way of pooling that is not known, a changing image size, patches dropped at random, no class
             attention where it decides, a block that cannot run in parts where a reducer acts inside of it, or more
             tokens that leave at once than can.
     """
-    if tower.global_pool not in ("token", ""):
-        raise UserError(f"pruning needs pooling by the class token, but global_pool is {tower.global_pool!r}")
+    check_pool(tower)
     check_grid(tower, "pruning")
     read = [max(layer, 1) for layer in range(len(tower.blocks) + 1) if pruner.signals(layer)]
     if "cls_row" in pruner.reducer.needs and not tower.has_class_token:
-        raise UserError("ranking by class attention needs a class token, but this tower has none")
+        raise UserError(
+            f"reducer {pruner.name!r} ranks by class attention, but this tower has no class token; try center"
+        )
+    if not tower.has_class_token and getattr(getattr(pruner.reducer, "predictor", None), "reads_cls", False):
+        raise UserError("this predictor ranks by the class token alone, which this tower has not; try mix_mlp")
     for layer in read:
         check_attention(tower.blocks[layer - 1], layer)
     for layer in pruner.in_parts():

@@ -13,6 +13,7 @@ from patchrank.layers.block_parts import SIGNALS, Seen, check_attention, check_p
 from patchrank.layers.class_token import queries_keys
 from patchrank.layers.macs import merging_macs
 from patchrank.layers.norm_gains import plain_norm
+from patchrank.layers.pooling import summary
 from patchrank.layers.pruning import patches_of
 from patchrank.layers.reducers import Reducer, sample_keys
 from patchrank.layers.reducers.base import Metric, check_needs
@@ -47,6 +48,7 @@ class PruningBlock(nn.Module):
         merge: tokens that a ranking does not keep merge into those that it keeps, instead of being dropped.
         metric: what tokens are compared by to merge: normed `features` of this layer, or `keys` of the layer before.
         drop_share: share of the tokens that leave which is dropped even where the others merge.
+        has_class_token: whether sequences begin with one; reducers see the mean patch in its place where they do not.
 
     Raises:
         UserError: the reducer needs something that no tower gives at its site.
@@ -61,10 +63,11 @@ class PruningBlock(nn.Module):
         merge: bool = False,
         metric: Metric = "features",
         drop_share: float = 0.0,
+        has_class_token: bool = True,
     ):
         super().__init__()
         check_needs(reducer, name)
-        self.reducer, self.name = reducer, name
+        self.reducer, self.name, self.has_class_token = reducer, name, has_class_token
         self.merge, self.drop_share = merge and not reducer.merges, drop_share
         self.metric = reducer.metric if reducer.merges else metric if merge else None
         self.drops = {layer: count for layer, count in zip(locations, drop_counts) if count}
@@ -152,7 +155,7 @@ class PruningBlock(nn.Module):
                 but a reducer of somebody's own may read it, and always finds it.
         """
         needs = self.reducer.needs
-        state = first_state(x, num_leading)
+        state = first_state(x, num_leading, self.has_class_token)
         if self.merges:
             mapped = mapped or not type(self.reducer).__module__.startswith("patchrank.")
             state = replace(state, homes=state.index if mapped else None, merge=self.merge, drop_share=self.drop_share)
@@ -184,7 +187,7 @@ class PruningBlock(nn.Module):
             UserError: class attention or keys are needed of this block, and cannot be read.
         """
         if self._observes(layer):
-            state = replace(state, tokens=x[:, num_leading:], cls=x[:, 0])
+            state = self._holding(state, x, num_leading)
             state = self.reducer.observe(state, layer, scores)
         if self.mid or layer not in self.drops:
             return x, state
@@ -236,11 +239,15 @@ class PruningBlock(nn.Module):
         row, keys, shift = (x if x is None else x[:, num_leading:] for x in (seen.cls_row, seen.keys, seen.shift))
         return replace(state, cls_row=row, shift=shift, metric=keys if self.metric == "keys" else None)
 
+    def _holding(self, state: TokenState, x: Tensor, num_leading: int) -> TokenState:
+        """The state with the tokens as they are now in a sequence (B, P + K, D)."""
+        return replace(state, tokens=x[:, num_leading:], cls=summary(x, num_leading, self.has_class_token))
+
     def _shortened(
         self, x: Tensor, state: TokenState, block: Callable, layer: int, num_leading: int, scores: Tensor | None
     ) -> tuple[Tensor, TokenState]:
         """The sequence (B, P + K, D) and its state, once the tokens have left that leave at `layer`."""
-        state = replace(state, tokens=x[:, num_leading:], cls=x[:, 0])
+        state = self._holding(state, x, num_leading)
         if self.metric == "features":
             state = replace(state, metric=plain_norm(block, 2 if self.mid else 1, state.tokens))
         state = self._chosen(state, state.tokens.shape[1] - self.drops[layer], scores)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patchrank.layers.merging import joined, most_similar, moved, num_merging
+from patchrank.layers.pooling import summary
 from patchrank.layers.pruning import rank, take
 
 for _step in ("take", "most_similar", "joined", "moved", "num_merging", "log_sizes"):
@@ -24,7 +25,8 @@ class TokenState:
 
     tokens: (B, K, D), those that are left.
     index:  (B, K), the place of each of them in the full grid.
-    cls:    (B, D), the class token as it enters this layer, or as it is in the middle of it.
+    cls:    (B, D), the class token as it enters this layer, or as it is in the middle of it; the mean patch of a tower
+            that has none.
     sizes:  (B, K), how many patches each token stands for, or None while each stands for itself.
     homes:  (B, N), which token each patch lives in, -1 where it was dropped; None where none ever merge, and where
             nobody asks for more than an embedding of a reducer that comes with us.
@@ -164,11 +166,11 @@ def _columns(tokens: Tensor, weights: Tensor, sizes: Tensor) -> Tensor:
     return torch.cat([tokens.float() * weights[..., None], weights[..., None], sizes[..., None]], dim=-1)
 
 
-def first_state(x: Tensor, num_leading: int) -> TokenState:
+def first_state(x: Tensor, num_leading: int, has_class_token: bool = True) -> TokenState:
     """All patches of a sequence (B, P + N, D), none of which has left yet; P = `num_leading`."""
     patches = x[:, num_leading:]
     index = torch.arange(patches.shape[1], device=x.device).expand(x.shape[0], -1)
-    return TokenState(tokens=patches, index=index, cls=x[:, 0])
+    return TokenState(tokens=patches, index=index, cls=summary(x, num_leading, has_class_token))
 
 
 def log_sizes(sizes: Tensor, num_leading: int, dtype: torch.dtype) -> Tensor:

@@ -20,6 +20,7 @@ from patchrank.config import validate
 from patchrank.layers.class_token import can_skip_rows, forward_cls
 from patchrank.layers.intermediates import check_format, format_intermediates
 from patchrank.layers.macs import Macs, vision_macs
+from patchrank.layers.pooling import POOLS
 from patchrank.layers.predictors import load_predictor
 from patchrank.layers.prunable import check_prunable, without_mask
 from patchrank.layers.pruning import gather_to_grid, scatter_to_grid
@@ -27,6 +28,7 @@ from patchrank.layers.pruning_block import PrunedOutput, PruningBlock
 from patchrank.layers.reducers import Reducer
 from patchrank.layers.token_state import TokenState, first_state
 from patchrank.models.fingerprints import FingerprintedTower
+from patchrank.models.pooled_vit import PooledTower
 from patchrank.models.pretrained import record_input_size
 from patchrank.models.prompt_files import load_visual
 from patchrank.models.prompted_vit import PromptedTower
@@ -59,7 +61,7 @@ torch.fx.wrap("without_mask")  # a step of the traced graph, where masks have va
 
 
 @with_plain_model_args
-class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, VisionTransformer):
+class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, PooledTower, VisionTransformer):
     """timm's vision transformer, from which patch tokens leave on the way.
 
     Modifications: tokens leave before chosen layers or inside of them (`Pruning` has the settings), the last block
@@ -134,7 +136,7 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         if ranker:
             drops = find_drops(self, pruning, ranker[0])
             if any(drops):
-                pruner = create_pruner(pruning, ranker[0], drops)
+                pruner = create_pruner(pruning, ranker[0], drops, self.has_class_token)
                 check_prunable(self, pruner)
         repair = self._find_repair(pruning, pruner, "repair_path" in changes)
         if pruner is not None:
@@ -162,8 +164,8 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         return found
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if self.pruner is not None and global_pool not in (None, "token", ""):
-            raise UserError(f"pruning needs pooling by the class token, but global_pool {global_pool!r} is asked for")
+        if self.pruner is not None and global_pool not in (None, *POOLS[:3]):
+            raise UserError(f"pruning does not go with global_pool {global_pool!r}; try 'token', 'avg' or keep_rate 1")
         super().reset_classifier(num_classes, global_pool)
 
     def set_input_size(self, *args, **kwargs) -> None:
@@ -229,15 +231,15 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         """
         cls_only = not isinstance(images, Proxy) and self.cls_only  # torch.fx wants every block as a module
         x, state = self._encode(images, scores, cls_only, tokens=tokens, mapped=mapped)
-        embedding = self._embedding(x, self.prompts, repaired=scores is None)
+        embedding = self._embedding(x, self.prompts, repaired=scores is None, sizes=state.sizes)
         return PrunedOutput(embedding, state.index, state.scores, state.source(self.num_patches) if mapped else None)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if self._keeps_all() and (attn_mask is not None or is_causal or not self.cls_only):
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
         cls_only = not isinstance(x, Proxy) and self.cls_only
-        x, _ = self._encode(without_mask(x, attn_mask, is_causal), cls_only=cls_only, mapped=False)
-        return self._embedding(x, self.prompts, repaired=True)
+        x, state = self._encode(without_mask(x, attn_mask, is_causal), cls_only=cls_only, mapped=False)
+        return self._embedding(x, self.prompts, repaired=True, sizes=state.sizes)
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Normed tokens on the full grid (B, P + N, D), zeros where dropped; P without prompts, as timm's."""
@@ -304,7 +306,7 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
         """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
         x = self.embed(images) if tokens is None else tokens
         first, pruner, blocks = self.num_leading_tokens, self.pruner, self._layers(self.prompts)
-        state = first_state(x, first)
+        state = first_state(x, first, self.has_class_token)
         if pruner is not None:
             state = pruner.begin(images, x, first, self.patch_embed.patch_size, mapped)
         for layer in range(1 if tokens is None else self.shared_layer, len(blocks) + 1):

@@ -170,10 +170,14 @@ def lets_leave(settings: PruningConfig) -> bool:
     return settings.keep_rate < 1 if settings.budget is None else settings.budget < 1
 
 
-def create_pruner(settings: Pruning, reducer: Reducer, drops: Sequence[int]) -> PruningBlock:
+def create_pruner(
+    settings: Pruning, reducer: Reducer, drops: Sequence[int], has_class_token: bool = True
+) -> PruningBlock:
     """The pruning block of some settings, from whose locations `drops` tokens leave."""
     merging = {"merge": settings.leftovers == "merge", "metric": settings.metric, "drop_share": settings.drop_share}
-    return PruningBlock(reducer, settings.locations, drops, name=settings.reducer, **merging)
+    return PruningBlock(
+        reducer, settings.locations, drops, name=settings.reducer, has_class_token=has_class_token, **merging
+    )
 
 
 def check_schedule(tower: nn.Module, settings: Pruning) -> None:

@@ -24,15 +24,22 @@ class RepairedTower:
         return getattr(self.pruner, "repair", None)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """timm's, with the repair in the place of the head.
+        """timm's, with the repair in the place of the head; patches that left, rows of zeros, are not pooled.
 
         Raises:
             UserError: the head got a call of its own (hooks, LoRA), which would not run.
         """
-        if pre_logits or self.repair is None:
-            return super().forward_head(x, pre_logits)
+        return self._head_of(x, self.live_sizes(x), pre_logits)
+
+    def _head_of(
+        self, x: Tensor, sizes: Tensor | None = None, pre_logits: bool = False, repaired: bool = True
+    ) -> Tensor:
+        """What pooling and the head, or a repair, make of tokens that stand for `sizes` (B, K) patches."""
+        x = self.head_drop(self.fc_norm(self.pool(x, sizes=sizes)))
+        if pre_logits or self.repair is None or not repaired:
+            return x if pre_logits else self.head(x)
         check_head(self.head)
-        return self.repair(super().forward_head(x, pre_logits=True))
+        return self.repair(x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if self.repair is not None:

@@ -245,7 +245,7 @@ def test_class_attention_needs_timms_attention(tower, images):
     with pytest.raises(UserError, match="layer 7 has Identity: choose another reducer"):
         tower(images)
     bare = timm.create_model("patchrank_clip_digits", class_token=False, global_pool="")
-    with pytest.raises(UserError, match="needs a class token"):
+    with pytest.raises(UserError, match="this tower has no class token"):
         prune(bare, "cls_attention")
 
 

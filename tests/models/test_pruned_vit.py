@@ -129,8 +129,10 @@ def test_features_only_and_head_reset(images):
     assert [feature.shape[-2:] for feature in model(images)] == [(8, 8)] * 3
     model = timm.create_model("patchrank_clip_digits", keep_rate=0.5, reducer="random", num_classes=7)
     assert model(images).shape == (4, 7)
-    with pytest.raises(UserError, match="pooling by the class token"):
-        model.reset_classifier(7, "avg")
+    model.reset_classifier(5, "avg")
+    assert model(images).shape == (4, 5)
+    with pytest.raises(UserError, match="global_pool 'max'; try 'token', 'avg'"):
+        model.reset_classifier(7, "max")
 
 
 def test_gradients_reach_every_parameter_of_a_pruned_tower(images):
@@ -175,9 +177,9 @@ def test_impossible_settings_are_refused_and_change_nothing(tower, images, setti
     assert torch.equal(tower(images), expected)
 
 
-def test_average_pooling_and_masks_do_not_go_with_pruning(tower, images):
-    with pytest.raises(UserError, match="pooling by the class token"):
-        timm.create_model("patchrank_clip_digits", global_pool="avg", keep_rate=0.5, reducer="random")
+def test_maxima_and_masks_do_not_go_with_pruning(tower, images):
+    with pytest.raises(UserError, match="class token, average or attention, but global_pool is 'max'"):
+        timm.create_model("patchrank_clip_digits", global_pool="max", keep_rate=0.5, reducer="random")
     tower.set_pruning(cls_only_last=True)
     masked = tower(images, is_causal=True)
     assert not torch.allclose(masked, tower(images), atol=1e-4)  # the mask counts
