@@ -5,13 +5,11 @@ Paper: `Patch Ranking: Token Pruning as Ranking Prediction for Efficient CLIP`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
-from timm.models import checkpoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -23,10 +21,10 @@ from patchrank.layers.macs import Macs, vision_macs
 from patchrank.layers.pooling import POOLS
 from patchrank.layers.predictors import load_predictor
 from patchrank.layers.prunable import check_prunable, without_mask
-from patchrank.layers.pruning import gather_to_grid, scatter_to_grid
 from patchrank.layers.pruning_block import PrunedOutput, PruningBlock
 from patchrank.layers.reducers import Reducer
-from patchrank.layers.token_state import TokenState, first_state
+from patchrank.layers.token_state import TokenState
+from patchrank.models.encoded_vit import EncodedTower
 from patchrank.models.fingerprints import FingerprintedTower
 from patchrank.models.pooled_vit import PooledTower
 from patchrank.models.pretrained import record_input_size
@@ -61,7 +59,9 @@ torch.fx.wrap("without_mask")  # a step of the traced graph, where masks have va
 
 
 @with_plain_model_args
-class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, PooledTower, VisionTransformer):
+class PrunedVisionTransformer(
+    EncodedTower, RepairedTower, PromptedTower, FingerprintedTower, PooledTower, VisionTransformer
+):
     """timm's vision transformer, from which patch tokens leave on the way.
 
     Modifications: tokens leave before chosen layers or inside of them (`Pruning` has the settings), the last block
@@ -212,9 +212,7 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
     @property
     def shared_layer(self) -> int:
         """The last layer whose input pruning neither touches nor looks at."""
-        if self.pruner is None:
-            return 1
-        return self.pruner.shared_layer
+        return 1 if self.pruner is None else self.pruner.shared_layer
 
     def forward_pruned(
         self, images: Tensor, scores: Tensor | None = None, tokens: Tensor | None = None, mapped: bool = True
@@ -290,42 +288,3 @@ class PrunedVisionTransformer(RepairedTower, PromptedTower, FingerprintedTower, 
 
     def _keeps_all(self) -> bool:
         return self.pruner is None and self.prompts is None
-
-    def _run(self, block: Callable, x: Tensor) -> Tensor:
-        return checkpoint(block, x) if self.grad_checkpointing and not torch.jit.is_scripting() else block(x)
-
-    def _encode(
-        self,
-        images: Tensor,
-        scores: Tensor | None = None,
-        cls_only: bool = False,
-        visit: Callable[[int, Tensor, TokenState], None] | None = None,
-        tokens: Tensor | None = None,
-        mapped: bool = True,
-    ) -> tuple[Tensor, TokenState]:
-        """All blocks, with tokens leaving on the way: the last sequence (class row alone if `cls_only`) and state."""
-        x = self.embed(images) if tokens is None else tokens
-        first, pruner, blocks = self.num_leading_tokens, self.pruner, self._layers(self.prompts)
-        state = first_state(x, first, self.has_class_token)
-        if pruner is not None:
-            state = pruner.begin(images, x, first, self.patch_embed.patch_size, mapped)
-        for layer in range(1 if tokens is None else self.shared_layer, len(blocks) + 1):
-            block = blocks[layer - 1]
-            if pruner is not None:
-                x, state = pruner(x, state, block, layer, first, scores)
-            if cls_only and layer == len(blocks):  # of what leaves in the middle of this layer nothing is read
-                x = forward_cls(block, x, state.bias)
-            elif pruner is not None:
-                run = partial(pruner.run, block, state=state, layer=layer, num_leading=first, scores=scores)
-                x, state = self._run(run, x)
-            else:
-                x = self._run(block, x)
-            if visit is not None:
-                visit(layer, x, state)
-        return x, state
-
-    def _full_grid(self, x: Tensor, state: TokenState) -> Tensor:
-        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_leading_tokens :]
-        if state.homes is not None:
-            return torch.cat([prefix, gather_to_grid(patches, state.homes)], dim=1)
-        return torch.cat([prefix, scatter_to_grid(patches, state.index, self.num_patches)], dim=1)
