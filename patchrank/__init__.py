@@ -35,9 +35,11 @@ PUBLIC = {
     "UserError": "patchrank.utils.errors",
     "create_clip": "patchrank.models.clip",
     "preset": "patchrank.models.presets",
+    "find_tower": "patchrank.models.hosts.prune",
+    "prune": "patchrank.models.hosts.prune",
     "prune_open_clip": "patchrank.models.open_clip.prune",
     "save_pretrained": "patchrank.models.checkpoints.save",
-    "unprune": "patchrank.models.open_clip.prune",
+    "unprune": "patchrank.models.hosts.prune",
 }
 __all__ = list(PUBLIC)
 

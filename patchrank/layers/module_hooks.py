@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from patchrank.utils.private_names import has_global_hooks, has_hooks
 
 # Modules of others may do anything: count their calls, or look at all tokens at once.
-_KNOWN = ("torch.nn.modules.", "timm.", "open_clip.")
+_KNOWN = ("torch.nn.modules.", "timm.", "open_clip.", "transformers.")
 
 _REGISTERING = threading.Lock()  # torch numbers hooks without one, and of two with the same number one is lost
 

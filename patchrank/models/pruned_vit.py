@@ -141,7 +141,8 @@ class PrunedVisionTransformer(
         repair = self._find_repair(pruning, pruner, "repair_path" in changes)
         if pruner is not None:
             pruner.repair = repair
-            pruner.to(self.pos_embed.device, self.pos_embed.dtype).train(self.training)
+            weight = self.patch_embed.proj.weight
+            pruner.to(weight.device, weight.dtype).train(self.training)
         self.pruning, self.pruner, self._ranker = pruning, pruner, ranker
 
     def _find_ranker(self, pruning: Pruning, changes: dict, predictor: nn.Module | None) -> tuple[Reducer, ...]:

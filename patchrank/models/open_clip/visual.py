@@ -7,15 +7,12 @@ checkpoints keep open_clip's names, and the predictor is not part of them.
 
 from __future__ import annotations
 
-from copy import copy
-
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchrank.models.checkpoints.key_maps import to_timm
-from patchrank.models.pruned_vit import PrunedVisionTransformer
-from patchrank.models.pruning_cfg import Pruning
+from patchrank.models.hosts.tower import SharedTower
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import hold_the_same
 
@@ -40,21 +37,8 @@ def put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
     setattr(module.get_submodule(owner), leaf, parameter)
 
 
-class OpenClipTrunk(PrunedVisionTransformer):
-    """The pruned tower inside an open_clip model.
-
-    Modifications: its predictor has a file of its own and is no part of the model's state dict.
-    """
-
-    @classmethod
-    def around(cls, trunk: VisionTransformer) -> OpenClipTrunk:
-        """A tower of the very modules and parameters of `trunk`, which stays as it is."""
-        self = cls.__new__(cls)
-        vars(self).update({key: copy(x) if isinstance(x, (dict, set)) else x for key, x in vars(trunk).items()})
-        self.original = (trunk,)  # in a tuple, so that it is no part of this module
-        if not isinstance(trunk, PrunedVisionTransformer):
-            self.pruning, self.pruner = Pruning(), None
-        return self
+class OpenClipTrunk(SharedTower):
+    """The pruned tower inside an open_clip model."""
 
     def give_back(self) -> VisionTransformer:
         """What `around` was given, with the weights as they are now and the prompts that it had."""
@@ -65,17 +49,6 @@ class OpenClipTrunk(PrunedVisionTransformer):
         if getattr(trunk, "pruner", None) is not None:  # of a tower that was ours before
             trunk.pruner.to(self.blocks[0].mlp.fc1.weight).train(trunk.training)
         return trunk
-
-    def state_dict(self, *, destination=None, prefix: str = "", keep_vars: bool = False):
-        state = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
-        for key in [key for key in state if key.startswith(f"{prefix}pruner.")]:
-            del state[key]
-        return state
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        if self.pruner is not None:
-            state_dict.update(self.pruner.state_dict(prefix=f"{prefix}pruner."))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class NativeTrunk(OpenClipTrunk):

@@ -1,0 +1,58 @@
+"""timm's vision transformers, pruned in place."""
+
+from __future__ import annotations
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from patchrank.layers.pooling import check_pool
+from patchrank.models.hosts.runner import Output, RunLayers
+from patchrank.models.hosts.tower import HostedTower
+from patchrank.models.hosts.zero_rows import PooledRows, hang
+from patchrank.utils.errors import UserError
+
+
+def is_timm(model: nn.Module) -> bool:
+    """Whether a model comes from timm."""
+    return type(model).__module__.startswith("timm.")
+
+
+def attach(model: nn.Module, output: Output, img_size: int | None) -> HostedTower:
+    """Puts a tower of ours around the layers of one of timm's vision transformers.
+
+    Raises:
+        UserError: a model of another class, or one that is compiled or pools in a way that we do not know.
+    """
+    if type(model) is not VisionTransformer:
+        raise UserError(
+            f"patchrank.prune takes timm's VisionTransformer, but got timm's {type(model).__name__}, whose positions "
+            "or layers ours does not reproduce; try a vit_, deit_ or siglip model"
+        )
+    if img_size is not None:
+        raise UserError("img_size belongs to models of transformers; try timm.create_model(NAME, img_size=...)")
+    check_pool(model)
+    tower, first = HostedTower.around(model), 0 if model.pool_include_prefix else model.num_prefix_tokens
+    model.blocks = RunLayers(tower, model.blocks, output)
+    left = "mean" if model.global_pool == "avg" else "zeros"
+    tower.handles = hang(model.norm, model.attn_pool, left, first, PooledRows("attn_mask", 0, inverted=False))
+    return tower
+
+
+def follow(tower: HostedTower, model: VisionTransformer) -> None:
+    """Brings a tower to what the model is now, whose head or other modules may have been replaced."""
+    for name, child in model.named_children():
+        if name != "blocks":
+            setattr(tower, name, child)
+    for name in ("training", "num_classes", "global_pool"):
+        setattr(tower, name, getattr(model, name))
+
+
+def detach(model: VisionTransformer) -> None:
+    """Gives the model its own list of layers again, with the layers that it has now."""
+    tower, layers, _ = model.blocks.held
+    for name, layer in model.blocks.named_children():
+        setattr(layers, name, layer)
+    layers.training = model.blocks.training
+    model.blocks = layers
+    for handle in tower.handles:
+        handle.remove()

@@ -1,0 +1,122 @@
+"""Image towers of Hugging Face's transformers, pruned in place. transformers itself is not imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from patchrank.layers.pooling import reads_patches
+from patchrank.models.hosts.runner import Output, Run, RunLayers, check_options
+from patchrank.models.hosts.tower import HostedTower
+from patchrank.models.hosts.transformers_tower import TransformersTower, create_tower
+from patchrank.models.hosts.zero_rows import PooledRows, hang
+from patchrank.utils.errors import UserError
+
+KNOWN = {  # classes that hold the layers, by the name of their norm behind the last one
+    "CLIPVisionModel": "post_layernorm",
+    "SiglipVisionModel": "post_layernorm",
+    "Dinov2Model": "layernorm",
+    "Dinov2WithRegistersModel": "layernorm",
+    "ViTModel": "layernorm",
+}
+WRAPPED = ("vision_model", "dinov2", "dinov2_with_registers", "vit")  # where a larger model keeps one of them
+
+
+def is_transformers(model: nn.Module) -> bool:
+    """Whether a model comes from transformers."""
+    return type(model).__module__.startswith("transformers.")
+
+
+def find_core(model: nn.Module) -> nn.Module:
+    """The part of a model that holds its image tower's layers. Raises `UserError` for a model that is not known."""
+    for core in (model, *(getattr(model, name) for name in WRAPPED if hasattr(model, name))):
+        if type(core).__name__ in KNOWN and is_transformers(core):
+            return core
+    raise UserError(
+        f"patchrank.prune does not know {type(model).__name__} of transformers; it takes CLIP, SigLIP (of fixed "
+        "resolution), DINOv2 and ViT models, and models that have one of them as vision_model"
+    )
+
+
+class RunEncoder(nn.Module):
+    """Takes the place of an encoder: the same layers by the same names, with tokens leaving on the way.
+
+    Args:
+        encoder: the model's own, which runs while nothing is pruned.
+    """
+
+    def __init__(self, tower: TransformersTower, encoder: nn.Module, output: Output):
+        super().__init__()
+        for name, child in encoder.named_children():
+            self.add_module(name, child)
+        self.held = (tower, encoder, output)  # in a tuple, so that they are no part of the model
+        self.training = encoder.training
+
+    def forward(self, *args: Tensor | None, **kwargs: object):
+        """transformers' own kind of output, with `last_hidden_state` on the full grid or of the kept tokens."""
+        tower, encoder, output = self.held
+        if tower.pruner is None:
+            return encoder(*args, **kwargs)
+        tokens = [*args[:1], kwargs.pop("inputs_embeds", None), kwargs.pop("hidden_states", None)]
+        check_options(asked(encoder.config, kwargs), args[1:])
+        (x,) = (each for each in tokens if each is not None)
+        return output_like(encoder)(last_hidden_state=Run(tower, output).whole(x))
+
+    train = RunLayers.train
+    _apply = RunLayers._apply
+    _follow = RunLayers._follow
+
+
+def asked(config: object, kwargs: Mapping) -> dict:
+    """What a call asks an encoder for, beside tokens, by its arguments or by the model's config."""
+    usual = {name: getattr(config, name, None) for name in ("output_hidden_states", "output_attentions")}
+    return usual | {name: value for name, value in kwargs.items() if value is not None}
+
+
+def output_like(encoder: nn.Module) -> type:
+    """The class of what encoders of transformers give."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return BaseModelOutput
+
+
+def attach(model: nn.Module, output: Output, img_size: int | None) -> HostedTower:
+    """Puts a tower of ours around the layers of an image tower of transformers.
+
+    Args:
+        img_size: side of the images in pixels that it will see; that of its config if left out.
+
+    Raises:
+        UserError: a model that is not known, or has parts that ours does not reproduce.
+    """
+    core = find_core(model)
+    tower = create_tower(core, KNOWN[type(core).__name__], getattr(model, "visual_projection", None), img_size)
+    if hasattr(core, "encoder"):
+        core.encoder = RunEncoder(tower, core.encoder, output)
+    else:
+        core.layers = RunLayers(tower, core.layers, output)
+    pool = core.head.attention if reads_patches(tower) else None
+    how = PooledRows("key_padding_mask", 1, inverted=True)
+    tower.handles = hang(getattr(core, KNOWN[type(core).__name__]), pool, "zeros", tower.num_prefix_tokens, how)
+    return tower
+
+
+def runners(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """What `attach` put into a model: the module that has it, under which name, and itself."""
+    for core in (model, *(getattr(model, name) for name in WRAPPED if hasattr(model, name))):
+        for name in ("encoder", "layers"):
+            if isinstance(runner := getattr(core, name, None), (RunEncoder, RunLayers)):
+                yield core, name, runner
+
+
+def detach(model: nn.Module) -> None:
+    """Gives the model its own encoder or list of layers again, with the layers that it has now."""
+    for core, name, runner in list(runners(model)):
+        tower, own, _ = runner.held
+        for key, child in runner.named_children():
+            setattr(own, key, child)
+        own.training = runner.training
+        setattr(core, name, own)
+        for handle in tower.handles:
+            handle.remove()

@@ -1,0 +1,140 @@
+"""One door for models that somebody else made."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from patchrank.layers.pooling import reads_patches
+from patchrank.models.hosts import of_timm, of_transformers
+from patchrank.models.hosts.runner import Output, RunLayers
+from patchrank.models.hosts.tower import HostedTower
+from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.utils.errors import UserError, near
+
+OFF = {"keep_rate": 1.0, "budget": None, "drop_counts": None}
+OUTPUTS = ("grid", "kept")
+
+
+def prune(
+    model: nn.Module,
+    predictor: nn.Module | None = None,
+    output: Output = "grid",
+    img_size: int | None = None,
+    **pruning,
+) -> nn.Module:
+    """Makes patch tokens leave on their way through a model that somebody else made, in place.
+
+    It takes timm's vision transformers (pooled by class token, average or attention), CLIP, SigLIP, DINOv2 and ViT
+    models of transformers, models of open_clip, and towers of ours. Weights are shared, and keep their names in state
+    dicts; outputs keep their types and names. `unprune` undoes it, `find_tower` gives the tower that runs inside.
+
+    Args:
+        model: is changed.
+        predictor: a fitted predictor to rank by, instead of a file.
+        output: what features of all tokens are (`last_hidden_state`, `forward_features`): on the full "grid", with what
+            patches merged into, and zeros where they left, or of the "kept" tokens alone. A model that averages its
+            patches has the mean of the others where they left. Of open_clip's models and ours it is "grid".
+        img_size: side of the images that a model of transformers will see, where it is not its config's.
+        **pruning: fields of `patchrank.models.pruning_cfg.Pruning`; without any, nothing leaves yet. Called again, it
+            changes the settings.
+
+    Returns:
+        The model that was given.
+
+    Raises:
+        UserError: a model that cannot be reproduced exactly, by name, or impossible settings; it is then as it was.
+    """
+    if output not in OUTPUTS:
+        raise UserError(f"output {output!r} does not exist; {near(output, OUTPUTS)}")
+    if (tower := held_tower(model)) is not None:
+        set_hosted(model, tower, predictor, output, pruning)
+        return model
+    door = door_of(model)
+    if door is None:
+        return prune_others(model, predictor, output, img_size, pruning)
+    tower = door.attach(model, output, img_size)
+    try:
+        set_hosted(model, tower, predictor, output, pruning)
+    except BaseException:
+        door.detach(model)
+        raise
+    return model
+
+
+def unprune(model: nn.Module) -> nn.Module:
+    """Undoes `prune`: the model runs its own layers again, with the weights as they are now. Returns the model.
+
+    Raises:
+        UserError: it is not pruned, or layers of an open_clip model were replaced meanwhile.
+    """
+    if isinstance(model, PrunedVisionTransformer):
+        model.set_pruning(**OFF)
+        return model
+    if held_tower(model) is None:
+        from patchrank.models.open_clip.prune import unprune as unprune_open_clip
+
+        return unprune_open_clip(model)
+    door_of(model).detach(model)
+    return model
+
+
+def find_tower(model: nn.Module) -> PrunedVisionTransformer:
+    """The tower of ours inside a pruned model: with `forward_pruned`, `set_pruning`, `macs`, for scoring and fitting.
+
+    Raises:
+        UserError: the model is not pruned.
+    """
+    if isinstance(model, PrunedVisionTransformer):
+        return model
+    if (tower := held_tower(model)) is not None:
+        if of_timm.is_timm(model):
+            of_timm.follow(tower, model)
+        return tower
+    trunk = getattr(getattr(model, "visual", None), "trunk", None)
+    if isinstance(trunk, PrunedVisionTransformer):
+        return trunk
+    raise UserError(f"this {type(model).__name__} is not pruned; try patchrank.prune(model, ...) first")
+
+
+def held_tower(model: nn.Module) -> HostedTower | None:
+    """The tower that `prune` put around a model's layers; None if it has none."""
+    if isinstance(blocks := getattr(model, "blocks", None), RunLayers):
+        return blocks.held[0]
+    for _, _, runner in of_transformers.runners(model):
+        return runner.held[0]
+    return None
+
+
+def door_of(model: nn.Module):
+    """The module of this package that knows a model's kind; None for open_clip's models and ours."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"patchrank.prune takes a model (nn.Module), but got {type(model).__name__}")
+    if of_transformers.is_transformers(model):
+        return of_transformers
+    return of_timm if of_timm.is_timm(model) else None
+
+
+def set_hosted(
+    model: nn.Module, tower: HostedTower, predictor: nn.Module | None, output: Output, pruning: dict
+) -> None:
+    """Changes the settings of a model that has a tower of ours. Raises `UserError` for impossible ones."""
+    tower.set_pruning(predictor=predictor, **pruning)
+    if output == "kept" and reads_patches(tower) and tower.pruner is not None and tower.pruner.merges:
+        raise UserError(
+            "output 'kept' loses how many patches a token stands for, which this model pools by; try 'grid'"
+        )
+
+
+def prune_others(
+    model: nn.Module, predictor: nn.Module | None, output: Output, img_size: int | None, pruning: dict
+) -> nn.Module:
+    """Towers of ours and models of open_clip, which have a way of their own."""
+    for name, value, usual in (("output", output, "grid"), ("img_size", img_size, None)):
+        if value != usual:
+            raise UserError(f"{name} {value!r} does not go with a {type(model).__name__}; try it without")
+    if isinstance(model, PrunedVisionTransformer):
+        model.set_pruning(predictor, **pruning)
+        return model
+    from patchrank.models.open_clip.prune import prune_open_clip
+
+    return prune_open_clip(model, predictor, **pruning)

@@ -1,0 +1,143 @@
+"""What takes the place of a model's list of layers: it runs them as our tower does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from patchrank.layers.token_state import TokenState
+from patchrank.utils.errors import UserError
+
+Output = Literal["grid", "kept"]
+
+
+class Run:
+    """One pass of a sequence through a pruned tower's layers, step by step.
+
+    What the steps hand on is on the full grid, as hosts want it; the shorter sequence stays here. So a host may take
+    features between any two layers, and nothing stays on the model.
+
+    Args:
+        tower: ours, with something to prune.
+        output: whether a step gives the full grid, with zeros where patches left, or the kept tokens alone.
+    """
+
+    def __init__(self, tower: nn.Module, output: Output):
+        self.tower, self.output = tower, output
+        self.blocks: Sequence[Callable] = ()
+        self.x: Tensor | None = None
+        self.state: TokenState | None = None
+
+    def begin(self, x: Tensor) -> None:
+        """Takes the tokens (B, P + N, D) that enter layer 1. Raises `UserError` where these are of another grid."""
+        needed = self.tower.num_prefix_tokens + self.tower.num_patches
+        if x.shape[1] != needed:
+            side = " x ".join(map(str, self.tower.patch_embed.img_size))
+            raise UserError(
+                f"the tower is pruned for images of {side} pixels, {needed} tokens, but got {x.shape[1]} tokens; try "
+                "that size, without interpolated positions"
+            )
+        self.blocks = self.tower._layers(None)
+        self.x, self.state = x, self.tower._begin(x, x, True)
+
+    def step(self, layer: int) -> Tensor:
+        """Runs one layer, from 1, and gives its output as the host is to see it."""
+        self.x, self.state = self.tower._run_layer(self.blocks, layer, self.x, self.state)
+        return self.x if self.output == "kept" else self.tower._full_grid(self.x, self.state)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All layers at once."""
+        self.begin(x)
+        for layer in range(1, len(self.blocks)):
+            self.x, self.state = self.tower._run_layer(self.blocks, layer, self.x, self.state)
+        return self.step(len(self.blocks))
+
+
+class Step:
+    """One layer of a `Run`, called as the host calls its layers; every other attribute is the layer's own."""
+
+    def __init__(self, run: Run, layer: int, block: nn.Module):
+        self._run, self._layer, self._block = run, layer, block
+
+    def __call__(self, x: Tensor, *masks: Tensor | None, **options: object) -> Tensor:
+        check_options(options, masks)
+        if self._layer == 1:
+            self._run.begin(x)
+        return self._run.step(self._layer)
+
+    def __getattr__(self, name: str):
+        return getattr(self._block, name)
+
+
+class RunLayers(nn.ModuleList):
+    """A model's layers under their own names, which run with tokens leaving on the way.
+
+    Called, it runs all of them; iterated or sliced from the start, it gives the steps of one run. While nothing is
+    pruned both do what the model's own list does.
+
+    Args:
+        tower: ours, around the same modules.
+        layers: the model's own list.
+        output: as of `Run`.
+    """
+
+    def __init__(self, tower: nn.Module, layers: nn.Sequential | nn.ModuleList, output: Output):
+        super().__init__(layers.children())
+        self.held = (tower, layers, output)  # in a tuple, so that they are no part of the model
+        self.training = layers.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        tower, _, output = self.held
+        if tower.pruner is not None:
+            check_checkpointing(tower)
+            return Run(tower, output).whole(x)
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+    def __iter__(self) -> Iterator[Callable]:
+        tower, _, output = self.held
+        if tower.pruner is None:
+            return self.children()
+        check_checkpointing(tower)
+        run = Run(tower, output)
+        return iter([Step(run, place, layer) for place, layer in enumerate(self.children(), 1)])
+
+    def __getitem__(self, place: int | slice):
+        return list(self)[place] if isinstance(place, slice) else list(self.children())[place]
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)
+
+    def train(self, mode: bool = True) -> RunLayers:
+        super().train(mode)
+        return self._follow(lambda pruner: pruner.train(mode))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunLayers:
+        super()._apply(fn, recurse)
+        return self._follow(lambda pruner: pruner._apply(fn, recurse))
+
+    def _follow(self, change: Callable[[nn.Module], object]) -> RunLayers:
+        """The predictor is no part of the model, and goes where the model goes."""
+        if (pruner := self.held[0].pruner) is not None:
+            change(pruner)
+        return self
+
+
+def check_options(options: dict, masks: Sequence[object] = ()) -> None:
+    """Raises `UserError` for what a host asks of its layers that pruned layers do not do."""
+    for name, value in {"attn_mask": None, **options, **{f"mask {i}": mask for i, mask in enumerate(masks)}}.items():
+        wanted = name.startswith(("output_", "attn_mask", "attention_mask", "is_causal", "mask"))
+        if wanted and value is not None and value is not False:
+            raise UserError(f"{name} does not go together with pruning: tokens leave on the way; try patchrank.unprune")
+
+
+def check_checkpointing(tower: nn.Module) -> None:
+    """Raises `UserError` where the host would run its layers a second time for gradients, which steps cannot."""
+    if tower.host_checkpoints():
+        raise UserError(
+            "gradient checkpointing of the model does not go together with pruning; try "
+            "set_grad_checkpointing(False), and patchrank.find_tower(model).set_grad_checkpointing(True) instead"
+        )

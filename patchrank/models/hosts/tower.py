@@ -1,0 +1,69 @@
+"""Our tower around the modules of somebody's model."""
+
+from __future__ import annotations
+
+from copy import copy
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from patchrank.layers.token_state import TokenState
+from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.models.pruning_cfg import Pruning
+from patchrank.utils.errors import UserError
+
+
+class SharedTower(PrunedVisionTransformer):
+    """A pruned tower of the very modules and parameters of another.
+
+    Modifications: its predictor has a file of its own and is no part of the model's state dict.
+    """
+
+    @classmethod
+    def around(cls, trunk: VisionTransformer) -> SharedTower:
+        """A tower of the very modules and parameters of `trunk`, which stays as it is."""
+        self = cls.__new__(cls)
+        vars(self).update({key: copy(x) if isinstance(x, (dict, set)) else x for key, x in vars(trunk).items()})
+        self.original = (trunk,)  # in a tuple, so that it is no part of this module
+        if not isinstance(trunk, PrunedVisionTransformer):
+            self.pruning, self.pruner = Pruning(), None
+        return self
+
+    def state_dict(self, *, destination=None, prefix: str = "", keep_vars: bool = False):
+        state = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        for key in [key for key in state if key.startswith(f"{prefix}pruner.")]:
+            del state[key]
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        if self.pruner is not None:
+            state_dict.update(self.pruner.state_dict(prefix=f"{prefix}pruner."))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class HostedTower(SharedTower):
+    """The tower that runs the layers of a model which goes on running the rest itself.
+
+    Modifications: reducers see tokens instead of pixels, since layers of a host see no pixels; so `random` draws by the
+    bits of the first tokens, which may differ in the last place between batches of other sizes.
+    """
+
+    def set_prompts(self, prompts: nn.Module | None) -> None:
+        """Refused, since the model itself makes its first tokens. Raises `UserError`."""
+        raise UserError("prompts do not go into a model that was pruned in place; try an entry of timm.create_model")
+
+    def host_checkpoints(self) -> bool:
+        """Whether the host itself would run its layers a second time for gradients."""
+        (host,) = self.original
+        return host.grad_checkpointing
+
+    def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
+        before = self.pruning, self.pruner, self._ranker
+        super()._prune(changes, predictor)
+        if self.pruner is not None and "pixels" in self.pruner.reducer.needs:
+            name = self.pruning.reducer
+            self.pruning, self.pruner, self._ranker = before
+            raise UserError(f"reducer {name!r} reads pixels, which the layers of this model do not see; try center")
+
+    def _begin(self, images: Tensor, x: Tensor, mapped: bool) -> TokenState:
+        return super()._begin(x, x, mapped)

@@ -1,0 +1,173 @@
+"""A tower of timm's shape made of the modules of an image tower of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import AttentionPoolLatent
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from patchrank.models.hosts.tower import HostedTower
+from patchrank.utils.errors import UserError
+
+# Parts of a layer by timm's names, and what they are called in transformers; "" for one that may not be there
+PARTS = {
+    "norm1": ("layer_norm1", "norm1", "layernorm_before"),
+    "attn.proj": ("self_attn.out_proj", "attention.o_proj"),
+    "ls1": ("layer_scale1", ""),
+    "drop_path1": ("drop_path", "dropout", ""),
+    "norm2": ("layer_norm2", "norm2", "layernorm_after"),
+    "mlp": ("mlp",),
+    "ls2": ("layer_scale2", ""),
+    "drop_path2": ("drop_path", "dropout", ""),
+}
+ATTENTION = ("self_attn", "attention")
+INPUTS = ("q_proj", "k_proj", "v_proj")
+
+
+class Joined(nn.Module):
+    """Queries, keys and values (B, L, 3 D) of tokens (B, L, D), by the three projections that an attention has now."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = (attention,)  # in a tuple: its projections may be replaced (LoRA), and are read at each call
+
+    def forward(self, x: Tensor) -> Tensor:
+        (attention,) = self.attention
+        return torch.cat([getattr(attention, name)(x) for name in INPUTS], dim=-1)
+
+
+class Rows(nn.Module):
+    """A linear layer of some rows of the weight that `nn.MultiheadAttention` has for all three."""
+
+    def __init__(self, attention: nn.MultiheadAttention, rows: slice):
+        super().__init__()
+        self.attention, self.rows = attention, rows
+        self.in_features = attention.embed_dim
+        self.out_features = len(range(*rows.indices(3 * attention.embed_dim)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention, rows = self.attention, self.rows
+        return F.linear(x, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
+
+
+class TransformersTower(HostedTower):
+    """Our tower of the parts that a model of transformers has. What is replaced there (LoRA) is replaced here."""
+
+    def host_checkpoints(self) -> bool:
+        return False  # `_layers` takes checkpointing over
+
+    def _embed(self, images: Tensor, prompts: nn.Module | None) -> Tensor:
+        (core,) = self.original
+        return getattr(core, "pre_layrnorm", nn.Identity())(core.embeddings(images))
+
+    def _layers(self, prompts: nn.Module | None) -> Sequence[Callable]:
+        (core,) = self.original
+        layers = list(layers_of(core))
+        for block, layer in zip(self.blocks, layers):
+            place_parts(block, layer)
+        self.grad_checkpointing = any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
+        return self.blocks
+
+
+def create_tower(core: nn.Module, norm: str, projection: nn.Module | None, img_size: int | None) -> TransformersTower:
+    """A tower around an image tower of transformers.
+
+    Args:
+        core: the module that has `embeddings`, layers and a last norm.
+        norm: name of that norm.
+        projection: what follows the pooled embedding, if anything does.
+        img_size: side of the images in pixels; of the config if left out.
+
+    Raises:
+        UserError: a part that ours does not reproduce.
+    """
+    config, layers = core.config, list(layers_of(core))
+    dim, has_head = config.hidden_size, getattr(core, "use_head", False)
+    has_class_token = any(
+        "cls_token" in name or "class_embedding" in name for name, _ in core.embeddings.named_parameters()
+    )
+    if not has_class_token and not has_head:
+        raise UserError(f"{type(core).__name__} without a pooling head gives no embedding; try vision_use_head=True")
+    tower = TransformersTower(
+        img_size=img_size or config.image_size,
+        patch_size=config.patch_size,
+        in_chans=config.num_channels,
+        embed_dim=dim,
+        depth=len(layers),
+        num_heads=config.num_attention_heads,
+        num_classes=0,
+        class_token=has_class_token,
+        reg_tokens=getattr(config, "num_register_tokens", 0),
+        no_embed_class=True,
+        global_pool="token" if has_class_token else "map",
+        weight_init="skip",
+        device="meta",
+        locations=(1,),
+    )
+    tower.original = (core,)
+    embeddings = dict(core.embeddings.named_parameters())
+    tower.cls_token = tower.reg_token = None
+    (tower.pos_embed,) = [value for name, value in embeddings.items() if "position" in name]
+    tower.patch_embed.proj = next(module for module in core.embeddings.modules() if isinstance(module, nn.Conv2d))
+    tower.blocks = nn.Sequential(*(adapted(layer, dim, config.num_attention_heads) for layer in layers))
+    tower.norm = getattr(core, norm)
+    if has_head:
+        tower.attn_pool = adapted_pool(core.head)
+    if projection is not None:
+        tower.head, tower.num_classes = projection, projection.out_features
+    return tower.train(core.training)
+
+
+def layers_of(core: nn.Module) -> nn.Module:
+    """The layers of an image tower, whichever module has them."""
+    holder = getattr(core, "encoder", core)
+    found = getattr(holder, "layers", None)
+    found = getattr(holder, "layer", None) if found is None else found
+    return found.children()
+
+
+def adapted(layer: nn.Module, dim: int, num_heads: int) -> Block:
+    """A block of timm's with the parts of a layer. Raises `UserError` for one that lacks a part."""
+    block = Block(dim, num_heads, device="meta")
+    attention = find(layer, ATTENTION)
+    block.attn.qkv = Joined(attention)
+    block.attn.attn_drop.p = float(getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0)))
+    place_parts(block, layer)
+    return block.train(layer.training)
+
+
+def place_parts(block: Block, layer: nn.Module) -> None:
+    """Gives a block the parts that a layer has now."""
+    for name, theirs in PARTS.items():
+        owner, _, leaf = name.rpartition(".")
+        owner, part = block.get_submodule(owner), find(layer, theirs)
+        if part is not None and getattr(owner, leaf) is not part:
+            setattr(owner, leaf, part)
+
+
+def find(layer: nn.Module, names: Sequence[str]) -> Any:
+    """The first part of a layer that there is by one of some dotted names; None where "" is among them."""
+    for name in names:
+        part: Any = layer
+        for leaf in name.split(".") if name else ():
+            part = getattr(part, leaf, None)
+        if not name or part is not None:
+            return part if name else None
+    raise UserError(
+        f"{type(layer).__name__} has none of {', '.join(names)}, so ours cannot run it; try another version"
+    )
+
+
+def adapted_pool(head: nn.Module) -> AttentionPoolLatent:
+    """timm's attention pooling with the parts of SigLIP's head."""
+    attention, dim = head.attention, head.attention.embed_dim
+    pool = AttentionPoolLatent(dim, num_heads=attention.num_heads, norm_layer=nn.LayerNorm, device="meta")
+    pool.latent = head.probe
+    pool.q, pool.kv = Rows(attention, slice(0, dim)), Rows(attention, slice(dim, 3 * dim))
+    pool.proj, pool.norm, pool.mlp = attention.out_proj, head.layernorm, head.mlp
+    return pool
