@@ -1,3 +1,4 @@
-"""The timm plugin and the image-text pair. Whoever imports any of it has timm's entries `patchrank_clip_*`."""
+"""The timm plugin and the image-text pair. Whoever imports any of it has timm's entries `patchrank_*`."""
 
 from patchrank.models import patchrank_clip as patchrank_clip
+from patchrank.models import patchrank_vit as patchrank_vit
