@@ -49,13 +49,15 @@ def score_images(
     batch_size: int | None = None,
     compile: bool = False,
     autocast: str | None = None,
+    classifier: bool = False,
 ) -> GoldenScores:
     """Golden scores of images by label (eq. 1), confidence (eq. 2) and preservation (eq. 3).
 
     Args:
         tower: image tower with `forward_prefix` and `forward_suffix`, in evaluation mode.
         images: (B, 3, H, W), normalised.
-        head: class embeddings (C, E), unit vectors; without them there is `preservation` alone.
+        head: class embeddings (C, E), unit vectors; without them, and without a classifier, there is `preservation`
+            alone.
         labels: (B,) ground truth; without them there is no `label` row.
         window, stride: side of the removed square and its step, in tokens.
         remove_at: layer, counted from 1, before which the window's tokens leave.
@@ -64,30 +66,34 @@ def score_images(
         metrics: rows wanted; those that cannot be had are left out. Rounds cost one search for each, since different
             tokens leave.
         batch_size: sequences, that is pairs of an image and a window, run at a time; `batch_size_of` if left out.
+        classifier: the tower's own head gives the logits of (C,) classes, in the place of `head`, and its embedding is
+            what enters that head.
         compile: as for `Suffix`; for one round, since later ones have sequences of many lengths.
         autocast: as for `Suffix`.
 
     Raises:
         UserError: labels that are not one class of the head for each image, a window larger than the grid, tokens
             that no window covers, a layer outside the tower, more rounds than tokens, compilation of more than one, an
-            unknown metric, or none that can be had without labels or class names.
+            unknown metric, none that can be had without labels or class names, or a classifier that is none.
     """
     window, stride, rounds, batch_size = plain((window, stride, rounds, batch_size))
     (remove_at,) = check_locations((remove_at,), len(tower.blocks))
     squares = pruning.windows(tower.patch_embed.grid_size, window, stride).to(images.device)
     check_rounds(rounds, tower.num_patches, compile)
-    wanted = known_metrics(metrics, labels is not None, head is not None)
-    if labels is not None and head is not None:
-        _check_labels(labels, len(images), len(head))
+    logits_of = _logits_of(tower, head, logit_scale, classifier)
+    wanted = known_metrics(metrics, labels is not None, logits_of is not None)
+    if labels is not None and logits_of is not None:
+        _check_labels(labels, len(images), len(head) if head is not None else tower.num_classes)
     batch_size = batch_size or batch_size_of(tower, remove_at, window)
     with full_precision():
         tokens = torch.cat([tower.forward_prefix(part, remove_at) for part in images.split(batch_size)])
-        suffix = Suffix(tower, tokens, remove_at, batch_size, compile, autocast)
+        suffix = Suffix(tower, tokens, remove_at, batch_size, compile, autocast, classifier)
         whole = F.normalize(suffix.whole().double(), dim=-1)
 
         def damage(alive: Tensor) -> Tensor:  # (B, N) to (B, M, W)
-            pieces = F.normalize(suffix.without(squares, alive).double(), dim=-1)
-            logits = None if head is None else float(logit_scale) * pieces @ head.double().T  # (B, W, C)
+            pieces = suffix.without(squares, alive)
+            logits = None if logits_of is None else logits_of(pieces)  # (B, W, C)
+            pieces = F.normalize(pieces.double(), dim=-1)
             ways = {
                 "label": lambda: _improbability(logits, labels[:, None].expand(logits.shape[:2])),
                 "confidence": lambda: _improbability(logits, logits.argmax(-1)),
@@ -104,6 +110,20 @@ def score_images(
             for m in range(len(wanted))
         ]
     return GoldenScores(pruning.z_scored(torch.stack(ranks, dim=1)), first)
+
+
+def _logits_of(
+    tower: nn.Module, head: Tensor | None, logit_scale: float, classifier: bool
+) -> Callable[[Tensor], Tensor] | None:
+    """What gives logits (..., C) of embeddings (..., E), in float64; None where there are no classes."""
+    if classifier:
+        if head is not None or not tower.num_classes:
+            why = "has none (num_classes=0)" if head is None else "is not used beside class embeddings"
+            raise UserError(f"classifier: the tower's own head {why}; try classifier=False")
+        return lambda embeddings: tower.head(embeddings.to(tower.head.weight.dtype)).double()
+    if head is None:
+        return None
+    return lambda embeddings: float(logit_scale) * F.normalize(embeddings.double(), dim=-1) @ head.double().T
 
 
 def known_metrics(metrics: Sequence[str], labelled: bool, named: bool) -> list[str]:

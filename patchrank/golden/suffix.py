@@ -32,6 +32,7 @@ class Suffix:
         batch_size: sequences that run at a time.
         compile: runs what `torch.compile` makes of the layers, one graph for each length of the sequences.
         autocast: the type that matrix products run in, a key of `AUTOCAST`; None for that of the weights.
+        pre_logits: embeddings are what enters the tower's head, which is a classifier.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Suffix:
         batch_size: int,
         compile: bool = False,
         autocast: str | None = None,
+        pre_logits: bool = False,
     ):
-        self.tower, self.tokens, self.layer = tower, tokens, layer
+        self.tower, self.tokens, self.layer, self.pre_logits = tower, tokens, layer, pre_logits
         self.batch_size, self.compile, self.autocast = batch_size, compile, autocast
         self.qkv = None
         if shares_qkv(tower, layer):
@@ -67,7 +69,7 @@ class Suffix:
         member.scatter_(1, squares, True)
         rest, touched = alive[:, None] & ~member, (alive[:, None] & member).any(-1)  # (B, W, N), (B, W)
         lengths = torch.where(touched, rest.sum(-1), -1)
-        width = self.tower.num_classes or self.tower.embed_dim
+        width = self.tower.embed_dim if self.pre_logits else self.tower.num_classes or self.tower.embed_dim
         out = self.tokens.new_zeros(*lengths.shape, width, dtype=torch.float32)
         for length in lengths.unique().tolist():
             if length >= 0:
@@ -96,7 +98,7 @@ class Suffix:
         """Embeddings (S, E) of one batch of rows (S, L), in a thread of its own perhaps: modes are of one thread."""
         with self._precision():
             x, qkv = (None if tokens is None else _take(tokens, rows) for tokens in (self.tokens, self.qkv))
-            return run(self.tower, self.layer, x, qkv)
+            return run(self.tower, self.layer, x, qkv, self.pre_logits)
 
     def _precision(self) -> AbstractContextManager:
         return (
@@ -136,15 +138,15 @@ def in_threads(run: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list
         torch.set_num_threads(threads)  # what its threads said holds for all that torch meets later
 
 
-def embed(tower: nn.Module, layer: int, x: Tensor, qkv: Tensor | None) -> Tensor:
+def embed(tower: nn.Module, layer: int, x: Tensor, qkv: Tensor | None, pre_logits: bool = False) -> Tensor:
     """Embeddings (S, E) of sequences x (S, L, D) that enter a layer; `qkv` (S, L, 3 D) are that layer's, if made."""
-    if qkv is None:
-        return tower.forward_suffix(x, layer)
-    return tower.forward_suffix(run_from_qkv(tower.blocks[layer - 1], x, qkv), layer + 1)
+    if qkv is not None:
+        x, layer = run_from_qkv(tower.blocks[layer - 1], x, qkv), layer + 1
+    return tower.forward_suffix(x, layer, pre_logits=pre_logits)
 
 
 @functools.cache
-def compiled() -> Callable[[nn.Module, int, Tensor, Tensor | None], Tensor]:
+def compiled() -> Callable[[nn.Module, int, Tensor, Tensor | None, bool], Tensor]:
     """`embed`, compiled for each shape that it meets; torch keeps what it compiled for as long as the process lives.
 
     A call raises `UserError` where torch cannot compile, such as on a machine without a C++ compiler.

@@ -62,7 +62,9 @@ def _create(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisi
     """An entry's tower; `kwargs` of the caller win over its `shape`."""
     kwargs = {name: plain(value) for name, value in (shape | kwargs).items()}
     check_img_size(kwargs.get("img_size"), kwargs["patch_size"])
-    cfg = resolve_pretrained_cfg(variant, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None))
+    cfg = resolve_pretrained_cfg(
+        variant, kwargs.pop("pretrained_cfg", None), kwargs.pop("pretrained_cfg_overlay", None)
+    )
     if pretrained and cfg.hf_hub_id and not (cfg.state_dict or cfg.file):
         ensure_reachable(cfg.hf_hub_id, HUB_FILES, kwargs.get("cache_dir"))
     file = None if cfg.state_dict or cfg.source == "local-dir" else cfg.file

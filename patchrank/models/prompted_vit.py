@@ -108,12 +108,19 @@ class PromptedTower:
     def _last_norm(self, x: Tensor, prompts: nn.Module | None) -> Tensor:
         return scaled_norm(self.norm, x, _gains_of(prompts), -1)
 
-    def _embedding(self, x: Tensor, prompts: nn.Module | None, repaired: bool, sizes: Tensor | None = None) -> Tensor:
+    def _embedding(
+        self,
+        x: Tensor,
+        prompts: nn.Module | None,
+        repaired: bool,
+        sizes: Tensor | None = None,
+        pre_logits: bool = False,
+    ) -> Tensor:
         """What the head, or a repair, makes of the last sequence, or of its class row alone; no prompt is pooled."""
         if prompts is not None:
             x = remove(x, self.num_prefix_tokens, self.num_prompt_tokens)
         x = self._last_norm(x, prompts)
-        return self._head_of(x, sizes, repaired=repaired)
+        return self._head_of(x, sizes, pre_logits, repaired)
 
 
 def _gains_of(prompts: nn.Module | None) -> Tensor | None:

@@ -197,18 +197,19 @@ class PrunedVisionTransformer(
             return self.forward_suffix(self._embed(images, None), 1, prompted=False)
         return self.forward_suffix(tokens, self.shared_layer, prompted=False)
 
-    def forward_suffix(self, x: Tensor, layer: int, prompted: bool = True) -> Tensor:
+    def forward_suffix(self, x: Tensor, layer: int, prompted: bool = True, pre_logits: bool = False) -> Tensor:
         """Embeddings (B, E) of token sequences of any length that enter `layer`; no further pruning.
 
         Args:
             prompted: False for sequences without the prompts in use.
+            pre_logits: give what enters the head, (B, D), which of a classifier is the embedding.
         """
         prompts = self.prompts if prompted else None
         blocks = self._layers(prompts)
         for block in blocks[layer - 1 : -1]:
             x = self._run(block, x)
         last = forward_cls(blocks[-1], x) if can_skip_rows(self) else self._run(blocks[-1], x)
-        return self._embedding(last, prompts, repaired=False)
+        return self._embedding(last, prompts, repaired=False, pre_logits=pre_logits)
 
     @property
     def shared_layer(self) -> int:
