@@ -25,7 +25,7 @@ from patchrank.config import PruningConfig, RepairConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, content_id, resolve
-from patchrank.layers.repair import Repair, check_head, fit_projection
+from patchrank.layers.repair import Repair, check_head, fit_projection, own_projection
 from patchrank.models.clip import Clip
 from patchrank.models.embed import embed_unpruned, evaluate, over_batches, split_batches
 from patchrank.models.pruning_cfg import lets_leave
@@ -64,9 +64,7 @@ def fit_repair(clip: Clip, splits: Sequence[ImageSplit], ridge: float | None = N
 
     pairs = [over_batches(clip, split_batches(clip, split, what="repair", quiet=quiet), both) for split in splits]
     entering, whole = (torch.cat([pair[side] for part in pairs for pair in part]) for side in (0, 1))
-    weight = tower.head.weight.detach().cpu()
-    bias = weight.new_zeros(len(weight)) if tower.head.bias is None else tower.head.bias.detach().cpu()
-    solved = fit_projection(entering, whole, weight, bias, ridge)
+    solved = fit_projection(entering, whole, *own_projection(tower.head, tower.embed_dim), ridge)
     about = describe_repair(tower, clip.name) | {"data": data_of(splits), "images": len(entering)}
     about |= {"ridge": solved.ridge, "drift_before": solved.drift_before, "drift_after": solved.drift_after}
     return Repair(solved.weight.float(), solved.bias.float(), about)

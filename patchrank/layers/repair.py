@@ -2,7 +2,7 @@
 
 What pruning does to an embedding is largely linear in what enters the projection. So a projection that is solved for
 the pruned tower brings embeddings back towards those of the whole tower. It has the shape of the old one, and costs the
-same. It needs unlabelled images and no training.
+same. It needs unlabelled images and no training. A tower without a projection gets one, from the identity.
 
 Shapes: n images, D width of the tower, E width of embeddings.
 """
@@ -66,20 +66,23 @@ def check_head(head: nn.Module) -> None:
     """Refuses a projection whose call does more than multiply, which a repair would leave out.
 
     Raises:
-        UserError: there is none, it has hooks or a `forward` of its own, or is no plain linear layer (LoRA,
-            parametrised).
+        UserError: it has hooks or a `forward` of its own, or is no plain linear layer (LoRA, parametrised).
     """
-    if isinstance(head, nn.Identity):
-        raise UserError(
-            "a repair takes the place of a tower's projection, but this tower has none inside (open_clip's `timm_proj` "
-            "puts it behind); try set_pruning(repair_path=None)"
-        )
     kind = type(head)
-    if is_hooked(head) or not hasattr(head, "in_features") or not kind.__module__.startswith(PLAIN):
+    is_known = isinstance(head, nn.Identity) or hasattr(head, "in_features")
+    if is_hooked(head) or not is_known or not kind.__module__.startswith(PLAIN):
         raise UserError(
             f"a repair takes the place of the tower's head, but this head is a {kind.__name__} with a call of its own "
             "(hooks, LoRA, ...), which would not run; try set_pruning(repair_path=None)"
         )
+
+
+def own_projection(head: nn.Module, embed_dim: int) -> tuple[Tensor, Tensor]:
+    """Weight (E, D) and bias (E,) of a head that `check_head` lets pass; of none, the identity: (D, D) and zeros."""
+    if isinstance(head, nn.Identity):
+        return torch.eye(embed_dim), torch.zeros(embed_dim)
+    weight = head.weight.detach().cpu()
+    return weight, weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().cpu()
 
 
 def solve(x: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

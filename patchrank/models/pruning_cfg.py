@@ -220,6 +220,8 @@ def count_macs(tower: nn.Module, pruner: PruningBlock | None, cls_only: bool) ->
         return Macs(vision_macs(tower, cls_only_last=cls_only))
     drops = tuple(pruner.drops), tuple(pruner.drops.values())
     vision = vision_macs(tower, *drops, cls_only, mid=pruner.mid)
+    if pruner.repair is not None and not tower.num_classes:  # a projection where there was none
+        vision += pruner.repair.weight.numel()
     return Macs(vision, pruner.num_macs(tower, cls_only), pruner.matching_macs(tower, cls_only))
 
 

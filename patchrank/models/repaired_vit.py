@@ -68,7 +68,8 @@ class RepairedTower:
         if pruner is None:  # nothing leaves now, but a file that is named must be there
             return None
         check_head(self.head)
-        if (theirs := tuple(repair.weight.shape)) != (ours := (self.head.out_features, self.head.in_features)):
+        ours = self.num_classes or self.embed_dim, self.embed_dim
+        if (theirs := tuple(repair.weight.shape)) != ours:
             raise UserError(f"{repair.source}: of shape {theirs}, but this tower's projection has {ours}")
         check_settings(repair, pruning, pruner.drops, pruner.reducer)
         if self.prompts is not None:
