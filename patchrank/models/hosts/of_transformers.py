@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from patchrank.layers.pooling import reads_patches
-from patchrank.models.hosts.runner import Output, Run, RunLayers, check_options
+from patchrank.models.hosts.runner import Leads, Output, Run, RunLayers, check_options
 from patchrank.models.hosts.tower import HostedTower
 from patchrank.models.hosts.transformers_tower import TransformersTower, create_tower
 from patchrank.models.hosts.zero_rows import PooledRows, hang
@@ -39,7 +39,7 @@ def find_core(model: nn.Module) -> nn.Module:
     )
 
 
-class RunEncoder(nn.Module):
+class RunEncoder(Leads, nn.Module):
     """Takes the place of an encoder: the same layers by the same names, with tokens leaving on the way.
 
     Args:
@@ -62,10 +62,6 @@ class RunEncoder(nn.Module):
         check_options(asked(encoder.config, kwargs), args[1:])
         (x,) = (each for each in tokens if each is not None)
         return output_like(encoder)(last_hidden_state=Run(tower, output).whole(x))
-
-    train = RunLayers.train
-    _apply = RunLayers._apply
-    _follow = RunLayers._follow
 
 
 def asked(config: object, kwargs: Mapping) -> dict:

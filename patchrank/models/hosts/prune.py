@@ -70,6 +70,8 @@ def unprune(model: nn.Module) -> nn.Module:
     if isinstance(model, PrunedVisionTransformer):
         model.set_pruning(**OFF)
         return model
+    if held_tower(model) is None and door_of(model) is not None:
+        raise UserError(f"this {type(model).__name__} is not pruned, so there is nothing to undo")
     if held_tower(model) is None:
         from patchrank.models.open_clip.prune import unprune as unprune_open_clip
 

@@ -71,7 +71,24 @@ class Step:
         return getattr(self._block, name)
 
 
-class RunLayers(nn.ModuleList):
+class Leads:
+    """Part of a module that holds a tower: the predictor is no part of the model, and goes where the model goes."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        return self._lead(lambda pruner: pruner.train(mode))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        return self._lead(lambda pruner: pruner._apply(fn, recurse))
+
+    def _lead(self, change: Callable[[nn.Module], object]) -> nn.Module:
+        if (pruner := self.held[0].pruner) is not None:
+            change(pruner)
+        return self
+
+
+class RunLayers(Leads, nn.ModuleList):
     """A model's layers under their own names, which run with tokens leaving on the way.
 
     Called, it runs all of them; iterated or sliced from the start, it gives the steps of one run. While nothing is
@@ -110,20 +127,6 @@ class RunLayers(nn.ModuleList):
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
-
-    def train(self, mode: bool = True) -> RunLayers:
-        super().train(mode)
-        return self._follow(lambda pruner: pruner.train(mode))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunLayers:
-        super()._apply(fn, recurse)
-        return self._follow(lambda pruner: pruner._apply(fn, recurse))
-
-    def _follow(self, change: Callable[[nn.Module], object]) -> RunLayers:
-        """The predictor is no part of the model, and goes where the model goes."""
-        if (pruner := self.held[0].pruner) is not None:
-            change(pruner)
-        return self
 
 
 def check_options(options: dict, masks: Sequence[object] = ()) -> None:

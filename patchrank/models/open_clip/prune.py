@@ -110,7 +110,7 @@ def _instead_of(model: object) -> str | None:
     if isinstance(model, torch.jit.ScriptModule) or type(model).__module__ == "clip.model":  # OpenAI's package
         return same
     if hasattr(model, "vision_model"):  # of transformers
-        return "try patchrank.create_clip(NAME, checkpoint=FILE) with the file of its weights"
+        return "try patchrank.prune, which takes it, or patchrank.create_clip(NAME, checkpoint=FILE)"
     if isinstance(model, Clip):
         return "this pair is patchrank's own, so use clip.visual.set_pruning"
     if isinstance(model, PrunedVisionTransformer):

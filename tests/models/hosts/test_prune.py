@@ -1,0 +1,119 @@
+"""Models of timm and transformers, pruned in place, beside their own modules with patches masked."""
+
+import copy
+
+import pytest
+import torch
+
+import patchrank
+from patchrank.utils.errors import UserError
+from tests.helpers import toy_hosts
+
+NOTHING = dict(locations=(2, 3))
+DROPPING = dict(locations=(3,), keep_rate=0.5, reducer="center")
+MERGING = dict(locations=(2, 3), keep_rate=0.5, reducer="tome")
+FITTED = dict(locations=(2, 3), keep_rate=0.5, reducer="predictor", predictor_init="random")
+
+
+@pytest.fixture(params=toy_hosts.HOSTS)
+def name(request):
+    if request.param in toy_hosts.OF_TRANSFORMERS:
+        pytest.importorskip("transformers")
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return toy_hosts.create(name)
+
+
+@pytest.fixture
+def x():
+    return toy_hosts.images()
+
+
+def outputs(model, x):
+    out = model(x)
+    return {"": out} if isinstance(out, torch.Tensor) else {key: value for key, value in out.items()}
+
+
+@torch.no_grad()
+def test_a_model_that_keeps_all_is_what_it_was(model, x):
+    before, keys = outputs(model, x), list(model.state_dict())
+    assert patchrank.prune(model, **NOTHING) is model
+    for key, value in outputs(model, x).items():
+        assert torch.equal(value, before[key])
+    assert list(model.state_dict()) == keys
+
+
+@torch.no_grad()
+def test_dropped_patches_are_as_if_masked(model, x):
+    whole = toy_hosts.embedding(model, x)
+    patchrank.prune(model, **DROPPING)
+    found, kept = toy_hosts.embedding(model, x), patchrank.find_tower(model).forward_pruned(x).kept
+    expected = toy_hosts.masked(patchrank.unprune(model), x, kept, layer=3)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [DROPPING, MERGING, FITTED], ids=["dropping", "merging", "predictor"])
+@torch.no_grad()
+def test_the_tower_inside_gives_what_the_model_gives(model, x, settings):
+    patchrank.prune(model, **settings)
+    found, tower = toy_hosts.embedding(model, x), patchrank.find_tower(model)
+    for same in (tower(x), tower.forward_pruned(x).embedding):
+        torch.testing.assert_close(same, found, atol=1e-5, rtol=1e-5)
+    assert tower.macs().image < tower.macs_unpruned().image
+
+
+@torch.no_grad()
+def test_unprune_gives_the_very_model_back(model, x):
+    before, layers = outputs(model, x), dict(model.named_modules())
+    patchrank.unprune(patchrank.prune(model, **FITTED))
+    assert dict(model.named_modules()) == layers
+    for key, value in outputs(model, x).items():
+        assert torch.equal(value, before[key])
+    with pytest.raises(UserError, match="not pruned|takes a model of open_clip"):
+        patchrank.unprune(model)
+
+
+@torch.no_grad()
+def test_copies_and_settings_of_their_own(model, x):
+    patchrank.prune(model, **DROPPING)
+    found, twin = outputs(model, x), copy.deepcopy(model)
+    patchrank.prune(model, keep_rate=0.25)
+    for key, value in outputs(twin, x).items():
+        assert torch.equal(value, found[key])
+    assert not torch.equal(toy_hosts.embedding(model, x), toy_hosts.embedding(twin, x))
+    assert patchrank.find_tower(twin) is not patchrank.find_tower(model)
+
+
+def test_gradients_reach_every_weight_that_they_reached(model, x):
+    def reached():
+        model.zero_grad()
+        toy_hosts.embedding(model, x).square().sum().backward()
+        return {key for key, weight in model.named_parameters() if weight.grad is not None}
+
+    before = reached()
+    patchrank.prune(model, **DROPPING)
+    assert reached() == before
+
+
+@torch.no_grad()
+def test_a_state_dict_goes_back_and_forth(name, model, x):
+    patchrank.prune(model, **FITTED)
+    other = toy_hosts.create(name)
+    for weight in other.parameters():
+        weight.mul_(1.5)
+    model.load_state_dict(other.state_dict())
+    patchrank.prune(other, predictor=patchrank.find_tower(model).predictor, locations=(2, 3), keep_rate=0.5)
+    assert torch.equal(toy_hosts.embedding(model, x), toy_hosts.embedding(other, x))
+
+
+@torch.no_grad()
+def test_half_precision_takes_the_predictor_along(model, x):
+    patchrank.prune(model, **FITTED)
+    whole = toy_hosts.embedding(model, x)
+    low = toy_hosts.embedding(model.bfloat16(), x.bfloat16())
+    assert low.dtype is torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(low.float(), whole, dim=-1).min() > 0.9
