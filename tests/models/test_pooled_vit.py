@@ -3,9 +3,10 @@
 import pytest
 import timm
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from helpers.macs import counted
 
 from patchrank.layers.pooling import pooled
+from patchrank.layers.predictors import create_predictor
 from patchrank.utils.errors import UserError
 
 SHAPES = {
@@ -83,16 +84,13 @@ def test_predictors_see_the_mean_patch_where_there_is_no_class_token(tower, imag
     torch.testing.assert_close(patches, x[:, tower.num_prefix_tokens :])
 
 
-@pytest.mark.parametrize("settings", [DROPPING, MERGING], ids=["drop", "merge"])
-@torch.no_grad()
-def test_macs_of_pooling_are_those_that_torch_counts(images, settings):
-    tower = timm.create_model("patchrank_clip_digits", depth=5, locations=(1,), **SHAPES["attention"]).eval()
-    whole, pruned = tower.macs_unpruned().image, tower.set_pruning(**settings) or tower.macs().vision
-    for macs, of_matching in ((whole, False), (pruned, True)):
-        with FlopCounterMode(display=False) as counter:
-            tower(images[:1]) if of_matching else tower.forward_whole(images[:1])
-        found = counter.get_total_flops() / 2
-        assert found == pytest.approx(macs, rel=0.05 if settings is MERGING and of_matching else 1e-6)
+@pytest.mark.parametrize("shape", ["attention", "attention with registers"])
+def test_macs_of_pooling_are_those_that_torch_counts(shape, images):
+    tower = timm.create_model("patchrank_clip_digits", depth=5, locations=(1,), **SHAPES[shape]).eval()
+    tower.requires_grad_(False)  # or the counter stumbles over views of the learned query
+    assert counted(lambda: tower(images[:1])) == tower.macs_unpruned().image
+    tower.set_pruning(**DROPPING)
+    assert counted(lambda: tower(images[:1])) == tower.macs().image
 
 
 def test_what_needs_a_class_token_is_refused_by_name(images):
@@ -102,8 +100,6 @@ def test_what_needs_a_class_token_is_refused_by_name(images):
         with pytest.raises(UserError, match=f"reducer '{reducer}' .*this tower has no class token; try"):
             tower.set_pruning(keep_rate=0.5, reducer=reducer, locations=(3,))
     with pytest.raises(UserError, match="class token alone, which this tower has not; try mix_mlp"):
-        from patchrank.layers.predictors import create_predictor
-
         tower.set_pruning(predictor=create_predictor("mlp", 64, (8, 8)), keep_rate=0.5, locations=(3,))
     assert torch.equal(tower(images), expected)
 

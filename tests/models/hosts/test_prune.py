@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from helpers import toy_hosts
 
 import patchrank
 from patchrank.utils.errors import UserError
-from tests.helpers import toy_hosts
 
 NOTHING = dict(locations=(2, 3))
 DROPPING = dict(locations=(3,), keep_rate=0.5, reducer="center")
