@@ -37,7 +37,7 @@ HOSTS = [*OF_TIMM, *OF_TRANSFORMERS]
 WITHOUT_CLASS_TOKEN = ("timm average without class token", "timm siglip", "SiglipVisionModel")
 
 
-def create(name: str, **changes) -> nn.Module:
+def create(name: str, noise: float = 0.05, **changes) -> nn.Module:
     """A small model by its name in `HOSTS`, in evaluation mode, with weights large enough to tell patches apart."""
     torch.manual_seed(0)
     if name in OF_TIMM:
@@ -50,12 +50,12 @@ def create(name: str, **changes) -> nn.Module:
         model = getattr(transformers, name)(getattr(transformers, config)(**HF | settings | changes))
     with torch.no_grad():
         for weight in model.parameters():
-            weight.add_(0.05 * torch.randn_like(weight))
+            weight.add_(noise * torch.randn_like(weight))
     return model.eval()
 
 
-def images(count: int = 3, seed: int = 1) -> Tensor:
-    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+def images(count: int = 3, side: int = SIDE) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
 def embedding(model: nn.Module, x: Tensor) -> Tensor:
@@ -68,12 +68,11 @@ def embedding(model: nn.Module, x: Tensor) -> Tensor:
     return out.image_embeds if "image_embeds" in out else out.pooler_output
 
 
-def masked(model: nn.Module, x: Tensor, kept: Tensor, layer: int) -> Tensor:
+def masked(model: nn.Module, x: Tensor, kept: Tensor, layer: int, num_patches: int = NUM_PATCHES) -> Tensor:
     """The embedding by the model's own modules, with all patches but those `kept` (B, K) masked from a layer on."""
-    live = torch.zeros(len(x), NUM_PATCHES).scatter(1, kept, 1.0)
-    return (_masked_timm if isinstance(model.get_submodule(""), timm.models.VisionTransformer) else _masked_hf)(
-        model, x, live, layer
-    )
+    live = torch.zeros(len(x), num_patches).scatter(1, kept, 1.0)
+    way = _masked_timm if isinstance(model, timm.models.VisionTransformer) else _masked_hf
+    return way(model, x, live, layer)
 
 
 def _bias(live: Tensor, length: int) -> Tensor:

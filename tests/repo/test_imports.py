@@ -9,7 +9,7 @@ import pytest
 import patchrank
 from patchrank.models.clip import create_clip
 
-HEAVY = ("ray", "webdataset", "open_clip", "matplotlib", "optuna", "sklearn")
+HEAVY = ("ray", "webdataset", "open_clip", "matplotlib", "optuna", "sklearn", "transformers")
 
 
 STAGES = ("golden", "fit", "evaluate", "benchmark", "prompt.tuning", "trial.run", "report", "visualize")
@@ -36,13 +36,20 @@ def test_the_tests_here_can_fail(loaded):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_need_neither_ray_nor_open_clip_to_import(stage, loaded):
-    assert loaded[f"patchrank.{stage}"] & {"ray", "optuna", "open_clip", "webdataset"} == set()
+    assert loaded[f"patchrank.{stage}"] & {"ray", "optuna", "open_clip", "webdataset", "transformers"} == set()
 
 
 def test_public_names_come_with_their_own_signatures_and_docstrings():
-    assert {"create_clip", "preset", "prune_open_clip", "unprune", "save_pretrained", "UserError"} == set(
-        patchrank.__all__
-    )
+    assert {
+        "create_clip",
+        "find_tower",
+        "preset",
+        "prune",
+        "prune_open_clip",
+        "save_pretrained",
+        "unprune",
+        "UserError",
+    } == set(patchrank.__all__)
     assert set(patchrank.__all__) <= set(dir(patchrank))
     assert patchrank.create_clip is create_clip and "checkpoint" in inspect.signature(patchrank.create_clip).parameters
     assert all(inspect.getdoc(getattr(patchrank, name)) for name in patchrank.__all__)

@@ -117,3 +117,33 @@ def test_half_precision_takes_the_predictor_along(model, x):
     low = toy_hosts.embedding(model.bfloat16(), x.bfloat16())
     assert low.dtype is torch.bfloat16
     assert torch.nn.functional.cosine_similarity(low.float(), whole, dim=-1).min() > 0.9
+
+
+FULL = {
+    "timm siglip": dict(img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12),
+    "timm dinov2": dict(img_size=224, patch_size=14, embed_dim=384, depth=12, num_heads=6, init_values=0.1),
+    "timm vit": dict(img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12, num_classes=1000),
+    "timm average": dict(img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12),
+    "timm clip": dict(img_size=224, patch_size=16, embed_dim=768, depth=12, num_heads=12, num_classes=512),
+    "timm deit": dict(img_size=224, patch_size=16, embed_dim=384, depth=12, num_heads=6, num_classes=1000),
+}
+BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, image_size=224, patch_size=16)
+for _name in toy_hosts.OF_TRANSFORMERS:
+    _dinov2 = _name.startswith("Dinov2")
+    FULL[_name] = BASE | (dict(mlp_ratio=4, patch_size=14) if _dinov2 else dict(intermediate_size=3072))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+@torch.no_grad()
+def test_so_it_is_at_full_size(name):
+    model, x = toy_hosts.create(name, noise=0.002, **FULL[name]), toy_hosts.images(2, side=224)
+    whole = toy_hosts.embedding(model, x)
+    patchrank.prune(model, locations=(4,), keep_rate=0.6, reducer="center")
+    tower, found = patchrank.find_tower(model), toy_hosts.embedding(model, x)
+    kept, count = tower.forward_pruned(x).kept, tower.num_patches
+    expected = toy_hosts.masked(patchrank.unprune(model), x, kept, 4, count)
+    scale = expected.abs().max()
+    torch.testing.assert_close(found / scale, expected / scale, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, whole, atol=1e-3)
+    assert torch.equal(toy_hosts.embedding(model, x), whole)
