@@ -69,6 +69,12 @@ def has_hooks(module: nn.Module, before: bool = False) -> bool:
     )
 
 
+def has_others_hooks(module: nn.Module, known: str) -> bool:
+    """Whether a hook hangs on a module that was not written in a package, whose name with a dot is `known`."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(not getattr(hook, "__module__", "").startswith(known) for each in hooks for hook in each.values())
+
+
 def has_global_hooks(before: bool = False) -> bool:
     """Whether somebody hung hooks on all modules; `before` as in `has_hooks`.
 

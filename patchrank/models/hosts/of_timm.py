@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from patchrank.layers.pooling import check_pool
-from patchrank.models.hosts.runner import Output, RunLayers
+from patchrank.models.hosts.runner import RunLayers
 from patchrank.models.hosts.tower import HostedTower
 from patchrank.models.hosts.zero_rows import PooledRows, hang
 from patchrank.utils.errors import UserError
@@ -17,7 +17,7 @@ def is_timm(model: nn.Module) -> bool:
     return type(model).__module__.startswith("timm.")
 
 
-def attach(model: nn.Module, output: Output, img_size: int | None) -> HostedTower:
+def attach(model: nn.Module, img_size: int | None) -> HostedTower:
     """Puts a tower of ours around the layers of one of timm's vision transformers.
 
     Raises:
@@ -32,7 +32,7 @@ def attach(model: nn.Module, output: Output, img_size: int | None) -> HostedTowe
         raise UserError("img_size belongs to models of transformers; try timm.create_model(NAME, img_size=...)")
     check_pool(model)
     tower, first = HostedTower.around(model), 0 if model.pool_include_prefix else model.num_prefix_tokens
-    model.blocks = RunLayers(tower, model.blocks, output)
+    model.blocks = RunLayers(tower, model.blocks)
     left = "mean" if model.global_pool == "avg" else "zeros"
     tower.handles = hang(model.norm, model.attn_pool, left, first, PooledRows("attn_mask", 0, inverted=False))
     return tower
@@ -49,7 +49,7 @@ def follow(tower: HostedTower, model: VisionTransformer) -> None:
 
 def detach(model: VisionTransformer) -> None:
     """Gives the model its own list of layers again, with the layers that it has now."""
-    tower, layers, _ = model.blocks.held
+    tower, layers = model.blocks.held
     for name, layer in model.blocks.named_children():
         setattr(layers, name, layer)
     layers.training = model.blocks.training

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from patchrank.layers.pooling import reads_patches
-from patchrank.models.hosts.runner import Leads, Output, Run, RunLayers, check_options
+from patchrank.models.hosts.runner import Leads, Run, RunLayers, check_options
 from patchrank.models.hosts.tower import HostedTower
 from patchrank.models.hosts.transformers_tower import TransformersTower, create_tower
 from patchrank.models.hosts.zero_rows import PooledRows, hang
@@ -46,22 +46,24 @@ class RunEncoder(Leads, nn.Module):
         encoder: the model's own, which runs while nothing is pruned.
     """
 
-    def __init__(self, tower: TransformersTower, encoder: nn.Module, output: Output):
+    def __init__(self, tower: TransformersTower, encoder: nn.Module):
         super().__init__()
         for name, child in encoder.named_children():
             self.add_module(name, child)
-        self.held = (tower, encoder, output)  # in a tuple, so that they are no part of the model
+        self.held = (tower, encoder)  # in a tuple, so that they are no part of the model
         self.training = encoder.training
 
     def forward(self, *args: Tensor | None, **kwargs: object):
         """transformers' own kind of output, with `last_hidden_state` on the full grid or of the kept tokens."""
-        tower, encoder, output = self.held
+        tower, encoder = self.held
         if tower.pruner is None:
             return encoder(*args, **kwargs)
         tokens = [*args[:1], kwargs.pop("inputs_embeds", None), kwargs.pop("hidden_states", None)]
         check_options(asked(encoder.config, kwargs), args[1:])
         (x,) = (each for each in tokens if each is not None)
-        return output_like(encoder)(last_hidden_state=Run(tower, output).whole(x))
+        from transformers.modeling_outputs import BaseModelOutput
+
+        return BaseModelOutput(last_hidden_state=Run(tower).whole(x))
 
 
 def asked(config: object, kwargs: Mapping) -> dict:
@@ -70,14 +72,7 @@ def asked(config: object, kwargs: Mapping) -> dict:
     return usual | {name: value for name, value in kwargs.items() if value is not None}
 
 
-def output_like(encoder: nn.Module) -> type:
-    """The class of what encoders of transformers give."""
-    from transformers.modeling_outputs import BaseModelOutput
-
-    return BaseModelOutput
-
-
-def attach(model: nn.Module, output: Output, img_size: int | None) -> HostedTower:
+def attach(model: nn.Module, img_size: int | None) -> HostedTower:
     """Puts a tower of ours around the layers of an image tower of transformers.
 
     Args:
@@ -89,9 +84,9 @@ def attach(model: nn.Module, output: Output, img_size: int | None) -> HostedTowe
     core = find_core(model)
     tower = create_tower(core, KNOWN[type(core).__name__], getattr(model, "visual_projection", None), img_size)
     if hasattr(core, "encoder"):
-        core.encoder = RunEncoder(tower, core.encoder, output)
+        core.encoder = RunEncoder(tower, core.encoder)
     else:
-        core.layers = RunLayers(tower, core.layers, output)
+        core.layers = RunLayers(tower, core.layers)
     pool = core.head.attention if reads_patches(tower) else None
     how = PooledRows("key_padding_mask", 1, inverted=True)
     tower.handles = hang(getattr(core, KNOWN[type(core).__name__]), pool, "zeros", tower.num_prefix_tokens, how)
@@ -109,7 +104,7 @@ def runners(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 def detach(model: nn.Module) -> None:
     """Gives the model its own encoder or list of layers again, with the layers that it has now."""
     for core, name, runner in list(runners(model)):
-        tower, own, _ = runner.held
+        tower, own = runner.held
         for key, child in runner.named_children():
             setattr(own, key, child)
         own.training = runner.training

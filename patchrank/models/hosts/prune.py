@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from patchrank.layers.pooling import reads_patches
 from patchrank.models.hosts import of_timm, of_transformers
 from patchrank.models.hosts.runner import Output, RunLayers
 from patchrank.models.hosts.tower import HostedTower
@@ -18,7 +17,7 @@ OUTPUTS = ("grid", "kept")
 def prune(
     model: nn.Module,
     predictor: nn.Module | None = None,
-    output: Output = "grid",
+    output: Output | None = None,
     img_size: int | None = None,
     **pruning,
 ) -> nn.Module:
@@ -33,7 +32,8 @@ def prune(
         predictor: a fitted predictor to rank by, instead of a file.
         output: what features of all tokens are (`last_hidden_state`, `forward_features`): on the full "grid", with what
             patches merged into, and zeros where they left, or of the "kept" tokens alone. A model that averages its
-            patches has the mean of the others where they left. Of open_clip's models and ours it is "grid".
+            patches has the mean of the others where they left. "grid" if left out, or what it was; of open_clip's
+            models and ours it is always "grid".
         img_size: side of the images that a model of transformers will see, where it is not its config's.
         **pruning: fields of `patchrank.models.pruning_cfg.Pruning`; without any, nothing leaves yet. Called again, it
             changes the settings.
@@ -44,17 +44,17 @@ def prune(
     Raises:
         UserError: a model that cannot be reproduced exactly, by name, or impossible settings; it is then as it was.
     """
-    if output not in OUTPUTS:
+    if output not in (None, *OUTPUTS):
         raise UserError(f"output {output!r} does not exist; {near(output, OUTPUTS)}")
     if (tower := held_tower(model)) is not None:
-        set_hosted(model, tower, predictor, output, pruning)
+        set_hosted(tower, predictor, output, img_size, pruning)
         return model
     door = door_of(model)
     if door is None:
         return prune_others(model, predictor, output, img_size, pruning)
-    tower = door.attach(model, output, img_size)
+    tower = door.attach(model, img_size)
     try:
-        set_hosted(model, tower, predictor, output, pruning)
+        set_hosted(tower, predictor, output, img_size, pruning)
     except BaseException:
         door.detach(model)
         raise
@@ -117,26 +117,35 @@ def door_of(model: nn.Module):
 
 
 def set_hosted(
-    model: nn.Module, tower: HostedTower, predictor: nn.Module | None, output: Output, pruning: dict
+    tower: HostedTower, predictor: nn.Module | None, output: Output | None, img_size: int | None, pruning: dict
 ) -> None:
     """Changes the settings of a model that has a tower of ours. Raises `UserError` for impossible ones."""
-    tower.set_pruning(predictor=predictor, **pruning)
-    if output == "kept" and reads_patches(tower) and tower.pruner is not None and tower.pruner.merges:
-        raise UserError(
-            "output 'kept' loses how many patches a token stands for, which this model pools by; try 'grid'"
-        )
+    if img_size not in (None, side := tower.patch_embed.img_size[0]):
+        raise UserError(f"img_size {img_size}: the model is pruned for {side} pixels; try patchrank.unprune first")
+    before, tower.output = tower.output, output or tower.output
+    try:
+        tower.set_pruning(predictor=predictor, **pruning)
+    except BaseException:
+        tower.output = before
+        raise
 
 
 def prune_others(
-    model: nn.Module, predictor: nn.Module | None, output: Output, img_size: int | None, pruning: dict
+    model: nn.Module, predictor: nn.Module | None, output: Output | None, img_size: int | None, pruning: dict
 ) -> nn.Module:
     """Towers of ours and models of open_clip, which have a way of their own."""
-    for name, value, usual in (("output", output, "grid"), ("img_size", img_size, None)):
-        if value != usual:
-            raise UserError(f"{name} {value!r} does not go with a {type(model).__name__}; try it without")
+    kind = type(model)
+    if img_size is not None or output == "kept":
+        name = "img_size" if img_size is not None else "output 'kept'"
+        raise UserError(f"{name} does not go with a {kind.__name__}; try it without")
     if isinstance(model, PrunedVisionTransformer):
         model.set_pruning(predictor, **pruning)
         return model
+    if kind.__module__.startswith("torch."):  # wrappers, layers
+        raise UserError(
+            f"patchrank.prune does not know {kind.__module__}.{kind.__name__}; try the model itself, of timm, "
+            "transformers or open_clip, before it is wrapped or compiled"
+        )
     from patchrank.models.open_clip.prune import prune_open_clip
 
     return prune_open_clip(model, predictor, **pruning)

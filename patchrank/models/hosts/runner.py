@@ -20,12 +20,12 @@ class Run:
     features between any two layers, and nothing stays on the model.
 
     Args:
-        tower: ours, with something to prune.
-        output: whether a step gives the full grid, with zeros where patches left, or the kept tokens alone.
+        tower: ours, with something to prune. Its `output` says whether a step gives the full grid, with zeros where
+            patches left, or the kept tokens alone.
     """
 
-    def __init__(self, tower: nn.Module, output: Output):
-        self.tower, self.output = tower, output
+    def __init__(self, tower: nn.Module):
+        self.tower = tower
         self.blocks: Sequence[Callable] = ()
         self.x: Tensor | None = None
         self.state: TokenState | None = None
@@ -45,7 +45,7 @@ class Run:
     def step(self, layer: int) -> Tensor:
         """Runs one layer, from 1, and gives its output as the host is to see it."""
         self.x, self.state = self.tower._run_layer(self.blocks, layer, self.x, self.state)
-        return self.x if self.output == "kept" else self.tower._full_grid(self.x, self.state)
+        return self.x if self.tower.output == "kept" else self.tower._full_grid(self.x, self.state)
 
     def whole(self, x: Tensor) -> Tensor:
         """All layers at once."""
@@ -97,29 +97,28 @@ class RunLayers(Leads, nn.ModuleList):
     Args:
         tower: ours, around the same modules.
         layers: the model's own list.
-        output: as of `Run`.
     """
 
-    def __init__(self, tower: nn.Module, layers: nn.Sequential | nn.ModuleList, output: Output):
+    def __init__(self, tower: nn.Module, layers: nn.Sequential | nn.ModuleList):
         super().__init__(layers.children())
-        self.held = (tower, layers, output)  # in a tuple, so that they are no part of the model
+        self.held = (tower, layers)  # in a tuple, so that they are no part of the model
         self.training = layers.training
 
     def forward(self, x: Tensor) -> Tensor:
-        tower, _, output = self.held
+        tower, _ = self.held
         if tower.pruner is not None:
             check_checkpointing(tower)
-            return Run(tower, output).whole(x)
+            return Run(tower).whole(x)
         for layer in self.children():
             x = layer(x)
         return x
 
     def __iter__(self) -> Iterator[Callable]:
-        tower, _, output = self.held
+        tower, _ = self.held
         if tower.pruner is None:
             return self.children()
         check_checkpointing(tower)
-        run = Run(tower, output)
+        run = Run(tower)
         return iter([Step(run, place, layer) for place, layer in enumerate(self.children(), 1)])
 
     def __getitem__(self, place: int | slice):

@@ -7,7 +7,9 @@ from copy import copy
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from patchrank.layers.pooling import reads_patches
 from patchrank.layers.token_state import TokenState
+from patchrank.models.hosts.runner import Output
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
@@ -48,6 +50,8 @@ class HostedTower(SharedTower):
     bits of the first tokens, which may differ in the last place between batches of other sizes.
     """
 
+    output: Output = "grid"
+
     def set_prompts(self, prompts: nn.Module | None) -> None:
         """Refused, since the model itself makes its first tokens. Raises `UserError`."""
         raise UserError("prompts do not go into a model that was pruned in place; try an entry of timm.create_model")
@@ -60,10 +64,21 @@ class HostedTower(SharedTower):
     def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
         before = self.pruning, self.pruner, self._ranker
         super()._prune(changes, predictor)
-        if self.pruner is not None and "pixels" in self.pruner.reducer.needs:
-            name = self.pruning.reducer
+        try:
+            self._check_hosted()
+        except UserError:
             self.pruning, self.pruner, self._ranker = before
+            raise
+
+    def _check_hosted(self) -> None:
+        if self.pruner is None:
+            return
+        if "pixels" in self.pruner.reducer.needs:
+            name = self.pruning.reducer
             raise UserError(f"reducer {name!r} reads pixels, which the layers of this model do not see; try center")
+        if self.output == "kept" and reads_patches(self) and self.pruner.merges:
+            lost = "how many patches a token stands for, by which this model pools"
+            raise UserError(f"output 'kept' does not tell {lost}; try output='grid', or a reducer that drops")
 
     def _begin(self, images: Tensor, x: Tensor, mapped: bool) -> TokenState:
         return super()._begin(x, x, mapped)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from patchrank.models.hosts.tower import HostedTower
 from patchrank.utils.errors import UserError
+from patchrank.utils.private_names import has_others_hooks
 
 # Parts of a layer by timm's names, and what they are called in transformers; "" for one that may not be there
 PARTS = {
@@ -69,6 +70,7 @@ class TransformersTower(HostedTower):
         (core,) = self.original
         layers = list(layers_of(core))
         for block, layer in zip(self.blocks, layers):
+            check_unhooked(layer)
             place_parts(block, layer)
         self.grad_checkpointing = any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
         return self.blocks
@@ -139,6 +141,16 @@ def adapted(layer: nn.Module, dim: int, num_heads: int) -> Block:
     block.attn.attn_drop.p = float(getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0)))
     place_parts(block, layer)
     return block.train(layer.training)
+
+
+def check_unhooked(layer: nn.Module) -> None:
+    """Raises `UserError` where something hangs on a layer or its attention, whose parts run one by one here."""
+    for module in (layer, find(layer, ATTENTION)):
+        if "forward" in vars(module) or has_others_hooks(module, known="transformers."):
+            raise UserError(
+                f"hooks or a forward of its own on {type(module).__name__} would not run in a pruned model; try to "
+                "hang them on its norms, projections or mlp"
+            )
 
 
 def place_parts(block: Block, layer: nn.Module) -> None:
