@@ -14,6 +14,7 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from patchrank.layers.pooling import POOLS
 from patchrank.models.open_clip.convert import create_visual, strange_features
 from patchrank.models.open_clip.visual import OpenClipTrunk, OpenClipVisual
 from patchrank.models.pair import Clip
@@ -33,8 +34,8 @@ def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **prun
     model is pruned already, this changes the settings, as `model.visual.trunk.set_pruning` does.
 
     Args:
-        model: open_clip's `CLIP` or `CustomTextCLIP`, whose image tower is open_clip's `VisionTransformer` or timm's,
-            pooled by the class token.
+        model: open_clip's `CLIP` or `CustomTextCLIP`, whose image tower is open_clip's `VisionTransformer`, pooled by
+            the class token, or timm's, pooled by class token, average or attention (SigLIP).
         predictor: a fitted predictor to rank by, instead of a file.
         **pruning: fields of `patchrank.models.pruning_cfg.Pruning`; without any, nothing is pruned yet.
 
@@ -52,8 +53,8 @@ def prune_open_clip(model: nn.Module, predictor: nn.Module | None = None, **prun
         return model
     for feature in strange_parts(visual):
         raise UserError(
-            f"prune_open_clip cannot take this image tower: {feature}; it takes open_clip's VisionTransformer and "
-            "timm's, pooled by the class token"
+            f"prune_open_clip cannot take this image tower: {feature}; it takes open_clip's VisionTransformer, pooled "
+            "by the class token, and timm's"
         )
     is_timm = isinstance(visual, TimmModel)
     if is_timm:
@@ -170,7 +171,7 @@ def _strange_timm(trunk: nn.Module) -> Iterator[str]:
     if type(trunk) not in (VisionTransformer, PrunedVisionTransformer):
         yield f"timm's {type(trunk).__name__}"
         return
-    if trunk.global_pool != "token":
+    if not trunk.global_pool or trunk.global_pool not in POOLS:  # without any there is no embedding
         yield f"timm_pool {trunk.global_pool!r}"
     if type(trunk.patch_embed) is not PatchEmbed:
         yield f"patch embedding {type(trunk.patch_embed).__name__}"

@@ -269,9 +269,8 @@ def test_a_predictor_file_serves_open_clips_tower_and_timms(tmp_path):
         ({"scale_fc": True}, "scale_fc"),
         ({"output_tokens": True, "final_ln_after_pool": True}, "output_tokens with final_ln_after_pool"),
         ({"layers": (1, 1, 1, 1), "patch_size": None}, "ModifiedResNet"),
-        ({"kind": "timm", "timm_pool": "avg"}, "timm_pool 'avg'"),
         ({"kind": "timm", "timm_pool": ""}, "timm_pool ''"),
-        ({"kind": "timm", "timm_model_name": "test_vit2", "timm_pool": "map", "timm_proj": "none"}, "timm_pool 'map'"),
+        ({"kind": "timm", "timm_model_name": "test_vit2", "timm_pool": "map", "timm_proj": "none"}, "dynamic_img_size"),
         ({"kind": "timm", "timm_model_name": "test_convnext", "timm_pool": "avg"}, "timm's ConvNeXt"),
         ({"kind": "timm", "timm_model_name": "test_resnet", "timm_pool": "avg"}, "timm's ResNet"),
         ({"kind": "timm", "patch_dropout": 0.5}, "patch_dropout"),
@@ -284,6 +283,22 @@ def test_towers_that_ours_cannot_reproduce_are_refused_by_name(vision, feature):
     with pytest.raises(UserError, match=f"cannot take this image tower: {feature}"):
         patchrank.prune_open_clip(model)
     assert model.visual is visual and getattr(visual, "trunk", None) is trunk
+
+
+@pytest.mark.parametrize("timm_pool, more", [("avg", {}), ("map", {"timm_proj": "none"})])
+@torch.no_grad()
+def test_timms_towers_may_pool_by_average_or_attention(timm_pool, more):
+    if timm_pool == "map":  # as ViT-B-16-SigLIP of open_clip
+        more |= {"timm_model_name": "vit_base_patch16_siglip_224", "image_size": 32}
+    model = create("timm", timm_pool=timm_pool, **more)
+    images = images_of(model)
+    before, keys = model.encode_image(images), list(model.state_dict())
+    patchrank.prune(model, keep_rate=0.5, reducer="tome", locations=(4, 5))
+    pruned = model.encode_image(images)
+    assert pruned.shape == before.shape and not torch.allclose(pruned, before, atol=1e-4)
+    torch.testing.assert_close(patchrank.find_tower(model)(images), model.visual.trunk(images))
+    assert list(model.state_dict()) == keys
+    assert torch.equal(patchrank.unprune(model).encode_image(images), before)
 
 
 def test_patched_layers_are_refused():
