@@ -10,6 +10,7 @@ from patchrank.models.hosts.tower import HostedTower
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.utils.errors import UserError, near
 
+TAKES = "a model of timm, transformers or open_clip"
 OFF = {"keep_rate": 1.0, "budget": None, "drop_counts": None}
 OUTPUTS = ("grid", "kept")
 
@@ -70,14 +71,17 @@ def unprune(model: nn.Module) -> nn.Module:
     if isinstance(model, PrunedVisionTransformer):
         model.set_pruning(**OFF)
         return model
-    if held_tower(model) is None and door_of(model) is not None:
+    door = door_of(model)
+    if door is not None and held_tower(model) is None:
         raise UserError(f"this {type(model).__name__} is not pruned, so there is nothing to undo")
-    if held_tower(model) is None:
-        from patchrank.models.open_clip.prune import unprune as unprune_open_clip
+    if door is not None:
+        door.detach(model)
+        return model
+    from patchrank.models.open_clip.prune import check_kind
+    from patchrank.models.open_clip.prune import unprune as unprune_open_clip
 
-        return unprune_open_clip(model)
-    door_of(model).detach(model)
-    return model
+    check_kind("unprune", model, TAKES)
+    return unprune_open_clip(model)
 
 
 def find_tower(model: nn.Module) -> PrunedVisionTransformer:
@@ -109,8 +113,6 @@ def held_tower(model: nn.Module) -> HostedTower | None:
 
 def door_of(model: nn.Module):
     """The module of this package that knows a model's kind; None for open_clip's models and ours."""
-    if not isinstance(model, nn.Module):
-        raise UserError(f"patchrank.prune takes a model (nn.Module), but got {type(model).__name__}")
     if of_transformers.is_transformers(model):
         return of_transformers
     return of_timm if of_timm.is_timm(model) else None
@@ -141,11 +143,9 @@ def prune_others(
     if isinstance(model, PrunedVisionTransformer):
         model.set_pruning(predictor, **pruning)
         return model
-    if kind.__module__.startswith("torch."):  # wrappers, layers
-        raise UserError(
-            f"patchrank.prune does not know {kind.__module__}.{kind.__name__}; try the model itself, of timm, "
-            "transformers or open_clip, before it is wrapped or compiled"
-        )
-    from patchrank.models.open_clip.prune import prune_open_clip
+    from patchrank.models.open_clip.prune import check_kind, prune_open_clip
 
+    check_kind("prune", model, TAKES)
+    if kind.__module__.startswith("torch."):  # a layer
+        raise UserError(f"prune takes {TAKES}, but got {kind.__module__}.{kind.__name__}; try the model that it is of")
     return prune_open_clip(model, predictor, **pruning)

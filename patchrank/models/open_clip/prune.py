@@ -88,15 +88,15 @@ def unprune(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_kind(function: str, model: object) -> None:
-    """Refuses, in the name of a function, what people have in place of open_clip's model.
+def check_kind(function: str, model: object, takes: str = "a model of open_clip") -> None:
+    """Refuses, in the name of a function, what people have in place of open_clip's model, or of what it takes.
 
     Raises:
         UserError: says what to pass instead.
     """
     if (cure := _instead_of(model)) is not None:
         kind = type(model)
-        raise UserError(f"{function} takes a model of open_clip, but got {kind.__module__}.{kind.__name__}; {cure}")
+        raise UserError(f"{function} takes {takes}, but got {kind.__module__}.{kind.__name__}; {cure}")
 
 
 def _instead_of(model: object) -> str | None:

@@ -63,7 +63,7 @@ def wrapped(model: nn.Module) -> nn.Module:
         (lambda: wrapped(create()), "DataParallel", "pass its .module, and wrap the model afterwards"),
         (lambda: wrapped(patchrank.prune_open_clip(create())), "DataParallel", "pass its .module"),
         (lambda: torch.compile(create()), "OptimizedModule", "pass the model as it was before torch.compile"),
-        (CLIPModel, "CLIPModel", "try patchrank.create_clip(NAME, checkpoint=FILE)"),
+        (CLIPModel, "CLIPModel", "or patchrank.create_clip(NAME, checkpoint=FILE)"),
         (lambda: timm.create_model("vit_tiny_patch16_224"), "VisionTransformer", "pass the whole model"),
         (lambda: create().visual, "VisionTransformer", "pass the whole model"),
         (lambda: timm.create_model("patchrank_clip_digits"), "PrunedVisionTransformer", "so use its set_pruning"),
@@ -76,7 +76,7 @@ def wrapped(model: nn.Module) -> nn.Module:
 )
 def test_what_is_no_model_of_open_clip_is_told_what_to_pass(make, kind, cure):
     thing = make()
-    for function in (patchrank.prune_open_clip, patchrank.unprune, from_open_clip):
+    for function in (patchrank.prune_open_clip, from_open_clip):
         with pytest.raises(UserError) as caught:
             function(thing)
         told = str(caught.value)
@@ -84,6 +84,27 @@ def test_what_is_no_model_of_open_clip_is_told_what_to_pass(make, kind, cure):
             told.startswith(f"{function.__name__} takes a model of open_clip, but got ") and len(told.splitlines()) == 1
         )
         assert kind in told and cure in told
+
+
+@pytest.mark.parametrize(
+    "make, kind, cure",
+    [
+        (CLIP, "clip.model.CLIP", "try open_clip.create_model('ViT-B-16-quickgelu', pretrained='openai')"),
+        (lambda: wrapped(create()), "DataParallel", "pass its .module, and wrap the model afterwards"),
+        (lambda: torch.compile(create()), "OptimizedModule", "pass the model as it was before torch.compile"),
+        (lambda: patchrank.create_clip("patchrank_clip_digits"), "Clip", "so use clip.visual.set_pruning"),
+        (lambda: (create(), None, None), "tuple", "pass the model itself"),
+        (lambda: "ViT-B-16", "str", "pass the model itself"),
+    ],
+)
+def test_what_no_door_takes_is_told_what_to_pass(make, kind, cure):
+    thing = make()
+    for function in (patchrank.prune, patchrank.unprune):
+        with pytest.raises(UserError) as caught:
+            function(thing)
+        told = str(caught.value)
+        assert told.startswith(f"{function.__name__} takes a model of timm, transformers or open_clip, but got ")
+        assert len(told.splitlines()) == 1 and kind in told and cure in told
 
 
 @pytest.mark.parametrize("wrong, instead", [(0.6, "keep_rate=0.6"), (np.float32(0.5), "keep_rate=0.5"), ("f", "pred")])
