@@ -116,6 +116,7 @@ def test_classifiers_score_by_their_own_head():
         features = [tower.forward_suffix(each, LOCATION, pre_logits=True).double() for each in (left, x)]
         moved = 1 - F.cosine_similarity(*features, dim=-1)
         torch.testing.assert_close(found.windows[:, 2, patch], moved, atol=1e-6, rtol=1e-3)
-    for tower, head in ((tower, torch.eye(5)), (timm.create_model("patchrank_deit_s16", **SMALL, num_classes=0), None)):
+    without = timm.create_model("patchrank_deit_s16", **SMALL, num_classes=0)
+    for wrong, head in ((tower, torch.eye(5)), (without, None)):
         with pytest.raises(UserError, match="classifier: the tower's own head"):
-            score_images(tower.eval(), images, head, window=1, remove_at=LOCATION, classifier=True)
+            score_images(wrong.eval(), images, head, window=1, remove_at=LOCATION, classifier=True)
