@@ -20,7 +20,12 @@ KNOWN = {  # classes that hold the layers, by the name of their norm behind the 
     "Dinov2WithRegistersModel": "layernorm",
     "ViTModel": "layernorm",
 }
-WRAPPED = ("vision_model", "dinov2", "dinov2_with_registers", "vit")  # where a larger model keeps one of them
+WRAPPED = {  # larger models that read no patches of it, by the name of one of them inside
+    "CLIPModel": "vision_model",
+    "CLIPVisionModelWithProjection": "vision_model",
+    "SiglipModel": "vision_model",
+    "ViTForImageClassification": "vit",
+}
 
 
 def is_transformers(model: nn.Module) -> bool:
@@ -30,13 +35,17 @@ def is_transformers(model: nn.Module) -> bool:
 
 def find_core(model: nn.Module) -> nn.Module:
     """The part of a model that holds its image tower's layers. Raises `UserError` for a model that is not known."""
-    for core in (model, *(getattr(model, name) for name in WRAPPED if hasattr(model, name))):
-        if type(core).__name__ in KNOWN and is_transformers(core):
-            return core
-    raise UserError(
-        f"patchrank.prune does not know {type(model).__name__} of transformers; it takes CLIP, SigLIP (of fixed "
-        "resolution), DINOv2 and ViT models, and models that have one of them as vision_model"
-    )
+    core = inner(model)
+    if type(core).__name__ in KNOWN and is_transformers(core):
+        return core
+    known = ", ".join([*KNOWN, *WRAPPED])
+    raise UserError(f"patchrank.prune does not know {type(model).__name__} of transformers; it takes {known}")
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """What has the layers, if the model is one of those that are known."""
+    name = WRAPPED.get(type(model).__name__, "")
+    return getattr(model, name) if name else model
 
 
 class RunEncoder(Leads, nn.Module):
@@ -95,10 +104,10 @@ def attach(model: nn.Module, img_size: int | None) -> HostedTower:
 
 def runners(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """What `attach` put into a model: the module that has it, under which name, and itself."""
-    for core in (model, *(getattr(model, name) for name in WRAPPED if hasattr(model, name))):
-        for name in ("encoder", "layers"):
-            if isinstance(runner := getattr(core, name, None), (RunEncoder, RunLayers)):
-                yield core, name, runner
+    core = inner(model)
+    for name in ("encoder", "layers"):
+        if isinstance(runner := getattr(core, name, None), (RunEncoder, RunLayers)):
+            yield core, name, runner
 
 
 def detach(model: nn.Module) -> None:

@@ -185,6 +185,19 @@ def test_the_pair_of_transformers_is_taken_by_its_image_tower(x):
 
 
 @torch.no_grad()
+def test_a_classifier_of_transformers_that_reads_the_class_token(x):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(**toy_hosts.HF, intermediate_size=64, num_labels=5)
+    model = transformers.ViTForImageClassification(config).eval()
+    before = model(x).logits
+    patchrank.prune(model, **DROPPING)
+    expected = model.classifier(patchrank.find_tower(model)(x))
+    torch.testing.assert_close(model(x).logits, expected)
+    assert not torch.allclose(expected, before, atol=1e-4)
+
+
+@torch.no_grad()
 def test_a_pruned_model_is_saved_as_its_library_does_it(tmp_path, x):
     model = of_transformers(WITHOUT)
     before = model(x).pooler_output
@@ -201,6 +214,8 @@ def unknown():
     yield transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**small)), "does not know DINOv3ViTModel"
     no_head = transformers.SiglipVisionConfig(**small, image_size=16, patch_size=8, vision_use_head=False)
     yield transformers.SiglipVisionModel(no_head), "without a pooling head"
+    averaging = transformers.Dinov2Config(**toy_hosts.HF | dict(num_hidden_layers=1))
+    yield transformers.Dinov2ForImageClassification(averaging), "does not know Dinov2ForImageClassification"
     yield timm.create_model("eva02_tiny_patch14_224", depth=1), "timm's Eva, whose positions"
     yield timm.create_model("resnet18"), "timm's ResNet"
     yield timm.create_model("vit_base_patch16_224", **toy_hosts.TIMM, global_pool="max"), "global_pool is 'max'"
