@@ -1,6 +1,6 @@
-"""patchrank: CLIP's image tower made faster by ranking its patches and dropping the least important ones.
+"""patchrank: image towers made faster by ranking their patches and dropping the least important ones.
 
-Importing it registers the timm models `patchrank_clip_*` and nothing else; heavier parts load when they are used.
+Importing it registers the timm models `patchrank_*` and nothing else; heavier parts load when they are used.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ A CLIP's image tower is read by average pooling over its patches in place of the
 solved anew on training images, towards the embeddings that it had. Then every method keeps to a budget. Its schedule is
 the best of six on validation images; test images are read once for the table.
 
-python docs/scripts/average_pooling.py --model open_clip:clip.json --checkpoint clip.safetensors --data-root images --vocabulary names.yaml
+python docs/scripts/average_pooling.py --model open_clip:clip.json --checkpoint clip.safetensors \\
+    --data-root images --vocabulary names.yaml
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ def best(tower, name: str, how: str | None, budget: float, predictors, images, w
     values = drift(tower, images["test"], whole["test"])
     draws = cluster_bootstrap(values, np.arange(len(values)))
     low, high = np.quantile(draws, (0.025, 0.975))
-    at = ", ".join(map(str, SCHEDULES[place]["locations"]))
-    return {"method": name, "how": how or "merge", "budget": budget, "drift": values.mean(), "low": low, "high": high, "at": at}
+    row = {"method": name, "how": how or "merge", "budget": budget, "locations": SCHEDULES[place]["locations"]}
+    return row | {"drift": float(values.mean()), "low": float(low), "high": float(high)}
 
 
 def drift(tower, images: torch.Tensor, whole: torch.Tensor) -> np.ndarray:
