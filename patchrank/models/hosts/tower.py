@@ -52,6 +52,13 @@ class HostedTower(SharedTower):
 
     output: Output = "grid"
 
+    @classmethod
+    def around(cls, trunk: VisionTransformer) -> HostedTower:
+        """As of every shared tower; its last block computes all tokens, since the host may read any."""
+        self = super().around(trunk)
+        self.pruning = Pruning(cls_only_last=False)
+        return self
+
     def set_prompts(self, prompts: nn.Module | None) -> None:
         """Refused, since the model itself makes its first tokens. Raises `UserError`."""
         raise UserError("prompts do not go into a model that was pruned in place; try an entry of timm.create_model")
@@ -71,6 +78,8 @@ class HostedTower(SharedTower):
             raise
 
     def _check_hosted(self) -> None:
+        if self.pruning.cls_only_last:
+            raise UserError("cls_only_last: a model that was pruned in place may read any token; try it without")
         if self.pruner is None:
             return
         if "pixels" in self.pruner.reducer.needs:
