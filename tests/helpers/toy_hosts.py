@@ -60,7 +60,11 @@ def images(count: int = 3, side: int = SIDE) -> Tensor:
 
 def embedding(model: nn.Module, x: Tensor) -> Tensor:
     """What a model's own call gives as its embedding or logits."""
-    out = model(x)
+    return embedding_of(model(x), model)
+
+
+def embedding_of(out: object, model: nn.Module) -> Tensor:
+    """The embedding or logits in what a model gave."""
     if isinstance(out, Tensor):
         return out
     if type(model).__name__ == "ViTModel":  # its pooler adds a layer of its own

@@ -35,11 +35,10 @@ class Joined(nn.Module):
 
     def __init__(self, attention: nn.Module):
         super().__init__()
-        self.attention = (attention,)  # in a tuple: its projections may be replaced (LoRA), and are read at each call
+        self.attention = attention  # its projections may be replaced (LoRA), so they are looked up at each call
 
     def forward(self, x: Tensor) -> Tensor:
-        (attention,) = self.attention
-        return torch.cat([getattr(attention, name)(x) for name in INPUTS], dim=-1)
+        return torch.cat([getattr(self.attention, name)(x) for name in INPUTS], dim=-1)
 
 
 class Rows(nn.Module):
@@ -64,7 +63,7 @@ class TransformersTower(HostedTower):
 
     def _embed(self, images: Tensor, prompts: nn.Module | None) -> Tensor:
         (core,) = self.original
-        return getattr(core, "pre_layrnorm", nn.Identity())(core.embeddings(images))
+        return self.norm_pre(core.embeddings(images))
 
     def _layers(self, prompts: nn.Module | None) -> Sequence[Callable]:
         (core,) = self.original
@@ -118,7 +117,8 @@ def create_tower(core: nn.Module, norm: str, projection: nn.Module | None, img_s
     (tower.pos_embed,) = [value for name, value in embeddings.items() if "position" in name]
     tower.patch_embed.proj = next(module for module in core.embeddings.modules() if isinstance(module, nn.Conv2d))
     tower.blocks = nn.Sequential(*(adapted(layer, dim, config.num_attention_heads) for layer in layers))
-    tower.norm = getattr(core, norm)
+    tower.embeddings, tower.norm = core.embeddings, getattr(core, norm)
+    tower.norm_pre = getattr(core, "pre_layrnorm", tower.norm_pre)
     if has_head:
         tower.attn_pool = adapted_pool(core.head)
     if projection is not None:

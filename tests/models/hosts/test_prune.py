@@ -111,6 +111,19 @@ def test_a_state_dict_goes_back_and_forth(name, model, x):
 
 
 @torch.no_grad()
+def test_every_weight_counts_in_the_fingerprint(name, model):
+    tower = patchrank.find_tower(patchrank.prune(model, **NOTHING))
+    seen = {tower.blocks_sha256()}
+    head = ("head.weight", "head.bias") if name in toy_hosts.OF_TRANSFORMERS or tower.num_classes else ()
+    for key, weight in model.named_parameters():
+        if "mask_token" not in key and not key.startswith(("pooler.", "visual_projection.", *head)):
+            weight.view(-1)[0] += 1.0
+            fingerprint = tower.blocks_sha256()
+            assert fingerprint not in seen, key
+            seen.add(fingerprint)
+
+
+@torch.no_grad()
 def test_half_precision_takes_the_predictor_along(model, x):
     patchrank.prune(model, **FITTED)
     whole = toy_hosts.embedding(model, x)
@@ -147,3 +160,13 @@ def test_so_it_is_at_full_size(name):
     torch.testing.assert_close(found / scale, expected / scale, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(found, whole, atol=1e-3)
     assert torch.equal(toy_hosts.embedding(model, x), whole)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_one_graph_of_a_pruned_model(model, x):
+    patchrank.prune(model, **MERGING)
+    expected = toy_hosts.embedding(model, x)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(toy_hosts.embedding_of(compiled(x), model), expected, atol=1e-5, rtol=1e-5)
