@@ -120,7 +120,7 @@ def _logits_of(
         if head is not None or not tower.num_classes:
             why = "has none (num_classes=0)" if head is None else "is not used beside class embeddings"
             raise UserError(f"classifier: the tower's own head {why}; try classifier=False")
-        return lambda embeddings: tower.head(embeddings.to(tower.head.weight.dtype)).double()
+        return lambda embeddings: tower.head(embeddings.to(next(tower.head.parameters()).dtype)).double()
     if head is None:
         return None
     return lambda embeddings: float(logit_scale) * F.normalize(embeddings.double(), dim=-1) @ head.double().T

@@ -14,6 +14,7 @@ from torch import nn
 
 from patchrank.layers.merging import num_merging
 from patchrank.layers.pooling import pool_macs
+from patchrank.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,27 @@ def block_macs(num_tokens: int, dim: int, hidden: int, cls_only: bool = False, l
 
 
 def hidden_size(block: nn.Module) -> int:
-    """Width of the MLP of a block, also where its first layer is wrapped in others (LoRA)."""
-    return max(
-        part.out_features
-        for name, part in block.named_modules()
-        if "fc1" in name.split(".") and hasattr(part, "out_features")
-    )
+    """Width of the MLP of a block, also where its first layer is wrapped in others (LoRA).
+
+    Of a gated one (SwiGLU) that of a plain MLP of the same cost.
+    """
+    widths = {"fc1": [0], "fc2": [0]}
+    for name, part in block.named_modules():
+        for layer, side in (("fc1", "out_features"), ("fc2", "in_features")):
+            if layer in name.split(".") and hasattr(part, side):
+                widths[layer].append(getattr(part, side))
+    first, second = (max(found) for found in widths.values())
+    if first and first == second:
+        return first
+    linear = [part for part in getattr(block, "mlp", block).modules() if isinstance(part, nn.Linear)]
+    return sum(part.in_features * part.out_features for part in linear) // (2 * linear[0].in_features)
+
+
+def check_costs(blocks: nn.Module) -> None:
+    """Raises `UserError` for blocks whose MACs are not known, since they have no part that is called `mlp`."""
+    for block in blocks.children():
+        if not any(isinstance(part, nn.Linear) for part in getattr(block, "mlp", nn.Identity()).modules()):
+            raise UserError(f"layers of kind {type(block).__name__} have no mlp, so their cost is not known; try a ViT")
 
 
 def vision_macs(

@@ -65,6 +65,6 @@ def pool_macs(tower: nn.Module, num_tokens: int) -> int:
         return 0
     length = num_tokens + (tower.num_prefix_tokens if tower.pool_include_prefix else 0)
     linear = [pool.q, pool.proj, *(() if pool.mlp is None else (pool.mlp.fc1, pool.mlp.fc2))]
-    own = sum(layer.in_features * layer.out_features for layer in linear if isinstance(layer, nn.Linear))
+    own = sum(layer.in_features * layer.out_features for layer in linear if hasattr(layer, "in_features"))
     width = pool.num_heads * pool.head_dim
     return pool.latent_len * (own + 2 * length * width) + length * pool.kv.in_features * pool.kv.out_features

@@ -93,11 +93,15 @@ def _filtered(file: str | None, weights: dict, model: PrunedVisionTransformer) -
     """
     found = vit_checkpoint_filter_fn(read_checkpoint(file) if file else weights, model)
     own = {key: value for key, value in model.state_dict().items() if key.startswith("pruner.")}
-    found = {key: value for key, value in found.items() if not key.startswith("pruner.")} | own
-    if model.num_classes != (model.pretrained_cfg or {}).get("num_classes", model.num_classes):
-        found = {key: value for key, value in found.items() if not key.startswith("head.")}
-    elif file:
-        check_keys(found, model.state_dict(), f"checkpoint {file}")
+    found, wanted = (
+        {key: value for key, value in found.items() if not key.startswith("pruner.")} | own,
+        model.state_dict(),
+    )
+    if model.num_classes != (model.pretrained_cfg or {}).get("num_classes", model.num_classes):  # timm makes a new head
+        found, wanted = (
+            {key: value for key, value in each.items() if not key.startswith("head.")} for each in (found, wanted)
+        )
+    check_keys(found, wanted, f"checkpoint {file}" if file else "weights")
     return found
 
 

@@ -141,7 +141,8 @@ class PrunedVisionTransformer(
         repair = self._find_repair(pruning, pruner, "repair_path" in changes)
         if pruner is not None:
             pruner.repair = repair
-            weight = self.patch_embed.proj.weight
+            weight = getattr(getattr(self.patch_embed, "proj", None), "weight", None)
+            weight = next(self.parameters()) if weight is None else weight
             pruner.to(weight.device, weight.dtype).train(self.training)
         self.pruning, self.pruner, self._ranker = pruning, pruner, ranker
 

@@ -69,6 +69,11 @@ def has_hooks(module: nn.Module, before: bool = False) -> bool:
     )
 
 
+def share_weights(module: nn.Module, other: nn.Module) -> None:
+    """Makes `module` look at the parameters and buffers of `other` itself, whatever takes their place there later."""
+    vars(module).update(_parameters=other._parameters, _buffers=other._buffers)
+
+
 def has_others_hooks(module: nn.Module, known: str) -> bool:
     """Whether a hook hangs on a module that was not written in a package, whose name with a dot is `known`."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from patchrank.layers.macs import check_costs
 from patchrank.layers.pooling import check_pool
 from patchrank.models.hosts.runner import RunLayers
 from patchrank.models.hosts.tower import HostedTower
@@ -31,10 +32,12 @@ def attach(model: nn.Module, img_size: int | None) -> HostedTower:
     if img_size is not None:
         raise UserError("img_size belongs to models of transformers; try timm.create_model(NAME, img_size=...)")
     check_pool(model)
-    tower, first = HostedTower.around(model), 0 if model.pool_include_prefix else model.num_prefix_tokens
+    check_costs(model.blocks)
+    tower = HostedTower.around(model)
     model.blocks = RunLayers(tower, model.blocks)
-    left = "mean" if model.global_pool == "avg" else "zeros"
-    tower.handles = hang(model.norm, model.attn_pool, left, first, PooledRows("attn_mask", 0, inverted=False))
+    pooled = PooledRows(tower, "attn_mask", 0, inverted=False)
+    tower.handles = hang(tower, model.norm, model.attn_pool, pooled)
+    tower.hooked = tuple((model, name, getattr(model, name)) for name in ("norm", "attn_pool"))
     return tower
 
 
@@ -43,6 +46,8 @@ def follow(tower: HostedTower, model: VisionTransformer) -> None:
     for name, child in model.named_children():
         if name != "blocks":
             setattr(tower, name, child)
+    for name, layer in model.blocks.named_children():
+        setattr(tower.blocks, name, layer)
     for name in ("training", "num_classes", "global_pool"):
         setattr(tower, name, getattr(model, name))
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from patchrank.layers.pooling import reads_patches
 from patchrank.models.hosts.runner import Leads, Run, RunLayers, check_options
 from patchrank.models.hosts.tower import HostedTower
-from patchrank.models.hosts.transformers_tower import TransformersTower, create_tower
+from patchrank.models.hosts.transformers_tower import TransformersTower, create_tower, fill
 from patchrank.models.hosts.zero_rows import PooledRows, hang
 from patchrank.utils.errors import UserError
+from patchrank.utils.private_names import has_others_hooks
 
 KNOWN = {  # classes that hold the layers, by the name of their norm behind the last one
     "CLIPVisionModel": "post_layernorm",
@@ -68,17 +69,11 @@ class RunEncoder(Leads, nn.Module):
         if tower.pruner is None:
             return encoder(*args, **kwargs)
         tokens = [*args[:1], kwargs.pop("inputs_embeds", None), kwargs.pop("hidden_states", None)]
-        check_options(asked(encoder.config, kwargs), args[1:])
+        check_options(tower.asked(kwargs), args[1:])
         (x,) = (each for each in tokens if each is not None)
         from transformers.modeling_outputs import BaseModelOutput
 
         return BaseModelOutput(last_hidden_state=Run(tower).whole(x))
-
-
-def asked(config: object, kwargs: Mapping) -> dict:
-    """What a call asks an encoder for, beside tokens, by its arguments or by the model's config."""
-    usual = {name: getattr(config, name, None) for name in ("output_hidden_states", "output_attentions")}
-    return usual | {name: value for name, value in kwargs.items() if value is not None}
 
 
 def attach(model: nn.Module, img_size: int | None) -> HostedTower:
@@ -91,15 +86,26 @@ def attach(model: nn.Module, img_size: int | None) -> HostedTower:
         UserError: a model that is not known, or has parts that ours does not reproduce.
     """
     core = find_core(model)
-    tower = create_tower(core, KNOWN[type(core).__name__], getattr(model, "visual_projection", None), img_size)
-    if hasattr(core, "encoder"):
-        core.encoder = RunEncoder(tower, core.encoder)
-    else:
-        core.layers = RunLayers(tower, core.layers)
+    norm = KNOWN[type(core).__name__]
+    tower = create_tower(core, norm, getattr(model, "visual_projection", None), img_size)
+    name = "encoder" if hasattr(core, "encoder") else "layers"
+    own = getattr(core, name)
+    if "forward" in vars(own) or has_others_hooks(own, known="transformers."):
+        raise UserError(f"hooks on the {name} of {type(core).__name__} would not run; try to remove them first")
+    setattr(core, name, (RunEncoder if name == "encoder" else RunLayers)(tower, own))
     pool = core.head.attention if reads_patches(tower) else None
-    how = PooledRows("key_padding_mask", 1, inverted=True)
-    tower.handles = hang(getattr(core, KNOWN[type(core).__name__]), pool, "zeros", tower.num_prefix_tokens, how)
+    pooled = PooledRows(tower, "key_padding_mask", 1, inverted=True)
+    tower.handles = hang(tower, getattr(core, norm), pool, pooled)
+    tower.hooked = ((core, norm, getattr(core, norm)),)
+    if pool is not None:
+        tower.hooked += ((core.head, "attention", pool),)
     return tower
+
+
+def follow(tower: TransformersTower, model: nn.Module) -> None:
+    """Brings a tower to what the model is now, whose head or weights may have been replaced."""
+    core = inner(model)
+    fill(tower, core, KNOWN[type(core).__name__], getattr(model, "visual_projection", None))
 
 
 def runners(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:

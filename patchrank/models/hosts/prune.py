@@ -93,8 +93,7 @@ def find_tower(model: nn.Module) -> PrunedVisionTransformer:
     if isinstance(model, PrunedVisionTransformer):
         return model
     if (tower := held_tower(model)) is not None:
-        if of_timm.is_timm(model):
-            of_timm.follow(tower, model)
+        door_of(model).follow(tower, model)
         return tower
     trunk = getattr(getattr(model, "visual", None), "trunk", None)
     if isinstance(trunk, PrunedVisionTransformer):

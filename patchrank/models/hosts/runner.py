@@ -32,18 +32,21 @@ class Run:
 
     def begin(self, x: Tensor) -> None:
         """Takes the tokens (B, P + N, D) that enter layer 1. Raises `UserError` where these are of another grid."""
+        self.tower.check_host()
         needed = self.tower.num_prefix_tokens + self.tower.num_patches
         if x.shape[1] != needed:
             side = " x ".join(map(str, self.tower.patch_embed.img_size))
             raise UserError(
-                f"the tower is pruned for images of {side} pixels, {needed} tokens, but got {x.shape[1]} tokens; try "
-                "that size, without interpolated positions"
+                f"the model is pruned for images of {side} pixels, {needed} tokens, but got {x.shape[1]} tokens; try "
+                "that size, or patchrank.prune(patchrank.unprune(model), img_size=SIDE, ...)"
             )
         self.blocks = self.tower._layers(None)
         self.x, self.state = x, self.tower._begin(x, x, True)
 
     def step(self, layer: int) -> Tensor:
         """Runs one layer, from 1, and gives its output as the host is to see it."""
+        if self.state is None:
+            raise UserError("layers of a pruned model run from the first one on; try patchrank.unprune")
         self.x, self.state = self.tower._run_layer(self.blocks, layer, self.x, self.state)
         return self.x if self.tower.output == "kept" else self.tower._full_grid(self.x, self.state)
 
@@ -59,16 +62,19 @@ class Step:
     """One layer of a `Run`, called as the host calls its layers; every other attribute is the layer's own."""
 
     def __init__(self, run: Run, layer: int, block: nn.Module):
-        self._run, self._layer, self._block = run, layer, block
+        vars(self).update(run=run, layer=layer, block=block)
 
     def __call__(self, x: Tensor, *masks: Tensor | None, **options: object) -> Tensor:
-        check_options(options, masks)
-        if self._layer == 1:
-            self._run.begin(x)
-        return self._run.step(self._layer)
+        check_options(self.run.tower.asked(options), masks)
+        if self.layer == 1:
+            self.run.begin(x)
+        return self.run.step(self.layer)
 
     def __getattr__(self, name: str):
-        return getattr(self._block, name)
+        return getattr(self.block, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.block, name, value)
 
 
 class Leads:
@@ -107,7 +113,6 @@ class RunLayers(Leads, nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         tower, _ = self.held
         if tower.pruner is not None:
-            check_checkpointing(tower)
             return Run(tower).whole(x)
         for layer in self.children():
             x = layer(x)
@@ -117,7 +122,7 @@ class RunLayers(Leads, nn.ModuleList):
         tower, _ = self.held
         if tower.pruner is None:
             return self.children()
-        check_checkpointing(tower)
+        tower.check_steps()
         run = Run(tower)
         return iter([Step(run, place, layer) for place, layer in enumerate(self.children(), 1)])
 
@@ -134,12 +139,3 @@ def check_options(options: dict, masks: Sequence[object] = ()) -> None:
         wanted = name.startswith(("output_", "attn_mask", "attention_mask", "is_causal", "mask"))
         if wanted and value is not None and value is not False:
             raise UserError(f"{name} does not go together with pruning: tokens leave on the way; try patchrank.unprune")
-
-
-def check_checkpointing(tower: nn.Module) -> None:
-    """Raises `UserError` where the host would run its layers a second time for gradients, which steps cannot."""
-    if tower.host_checkpoints():
-        raise UserError(
-            "gradient checkpointing of the model does not go together with pruning; try "
-            "set_grad_checkpointing(False), and patchrank.find_tower(model).set_grad_checkpointing(True) instead"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from copy import copy
 
 from timm.models.vision_transformer import VisionTransformer
@@ -13,6 +14,7 @@ from patchrank.models.hosts.runner import Output
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
+from patchrank.utils.private_names import share_weights
 
 
 class SharedTower(PrunedVisionTransformer):
@@ -47,15 +49,19 @@ class HostedTower(SharedTower):
     """The tower that runs the layers of a model which goes on running the rest itself.
 
     Modifications: reducers see tokens instead of pixels, since layers of a host see no pixels; so `random` draws by the
-    bits of the first tokens, which may differ in the last place between batches of other sizes.
+    bits of the first tokens, which may differ in the last place between batches of other sizes. The last block computes
+    all tokens, since the host may read any.
     """
 
     output: Output = "grid"
+    hooked: tuple[tuple[nn.Module, str, nn.Module], ...] = ()  # who has what hooks hang on, and by which name
+    grid: tuple[int, int] | None = None  # that pruning was set for
 
     @classmethod
     def around(cls, trunk: VisionTransformer) -> HostedTower:
-        """As of every shared tower; its last block computes all tokens, since the host may read any."""
+        """As of every shared tower."""
         self = super().around(trunk)
+        share_weights(self, trunk)
         self.pruning = Pruning(cls_only_last=False)
         return self
 
@@ -63,10 +69,50 @@ class HostedTower(SharedTower):
         """Refused, since the model itself makes its first tokens. Raises `UserError`."""
         raise UserError("prompts do not go into a model that was pruned in place; try an entry of timm.create_model")
 
+    def asked(self, options: dict) -> dict:
+        """What a host asks its layers for, beside tokens."""
+        return options
+
+    def first_averaged(self) -> int | None:
+        """The place of the first token that the host averages; None where it averages none."""
+        (host,) = self.original
+        if host.global_pool != "avg":
+            return None
+        return 0 if host.pool_include_prefix else host.num_prefix_tokens
+
+    def host_layers(self) -> list[nn.Module]:
+        """The layers that the host has now."""
+        (host,) = self.original
+        return list(host.blocks.children())
+
+    def check_host(self) -> None:
+        """Raises `UserError` where the host is no longer the model that was pruned."""
+        replaced = [name for owner, name, module in self.hooked if getattr(owner, name) is not module]
+        if len(self.host_layers()) != len(self.blocks):
+            replaced.append("list of layers")
+        if self.grid != self.patch_embed.grid_size:
+            replaced.append("image size")
+        if replaced:
+            raise UserError(f"the model's {replaced[0]} was changed; try patchrank.unprune before that, and prune anew")
+        if self.host_checkpoints():
+            raise UserError(
+                "gradient checkpointing of the model does not go together with pruning; try "
+                "set_grad_checkpointing(False), and patchrank.find_tower(model).set_grad_checkpointing(True) instead"
+            )
+
+    def check_steps(self) -> None:
+        """Raises `UserError` where layers cannot be run one by one, since what they give is no grid."""
+        if self.output == "kept":
+            raise UserError("output 'kept' gives no features between layers; try patchrank.prune(model, output='grid')")
+        self.check_host()
+
     def host_checkpoints(self) -> bool:
-        """Whether the host itself would run its layers a second time for gradients."""
+        """Whether the host itself would run its layers a second time for gradients, which steps cannot."""
         (host,) = self.original
         return host.grad_checkpointing
+
+    def _layers(self, prompts: nn.Module | None) -> Sequence[Callable]:
+        return self.host_layers()
 
     def _prune(self, changes: dict, predictor: nn.Module | None = None) -> None:
         before = self.pruning, self.pruner, self._ranker
@@ -76,10 +122,13 @@ class HostedTower(SharedTower):
         except UserError:
             self.pruning, self.pruner, self._ranker = before
             raise
+        self.grid = self.patch_embed.grid_size
 
     def _check_hosted(self) -> None:
         if self.pruning.cls_only_last:
             raise UserError("cls_only_last: a model that was pruned in place may read any token; try it without")
+        if self.pruning.repair_path is not None:
+            raise UserError("repair_path: a model that was pruned in place runs its own head; try an entry of ours")
         if self.pruner is None:
             return
         if "pixels" in self.pruner.reducer.needs:

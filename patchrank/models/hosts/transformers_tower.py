@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from timm.layers import AttentionPoolLatent
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from patchrank.layers.macs import check_costs
 from patchrank.models.hosts.tower import HostedTower
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import has_others_hooks
@@ -58,16 +60,33 @@ class Rows(nn.Module):
 class TransformersTower(HostedTower):
     """Our tower of the parts that a model of transformers has. What is replaced there (LoRA) is replaced here."""
 
+    def asked(self, options: dict) -> dict:
+        (core,) = self.original
+        usual = {name: getattr(core.config, name, None) for name in ("output_hidden_states", "output_attentions")}
+        return usual | {name: value for name, value in options.items() if value is not None}
+
+    def first_averaged(self) -> int | None:
+        return None
+
+    def host_layers(self) -> list[nn.Module]:
+        (core,) = self.original
+        return list(layers_of(core))
+
+    def check_steps(self) -> None:
+        self.check_host()  # ViT runs its layers one by one, and what it keeps is the last one's alone
+
     def host_checkpoints(self) -> bool:
         return False  # `_layers` takes checkpointing over
 
     def _embed(self, images: Tensor, prompts: nn.Module | None) -> Tensor:
         (core,) = self.original
-        return self.norm_pre(core.embeddings(images))
+        resized = self.patch_embed.img_size[0] != core.config.image_size
+        takes = "interpolate_pos_encoding" in inspect.signature(core.embeddings.forward).parameters
+        how = {"interpolate_pos_encoding": True} if resized and takes else {}  # DINOv2 does it unasked
+        return self.norm_pre(core.embeddings(images, **how))
 
     def _layers(self, prompts: nn.Module | None) -> Sequence[Callable]:
-        (core,) = self.original
-        layers = list(layers_of(core))
+        layers = self.host_layers()
         for block, layer in zip(self.blocks, layers):
             check_unhooked(layer)
             place_parts(block, layer)
@@ -88,17 +107,19 @@ def create_tower(core: nn.Module, norm: str, projection: nn.Module | None, img_s
         UserError: a part that ours does not reproduce.
     """
     config, layers = core.config, list(layers_of(core))
-    dim, has_head = config.hidden_size, getattr(core, "use_head", False)
-    has_class_token = any(
-        "cls_token" in name or "class_embedding" in name for name, _ in core.embeddings.named_parameters()
-    )
-    if not has_class_token and not has_head:
+    if img_size is not None and (type(img_size) is not int or img_size < config.patch_size):
+        raise UserError(
+            f"img_size must be a side of at least {config.patch_size} pixels, one patch, but is {img_size!r}"
+        )
+    names = [name for name, _ in core.embeddings.named_parameters()]
+    has_class_token = any(part in name for part in ("cls_token", "class_embedding") for name in names)
+    if not has_class_token and not getattr(core, "use_head", False):
         raise UserError(f"{type(core).__name__} without a pooling head gives no embedding; try vision_use_head=True")
     tower = TransformersTower(
         img_size=img_size or config.image_size,
         patch_size=config.patch_size,
         in_chans=config.num_channels,
-        embed_dim=dim,
+        embed_dim=config.hidden_size,
         depth=len(layers),
         num_heads=config.num_attention_heads,
         num_classes=0,
@@ -109,21 +130,30 @@ def create_tower(core: nn.Module, norm: str, projection: nn.Module | None, img_s
         weight_init="skip",
         device="meta",
         locations=(1,),
-        cls_only_last=False,
     )
+    tower.pruning = Pruning(cls_only_last=False)
     tower.original = (core,)
-    embeddings = dict(core.embeddings.named_parameters())
     tower.cls_token = tower.reg_token = None
-    (tower.pos_embed,) = [value for name, value in embeddings.items() if "position" in name]
+    blocks = [adapted(layer, config.hidden_size, config.num_attention_heads) for layer in layers]
+    tower.blocks = nn.Sequential(*blocks)
+    check_costs(tower.blocks)
+    for layer in layers:
+        check_unhooked(layer)
+    fill(tower, core, norm, projection)
+    return tower
+
+
+def fill(tower: TransformersTower, core: nn.Module, norm: str, projection: nn.Module | None) -> None:
+    """Gives a tower what a model has now beside its layers; arguments as of `create_tower`."""
+    (tower.pos_embed,) = [value for name, value in core.embeddings.named_parameters() if "position" in name]
     tower.patch_embed.proj = next(module for module in core.embeddings.modules() if isinstance(module, nn.Conv2d))
-    tower.blocks = nn.Sequential(*(adapted(layer, dim, config.num_attention_heads) for layer in layers))
     tower.embeddings, tower.norm = core.embeddings, getattr(core, norm)
     tower.norm_pre = getattr(core, "pre_layrnorm", tower.norm_pre)
-    if has_head:
+    if tower.global_pool == "map":
         tower.attn_pool = adapted_pool(core.head)
     if projection is not None:
         tower.head, tower.num_classes = projection, projection.out_features
-    return tower.train(core.training)
+    tower.training = core.training
 
 
 def layers_of(core: nn.Module) -> nn.Module:
@@ -141,7 +171,7 @@ def adapted(layer: nn.Module, dim: int, num_heads: int) -> Block:
     block.attn.qkv = Joined(attention)
     block.attn.attn_drop.p = float(getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0)))
     place_parts(block, layer)
-    return block.train(layer.training)
+    return block
 
 
 def check_unhooked(layer: nn.Module) -> None:
@@ -155,7 +185,9 @@ def check_unhooked(layer: nn.Module) -> None:
 
 
 def place_parts(block: Block, layer: nn.Module) -> None:
-    """Gives a block the parts that a layer has now."""
+    """Gives a block the parts and the mode that a layer has now."""
+    for own in (block, block.attn, block.attn.attn_drop):
+        own.training = find(layer, ATTENTION).training
     for name, theirs in PARTS.items():
         owner, _, leaf = name.rpartition(".")
         owner, part = block.get_submodule(owner), find(layer, theirs)
