@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from patchrank.layers.macs import check_costs
 from patchrank.models.hosts.tower import HostedTower
+from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import has_others_hooks
 
