@@ -131,6 +131,7 @@ def create_tower(core: nn.Module, norm: str, projection: nn.Module | None, img_s
         weight_init="skip",
         device="meta",
         locations=(1,),
+        cls_only_last=False,
     )
     tower.pruning = Pruning(cls_only_last=False)
     tower.original = (core,)

@@ -206,6 +206,122 @@ def test_a_pruned_model_is_saved_as_its_library_does_it(tmp_path, x):
     assert torch.equal(type(model).from_pretrained(tmp_path).eval()(x).pooler_output, before)
 
 
+@pytest.mark.parametrize("name", [WITH_CLASS_TOKEN, WITHOUT, "ViTModel", "CLIPVisionModel"])
+@torch.no_grad()
+def test_dropout_of_attention_follows_the_mode(name, x):
+    key = "attention_dropout" if name in (WITHOUT, "CLIPVisionModel") else "attention_probs_dropout_prob"
+    for before in (True, False):  # the mode while it is pruned changes nothing
+        model = patchrank.prune(of_transformers(name, **{key: 0.5}).train(before), **DROPPING)
+        model.eval()
+        assert torch.equal(model(x).pooler_output, model(x).pooler_output)
+        model.train()
+        assert not torch.equal(model(x).pooler_output, model(x).pooler_output)
+
+
+def test_parts_that_are_frozen_keep_their_mode(x):
+    model = of_transformers(WITHOUT).train()
+    model.encoder.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert [module.training for module in patchrank.unprune(patchrank.prune(model, **DROPPING)).modules()] == modes
+
+
+def test_usual_locations_are_those_of_every_tower():
+    for name in ("timm siglip", WITHOUT):
+        more = dict(depth=12) if name == "timm siglip" else dict(num_hidden_layers=12)
+        model = toy_hosts.create(name, **more) if name == "timm siglip" else of_transformers(name, **more)
+        patchrank.prune(model, keep_rate=0.5, reducer="center")
+        assert list(patchrank.find_tower(model).pruner.drops) == [4, 6, 8, 10]
+
+
+@torch.no_grad()
+def test_pooling_may_change_while_a_model_is_pruned(x):
+    model = patchrank.prune(toy_hosts.create("timm vit"), **DROPPING)
+    model.reset_classifier(5, "avg")
+    torch.testing.assert_close(patchrank.find_tower(model)(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_layers_that_are_replaced_run(x):
+    def change(model):
+        model.blocks[3] = nn.Identity()
+        for block in model.blocks:
+            if hasattr(block, "mlp"):
+                block.mlp = nn.Identity()
+        return model
+
+    pruned = change(patchrank.prune(toy_hosts.create("timm vit"), **DROPPING))
+    plain = patchrank.prune(toy_hosts.create("timm vit"), **DROPPING)
+    assert not torch.allclose(pruned(x), plain(x), atol=1e-3)
+    torch.testing.assert_close(patchrank.find_tower(pruned)(x), pruned(x), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_changes_that_pruning_cannot_follow_are_refused(x):
+    resized = patchrank.prune(toy_hosts.create("timm vit"), **DROPPING)
+    resized.set_input_size(img_size=64)
+    other_norm = patchrank.prune(toy_hosts.create("timm average without class token"), **DROPPING)
+    other_norm.norm = nn.LayerNorm(toy_hosts.DIM)
+    fewer = patchrank.prune(of_transformers(WITHOUT), **DROPPING)
+    fewer.encoder.layers = fewer.encoder.layers[:3]
+    for model, changed in ((resized, "image size"), (other_norm, "norm"), (fewer, "list of layers")):
+        side = model.patch_embed.img_size[0] if model is resized else 32
+        with pytest.raises(UserError, match=f"the model's {changed} was changed; try patchrank.unprune"):
+            model(torch.randn(1, 3, side, side))
+
+
+@pytest.mark.parametrize("name", ["timm vit", "timm siglip", WITHOUT, WITH_CLASS_TOKEN])
+@torch.no_grad()
+def test_weights_that_are_assigned_reach_the_tower_inside(name, x):
+    model = patchrank.prune(toy_hosts.create(name) if "timm" in name else of_transformers(name), **DROPPING)
+    model.load_state_dict({key: 1.1 * value for key, value in model.state_dict().items()}, assign=True)
+    found = toy_hosts.embedding(model, x)
+    torch.testing.assert_close(patchrank.find_tower(model)(x), found, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_kept_tokens_are_no_maps(x):
+    model = patchrank.prune(toy_hosts.create("timm vit"), output="kept", **DROPPING)
+    with pytest.raises(UserError, match="output 'kept' gives no features between layers"):
+        model.forward_intermediates(x, indices=[3])
+
+
+@torch.no_grad()
+def test_positions_may_be_interpolated(x):
+    model = patchrank.prune(of_transformers(WITHOUT), img_size=48, **DROPPING)
+    larger = torch.randn(2, 3, 48, 48)
+    found = model(larger, interpolate_pos_encoding=True).pooler_output
+    torch.testing.assert_close(patchrank.find_tower(model)(larger), found, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match="img_size must be a side of at least 8 pixels"):
+        patchrank.prune(of_transformers(WITHOUT), img_size="a")
+
+
+@torch.no_grad()
+def test_a_gated_mlp_is_counted(x):
+    model = of_transformers(WITH_CLASS_TOKEN, use_swiglu_ffn=True)
+    tower = patchrank.find_tower(patchrank.prune(model, **DROPPING))
+    linear = [part for part in model.encoder.layer[0].mlp.modules() if isinstance(part, nn.Linear)]
+    gated = sum(part.in_features * part.out_features for part in linear)
+    plain = patchrank.find_tower(patchrank.prune(of_transformers(WITH_CLASS_TOKEN), **DROPPING))
+    per_token = (tower.macs_unpruned().image - plain.macs_unpruned().image) / (17 * toy_hosts.DEPTH)
+    assert per_token == pytest.approx(gated - 2 * toy_hosts.DIM * 64, abs=2 * toy_hosts.DIM)
+
+
+@torch.no_grad()
+def test_what_a_config_asks_for_is_refused_too(x):
+    model = of_transformers("ViTModel", output_hidden_states=True)
+    assert len(model(x).hidden_states) == toy_hosts.DEPTH + 1
+    patchrank.prune(model, **DROPPING)
+    with pytest.raises(UserError, match="output_hidden_states does not go together with pruning"):
+        model(x)
+
+
+def test_hooks_on_a_whole_encoder_are_refused(x):
+    model = of_transformers(WITHOUT)
+    model.encoder.register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match="hooks on the encoder of SiglipVisionModel would not run"):
+        patchrank.prune(model, **DROPPING)
+
+
 def unknown():
     transformers = pytest.importorskip("transformers")
     small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
