@@ -278,7 +278,7 @@ def test_merging_by_keys_needs_no_class_token():
     shape |= dict(class_token=False, global_pool="")
     tower = PrunedVisionTransformer(reducer="tome", drop_counts=(5,), **shape).eval()
     assert tower(torch.randn(1, 3, 32, 32)).shape == (1, 11, 24)
-    with pytest.raises(UserError, match="needs a class token"):
+    with pytest.raises(UserError, match="this tower has no class token"):
         tower.set_pruning(reducer="evit")
 
 
