@@ -20,7 +20,7 @@ def test_every_yaml_loads(file):
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("sweeps/*.yaml")), ids=lambda file: file.name)
-@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("quick", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_sweep_makes_a_plan(file, quick):
     assert make_plan(load_sweep(str(file), quick=quick)).size > 0
 

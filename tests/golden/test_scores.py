@@ -204,6 +204,7 @@ def test_metrics_that_cannot_be_had_are_refused(tower, images):
         score_images(tower, images, HEAD, metrics=("label",))
 
 
+@pytest.mark.slow
 def test_signs_pruning_by_g_beats_random_beats_reversed(clip):
     from patchrank.models.embed import evaluate, random_scores
 

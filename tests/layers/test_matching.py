@@ -220,8 +220,7 @@ def test_the_contract_of_merging(tower, images, reducer, locations):
 @torch.no_grad()
 @pytest.mark.parametrize(
     "reducer",
-    ["rank_merge"]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in "diffrate evit predictor evit_drop".split()],
+    [pytest.param(name, marks=pytest.mark.slow) for name in "rank_merge diffrate evit predictor evit_drop".split()],
 )
 def test_half_precision_export_and_compilation(images, reducer):
     torch.manual_seed(0)

@@ -76,6 +76,7 @@ def test_gains_of_zero_change_nothing_and_gains_leave_with_their_prompts(tower, 
     assert tower.prompts is None
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_towers_with_gains_are_compiled_whole(images):
     tower = timm.create_model("patchrank_clip_digits", depth=2, locations=(2,), keep_rate=0.5, reducer="cls_attention")

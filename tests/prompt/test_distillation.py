@@ -63,7 +63,7 @@ def test_targets_are_embeddings_of_the_tower_as_it_came(pruned, train):
             assert not found
 
 
-@pytest.mark.parametrize("gains", [False, True])
+@pytest.mark.parametrize("gains", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_brings_embeddings_closer_and_freezes_the_rest(pruned, train, tmp_path, gains):
     before = {key: value.clone() for key, value in pruned.state_dict().items()}
     tuned = tune_prompts(
