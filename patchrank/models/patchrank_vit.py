@@ -92,17 +92,15 @@ def _filtered(file: str | None, weights: dict, model: PrunedVisionTransformer) -
         UserError: a file that cannot be read, or a key that does not fit.
     """
     found = vit_checkpoint_filter_fn(read_checkpoint(file) if file else weights, model)
-    own = {key: value for key, value in model.state_dict().items() if key.startswith("pruner.")}
+    wanted, left_out = model.state_dict(), ("pruner.",)
+    own = {key: value for key, value in wanted.items() if key.startswith("pruner.")}
+    if model.num_classes != (model.pretrained_cfg or {}).get("num_classes", model.num_classes):
+        left_out = ("pruner.", "head.")  # timm makes a new head
     found, wanted = (
-        {key: value for key, value in found.items() if not key.startswith("pruner.")} | own,
-        model.state_dict(),
+        {key: value for key, value in each.items() if not key.startswith(left_out)} for each in (found, wanted)
     )
-    if model.num_classes != (model.pretrained_cfg or {}).get("num_classes", model.num_classes):  # timm makes a new head
-        found, wanted = (
-            {key: value for key, value in each.items() if not key.startswith("head.")} for each in (found, wanted)
-        )
     check_keys(found, wanted, f"checkpoint {file}" if file else "weights")
-    return found
+    return found | own
 
 
 def _siglip(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisionTransformer:

@@ -13,6 +13,7 @@ SHAPES = {
     "average": dict(class_token=False, global_pool="avg", num_classes=5),
     "average, norm before": dict(class_token=False, global_pool="avg", fc_norm=False, num_classes=5),
     "average beside a class token": dict(global_pool="avg", num_classes=5),
+    "average of all tokens": dict(global_pool="avg", pool_include_prefix=True, num_classes=5),
     "average with registers": dict(reg_tokens=2, class_token=False, global_pool="avg", num_classes=5),
     "attention": dict(class_token=False, global_pool="map", num_classes=0),
     "attention with registers": dict(reg_tokens=2, class_token=False, global_pool="map", num_classes=5),
@@ -37,7 +38,8 @@ def by_hand(tower, x, sizes):
         if tower.attn_pool is not None:
             mixed = tower.attn_pool(patches[None])
         else:
-            mixed = patches.mean(0, keepdim=True)
+            averaged = torch.cat([tokens[:first], patches]) if tower.pool_include_prefix else patches
+            mixed = averaged.mean(0, keepdim=True)
         found.append(tower.head(tower.fc_norm(mixed)))
     return torch.cat(found)
 

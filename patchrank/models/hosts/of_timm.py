@@ -6,6 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from patchrank.layers.macs import check_costs
+from patchrank.layers.module_hooks import is_hooked
 from patchrank.layers.pooling import check_pool
 from patchrank.models.hosts.runner import RunLayers
 from patchrank.models.hosts.tower import HostedTower
@@ -22,7 +23,7 @@ def attach(model: nn.Module, img_size: int | None) -> HostedTower:
     """Puts a tower of ours around the layers of one of timm's vision transformers.
 
     Raises:
-        UserError: a model of another class, or one that is compiled or pools in a way that we do not know.
+        UserError: a model of another class, one that pools in a way that we do not know, or hooks on all its layers.
     """
     if type(model) is not VisionTransformer:
         raise UserError(
@@ -33,6 +34,8 @@ def attach(model: nn.Module, img_size: int | None) -> HostedTower:
         raise UserError("img_size belongs to models of transformers; try timm.create_model(NAME, img_size=...)")
     check_pool(model)
     check_costs(model.blocks)
+    if is_hooked(model.blocks):
+        raise UserError("hooks on blocks as a whole would not run in a pruned model; try to hang them on single blocks")
     tower = HostedTower.around(model)
     model.blocks = RunLayers(tower, model.blocks)
     pooled = PooledRows(tower, "attn_mask", 0, inverted=False)

@@ -315,6 +315,19 @@ def test_what_a_config_asks_for_is_refused_too(x):
         model(x)
 
 
+@torch.no_grad()
+def test_a_host_that_averages_all_tokens(x):
+    model = patchrank.prune(toy_hosts.create("timm average", pool_include_prefix=True), **DROPPING)
+    torch.testing.assert_close(model(x), patchrank.find_tower(model)(x), atol=1e-5, rtol=1e-5)
+
+
+def test_hooks_on_all_blocks_are_refused():
+    model = toy_hosts.create("timm vit")
+    model.blocks.register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match="hooks on blocks as a whole would not run"):
+        patchrank.prune(model, **DROPPING)
+
+
 def test_hooks_on_a_whole_encoder_are_refused(x):
     model = of_transformers(WITHOUT)
     model.encoder.register_forward_hook(lambda *_: None)
