@@ -26,11 +26,15 @@ from patchrank.utils.errors import UserError
 class Clip(ZeroShot, Fingerprinted):
     """An image tower and a text tower with a common embedding space; all embeddings are unit vectors.
 
+    A tower that has no text tower stands here alone: it has embeddings, and of a classifier also answers.
+
     Args:
         name: of the model; results and shards quote it.
         visual: image tower, (B, 3, H, W) to (B, E).
-        text: text tower, (T, 77) token ids to (T, E).
+        text: text tower, (T, 77) token ids to (T, E); None where there is none.
         tokenizer: texts to token ids; CLIP's own if left out.
+        classifier: what makes logits (B, C) of embeddings that are not normalised, where the model came with one and
+            has no text tower.
     """
 
     not_counted = ("visual.pruner.",)
@@ -39,16 +43,23 @@ class Clip(ZeroShot, Fingerprinted):
         self,
         name: str,
         visual: nn.Module,
-        text: nn.Module,
+        text: nn.Module | None,
         tokenizer: Callable[[Sequence[str]], Tensor] | None = None,
+        classifier: nn.Linear | None = None,
     ):
         super().__init__()
         self.name = name
         self.visual = visual
         self.text = text
         self.tokenizer = tokenizer
+        self.classifier = classifier
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights
+
+    @property
+    def has_text(self) -> bool:
+        """Whether classes and captions have embeddings."""
+        return self.text is not None
 
     @property
     def context_length(self) -> int:
@@ -59,12 +70,21 @@ class Clip(ZeroShot, Fingerprinted):
         """Token ids, (T, 77), of several texts or one. What does not fit is cut.
 
         Raises:
-            UserError: something else than texts, or none.
+            UserError: something else than texts, none, or a model without a text tower.
         """
         texts = check_texts(texts)
+        self.check_text()
         if self.tokenizer is not None:
             return self.tokenizer(texts)
         return clip_text.tokenize(texts, self.context_length)
+
+    def check_text(self) -> None:
+        """Raises `UserError` where there is no text tower."""
+        if self.text is None:
+            raise UserError(
+                f"model {self.name} has no text tower, so classes and captions have no embeddings; try without them, or "
+                "a pair such as open_clip:ViT-B-16-SigLIP/webli"
+            )
 
     def encode_image(self, images: Tensor) -> Tensor:
         return F.normalize(self.visual(images), dim=-1)
@@ -92,6 +112,7 @@ class Clip(ZeroShot, Fingerprinted):
             what = f"but got a {type(prompts).__name__}; try load_prompts(FILE)[0], from patchrank.models.prompt_files"
             raise UserError(f"set_prompts takes a layer of prompts or None, {what}")
         if prompts is not None:
+            self.check_text()
             check_pair(self, prompts)
         self.visual.set_prompts(prompts if prompts is not None and prompts.inserts_visual else None)
         self._prompts = () if prompts is None else (prompts,)
