@@ -39,6 +39,7 @@ MEANT = {
     "batch_size": {"benchmark": "benchmark.batch_size", "prompt": "prompt.batch_size"},
     "mode": {"prompt": "prompt.mode", "layers.prompts": "prompt.mode"},
     "n_test": {"recipe": OWN},
+    "budget": {"recipe": OWN},
     "images": {"prompt": "prompt.images", "repair": "repair.images"},
     "metric": dict.fromkeys(("golden", "fit"), "golden.metric")
     | dict.fromkeys(
