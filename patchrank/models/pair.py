@@ -82,8 +82,8 @@ class Clip(ZeroShot, Fingerprinted):
         """Raises `UserError` where there is no text tower."""
         if self.text is None:
             raise UserError(
-                f"model {self.name} has no text tower, so classes and captions have no embeddings; try without them, or "
-                "a pair such as open_clip:ViT-B-16-SigLIP/webli"
+                f"model {self.name} has no text tower, so classes and captions have no embeddings; try without them, "
+                "or a pair such as open_clip:ViT-B-16-SigLIP/webli"
             )
 
     def encode_image(self, images: Tensor) -> Tensor:
