@@ -22,6 +22,7 @@ ALL_FORMS = f"an entry of ours, such as patchrank_clip_b16, or timm:NAME, hf:REP
 NEEDED = ("embed_dim", "vision_cfg", "text_cfg")  # keys of every config of open_clip
 REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?|[\w-][\w.-]*")  # of the hub: owner/name, a revision behind it, or name
 SHOWN = 8  # characters of a config's fingerprint in a name
+STABLE = re.compile(rf"[^/\\]+@[0-9a-f]{{{SHOWN}}}")  # behind its prefix, what `stable_name` calls a folder
 CONFIG, IMAGES, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
 WRITERS = ("transformers_version", "_name_or_path")  # keys of a config that only tell who wrote it
 # Files of a folder that decide, beside its weights, what embeddings are; of tokenizers those that any of them has
@@ -85,7 +86,9 @@ def stable_name(name: str) -> str:
     Raises:
         UserError: the config cannot be read.
     """
-    if folder_of(name) is not None:
+    if (stated := folder_of(name)) is not None:
+        if STABLE.fullmatch(stated) and not Path(stated).exists():
+            return name
         folder = local_folder(name)
         return f"{prefix_of(name)}{folder.name}@{_folder_id(name, folder)[:SHOWN]}"
     file = config_file(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from helpers.toy_hosts import DEPTH, DIM, HF, create
+from PIL import Image
 from torch import nn
 
 WORDS = "a photo of cat dog on sofa seen from above , . the".split()
@@ -75,3 +76,12 @@ def write(model: nn.Module, folder: Path) -> str:
     transformers.SiglipImageProcessor(size=side).save_pretrained(folder)
     transformers.logging.set_verbosity(verbosity)
     return f"hf:{folder}"
+
+
+def picture(width: int = 70, height: int = 50) -> Image.Image:
+    """Smooth noise, of a shape that fits no tower."""
+    return (
+        Image.effect_noise((width // 4, height // 4), 64)
+        .resize((width, height), Image.Resampling.BICUBIC)
+        .convert("RGB")
+    )

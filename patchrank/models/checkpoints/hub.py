@@ -21,16 +21,20 @@ MAX_REASON = 160  # characters
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CLIP_MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 FOLDER_WEIGHTS = (*CLIP_MODEL_FILES, *(f"{name}.index.json" for name in CLIP_MODEL_FILES))
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 FOLDER_FILES = ("*.json", "*.txt", "*.model")  # configs and tokenizers
 
 
-def ensure_reachable(repo_id: str, filenames: Sequence[str], cache_dir: str | Path | None = None) -> None:
+def ensure_reachable(
+    repo_id: str, filenames: Sequence[str], cache_dir: str | Path | None = None, whole: bool = False
+) -> None:
     """Returns at once if a file of a hub repository is cached, and else as soon as the hub answers.
 
     Args:
         repo_id: `owner/name`, or `owner/name@revision` as timm writes it.
         filenames: any one of them will do; the first is what an error tells to download.
         cache_dir: where the hub's cache is, if not in its usual place.
+        whole: that all of the repository is needed, and not one file.
 
     Raises:
         UserError: none is cached, and the hub does not answer or must not be asked; says what to do instead.
@@ -40,10 +44,12 @@ def ensure_reachable(repo_id: str, filenames: Sequence[str], cache_dir: str | Pa
         if isinstance(try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision or None), str):
             return
     if obstacle := _obstacle():
+        what = "folder that is here" if whole else "checkpoint file"
+        download = repo if whole else f"{repo} {filenames[0]}"
         raise UserError(
             f"weights {repo_id} are not in the cache {cache_dir or constants.HF_HUB_CACHE}, and {obstacle}: give a "
-            f"checkpoint file, or run `hf download {repo} {filenames[0]}` on a machine with a network and set HF_HOME "
-            "to a copy of that machine's"
+            f"{what}, or run `hf download {download}` on a machine with a network and set HF_HOME to a copy of that "
+            "machine's"
         )
 
 
@@ -124,7 +130,7 @@ def download_folder(repo: str, weights: bool = True) -> Path:
     Raises:
         UserError: as `download_pair` does.
     """
-    ensure_reachable(repo, FOLDER_WEIGHTS if weights else ("config.json",))
+    ensure_reachable(repo, FOLDER_WEIGHTS if weights else ("config.json",), whole=True)
     repo_id, _, revision = repo.partition("@")
     patterns = (*FOLDER_FILES, "model*.safetensors") if weights else FOLDER_FILES
     try:

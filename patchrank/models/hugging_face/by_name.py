@@ -89,11 +89,10 @@ def create_model(settings: dict, source: str, weights: str | Path | None = None)
         UserError: a model that ours cannot reproduce, or weights that cannot be read or do not fit.
     """
     kind = _kind_of(settings, source)
-    config_class = kind.config_class
-    if kind.__name__.startswith(("CLIPVision", "SiglipVision")) and "vision_config" in settings:
-        settings = settings["vision_config"] | {"projection_dim": settings.get("projection_dim")}
+    if kind.__name__.startswith(("CLIPVision", "SiglipVision")) and isinstance(settings.get("vision_config"), dict):
+        settings = settings["vision_config"] | {key: settings[key] for key in ("projection_dim",) if key in settings}
     try:
-        config = config_class.from_dict(settings)
+        config = kind.config_class.from_dict(settings)
         if weights is None:
             return kind(config).eval()
         tensors = read_checkpoint(weights)
@@ -126,9 +125,10 @@ def _find_folder(name: str, weights: bool) -> Path:
 
 def _kind_of(settings: dict, source: str) -> type[nn.Module]:
     """The class of transformers that a config names."""
-    named = (settings.get("architectures") or [USUAL.get(settings.get("model_type", ""))])[0]
+    stated, model_type = settings.get("architectures"), settings.get("model_type")
+    named = stated[0] if stated and isinstance(stated, list) else USUAL.get(str(model_type))
     if named not in TAKES:
-        what = named or settings.get("model_type") or "no model"
+        what = named or model_type or "no model"
         raise UserError(
             f"{source}: its config names {what}, which patchrank does not take; it takes {', '.join(TAKES)}"
         )

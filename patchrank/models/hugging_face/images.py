@@ -9,21 +9,17 @@ from pathlib import Path
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from patchrank.models.model_name import IMAGES, PROCESSOR, read_settings
-from patchrank.utils.errors import UserError
+from patchrank.utils.errors import UserError, one_line
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 RESCALED = 1 / 255  # by which bytes become numbers in [0, 1]
 HALF = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 CROPPED = {"do_center_crop": True, "resample": 3}
-# What a model's own class does where its folder says nothing, by the beginning of its model_type
-USUAL = {
-    "clip": CROPPED | {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD},
-    "siglip": {"resample": 3} | HALF,
-    "dinov2": CROPPED
-    | {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
-    | {"size": {"shortest_edge": 256}, "crop_size": 224},
-    "vit": {"resample": 2} | HALF,
-}
+CLIP = CROPPED | {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+DINOV2 = CROPPED | {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
+DINOV2 |= {"size": {"shortest_edge": 256}, "crop_size": 224}
+# What is done where a folder does not say it, by the beginning of its kind of processor, or else of its kind of model
+USUAL = {"clip": CLIP, "bit": CLIP, "siglip": {"resample": 3} | HALF, "dinov2": DINOV2, "vit": {"resample": 2} | HALF}
 
 
 def read_images(folder: Path, model_type: str, image_size: int, source: str) -> dict:
@@ -38,12 +34,14 @@ def read_images(folder: Path, model_type: str, image_size: int, source: str) -> 
         UserError: a file that is no JSON, or asks for something that timm's transforms do not do.
     """
     stated = _stated(folder, source)
-    usual = next((usual for kind, usual in USUAL.items() if model_type.startswith(kind)), USUAL["vit"])
-    settings = {**usual, **{key: value for key, value in stated.items() if value is not None}}
+    written_by = stated.get("image_processor_type") or stated.get("feature_extractor_type") or model_type
+    usual = next((usual for kind, usual in USUAL.items() if str(written_by).lower().startswith(kind)), USUAL["vit"])
     try:
+        settings = {**usual, **{key: value for key, value in stated.items() if value is not None}}
         return _as_timm(settings, image_size)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{source}: {IMAGES} asks for images that timm's transforms do not make ({error})") from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        says = f"asks for images that timm's transforms do not make ({one_line(error)})"
+        raise UserError(f"{source}: {IMAGES} {says}; try a folder without it") from error
 
 
 def _stated(folder: Path, source: str) -> Mapping:
@@ -51,7 +49,8 @@ def _stated(folder: Path, source: str) -> Mapping:
     if (folder / IMAGES).is_file():
         return read_settings(folder / IMAGES, source)
     if (folder / PROCESSOR).is_file():
-        return read_settings(folder / PROCESSOR, source).get("image_processor") or {}
+        found = read_settings(folder / PROCESSOR, source).get("image_processor")
+        return found if isinstance(found, Mapping) else {}
     return {}
 
 

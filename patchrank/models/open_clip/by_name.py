@@ -17,7 +17,7 @@ from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
-from patchrank.models.checkpoints.hub import download_open_clip
+from patchrank.models.checkpoints.hub import TOKENIZER_FILES, download_open_clip, ensure_reachable
 from patchrank.models.checkpoints.load import load_pair
 from patchrank.models.model_name import FORMS, OPEN_CLIP, config_file, read_config, stable_name
 from patchrank.models.open_clip.pair import from_open_clip
@@ -177,9 +177,17 @@ def _create_tokenizer(text: dict, source: str) -> Callable[[Sequence[str]], Tens
     """
     settings = {"context_length": text.get("context_length", CLIPTextCfg.context_length)}
     more = text.get("tokenizer_kwargs") or {}
+    if "trust_remote_code" in more:
+        raise UserError(
+            f"{source}: text_cfg.tokenizer_kwargs: trust_remote_code would run a stranger's code; leave it out"
+        )
     if name := text.get("hf_tokenizer_name"):
         try:
+            if not Path(name).is_dir():
+                ensure_reachable(name, TOKENIZER_FILES, whole=True)
             return HFTokenizer(name, **settings, tokenizer_mode=text.get("tokenizer_mode"), **more)
+        except UserError as error:
+            raise UserError(f"{source}: text_cfg.hf_tokenizer_name: {error}") from error
         except Exception as error:  # its libraries' own kinds
             reason = one_line(error)[:MAX_REASON]
             raise UserError(f"{source}: text_cfg.hf_tokenizer_name {name!r} cannot be had ({reason})") from error
