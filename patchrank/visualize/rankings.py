@@ -31,7 +31,8 @@ class Kept(NamedTuple):
     """What is left of B images, and what the model answers.
 
     places: (B, K), of the patches that survive. answers: (B,), places in the class list. probabilities: (B,), of those.
-    A model that answers nothing has None, and drift: (B,), 1 - cosine to the embedding of the whole image. source: (B, N), which of the survivors each patch lives in, -1 where it was dropped; None where patches never merge.
+    source: (B, N), which of the survivors each patch lives in, -1 where it was dropped; None where patches never merge.
+    drift: (B,), 1 - cosine to the embedding of the whole image, where the model answers nothing.
     """
 
     places: np.ndarray
@@ -209,14 +210,8 @@ def rank_pictures(
         whole_head = clip.zero_shot_head(pictures.classes, pictures.templates) if clip.has_text else None
         whole = kept_by(clip, images, whole_head, "golden", [1.0], locations)[0]
     unpruned = None if whole.answers is not None else clip.visual.forward_whole(images)
-    pruning = {
-        "unpruned": unpruned,
-        "keep_rates": keep_rates,
-        "locations": locations,
-        "seed": seed,
-        "leftovers": leftovers,
-        **merging,
-    }
+    pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed, "leftovers": leftovers, **merging}
+    pruning["unpruned"] = unpruned
     # what takes no time goes first, so that it also fails first
     bar = progress([name for name in rankers if name not in METRICS], desc="rank", unit="row", disable=quiet, delay=1)
     rows = {name: kept_by(clip, images, head, name, **pruning) for name in bar}
