@@ -36,6 +36,9 @@ class Clip(ZeroShot, Fingerprinted):
         tokenizer: texts to token ids; CLIP's own if left out.
         classifier: what makes logits (B, C) of embeddings that are not normalised, where the model came with one and
             has no text tower.
+
+    Attributes:
+        class_names: what the classifier's classes are called, in the order of its logits; () where nobody says.
     """
 
     not_counted = ("visual.pruner.",)
@@ -54,6 +57,7 @@ class Clip(ZeroShot, Fingerprinted):
         self.text = text
         self.tokenizer = tokenizer
         self.classifier = classifier
+        self.class_names: tuple[str, ...] = ()
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights
 

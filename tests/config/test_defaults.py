@@ -52,7 +52,7 @@ FIRST = {"data": "data.tasks", "location": "pruning.locations"}  # flags that ta
 OF_COMMANDS = """best classes dashboard device dry_run fresh help image index keep_rates label limit out overrides
     address predictor prompts quick rank repair runs shards split steps sweep task template threads
     val_shards wait
-    autocast bucket_rates
+    autocast bucket_rates knn_images
     compile cuda_graphs cudnn_attention dtype golden json markdown methods picture tokens
     check format int8 speed uint8
     work""".split()
