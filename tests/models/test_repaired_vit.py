@@ -136,9 +136,10 @@ def test_another_predictor_is_refused(tower, tmp_path):
     assert tower.repair is not None
 
 
-def write_headless(path):
+def write_headless(tower, path):
     """A repair that is solved for the same tower without a head."""
-    tower = create_tower(keep_rate=0.5, reducer="center", num_classes=0)
+    tower = copy.deepcopy(tower)
+    tower.reset_classifier(0)
     weight = torch.eye(64) + 0.1 * torch.randn(64, 64, generator=torch.Generator().manual_seed(5))
     save_repair(Repair(weight, torch.ones(64), describe_repair(tower, "tiny") | DATA), path)
     return str(path)
@@ -146,8 +147,8 @@ def write_headless(path):
 
 @pytest.mark.parametrize("num_classes", [24, 64, 0])  # 64 is the width, so that shapes tell nothing
 def test_what_was_solved_without_a_head_stands_before_one(num_classes, tmp_path):
-    path = write_headless(tmp_path / "r.safetensors")
     tower = create_tower(keep_rate=0.5, reducer="center", num_classes=num_classes)
+    path = write_headless(tower, tmp_path / "r.safetensors")
     macs, entering = tower.macs().image, tower.forward_head(tower.forward_features(IMAGES), pre_logits=True)
     whole = tower.forward_whole(IMAGES)
     tower.set_pruning(repair_path=path)
@@ -167,14 +168,15 @@ def test_one_that_was_solved_with_a_head_of_that_many_classes_takes_its_place(tm
     tower.set_pruning(repair_path=tmp_path / "r.safetensors")
     assert not tower.repair_leads
     torch.testing.assert_close(tower(IMAGES), entering @ tower.repair.weight.T + tower.repair.bias)
-    plain = create_tower(keep_rate=0.5, reducer="center", num_classes=0)
+    plain = create_tower(keep_rate=0.5, reducer="center", num_classes=64)
+    plain.reset_classifier(0)
     with pytest.raises(UserError, match="with head"):
         plain.set_pruning(repair_path=tmp_path / "r.safetensors")
 
 
 def test_before_a_head_any_head_may_run(tmp_path):
     tower = create_tower(keep_rate=0.5, reducer="center")
-    tower.set_pruning(repair_path=write_headless(tmp_path / "r.safetensors"))
+    tower.set_pruning(repair_path=write_headless(tower, tmp_path / "r.safetensors"))
     before = tower(IMAGES)
     tower.head.register_forward_hook(lambda module, args, output: 2 * output)
     assert torch.allclose(tower(IMAGES), 2 * before)
