@@ -18,6 +18,7 @@ from patchrank.golden.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.io import content_id
 from patchrank.layers import pruning
 from patchrank.layers.schedule import check_locations
+from patchrank.models.answers import labels_of_classifier
 from patchrank.models.clip import Clip
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
@@ -45,7 +46,11 @@ def shard_folder(
     check_rounds(golden.rounds, clip.visual.num_patches)
     check_locations((golden.remove_at,), len(clip.visual.blocks))
     pruning.windows(clip.visual.patch_embed.grid_size, golden.window, golden.stride)
-    labelled, named = split.labels is not None, bool(split.classes)
+    labelled = _labels(clip, split) is not None
+    named = bool(split.classes) if clip.has_text else clip.classifier is not None
+    if not named and not clip.has_text and golden.metric != "preservation":
+        what = "has neither a text tower nor a classifier"
+        raise UserError(f"golden.metric {golden.metric!r} needs answers, and {clip.name} {what}; try preservation")
     known_metrics([golden.metric], labelled, named)  # asked for by name, so it is not left out as others are
     metrics = METRICS if golden.rounds == 1 else [golden.metric]
     header = {
@@ -150,12 +155,13 @@ def _score(
     clip: Clip, split: ImageSplit, folder: ShardFolder, loaded: _Loaded, batch_size: int, compile: bool = False
 ) -> None:
     """Scores and writes one shard."""
-    device, labels = clip.logit_scale.device, None
-    head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
+    device, labels = clip.logit_scale.device, _labels(clip, split)
+    head = clip.zero_shot_head(split.classes, split.templates) if split.classes and clip.has_text else None
     settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}
-    if split.labels is not None:
-        labels = torch.tensor([split.label(i) for i in loaded.places], device=device)
+    if labels is not None:
+        labels = torch.tensor([labels[i] for i in loaded.places], device=device)
     how = {"batch_size": batch_size, "compile": compile, "autocast": folder.header.get("autocast")}
+    how |= {"classifier": clip.classifier} if not clip.has_text and clip.classifier is not None else {}
     scale = clip.logit_scale.exp().item()
     golden = score_images(clip.visual, loaded.images.to(device), head, labels, scale, **settings, **how)
     scores, damage = (part.float().cpu().numpy() for part in golden)
@@ -164,6 +170,11 @@ def _score(
         for n, i in enumerate(loaded.places)
     )
     folder.write(loaded.index, samples)
+
+
+def _labels(clip: Clip, split: ImageSplit) -> Sequence[int] | None:
+    """The labels of a split as places among what the model answers; None where they are not known."""
+    return split.labels if clip.has_text else labels_of_classifier(clip, split)
 
 
 def _batch_size_of(clip: Clip, folder: ShardFolder) -> int:

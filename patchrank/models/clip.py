@@ -90,14 +90,15 @@ def _create_own(name: str, pretrained: bool, checkpoint: str | Path | None, **pr
 def macs_row(clip: Clip) -> dict[str, float]:
     """GMACs of one image with the pruning in force and without, of its ranking, of its matching, and of one caption.
 
-    There is no figure of matching where no tokens are compared.
+    There is no figure of matching where no tokens are compared, and none of captions without a text tower.
     """
     macs, plain = clip.visual.macs(), clip.visual.macs_unpruned()
     matching = {"gmacs_matching": macs.matching / 1e9} if macs.matching else {}
+    text = {"gmacs_text": text_macs(*clip_text.text_shape(clip.text)) / 1e9} if clip.has_text else {}
     return {
         "gmacs": macs.image / 1e9,
         "gmacs_unpruned": plain.image / 1e9,
         "gmacs_predictor": macs.predictor / 1e9,
         **matching,
-        "gmacs_text": text_macs(*clip_text.text_shape(clip.text)) / 1e9,
+        **text,
     }

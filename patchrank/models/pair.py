@@ -35,6 +35,9 @@ class Clip(ZeroShot, Fingerprinted):
         tokenizer: texts to token ids; CLIP's own if left out.
         classifier: what makes logits (B, C) of embeddings that are not normalised, where the model came with one and
             has no text tower.
+
+    Attributes:
+        class_names: what the classifier's classes are called, in the order of its logits; () where nobody says.
     """
 
     not_counted = ("visual.pruner.",)
@@ -53,6 +56,7 @@ class Clip(ZeroShot, Fingerprinted):
         self.text = text
         self.tokenizer = tokenizer
         self.classifier = classifier
+        self.class_names: tuple[str, ...] = ()
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights
 
@@ -82,8 +86,8 @@ class Clip(ZeroShot, Fingerprinted):
         """Raises `UserError` where there is no text tower."""
         if self.text is None:
             raise UserError(
-                f"model {self.name} has no text tower, so classes and captions have no embeddings; try without them, or "
-                "a pair such as open_clip:ViT-B-16-SigLIP/webli"
+                f"model {self.name} has no text tower, so classes and captions have no embeddings; try without them, "
+                "or a pair such as open_clip:ViT-B-16-SigLIP/webli"
             )
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ def run_trial(
             here, and no record of any kind is written.
     """
     context = TrialContext(trial, inputs, shards, steps, quiet)
+    if trial.learns:
+        inputs.clip.check_text()  # before an id is asked for, which prompts of a text tower are part of
     identity = trial_id(context)
     path = join(root, "trials", identity)
     try:
@@ -112,6 +114,7 @@ def evaluate_part(context: TrialContext, task: str, part: str) -> tuple[Evaluati
         row = read_manifest(path)["metrics"].index(trial.config.golden.metric)
         scores = np.stack([sample.scores[row] for sample in stream(path)])
     known = {"unpruned": unpruned, "tokens": inputs.shared_tokens(task, part)}
+    known["neighbours"] = inputs.neighbours(task, part)
     found = evaluate(inputs.clip, split, controls, scores, seed=trial.config.seed, quiet=context.quiet, **known)
     return found, split
 
@@ -154,8 +157,8 @@ def _measure_task(context: TrialContext, task: str) -> tuple[dict[str, float], d
         for part in trial.parts:
             found, split = evaluate_part(context, task, part)
             row |= {PREFIXES[part] + key: value for key, value in found.row().items()}
-            each = {f"right_{name}": found.right(name) for name in found.answers}
-            each |= {"same": found.same(), "cosine": found.cosine["pruned"], "ids": np.asarray(split.ids)}
+            each = found.arrays() | {"cosine": found.cosine["pruned"], "ids": np.asarray(split.ids)}
+            each |= {} if found.knn is None else {f"knn_{key}": array for key, array in found.knn.arrays().items()}
             each |= {"groups": np.asarray(split.clusters()), "unit": np.asarray(split.unit)}  # for paired statistics
             arrays |= {PREFIXES[part] + key: array for key, array in each.items()}
         costs = macs_row(inputs.clip)
