@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from patchrank.config import TrialConfig
+from patchrank.models.recipe_files import NAME
 from patchrank.report.labels import RANKINGS
 from patchrank.report.markdown import listed, literal, table
 from patchrank.utils.veil import MERGED
 
-RECIPE, CARD = "recipe.json", "README.md"
+CARD = "README.md"
 PAIRS, TRIES = "what-goes.png", "tries.png"  # pictures beside the card
 BEST = 10  # settings that the card's table names
 LABELS = {  # of figures in percent
@@ -104,7 +105,7 @@ def _how(about: Mapping, choice: TrialConfig) -> str:
     if about["repair"]:
         lines.append(f"Its repair was solved on {images['train']:,} images.")
     lines.append(f"The choice among settings was made on {images['val']:,} other images, by drift. No label was read.")
-    return "\n".join([*lines, f"`{RECIPE}` has all settings and figures."])
+    return "\n".join([*lines, f"`{NAME}` has all settings and figures."])
 
 
 def _tried(drift: Mapping[TrialConfig, float]) -> str:
