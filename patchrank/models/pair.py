@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -26,11 +27,18 @@ from patchrank.utils.errors import UserError
 class Clip(ZeroShot, Fingerprinted):
     """An image tower and a text tower with a common embedding space; all embeddings are unit vectors.
 
+    A tower that has no text tower stands here alone: it has embeddings, and of a classifier also answers.
+
     Args:
         name: of the model; results and shards quote it.
         visual: image tower, (B, 3, H, W) to (B, E).
-        text: text tower, (T, 77) token ids to (T, E).
+        text: text tower, (T, 77) token ids to (T, E); None where there is none.
         tokenizer: texts to token ids; CLIP's own if left out.
+        classifier: what makes logits (B, C) of embeddings that are not normalised, where the model came with one and
+            has no text tower.
+
+    Attributes:
+        class_names: what the classifier's classes are called, in the order of its logits; () where nobody says.
     """
 
     not_counted = ("visual.pruner.",)
@@ -39,16 +47,24 @@ class Clip(ZeroShot, Fingerprinted):
         self,
         name: str,
         visual: nn.Module,
-        text: nn.Module,
+        text: nn.Module | None,
         tokenizer: Callable[[Sequence[str]], Tensor] | None = None,
+        classifier: nn.Linear | None = None,
     ):
         super().__init__()
         self.name = name
         self.visual = visual
         self.text = text
         self.tokenizer = tokenizer
+        self.classifier = classifier
+        self.class_names: tuple[str, ...] = ()
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self._prompts: tuple[Prompts, ...] = ()  # in a tuple, so that they are no part of the pair's weights
+
+    @property
+    def has_text(self) -> bool:
+        """Whether classes and captions have embeddings."""
+        return self.text is not None
 
     @property
     def context_length(self) -> int:
@@ -59,12 +75,21 @@ class Clip(ZeroShot, Fingerprinted):
         """Token ids, (T, 77), of several texts or one. What does not fit is cut.
 
         Raises:
-            UserError: something else than texts, or none.
+            UserError: something else than texts, none, or a model without a text tower.
         """
         texts = check_texts(texts)
+        self.check_text()
         if self.tokenizer is not None:
             return self.tokenizer(texts)
         return clip_text.tokenize(texts, self.context_length)
+
+    def check_text(self) -> None:
+        """Raises `UserError` where there is no text tower."""
+        if self.text is None:
+            raise UserError(
+                f"model {self.name} has no text tower, so classes and captions have no embeddings; try without them, "
+                "or a pair such as open_clip:ViT-B-16-SigLIP/webli"
+            )
 
     def encode_image(self, images: Tensor) -> Tensor:
         return F.normalize(self.visual(images), dim=-1)
@@ -92,6 +117,7 @@ class Clip(ZeroShot, Fingerprinted):
             what = f"but got a {type(prompts).__name__}; try load_prompts(FILE)[0], from patchrank.models.prompt_files"
             raise UserError(f"set_prompts takes a layer of prompts or None, {what}")
         if prompts is not None:
+            self.check_text()
             check_pair(self, prompts)
         self.visual.set_prompts(prompts if prompts is not None and prompts.inserts_visual else None)
         self._prompts = () if prompts is None else (prompts,)
@@ -136,6 +162,12 @@ class Clip(ZeroShot, Fingerprinted):
         cfg = self.visual.pretrained_cfg
         mean, std = (pixels.new_tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
         return (pixels - mean) / std
+
+    def to_pixels(self, images: Tensor) -> np.ndarray:
+        """What `transform` made (n, 3, H, W), as pixels (n, H, W, 3) of 0 to 255 again."""
+        zero, one = self.normalize(images.new_zeros(3, 1, 1)), self.normalize(images.new_ones(3, 1, 1))
+        pixels = (((images - zero) / (one - zero)).clamp(0, 1) * 255).round().byte()
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The evaluation transform: RGB, resize the shorter side, centre crop, normalise.

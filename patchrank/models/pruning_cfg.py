@@ -31,6 +31,7 @@ from patchrank.utils.plain import plain
 
 LEFTOVERS = ("drop", "merge")
 MERGING = ("metric", "protection", "drop_share")  # settings that some reducers read, and others only to merge leftovers
+OFF = {"keep_rate": 1.0, "budget": None, "drop_counts": None}  # settings by which nothing leaves
 RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor whose weights come with a checkpoint
 
 
@@ -59,8 +60,8 @@ class Pruning(PruningConfig):
             record (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`) describes
             a predictor whose weights come with the tower's checkpoint. `save_pretrained` writes such records.
         repair_path: safetensors file of a repair (`python -m patchrank.repair`), which takes the place of the tower's
-            head. It belongs to one tower, schedule and ranking, and is refused with others. Where nothing leaves it
-            must be there, but is not used.
+            head, or stands before it where it was solved for the same tower without one. It belongs to one tower,
+            schedule and ranking, and is refused with others. Where nothing leaves it must be there, but is not used.
         seed: of the reducers `random` and `avit_channel`.
     """
 
@@ -171,6 +172,19 @@ def lets_leave(settings: PruningConfig) -> bool:
     return settings.keep_rate < 1 if settings.budget is None else settings.budget < 1
 
 
+def usual_locations(depth: int, settings: Mapping) -> dict[str, tuple[int, ...]]:
+    """`locations` for a tower that has too few layers for the usual ones; {} where they fit, or tokens leave.
+
+    Args:
+        settings: what is asked for, as `set_pruning` takes it.
+    """
+    usual = DEFAULTS.pruning.locations
+    leaves = settings.get("keep_rate", 1) != 1 or any(settings.get("drop_counts") or ())
+    if leaves or depth >= max(usual) or tuple(settings.get("locations", usual)) != usual:
+        return {}
+    return {"locations": tuple(layer for layer in usual if layer <= depth) or (depth,)}
+
+
 def create_pruner(
     settings: Pruning, reducer: Reducer, drops: Sequence[int], has_class_token: bool = True
 ) -> PruningBlock:
@@ -221,7 +235,7 @@ def count_macs(tower: nn.Module, pruner: PruningBlock | None, cls_only: bool) ->
         return Macs(vision_macs(tower, cls_only_last=cls_only))
     drops = tuple(pruner.drops), tuple(pruner.drops.values())
     vision = vision_macs(tower, *drops, cls_only, mid=pruner.mid)
-    if pruner.repair is not None and not tower.num_classes:  # a projection where there was none
+    if pruner.repair is not None and pruner.repair.headless:  # one projection more
         vision += pruner.repair.weight.numel()
     return Macs(vision, pruner.num_macs(tower, cls_only), pruner.matching_macs(tower, cls_only))
 

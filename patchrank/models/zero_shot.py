@@ -49,9 +49,11 @@ class ZeroShot:
             prompted: False for the class embeddings of the pair as it came, whatever prompts are in use.
 
         Raises:
-            UserError: one name or template instead of a list, none at all, or what is no name or no template.
+            UserError: one name or template instead of a list, none at all, what is no name or no template, or a model
+                without a text tower.
         """
         classes = check_classes(classes)
+        self.check_text()
         # a function gives way to its captions: what it does may change, so caches must not know it by what it is
         templates = tuple(
             template if isinstance(template, str) else fill(template, classes)
