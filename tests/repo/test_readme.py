@@ -84,7 +84,7 @@ def test_the_api_page_has_every_public_name_and_no_other():
     assert {title: module for module, name, title in shown if name == title} == patchrank.PUBLIC
 
 
-STAGES = ["golden", "fit", "repair", "evaluate", "prompt", "tune", "visualize", "benchmark", "retrieval", "export"]
+STAGES = "recipe golden fit repair evaluate prompt tune visualize benchmark retrieval export".split()
 TOLD = [told for page in PAGES for told in re.findall(r"python -m patchrank\.(\w+)([^`\n]*)", page.read_text())]
 
 
