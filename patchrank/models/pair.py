@@ -130,8 +130,9 @@ class Clip(ZeroShot, Fingerprinted):
         nested. Other threads that use the pair meanwhile see the changes.
 
         Args:
-            predictor, **pruning: as `set_pruning` of the image tower takes them; where there are none, pruning stays.
+            predictor: as `set_pruning` of the image tower takes it.
             prompts: learned tokens to insert into both towers; None leaves those in use.
+            **pruning: as `set_pruning` takes them; where there is neither this nor a predictor, pruning stays.
 
         Raises:
             UserError: settings or prompts that do not fit; the pair is then as it was.
