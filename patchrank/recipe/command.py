@@ -106,7 +106,7 @@ def _fixed(tries: Tries, choice: TrialConfig) -> TrialConfig:
     tower = tries.inputs.clip.visual
     with tower.restoring():
         tower.set_pruning(predictor_path=None, predictor_init="random", **choice.pruning.model_dump())
-        counts = tower.drop_counts
+        counts = tuple(tower.pruner.drops.get(layer, 0) for layer in tower.pruning.locations)
     update = {"drop_counts": counts, "budget": None, "taper": 1.0}
     return choice.model_copy(update={"pruning": choice.pruning.model_copy(update=update)})
 

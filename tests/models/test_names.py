@@ -1,6 +1,5 @@
 """Models by name are the models themselves while nothing is pruned, and what `patchrank.prune` makes of them else."""
 
-
 import pytest
 import timm
 import torch
