@@ -33,6 +33,7 @@ EARLY, LONG, SPREAD, ONCE = Schedule(3, 7, 1, 0.6), Schedule(2, 11, 1, 0.8), Sch
 # Those that were best for some method at 55 to 75 % of the MACs in search_spaces/methods.yaml.
 METHODS: tuple[tuple[dict, tuple[Schedule, ...]], ...] = (
     ({"reducer": "rank_merge"}, (EARLY, LONG)),
+    ({"reducer": "guided_merge"}, (EARLY, LONG)),
     ({"reducer": "attention_merge"}, (EARLY, LONG)),
     ({"reducer": "feature_merge"}, (EARLY, LONG)),
     ({"reducer": "predictor", "leftovers": "merge"}, (SPREAD, ONCE)),
@@ -50,7 +51,7 @@ NEIGHBOURS = (
 )
 PROTECTIONS = (0.3, 0.5, 0.8, 1.2, 2.0)  # weights of importance in matching
 DROP_SHARES = (0.1, 0.25, 0.5)
-PROTECTED = ("rank_merge", "attention_merge")  # methods whose matching has such a weight
+PROTECTED = ("rank_merge", "guided_merge", "attention_merge")  # methods whose matching has such a weight
 
 
 def first_round(tower: nn.Module) -> list[PruningConfig]:
