@@ -90,8 +90,8 @@ def new_record(trial: ResolvedTrial, identity: str, sweep: str, status: str, **c
 
     Args:
         status: `ok`, `error`, or `stopped` where the trial was ended early.
-        content: of `ok` what was measured, of `error` the cause, of `stopped` by which rules and how far it had come, or
-            `by_hand`.
+        content: of `ok` what was measured, of `error` the cause, of `stopped` by which rules and how far it had come,
+            or that this was `by_hand`.
     """
     about = {"schema": SCHEMA, "id": identity, "sweep": sweep, "status": status, "date": f"{datetime.date.today()}"}
     return about | {"config": canonical(trial.config)} | content
