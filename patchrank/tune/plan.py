@@ -200,9 +200,13 @@ class Plan:
 
     def _drawn(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
         """The values that sampled axes took in a trial of this cell; None for one of another cell or sweep."""
+        drawn: dict[str, object] = {}
         try:
-            values = cell.values | {path: value_at(config, path) for path in cell.sampled}
-            drawn = {path: values[path] for path, rule in cell.sampled.items() if allows(rule, values[path], values)}
+            for path, rule in cell.sampled.items():  # in the order in which they are drawn
+                if rule.holds((cell.values | drawn).get):
+                    drawn[path] = value_at(config, path)
+                    if not allows(rule, drawn[path]):  # any more: what a trial has without the axis is no draw
+                        return None
             return drawn if self.identify(self.trial(cell.values | drawn)) == identity else None
         except StoreError:  # which says nothing about the trial
             raise

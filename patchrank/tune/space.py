@@ -124,13 +124,11 @@ def fits(trial: ResolvedTrial, bounds: Iterable[Constraint]) -> bool:
     return all(bound.excess(found) <= 0 for bound in counted)
 
 
-def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
-    """Whether a rule may have drawn a value, beside the values of other axes.
+def allows(rule: Rule, value: object) -> bool:
+    """Whether a rule may have drawn a value, which may be of a rule that has changed since.
 
-    A number between two steps may not: it is of a rule that has changed since, and Optuna would refuse it.
+    A number between two steps may not; Optuna would refuse it.
     """
-    if not rule.holds(others.get):
-        return False
     if rule.kind == "choice":
         return value in rule.choice
     low, high = rule.uniform if rule.kind == "uniform" else rule.int_
