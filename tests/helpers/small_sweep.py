@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from patchrank.io.lock import hold
 from patchrank.trial.check import counted_gmacs
-from patchrank.tune.plan import make_plan
+from patchrank.tune import marks
+from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.sweep import load_sweep
 
 # Where a driver finds `helpers.faulty_reducers`, and this very checkout where that is what the tests were told to take
@@ -57,6 +60,23 @@ def write_record(plan, values: dict, kind: str = "", **changes) -> str:
     if not kind:
         (folder / f"{identity}.npz").write_bytes(b"")
     return identity
+
+
+def identify(plan: Plan, rate: float) -> str:
+    """The id of the trial of a keep rate."""
+    return plan.identify(plan.trial({"pruning.keep_rate": rate}))
+
+
+@contextmanager
+def running(plan: Plan, *rates: float) -> Iterator[list[marks.Mark]]:
+    """A driver that holds the sweep, and marks of trials as its workers write them."""
+    root, name = plan.sweep.config.root, plan.sweep.config.name
+    with hold(root, f"sweep {name}"):
+        written = [marks.Mark(root, name, identify(plan, rate), {"pruning.keep_rate": rate}) for rate in rates]
+        for mark in written:
+            mark.write()
+        yield written
+        marks.clear(root, plan.record)
 
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
