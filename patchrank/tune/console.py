@@ -31,7 +31,8 @@ def print_plan(plan: Plan, jobs: list[Job], missing: int) -> None:
     ended = f", {len(stopped)} stopped by hand" if stopped else ""
     say(f"sweep {config.name}: {plan.size} trials, {done} done, {missing} to run{ended}")
     if aside := plan.set_aside():
-        say(f"  note: {aside} finished trials are not in this plan; their records stay, and count again once they are")
+        note = f"finished trials that are not in this plan: {aside}; their records stay, and count again once they are"
+        say(f"  note: {note}")
     for note in plan.sweep.notes:
         say(f"  note: {note}")
     for key in plan.unmet_axes():

@@ -82,7 +82,7 @@ def test_a_sweep_grows_and_shrinks_for_real(tmp_path):
     assert len(now) == 3 and {name: now[name] for name in before} == before
     write_sweep(tmp_path, "pruning.keep_rate: {grid: [0.4, 0.6]}")
     said = run(tmp_path)
-    assert "2 trials, 2 done, 0 to run" in said and "1 finished trials are not in this plan" in said
+    assert "2 trials, 2 done, 0 to run" in said and "finished trials that are not in this plan: 1" in said
     assert [row["config"]["pruning"]["keep_rate"] for row in rows(tmp_path)] == [0.4, 0.6] and records(tmp_path) == now
     assert "| 0.5 |" not in (tmp_path / "runs/small/report.md").read_text()
     assert "keep_rate 0.5" not in (tmp_path / "runs/small/optuna.log").read_text()

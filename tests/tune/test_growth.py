@@ -59,7 +59,7 @@ def test_a_value_that_is_dropped_leaves_the_rows_and_comes_back_with_its_record(
     fewer = plan_of(tmp_path, rates(0.5, 0.7))
     assert fewer.missing() == 0 and [rate for rate, _ in shown(fewer)] == [0.5, 0.7]
     print_plan(fewer, [], 0)
-    assert "note: 1 finished trials are not in this plan; their records stay" in capsys.readouterr().err
+    assert "note: finished trials that are not in this plan: 1; their records stay" in capsys.readouterr().err
     back = plan_of(tmp_path, rates(0.5, 0.6, 0.7))
     assert back.missing() == 0 and [rate for rate, _ in shown(back)] == [0.5, 0.6, 0.7]
     print_plan(back, [], 0)

@@ -11,7 +11,7 @@ from helpers.s3_server import s3_server
 from helpers.small_sweep import identify, plan_of, running, write_record
 
 from patchrank.io import list_names
-from patchrank.tune import marks
+from patchrank.tune import marks, worker
 from patchrank.tune.plan import make_plan
 from patchrank.tune.sweep import load_sweep
 
@@ -133,3 +133,21 @@ def test_all_of_it_on_an_object_store_with_reads_alone(tmp_path, command):
 )
 def test_flags_of_runs_do_not_go_with_a_look(plan, command, arguments, message):
     assert message in command(*arguments, code=2)
+
+
+def test_a_worker_marks_the_trial_that_it_runs_and_no_other(plan, monkeypatch):
+    root, seen, told = plan.sweep.config.root, [], []
+
+    def run_trial(trial, *places, pulse, **how):
+        seen.extend(marks.marks(root))
+        raise RuntimeError("no patch is good enough")
+
+    monkeypatch.setattr(worker, "run_trial", run_trial)
+    monkeypatch.setattr(worker.tune, "report", told.append)
+    worker.run_one({"values": {"pruning.keep_rate": 0.7}}, plan.sweep.config, "run-1")
+    assert [(mark["id"], mark["values"], mark["pid"]) for mark in seen] == [
+        (identify(plan, 0.7), {"pruning.keep_rate": 0.7}, os.getpid())
+    ]
+    assert told == [{"failure": "RuntimeError: no patch is good enough"}] and marks.marks(root) == []
+    worker.run_one({"values": {"pruning.keep_rate": 0.9}}, plan.sweep.config, "run-1")  # is done
+    assert len(seen) == 1 and told[1]["id"] == identify(plan, 0.9)
