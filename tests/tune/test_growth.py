@@ -7,8 +7,9 @@ import pytest
 from helpers.small_sweep import plan_of, write_record
 
 from patchrank.tune.console import print_plan
-from patchrank.tune.plan import Plan
+from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.search import CellSearch
+from patchrank.tune.sweep import load_sweep
 
 SPACE = "pruning.keep_rate: {uniform: [0.3, 0.9], step: 0.1}\npruning.locations: {choice: [[4], [4, 6, 8, 10]]}"
 
@@ -73,6 +74,21 @@ def test_more_samples_of_a_random_search_keep_the_first_ones(tmp_path):
     more = plan_of(tmp_path, SPACE, search="{method: random, samples: 9}")
     assert [cell.values for cell in more.cells][:4] == first and len(asked(more)) == 5
     assert not any(values in first for values in asked(more))
+
+
+def test_a_search_that_learns_goes_on_from_what_a_random_one_has_finished(tmp_path):
+    finish(plan_of(tmp_path, SPACE, search="{method: random, samples: 4}"))
+    wider = SPACE.replace("[0.3, 0.9]", "[0.2, 1.0]")  # for a random search another draw
+    learning = plan_of(tmp_path, wider, search="{method: optuna, samples: 6}")
+    assert learning.missing() == 2 and len(CellSearch(learning).studies[0].trials) == 4
+
+
+def test_an_axis_that_is_pinned_leaves_the_rows_of_its_value_and_comes_back(tmp_path):
+    finish(plan_of(tmp_path, rates(0.5, 0.6)))
+    where = [f"root={tmp_path}/runs/small", f"shards={tmp_path}/runs/shards"]
+    pinned = make_plan(load_sweep(str(tmp_path / "sweep.yaml"), [*where, "trial.pruning.keep_rate=0.6"]))
+    assert pinned.missing() == 0 and [rate for rate, _ in shown(pinned)] == [0.6]
+    assert plan_of(tmp_path, rates(0.5, 0.6)).missing() == 0
 
 
 def test_a_grid_around_a_random_search_grows_and_its_other_points_draw_as_before(tmp_path):

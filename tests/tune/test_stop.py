@@ -94,6 +94,7 @@ def test_a_trial_that_finishes_at_that_moment_keeps_its_record(plan, driver):
     progress.on_trial_error(0, [], trial_of(0.7))
     plan.refresh()
     assert plan.record(identify(plan, 0.7))["status"] == "ok" and plan.stopped_by_hand() == []
+    assert f"{identify(plan, 0.7)}.stopped.json" not in list_names(f"{plan.sweep.config.root}/trials")
     marks.clear(plan.sweep.config.root, plan.record)
     assert marks.requests(plan.sweep.config.root) == set()
 
