@@ -1,7 +1,8 @@
 """One driver at a time on a folder: a file lock on local paths and NFS, a note on object stores.
 
 A file lock goes with its process. A store has no such locks, so there the driver writes a note with its name and
-refreshes it every few seconds. Another driver respects a note that changes, and takes over one that does not.
+refreshes it every few seconds. Another driver respects a note that changes, and takes over one that does not. Local
+folders have such a note too, which tells people who holds the lock.
 It watches the note for that, since the clocks of two machines may differ.
 """
 
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from threading import Event, Thread
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -34,7 +36,7 @@ def hold(folder: str, what: str = "driver", refresh: float = REFRESH, stale: flo
     """Holds a folder for the length of a block and makes it if it is not there, so check all input first.
 
     Yields an event. It is set once another driver has taken a note over, which happens to a driver that slept or could
-    not reach its store for too long.
+    not reach its store for too long, and on a file system whose locks hold on one host alone.
 
     Args:
         folder: local path or fsspec URL.
@@ -47,19 +49,48 @@ def hold(folder: str, what: str = "driver", refresh: float = REFRESH, stale: flo
     """
     note, lost, done = _Note(folder, what), Event(), Event()
     with ExitStack() as at_end:  # the last callback runs first
-        if is_remote(folder):
-            if not note.create():
-                note.take_over(refresh, stale)
-            at_end.callback(note.remove)
-            thread = Thread(target=note.keep_fresh, args=(refresh, done, lost), daemon=True)
-            thread.start()
-            at_end.callback(thread.join, refresh)
-            at_end.callback(done.set)
-        else:
+        if not is_remote(folder):
             at_end.callback(_locked(note).release)
-            at_end.callback(note.remove)
             note.write()  # this one only tells people who holds the lock
+        elif not note.create():
+            note.take_over(refresh, stale)
+        at_end.callback(note.remove)
+        thread = Thread(target=note.keep_fresh, args=(refresh, done, lost), daemon=True)
+        thread.start()
+        at_end.callback(thread.join, refresh)
+        at_end.callback(done.set)
         yield lost
+
+
+class Holder(NamedTuple):
+    """Who holds a folder, by the note in it.
+
+    is_alive: whether it gave a sign of life within the time after which another driver may take over.
+    idle: seconds since the last one; None where only a clock of another host could tell.
+    """
+
+    who: str
+    is_alive: bool
+    idle: float | None
+
+
+def find_holder(folder: str, refresh: float = REFRESH, stale: float = STALE) -> Holder | None:
+    """Who holds a folder; None where nobody does. Reads alone, and takes no lock.
+
+    A note of this very host is judged by its time. Clocks of different hosts are not compared: a note of another one is
+    watched until it changes, which takes about `refresh` seconds, or for `stale` seconds if it never does.
+    """
+    first = found = _Note(folder, "").read()
+    if first.get("host") == socket.gethostname() and "refreshed" in first:
+        idle = max(0.0, time.time() - first["refreshed"])
+        return Holder(_who(first), idle < stale, idle)
+    deadline = time.monotonic() + stale
+    if first:
+        print(f"{folder}: watching up to {stale:.0f} s for a sign of life of {_who(first)}", file=sys.stderr)
+    while found == first and found and time.monotonic() < deadline:
+        time.sleep(refresh / 5)
+        found = _Note(folder, "").read()
+    return Holder(_who(found), found != first, None) if found else None
 
 
 def _locked(note: _Note) -> FileLock:
@@ -95,7 +126,7 @@ class _Note:
     def create(self) -> bool:
         """Writes our note to a store where there is none; returns whether it stands there now."""
         filesystem, name = filesystem_of(self.path)
-        content = json.dumps(self.mine).encode()
+        content = json.dumps(self.mine | {"refreshed": time.time()}).encode()
         with suppress(FileExistsError):
             patiently(self.path, lambda: put(filesystem, name, content, mode="create"), "write")
         return self.is_ours()  # a note that exists may be ours, if an answer was lost

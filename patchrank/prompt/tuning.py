@@ -55,7 +55,7 @@ def tune_prompts(
     quiet: bool = False,
     cache: bool = True,
     logs: str | None = None,
-    after_epoch: Callable[[int, float], None] | None = None,
+    after_epoch: Callable[[int, Callable[[], float]], None] | None = None,
 ) -> Tuned:
     """Learned tokens for a pair, written to `out`; the pair stays as it is.
 
@@ -69,9 +69,9 @@ def tune_prompts(
         seed: of the start, and of order and augmentation in every epoch.
         cache: embeds images once where nothing about them changes; changes time alone, and figures by float noise.
         logs: folder for TensorBoard.
-        after_epoch: called after each epoch, from 1, with the accuracy (%) on `val`, or 100 times the cosine to the
-            tower as it came where that is learned; what it raises ends the tuning, and the same call would go on from
-            there. Nothing that is learned or written depends on it.
+        after_epoch: called after each epoch, from 1, with a function that measures the accuracy (%) on `val`, or 100
+            times the cosine to the tower as it came where that is learned; what it raises ends the tuning, and the same
+            call would go on from there. Nothing that is learned or written depends on it.
 
     Raises:
         UserError: impossible prompts, distillation where nothing is pruned, or a loss that is no number.
@@ -138,7 +138,7 @@ def _run(
     save: Callable[[], None],
     quiet: bool,
     logs: str | None,
-    after_epoch: Callable[[int, float], None] | None,
+    after_epoch: Callable[[int, Callable[[], float]], None] | None,
 ) -> None:
     """The epochs that are still to come; `save` writes the state after each."""
     config = feed.config
@@ -149,9 +149,8 @@ def _run(
             epoch, started = len(state.history), time.perf_counter()
             state.optimizer.param_groups[0]["lr"] = rates[epoch]
             measured = train_epoch(feed, state, epoch, bar)
-            watched = _watch(feed, val) if config.patience is not None or after_epoch is not None else {}
-            if config.patience is not None:
-                measured |= watched
+            watched = _watch(feed, val) if config.patience is not None else {}
+            measured |= watched
             state.history.append(measured | {"seconds": round(time.perf_counter() - started, 3)})
             if state.best_epoch() == epoch:
                 state.best = {key: value.detach().clone() for key, value in state.prompts.state_dict().items()}
@@ -160,8 +159,7 @@ def _run(
                 for name, value in (state.history[-1] | {"lr": rates[epoch]}).items():
                     writer.add_scalar(name, value, epoch + 1)
             if after_epoch is not None:
-                cosine = watched.get("val_cosine")
-                after_epoch(epoch + 1, watched["val_accuracy"] if cosine is None else 100 * cosine)
+                after_epoch(epoch + 1, lambda known=watched: _percent_of(known or _watch(feed, val)))
 
 
 def _create_writer(folder: str | None) -> AbstractContextManager:
@@ -181,6 +179,11 @@ def _watch(feed: Feed, val: ImageSplit) -> dict[str, float]:
     if feed.config.loss == "distill":
         return {"val_cosine": float(evaluate(feed.clip, val, quiet=True).cosine["pruned"].mean())}
     return {"val_accuracy": accuracy(feed.clip, val)}
+
+
+def _percent_of(watched: dict[str, float]) -> float:
+    """What `_watch` found as one figure of 100."""
+    return 100 * watched["val_cosine"] if "val_cosine" in watched else watched["val_accuracy"]
 
 
 @torch.inference_mode()

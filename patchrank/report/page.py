@@ -64,6 +64,7 @@ def write_report(
     constraints: Sequence[Constraint] = (),
     failures: Sequence[tuple[str, str]] = (),
     stopped: int = 0,
+    stopped_by_hand: Sequence[str] = (),
     credits: Mapping[str, str] = {},
     sampled: Sequence[str] = (),
 ) -> Report:
@@ -83,6 +84,7 @@ def write_report(
         objectives, constraints: of the search; several objectives make a Pareto front.
         failures: trials that failed, each its settings in words and the cause.
         stopped: trials that were ended early, since they fell behind others.
+        stopped_by_hand: settings, in words, of trials that somebody ended.
         credits: what must be said of the images of a task, by its name.
         sampled: those of `axes` that a search draws. Where it does so around several points of a grid, the page is
             about the best trial around each of them.
@@ -103,7 +105,9 @@ def write_report(
     summary = _summary(sweep, config, command, unfinished, list(pictures))
     write_json(join(root, "claims.json"), summary)
     undone = f"**{unfinished} trials of this sweep are not done.** " if unfinished else ""
-    undone += f"{stopped} trials were ended early (ASHA), and are not shown." if stopped else ""
+    undone += f"{stopped} trials were ended early (ASHA), and are not shown. " if stopped else ""
+    if stopped_by_hand:
+        undone += f"Stopped by hand, and not shown: {'; '.join(map(literal, stopped_by_hand))}."
     if failures:
         lines = [[literal(settings), literal(cause)] for settings, cause in failures]
         head = f"**Failed trials**: {len(failures)}; running the sweep again tries them again."

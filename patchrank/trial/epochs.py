@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+Pulse = Callable[[str, int, int], None]  # hears what is trained, and how many of how many epochs are done
+
 
 @dataclass
 class Steps:

@@ -22,7 +22,7 @@ from patchrank.layers.reducers import REDUCERS
 from patchrank.models.pruning_cfg import lets_leave
 from patchrank.prompt.batches import load_train
 from patchrank.prompt.presets import complete
-from patchrank.trial.epochs import Steps
+from patchrank.trial.epochs import Pulse, Steps
 from patchrank.trial.inputs import Inputs, load_part
 
 
@@ -183,8 +183,10 @@ class TrialContext:
 
     trial, inputs: the trial, and model and data as `load_inputs` gave them for it.
     shards: folder or fsspec URL of golden shards, and of predictors and prompts.
-    steps: who hears of each epoch of what is trained; None where nobody does.
+    steps: who hears of each epoch of what is trained, with its value; None where nobody does.
     quiet: no progress bars.
+    pulse: who hears of each epoch without its value, which would take time to measure: what is trained, how many epochs
+        are done, and of how many.
     """
 
     trial: ResolvedTrial
@@ -192,6 +194,7 @@ class TrialContext:
     shards: str = ""
     steps: Steps | None = None
     quiet: bool = False
+    pulse: Pulse | None = None
 
     @cached_property
     def needed_shards(self) -> dict[tuple[str, str], tuple[ImageSplit, ShardFolder]]:
@@ -245,14 +248,23 @@ class TrialContext:
             return sum(recipe.epochs for recipe in self.recipes.values())
         return self.trial.fit_epochs * (len(self.trial.tasks) if self.trial.fits_each_task else 1)
 
-    def listener(self, of: Literal["predictor", "prompt"], before: int) -> Callable[[int, float], None] | None:
-        """What takes epoch (from 1) and value of one training and tells them as a step; None if nobody listens.
+    def listener(
+        self, of: Literal["predictor", "prompt"], before: int
+    ) -> Callable[[int, Callable[[], float]], None] | None:
+        """What takes epoch (from 1) and a measurement of one training and tells them as a step; None if nobody listens.
+
+        The value is measured only where somebody wants to hear it.
 
         Args:
             of: what is trained.
             before: how many steps the trial has before this training.
         """
-        steps = self.steps
-        if steps is None or steps.of != of:
-            return None
-        return lambda epoch, value: steps.tell(before + epoch, value)
+        steps, pulse = self.steps if self.steps is not None and self.steps.of == of else None, self.pulse
+
+        def hear(epoch: int, measure: Callable[[], float]) -> None:
+            if pulse is not None:
+                pulse(of, before + epoch, self.num_steps(of))
+            if steps is not None:
+                steps.tell(before + epoch, measure())
+
+        return None if steps is None and pulse is None else hear

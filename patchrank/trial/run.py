@@ -27,7 +27,7 @@ from patchrank.io import join, remove, write_atomic, write_json
 from patchrank.models.answers import known_labels
 from patchrank.models.clip import macs_row
 from patchrank.models.embed import Evaluation, evaluate
-from patchrank.trial.epochs import Steps
+from patchrank.trial.epochs import Pulse, Steps
 from patchrank.trial.identity import SCHEMA, trial_id
 from patchrank.trial.inputs import Inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
@@ -46,6 +46,7 @@ def run_trial(
     sweep: str,
     quiet: bool = False,
     steps: Steps | None = None,
+    pulse: Pulse | None = None,
 ) -> dict:
     """Runs one configuration and writes `<root>/trials/<id>.json`, or `<id>.error.json` if it fails.
 
@@ -56,8 +57,9 @@ def run_trial(
         sweep: name that the record carries.
         steps: hears of every epoch of what is trained, and may end the trial by raising: what it raises comes out
             here, and no record of any kind is written.
+        pulse: hears of every epoch of what is trained, at no cost; it must not raise.
     """
-    context = TrialContext(trial, inputs, shards, steps, quiet)
+    context = TrialContext(trial, inputs, shards, steps, quiet, pulse)
     identity = trial_id(context)
     path = join(root, "trials", identity)
     try:
@@ -89,7 +91,8 @@ def new_record(trial: ResolvedTrial, identity: str, sweep: str, status: str, **c
 
     Args:
         status: `ok`, `error`, or `stopped` where the trial was ended early.
-        content: of `ok` what was measured, of `error` the cause, of `stopped` by which rules and how far it had come.
+        content: of `ok` what was measured, of `error` the cause, of `stopped` by which rules and how far it had come,
+            or that this was `by_hand`.
     """
     about = {"schema": SCHEMA, "id": identity, "sweep": sweep, "status": status, "date": f"{datetime.date.today()}"}
     return about | {"config": canonical(trial.config)} | content

@@ -76,7 +76,7 @@ def _fitted(context: TrialContext, task: str, train: Ranked, path: str) -> nn.Mo
 
 
 def _matching_listener(context: TrialContext, task: str) -> Callable[[int, nn.Module], None] | None:
-    """What hears of each epoch of fitting: matching on val, of all tasks that the predictor is for."""
+    """What hears of each epoch of fitting; its value is matching on val, of all tasks that the predictor is for."""
     trial = context.trial
     tasks = (task,) if trial.fits_each_task else trial.tasks
     before = trial.fit_epochs * trial.tasks.index(task) if trial.fits_each_task else 0
@@ -84,7 +84,7 @@ def _matching_listener(context: TrialContext, task: str) -> Callable[[int, nn.Mo
     if hear is None:
         return None
     return lambda epoch, predictor: hear(
-        epoch, float(np.mean([matching_on(predictor, _read(context, name, "val")) for name in tasks]))
+        epoch, lambda: float(np.mean([matching_on(predictor, _read(context, name, "val")) for name in tasks]))
     )
 
 

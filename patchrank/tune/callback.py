@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import ray
 from ray import tune
 
 from patchrank.config import Objective
@@ -17,6 +18,7 @@ from patchrank.trial.run import new_record
 from patchrank.tune.cluster import available_slots
 from patchrank.tune.console import Failure, describe
 from patchrank.tune.early_stopping import STEP, VALUE, was_stopped
+from patchrank.tune.marks import EVERY, REQUEST, requests, unmark
 from patchrank.tune.plan import Plan
 from patchrank.tune.prometheus import REFRESH, show_sweep
 from patchrank.tune.records import find_outcome
@@ -49,11 +51,12 @@ class Progress(tune.Callback):
         self.failures = dict(failed)  # by trial id
         self.lost: dict[str, dict[str, object]] = {}  # values of trials that are to be tried again, by trial id
         self.one_at_a_time = False
+        self._stopping: set[str] = set()  # ids of trials whose workers were ended by hand
         self._losses: Counter[str] = Counter()  # of workers, by trial id
         self._again = True
         self._best = best_values([row["metrics"] for row in plan.rows()], plan.sweep.config.objectives)
         self._done = plan.size - plan.missing()
-        self._drawn_at = self._exported_at = 0.0
+        self._drawn_at = self._exported_at = self._looked_at = 0.0
         self._busy_at = time.time()
 
     def __getstate__(self) -> dict:
@@ -71,6 +74,9 @@ class Progress(tune.Callback):
         """Shows how far the sweep is. Where nothing has run for a while, says why: Ray would wait in silence."""
         config, now = self.plan.sweep.config, time.time()
         self.interrupts.check()
+        if now - self._looked_at > EVERY:
+            self._looked_at = now
+            self._end_by_hand()
         if now - self._drawn_at > REDRAW:
             self._drawn_at = now
             self.bar.set_postfix_str(f"{len(self.running)} running", refresh=True)
@@ -91,14 +97,19 @@ class Progress(tune.Callback):
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         """A worker that was lost may still have left a record, or the reason why it ended itself."""
-        lost, outcome = self._remove(trial), None
+        lost, outcome, root = self._remove(trial), None, self.plan.sweep.config.root
+        identity = self._identify(lost.values)
         with suppress(UserError):  # a store that cannot be asked now
-            identity = self.plan.identify(self.plan.trial(lost.values))
-            outcome = find_outcome(self.plan.sweep.config.root, identity, self.run)
-        if outcome is None:
-            self._lose(lost.values, _cause(trial.error_file))
-        else:
+            outcome = find_outcome(root, identity, self.run)
+        unmark(root, identity)  # which its worker could not do any more
+        if outcome is not None:
             self._end(lost, outcome)
+        elif identity in self._stopping:
+            text = f"stopped by hand after {time.time() - lost.began:.0f} s"
+            self._finish(lost.values, text, "stopped", by_hand=True, metrics={})
+            unmark(root, identity, REQUEST)
+        else:
+            self._lose(lost.values, _cause(trial.error_file))
 
     def out_of_memory(self, message: str) -> None:
         """Notes that Ray has killed workers for the memory that they took.
@@ -109,10 +120,25 @@ class Progress(tune.Callback):
         running = list(self.running.values())
         named = [each for each in running if each.actor and actor_id(each.actor) in message]
         self.one_at_a_time |= not named
+        for each in running:
+            unmark(self.plan.sweep.config.root, self._identify(each.values))
         for each in running if len(running) == 1 else named:
             self._lose(each.values, NO_MEMORY)
         self.running.clear()
         self._again = True
+
+    def _end_by_hand(self) -> None:
+        """Ends the workers of running trials that somebody wants to end, whatever these are at."""
+        with suppress(UserError, OSError):  # a store that cannot be asked now
+            asked = requests(self.plan.sweep.config.root)
+            for each in self.running.values() if asked else ():
+                identity = self._identify(each.values)
+                if identity in asked - self._stopping and each.actor is not None:
+                    self._stopping.add(identity)
+                    ray.kill(each.actor)
+
+    def _identify(self, values: dict[str, object]) -> str:
+        return self.plan.identify(self.plan.trial(values))
 
     def _remove(self, trial) -> Running:
         """Takes a trial that has ended off the running ones. One whose actor was lost early may not be among them."""
@@ -134,7 +160,7 @@ class Progress(tune.Callback):
 
     def _lose(self, values: dict[str, object], cause: str) -> None:
         """Lets a trial whose worker was lost run again, up to `RETRIES` times."""
-        identity = self.plan.identify(self.plan.trial(values))
+        identity = self._identify(values)
         self._losses[identity] += 1
         if self._losses[identity] > RETRIES:
             self._fail(values, cause)
@@ -145,7 +171,7 @@ class Progress(tune.Callback):
 
     def _fail(self, values: dict[str, object], cause: str) -> None:
         """Records a failure, which a trial whose worker was lost could not do itself."""
-        self.failures[self.plan.identify(self.plan.trial(values))] = Failure(values, cause)
+        self.failures[self._identify(values)] = Failure(values, cause)
         self._finish(values, cause, "error", error=cause, run=self.run)
 
     def _finish(self, values: dict[str, object], text: str, status: str = "ok", **content) -> None:

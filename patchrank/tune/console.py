@@ -25,8 +25,14 @@ def describe(values: dict[str, object]) -> str:
 
 def print_plan(plan: Plan, jobs: list[Job], missing: int) -> None:
     """Prints what is there and what will be done, before anything starts."""
-    config = plan.sweep.config
-    say(f"sweep {config.name}: {plan.size} trials, {plan.size - missing} done, {missing} to run")
+    config, is_fresh = plan.sweep.config, missing == plan.size  # --fresh: records do not count
+    stopped = {} if is_fresh else {record["id"]: values for values, record in plan.stopped_by_hand()}
+    done = plan.size - missing - len(stopped)
+    ended = f", {len(stopped)} stopped by hand" if stopped else ""
+    say(f"sweep {config.name}: {plan.size} trials, {done} done, {missing} to run{ended}")
+    if aside := plan.set_aside():
+        note = f"finished trials that are not in this plan: {aside}; their records stay, and count again once they are"
+        say(f"  note: {note}")
     for note in plan.sweep.notes:
         say(f"  note: {note}")
     for key in plan.unmet_axes():
@@ -40,9 +46,11 @@ def print_plan(plan: Plan, jobs: list[Job], missing: int) -> None:
     for loss in sorted(losses & WARNINGS.keys()):
         say(f"  note: {WARNINGS[loss]}")
     for cell in plan.cells[:SHOWN]:
-        done = 0 if missing == plan.size else sum(1 for _ in plan.records_of(cell))  # --fresh: records do not count
-        state = f"{done} of {cell.samples} done"
-        if done >= cell.samples:
+        known = [] if is_fresh else [record for record, _ in plan.records_of(cell)]
+        done, state = len(known), f"{len(known)} of {cell.samples} done"
+        if cell.samples == 1 and known and known[0].get("by_hand"):
+            state = "stopped by hand"
+        elif done >= cell.samples:
             state = "done"
         elif cell.samples == 1:
             state = "to run"

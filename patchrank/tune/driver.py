@@ -23,6 +23,7 @@ from patchrank.tune.console import Failure, describe, print_plan, say
 from patchrank.tune.dry_run import print_estimate
 from patchrank.tune.early_stopping import create_scheduler
 from patchrank.tune.exports import export
+from patchrank.tune.marks import clear
 from patchrank.tune.plan import Job, Plan, check_figures, make_plan
 from patchrank.tune.signals import Interrupts
 from patchrank.tune.sweep import load_sweep
@@ -104,6 +105,7 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -
     with hold(config.root, f"sweep {config.name}") as lost:
         interrupts.lost = lost
         plan.refresh()  # another driver may have been at work until now
+        clear(config.root, plan.record)  # what a driver left that was killed
         try:
             # Ray installs a signal handler of its own when it starts, so ours is installed after
             with ray_cluster(config.resources, where, config.imports) as session, interrupts.caught():
@@ -117,6 +119,9 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -
                     pass
         except KeyboardInterrupt:
             interrupts.happened = True
+        interrupts.raise_if_lost()
+        plan.refresh()
+        clear(config.root, plan.record)
         return _conclude(plan, failed, interrupts, command)
 
 
@@ -149,13 +154,14 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, co
     interrupts.raise_if_lost()
     plan.refresh()
     rows, config = plan.rows(), plan.sweep.config
-    unfinished, untimed = plan.missing(), len(plan.untimed())
+    unfinished, untimed, by_hand = plan.missing(), len(plan.untimed()), plan.stopped_by_hand()
     told = {record["id"]: Failure(values, record["error"]) for values, record in plan.failures()}
     told |= {identity: failure for identity, failure in failed.items() if not plan.record(identity)}
     write_atomic(join(config.root, "results.jsonl"), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-    if rows or told:
+    if rows or told or by_hand:
         about = {"objectives": config.objectives, "constraints": config.constraints}
-        about["stopped"] = len(plan.rows("stopped"))
+        about["stopped"] = len(plan.rows("stopped")) - len(by_hand)
+        about["stopped_by_hand"] = [describe(values) for values, _ in by_hand]
         about["failures"] = [(describe(failure.values), failure.cause) for failure in told.values()]
         about["sampled"] = [key for key, rule in plan.sweep.axes.items() if rule.kind != "grid"]
         about["credits"] = {name: task.credit for name, task in TASKS.items() if task.credit}
@@ -164,6 +170,9 @@ def _conclude(plan: Plan, failed: dict[str, Failure], interrupts: Interrupts, co
         export(plan, rows)
     for failure in told.values():
         say(f"failed: {describe(failure.values)}: {failure.cause}")
+    for values, record in by_hand:
+        path = join(config.root, "trials", f"{record['id']}.stopped.json")
+        say(f"stopped by hand: {describe(values)}; to have it run, remove {path}")
     if untimed:
         say(f"{untimed} trials have no milliseconds; running again measures them")
     if interrupts.happened and (unfinished or untimed):

@@ -145,6 +145,16 @@ class Plan:
         """Records of trials that finished, or were ended early, in plan order; with milliseconds where wanted."""
         return [record for cell in self.cells for record, _ in self.records_of(cell) if record["status"] == status]
 
+    def stopped_by_hand(self) -> list[tuple[dict[str, object], dict]]:
+        """Swept settings and records of trials that somebody ended, and that are not run again."""
+        known = [(cell.values | drawn, record) for cell in self.cells for record, drawn in self.records_of(cell)]
+        return [(values, record) for values, record in known if record.get("by_hand")]
+
+    def set_aside(self) -> int:
+        """How many finished trials of this sweep are in it no more, since its axes or samples have changed."""
+        planned = {identity for cell in self.cells for identity, _ in self._known(cell)}
+        return len(self.records.finished(self.sweep.config.name) - planned)
+
     def failures(self) -> list[tuple[dict[str, object], dict]]:
         """Swept settings of trials that failed when they ran last, and what these left."""
         known = [(cell.values | drawn, identity) for cell in self.cells for identity, drawn in self._known(cell)]
@@ -163,7 +173,7 @@ class Plan:
         )
 
     def record(self, identity: str) -> dict | None:
-        """The record of a trial that need not run again: finished, or ended early under the rules in force."""
+        """The record of a trial that need not run again: finished, or ended early by hand or the rules in force."""
         asha = self.sweep.config.search.asha
         return self.records.ended(identity, asha and asha.model_dump())
 
@@ -191,9 +201,13 @@ class Plan:
 
     def _drawn(self, identity: str, config: dict, cell: Cell) -> dict[str, object] | None:
         """The values that sampled axes took in a trial of this cell; None for one of another cell or sweep."""
+        drawn: dict[str, object] = {}
         try:
-            values = cell.values | {path: value_at(config, path) for path in cell.sampled}
-            drawn = {path: values[path] for path, rule in cell.sampled.items() if allows(rule, values[path], values)}
+            for path, rule in cell.sampled.items():  # in the order in which they are drawn
+                if rule.holds((cell.values | drawn).get):
+                    drawn[path] = value_at(config, path)
+                    if not allows(rule, drawn[path]):  # any more: what a trial has without the axis is no draw
+                        return None
             return drawn if self.identify(self.trial(cell.values | drawn)) == identity else None
         except StoreError:  # which says nothing about the trial
             raise

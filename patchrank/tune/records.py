@@ -1,7 +1,7 @@
 """Records that trials leave behind: of those that finished, that were ended early, and that failed.
 
 <root>/trials/<id>.json          finished, with its arrays in <id>.npz
-<root>/trials/<id>.stopped.json  ended early, because it fell behind others
+<root>/trials/<id>.stopped.json  ended early, because it fell behind others or somebody asked for its end
 <root>/trials/<id>.error.json    failed; tried again by the next run
 """
 
@@ -45,12 +45,14 @@ class Records:
             self._read |= zip(new, pool.map(self._load, new))
 
     def ended(self, identity: str, asha: dict | None) -> dict | None:
-        """The record of a trial that finished, with its arrays, or was ended early by these very rules."""
+        """The record of a trial that finished, with its arrays, or was ended early by these very rules or by hand."""
         found = self._read.get(f"{identity}.json")
         if found is not None and found.get("status") == "ok" and f"{identity}.npz" in self._names:
             return found
         found = self._read.get(f"{identity}.stopped.json")
-        return found if found is not None and asha is not None and found.get("asha") == asha else None
+        if found is None or (found.get("by_hand") is not True and (asha is None or found.get("asha") != asha)):
+            return None
+        return found
 
     def failed(self, identity: str) -> dict | None:
         """What a trial left that failed when it ran last."""
@@ -60,6 +62,11 @@ class Records:
         """Settings of all trials that left a record of any kind, whichever sweep's they are, by id, sorted."""
         found = {record["id"]: record["config"] for record in self._read.values() if record is not None}
         return dict(sorted(found.items()))
+
+    def finished(self, sweep: str) -> set[str]:
+        """Ids of trials that finished in sweeps of a name."""
+        known = [record for record in self._read.values() if record is not None and record.get("status") == "ok"]
+        return {record["id"] for record in known if record.get("sweep") == sweep}
 
     def forget(self, identity: str) -> None:
         """Removes all records of a trial."""

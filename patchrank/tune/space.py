@@ -25,6 +25,7 @@ from patchrank.tune.early_stopping import STEP, VALUE
 from patchrank.utils.errors import UserError
 
 TRIES = 200  # repeated draws, beyond the number of those known, after which a cell counts as exhausted
+ON_STEP = 1e-8  # of a step; what is nearer to one lies on it, as for Optuna
 MOST = 2000  # draws in all, for spaces of which bounds leave little
 
 
@@ -123,14 +124,18 @@ def fits(trial: ResolvedTrial, bounds: Iterable[Constraint]) -> bool:
     return all(bound.excess(found) <= 0 for bound in counted)
 
 
-def allows(rule: Rule, value: object, others: dict[str, object]) -> bool:
-    """Whether a rule may have drawn a value, beside the values of other axes."""
-    if not rule.holds(others.get):
-        return False
+def allows(rule: Rule, value: object) -> bool:
+    """Whether a rule may have drawn a value, which may be of a rule that has changed since.
+
+    A number between two steps may not; Optuna would refuse it.
+    """
     if rule.kind == "choice":
         return value in rule.choice
     low, high = rule.uniform if rule.kind == "uniform" else rule.int_
-    return isinstance(value, int | float) and low <= value <= high
+    if not isinstance(value, int | float) or not low <= value <= high:
+        return False
+    steps = 0.0 if rule.step is None else (value - low) / rule.step
+    return abs(steps - round(steps)) < ON_STEP
 
 
 def create_study(**settings) -> optuna.Study:
@@ -202,7 +207,8 @@ def past_trial(
     if cause is None:
         state, values = TrialState.COMPLETE, [metrics[each.metric] for each in config.objectives]
     else:
-        state, values = TrialState.PRUNED if record["status"] == "stopped" else TrialState.FAIL, None
+        fell_behind = record["status"] == "stopped" and not record.get("by_hand")
+        state, values = TrialState.PRUNED if fell_behind else TrialState.FAIL, None
         about["cause"] = cause
     trial = create_trial(
         state=state,
@@ -220,6 +226,8 @@ def past_trial(
 
 def _cause(record: dict, config: SweepConfig) -> str | None:
     """Why a trial has no values; None where it has all figures that objectives and constraints ask for."""
+    if record["status"] == "stopped" and record.get("by_hand"):
+        return "stopped by hand"
     if record["status"] == "stopped":
         return "ended early, since it fell behind others"
     if record["status"] != "ok":

@@ -22,6 +22,7 @@ from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import new_record, run_trial
 from patchrank.trial.speed import measure_trial
 from patchrank.tune.early_stopping import reporting
+from patchrank.tune.marks import marked
 from patchrank.tune.prometheus import count_shard
 from patchrank.tune.records import find_outcome
 from patchrank.tune.space import configure
@@ -47,9 +48,13 @@ def run_one(config: dict, sweep: SweepConfig, run: str) -> None:
         identity = trial_id(context)
         found = find_outcome(sweep.root, identity, run)
         if found is None:
-            with time_limit(sweep, trial, identity, run):
+            with (
+                marked(sweep.root, sweep.name, identity, config["values"]) as mark,
+                time_limit(sweep, trial, identity, run),
+            ):
                 steps = reporting(sweep.search.asha) if sweep.search.asha is not None else None
-                record = run_trial(trial, context.inputs, sweep.root, sweep.shards, sweep.name, quiet=True, steps=steps)
+                how = {"quiet": True, "steps": steps, "pulse": mark.pulse}
+                record = run_trial(trial, context.inputs, sweep.root, sweep.shards, sweep.name, **how)
             found = record["metrics"] | {"id": identity}
     except Exception as error:
         found = {"failure": f"{type(error).__name__}: {error}"}

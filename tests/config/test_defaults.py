@@ -50,7 +50,7 @@ WORDS = ("name", "batch_size", "mode", "images", "templates", "root")  # mean a 
 RENAMED = {"model": "model.name", "data_root": "data.root", "predictor_name": "predictor.name"}  # flags
 FIRST = {"data": "data.tasks", "location": "pruning.locations"}  # flags that take one of what is a list in YAML
 OF_COMMANDS = """best classes dashboard device dry_run fresh help image index keep_rates label limit out overrides
-    address predictor prompts quick rank repair runs shards split steps sweep task template threads
+    address predictor prompts quick rank repair runs shards split status steps stop sweep task template threads
     val_shards wait
     autocast bucket_rates knn_images
     compile cuda_graphs cudnn_attention dtype golden json markdown methods picture tokens

@@ -7,10 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from patchrank.tune.plan import make_plan
+from patchrank.io.lock import hold
+from patchrank.trial.check import counted_gmacs
+from patchrank.tune import marks
+from patchrank.tune.plan import Plan, make_plan
 from patchrank.tune.sweep import load_sweep
 
 # Where a driver finds `helpers.faulty_reducers`, and this very checkout where that is what the tests were told to take
@@ -43,6 +47,36 @@ def plan_of(folder: Path, space: str, more: str = "", search: str = "{method: gr
     write_sweep(folder, space, reducer=reducer, more=f"{more}\n")
     overrides = [f"search={search}", f"root={folder}/runs/small", f"shards={folder}/runs/shards"]
     return make_plan(load_sweep(str(folder / "sweep.yaml"), overrides))
+
+
+def write_record(plan, values: dict, kind: str = "", **changes) -> str:
+    """The record that a trial with these values would leave, with made-up figures."""
+    trial = plan.trial(values)
+    identity, folder = plan.identify(trial), Path(plan.sweep.config.root) / "trials"
+    metrics = {"val_accuracy": 100 * trial.config.pruning.keep_rate, "gmacs": counted_gmacs(trial)}
+    record = {"schema": 1, "id": identity, "status": "ok", "config": trial.config.model_dump(), "metrics": metrics}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{identity}{kind}.json").write_text(json.dumps(record | changes))
+    if not kind:
+        (folder / f"{identity}.npz").write_bytes(b"")
+    return identity
+
+
+def identify(plan: Plan, rate: float) -> str:
+    """The id of the trial of a keep rate."""
+    return plan.identify(plan.trial({"pruning.keep_rate": rate}))
+
+
+@contextmanager
+def running(plan: Plan, *rates: float) -> Iterator[list[marks.Mark]]:
+    """A driver that holds the sweep, and marks of trials as its workers write them."""
+    root, name = plan.sweep.config.root, plan.sweep.config.name
+    with hold(root, f"sweep {name}"):
+        written = [marks.Mark(root, name, identify(plan, rate), {"pruning.keep_rate": rate}) for rate in rates]
+        for mark in written:
+            mark.write()
+        yield written
+        marks.clear(root, plan.record)
 
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:

@@ -12,14 +12,14 @@ import pytest
 from helpers.s3_server import s3_server
 
 from patchrank.io import exists, list_names, read_json, write_json
-from patchrank.io.lock import hold
+from patchrank.io.lock import find_holder, hold
 from patchrank.utils.errors import UserError
 
 ELSEWHERE = {"what": "driver", "host": "another-host", "pid": 1, "since": "2026-01-01", "token": "t"}
 QUICK = {"refresh": 0.1, "stale": 0.6}  # seconds
 HOLDER = """
 import sys, time
-from patchrank.io.lock import hold
+from patchrank.io.lock import find_holder, hold
 with hold(sys.argv[1], "sweep of the test"), hold(sys.argv[2], "sweep of the test", refresh=0.1):
     print("held", flush=True)
     time.sleep(120)
@@ -191,3 +191,40 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot write .*/file/run/.driver.lock: Not a directory"):
         with hold(str(tmp_path / "file" / "run")):
             pass
+
+
+def test_whoever_looks_is_told_who_holds_a_folder_and_writes_nothing(folder):
+    assert find_holder(folder) is None
+    with hold(folder, "sweep 'one'", **QUICK):
+        found = find_holder(folder)
+        assert found.who.startswith(f"sweep 'one' (pid {os.getpid()}, ") and found.is_alive and found.idle < 10
+        first = note(folder)["refreshed"]
+        wait_for(lambda: note(folder)["refreshed"] > first)  # local notes are kept fresh as well
+        mine = note(folder)
+    assert find_holder(folder) is None
+    write_json(f"{folder}/.driver.json", mine | {"refreshed": time.time() - 100})
+    names, found = list_names(folder), find_holder(folder)
+    assert not found.is_alive and 99 < found.idle < 110 and list_names(folder) == names
+
+
+def test_a_note_of_another_host_is_watched_since_clocks_differ(folder, capsys):
+    write_json(f"{folder}/.driver.json", ELSEWHERE | {"refreshed": time.time()})
+    found = find_holder(folder, **QUICK)
+    assert (
+        not found.is_alive and found.idle is None and "watching up to 1 s for a sign of life" in capsys.readouterr().err
+    )
+    done = threading.Event()
+
+    def refresh():
+        n = 0
+        while not done.wait(0.05):
+            n += 1
+            write_json(f"{folder}/.driver.json", ELSEWHERE | {"refreshed": n})  # by a clock that is years behind
+
+    thread = threading.Thread(target=refresh)
+    thread.start()
+    try:
+        assert find_holder(folder, refresh=0.1, stale=20.0).is_alive
+    finally:
+        done.set()
+        thread.join()

@@ -65,10 +65,10 @@ def run(inputs, shards, tmp_path):
         for kind in ("predictors", "prompts"):
             shutil.rmtree(shards / kind, ignore_errors=True)
 
-    def run_one(what: ResolvedTrial, steps: Steps | None = None, given=inputs, afresh: bool = False):
+    def run_one(what: ResolvedTrial, steps: Steps | None = None, given=inputs, afresh: bool = False, pulse=None):
         if afresh:
             forget()
-        return run_trial(what, given, str(tmp_path), str(shards), "test", quiet=True, steps=steps)
+        return run_trial(what, given, str(tmp_path), str(shards), "test", quiet=True, steps=steps, pulse=pulse)
 
     forget()
     return run_one
@@ -132,6 +132,15 @@ def test_what_is_tuned_does_not_depend_on_who_listens(prompt, run, shards):
     assert path.read_bytes() == before and list((shards / "prompts").iterdir()) == [path]
     assert heard["id"] == alone["id"] and heard["metrics"] == alone["metrics"]
     assert told[0][0] == 1 and 2 <= len(told) <= EPOCHS
+
+
+@pytest.mark.parametrize("of, what", [("predictor", trial()), ("prompt", trial(PROMPTS))])
+def test_a_pulse_hears_every_epoch_and_nothing_is_measured_for_it(of, what, run, monkeypatch):
+    told = []
+    for module, name in ((training, "matching_on"), (tuning, "_watch")):
+        monkeypatch.setattr(module, name, lambda *args: pytest.fail("a value was measured"))
+    run(what, pulse=lambda *reached: told.append(reached))
+    assert told == [(of, n, 2 * EPOCHS) for n in range(1, 2 * EPOCHS + 1)]
 
 
 @pytest.mark.parametrize("of, what", [("predictor", trial()), ("prompt", trial(PROMPTS)), ("prompt", trial(DISTILLED))])

@@ -1,11 +1,10 @@
 """Spaces, plans, records and searches, without Ray: what is to be tried, in which order, and what is refused."""
 
 import json
-from pathlib import Path
 
 import optuna
 import pytest
-from helpers.small_sweep import plan_of, write_sweep
+from helpers.small_sweep import plan_of, write_record, write_sweep
 
 import patchrank.tune
 from patchrank import benchmark
@@ -28,19 +27,6 @@ from patchrank.utils.errors import UserError
 
 SEARCHED = "pruning.keep_rate: {uniform: [0.2, 0.95], step: 0.05}\npruning.locations: {choice: [[4], [4, 6, 8, 10]]}"
 TWO = "objectives: [{metric: val_accuracy, mode: max}, {metric: gmacs, mode: min}]"
-
-
-def write_record(plan, values: dict, kind: str = "", **changes) -> str:
-    """The record that a trial with these values would leave, with made-up figures."""
-    trial = plan.trial(values)
-    identity, folder = plan.identify(trial), Path(plan.sweep.config.root) / "trials"
-    metrics = {"val_accuracy": 100 * trial.config.pruning.keep_rate, "gmacs": counted_gmacs(trial)}
-    record = {"schema": 1, "id": identity, "status": "ok", "config": trial.config.model_dump(), "metrics": metrics}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{identity}{kind}.json").write_text(json.dumps(record | changes))
-    if not kind:
-        (folder / f"{identity}.npz").write_bytes(b"")
-    return identity
 
 
 @pytest.mark.parametrize(
