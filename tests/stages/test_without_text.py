@@ -31,7 +31,7 @@ def classifier(request, monkeypatch):
 
     monkeypatch.setattr(flags, "create_clip", create)
     for name in ("BUCKET_IMAGES", "KNN_IMAGES"):  # drawing scenes takes longer than a toy
-        monkeypatch.setattr(evaluate, name, 40)
+        monkeypatch.setattr(evaluate, name, 60)
     return request.param
 
 

@@ -148,10 +148,9 @@ def test_a_classifier_has_golden_scores_of_its_answers(tmp_path):
     ],
 )
 def test_metrics_that_cannot_be_had(classifier, metric, words, tmp_path):
+    split = load_split("digits", "adapt", 3)
     with pytest.raises(UserError, match=words):
-        shard_folder(
-            create_textless(classifier), load_split("digits", "adapt", 3), str(tmp_path), 2 * "x", metric=metric
-        )
+        shard_folder(create_textless(classifier), split, str(tmp_path), metric=metric)
 
 
 def test_prompts_are_refused_before_anything_is_computed(inputs, tmp_path):
