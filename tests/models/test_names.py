@@ -1,7 +1,5 @@
 """Models by name are the models themselves while nothing is pruned, and what `patchrank.prune` makes of them else."""
 
-import re
-
 import pytest
 import timm
 import torch
@@ -12,7 +10,7 @@ from timm.models import save_for_hf
 
 import patchrank
 from patchrank.models.clip import create_clip, create_tower
-from patchrank.models.model_name import stable_name, with_absolute_path
+from patchrank.models.model_name import stable_name
 from patchrank.utils.errors import UserError
 
 PRUNED = dict(locations=(2, 3), keep_rate=0.5)
