@@ -10,7 +10,7 @@ from patchrank.models.hugging_face.images import read_images
 from patchrank.models.pair import Clip
 from patchrank.utils.errors import UserError
 
-CROPPED = {"size": {"shortest_edge": 37}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+CROPPED = {"size": {"shortest_edge": 36}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
 PROCESSORS = {
     "CLIPImageProcessor": CROPPED,
     "BitImageProcessor": CROPPED | {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
