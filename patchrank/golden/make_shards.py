@@ -117,11 +117,12 @@ def make_shards(
 
 def _check_metric(clip: Clip, metric: str, labelled: bool, named: bool) -> None:
     """Raises `UserError` for a metric that a model without a text tower cannot have on these images."""
-    why = {
-        "label": "" if named and labelled else "right answers by the classifier's own class names, which are not known",
-        "confidence": "" if named else f"answers, and {clip.name} has neither a text tower nor a classifier",
-    }
-    if need := why.get(metric):
+    need = ""
+    if metric != "preservation" and not named:
+        need = f"answers, and {clip.name} has neither a text tower nor a classifier"
+    elif metric == "label" and not labelled:
+        need = "labels, and those of the images do not have the names of the classifier's classes"
+    if need:
         raise UserError(f"golden.metric {metric!r} needs {need}; try preservation")
 
 

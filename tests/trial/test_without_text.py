@@ -143,8 +143,8 @@ def test_a_classifier_has_golden_scores_of_its_answers(tmp_path):
     "classifier, metric, words",
     [
         (False, "confidence", "neither a text tower nor a classifier; try preservation"),
-        (False, "label", "not known; try preservation"),
-        (True, "label", "classifier's own class names, which are not known"),
+        (False, "label", "neither a text tower nor a classifier; try preservation"),
+        (True, "label", "do not have the names of the classifier's classes; try preservation"),
     ],
 )
 def test_metrics_that_cannot_be_had(classifier, metric, words, tmp_path):
