@@ -46,7 +46,8 @@ def shard_folder(
     check_rounds(golden.rounds, clip.visual.num_patches)
     check_locations((golden.remove_at,), len(clip.visual.blocks))
     pruning.windows(clip.visual.patch_embed.grid_size, golden.window, golden.stride)
-    labelled, named = known_labels(clip, split) is not None, bool(split.classes)
+    labels = known_labels(clip, split)
+    labelled, named = labels is not None, bool(split.classes)
     if not clip.has_text:
         named = clip.classifier is not None
         _check_metric(clip, golden.metric, labelled, named)
@@ -65,7 +66,7 @@ def shard_folder(
             "ids_sha256": split.ids_sha256(),
             "decoding": split.decoding,
             "count": len(split),
-            "labels_sha256": content_id(split.labels),
+            "labels_sha256": content_id(None if labels is None else labels.tolist()),
             "classes": list(split.classes),
             "templates": list(split.templates),
         },
