@@ -65,11 +65,12 @@ def fit_predictor(
     Args:
         data: training images.
         grid_size: of the tokens.
-        name, **kwargs: predictor, and its own settings (`dim`, `head`); `prior` has none and needs no training.
+        name: of the predictor; `prior` needs no training.
         loss: `bce`, `listwise` or `eq8` (which warns).
         seed: of the start and of the order of images; the global generators are left alone.
         after_epoch: called after each epoch, from 1, with the predictor as it stands, in evaluation mode; what it
             raises ends the fitting. Nothing that is fitted depends on it.
+        **kwargs: the predictor's own settings (`dim`, `head`); `prior` has none.
     """
     epochs, lr, seed, grid_size = plain((epochs, lr, seed, tuple(grid_size)))
     kwargs = {key: plain(value) for key, value in kwargs.items()}

@@ -3,19 +3,24 @@
 Each model, with random weights, runs beside itself unpruned, in turns; counted is by multiply-accumulates.
 
 python docs/scripts/tower_speed.py --threads 2
+python docs/scripts/tower_speed.py --device cuda --dtype bf16 --batch-size 256 --repeats 20 --compile
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+from functools import partial
 
 import timm
 import torch
 import transformers
 
 import patchrank
-from patchrank.utils.clock import in_turns, seconds_of
+from patchrank.benchmark.mode import DTYPES, Mode
+from patchrank.utils.clock import device_seconds, in_turns
+from patchrank.utils.command import run_command
+from patchrank.utils.device import hardware
 
 PRUNING = dict(keep_rate=0.6, locations=(4,), reducer="center")
 HF = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, image_size=224)
@@ -34,32 +39,38 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile makes one graph of each model")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    images = torch.randn(args.batch_size, 3, 224, 224)
+    mode = Mode(args.device, args.dtype, args.compile)
+    mode.check()
+    about = hardware(args.device)
+    print(f"{about['gpu'] or about['cpu']}, torch {about['torch']}, transformers {transformers.__version__}\n")
     print(
         "| model | ms an image | pruned | times as fast | counted | measured over counted |\n|---|--:|--:|--:|--:|--:|"
     )
     for name, create in MODELS.items():
-        whole = create().eval()
-        pruned = patchrank.prune(copy.deepcopy(whole), **PRUNING)
-        macs = patchrank.find_tower(pruned)
-        counted = macs.macs_unpruned().image / macs.macs().image
-        runs = {key: timed(model, images) for key, model in (("whole", whole), ("pruned", pruned))}
-        found = in_turns(runs, args.repeats, 0, desc=name)
-        ms = {key: 1000 * each.median / args.batch_size for key, each in found.items()}
-        gain = ms["whole"] / ms["pruned"]
-        cells = f"{ms['whole']:.1f} | {ms['pruned']:.1f} | {gain:.2f} | {counted:.2f} | {gain / counted:.2f}"
-        print(f"| {name} | {cells} |", flush=True)
+        print(f"| {name} | {row(name, create(), mode, args.batch_size, args.repeats)} |", flush=True)
 
 
-def timed(model: torch.nn.Module, images: torch.Tensor):
-    @torch.inference_mode()
-    def once() -> float:
-        return seconds_of(model, images)
-
-    return once
+def row(name: str, whole: torch.nn.Module, mode: Mode, batch_size: int, repeats: int) -> str:
+    """A model's entries in the table."""
+    towers = {"whole": mode.place(whole), "pruned": patchrank.prune(copy.deepcopy(whole), **PRUNING)}
+    inside = patchrank.find_tower(towers["pruned"])
+    counted = inside.macs_unpruned().image / inside.macs().image
+    with mode.running():
+        images = mode.random(batch_size, 3, 224, 224)
+        runs = {
+            key: partial(device_seconds, mode.ready(f"{name}, {key}", mode.compiled(tower), images), images)
+            for key, tower in towers.items()
+        }
+        found = in_turns(runs, repeats, 0, desc=name, quiet=False)
+    ms = {key: 1000 * each.median / batch_size for key, each in found.items()}
+    digits, gain = (1 if ms["whole"] > 10 else 4), ms["whole"] / ms["pruned"]
+    return f"{ms['whole']:.{digits}f} | {ms['pruned']:.{digits}f} | {gain:.2f} | {counted:.2f} | {gain / counted:.2f}"
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

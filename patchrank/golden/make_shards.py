@@ -98,7 +98,8 @@ def make_shards(
     """Makes what is missing or damaged of a folder, names it, and returns the folder's path.
 
     Args:
-        batch_size, compile: as for `score_images`; the manifest has them.
+        batch_size: as for `score_images`; the manifest has it.
+        compile: as for `score_images`; the manifest says so.
 
     Raises:
         UserError: an image that cannot be read or decoded, once all shards before its own are written.

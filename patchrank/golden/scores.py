@@ -59,7 +59,8 @@ def score_images(
         head: class embeddings (C, E), unit vectors; without them, and without a classifier, there is `preservation`
             alone.
         labels: (B,) ground truth; without them there is no `label` row.
-        window, stride: side of the removed square and its step, in tokens.
+        window: side of the removed square, in tokens.
+        stride: its step, in tokens.
         remove_at: layer, counted from 1, before which the window's tokens leave.
         rounds: 1 scores every token of the whole image. With R rounds the N // R least important tokens leave after
             each of them, and the rest is scored again against the same whole image; g is then the z-scored rank.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -129,8 +130,9 @@ class Clip(ZeroShot, Fingerprinted):
         nested. Other threads that use the pair meanwhile see the changes.
 
         Args:
-            predictor, **pruning: as `set_pruning` of the image tower takes them; where there are none, pruning stays.
+            predictor: as `set_pruning` of the image tower takes it.
             prompts: learned tokens to insert into both towers; None leaves those in use.
+            **pruning: as `set_pruning` takes them; where there is neither this nor a predictor, pruning stays.
 
         Raises:
             UserError: settings or prompts that do not fit; the pair is then as it was.
@@ -160,6 +162,12 @@ class Clip(ZeroShot, Fingerprinted):
         cfg = self.visual.pretrained_cfg
         mean, std = (pixels.new_tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
         return (pixels - mean) / std
+
+    def to_pixels(self, images: Tensor) -> np.ndarray:
+        """What `transform` made (n, 3, H, W), as pixels (n, H, W, 3) of 0 to 255 again."""
+        zero, one = self.normalize(images.new_zeros(3, 1, 1)), self.normalize(images.new_ones(3, 1, 1))
+        pixels = (((images - zero) / (one - zero)).clamp(0, 1) * 255).round().byte()
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The evaluation transform: RGB, resize the shorter side, centre crop, normalise.

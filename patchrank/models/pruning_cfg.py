@@ -38,30 +38,31 @@ RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor w
 class Pruning(PruningConfig):
     """Pruning settings; the keyword arguments of every entrypoint and of `set_pruning`.
 
-    keep_rate: share of patch tokens left after the last location; 1 is the plain tower, bit for bit.
-    locations: layers, counted from 1, just before which tokens leave.
-    drop_counts: how many leave at each location; wins over `budget` and `keep_rate`.
-    reducer: who decides, by registered name.
-    leftovers: what becomes of the others: `drop`, which is usual, or `merge`, each into its most similar one that
-        stays. Reducers that merge by a rule of their own refuse either.
-    budget: share of the unpruned tower's MACs to stay within, ranking and matching included; wins over `keep_rate`.
-    taper: what leaves at a location as a share of what left at the one before; 1 for equal counts.
-    align: the sequence behind each location, class, register and prompt tokens included, is a multiple of this long, as
-        hardware likes; the nearest one of the keep rate's, or within the budget. `drop_counts` go without.
-    metric: what tokens are compared by to merge: normed `features`, or `keys` averaged over heads.
-    protection: weight of importance in the matching of `guided_merge`, `rank_merge` and `attention_merge`; None for the
-        reducer's own.
-    drop_share: of tokens that leave, the share that is dropped where the others merge (`leftovers`, `diffrate`).
-    cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
-    predictor_path: safetensors file of a fitted predictor or position prior. It must be there even where nothing ranks
-        by it yet; whether it fits the tower is looked at once it ranks.
-    predictor_init: what ranks where there is no file. "random" is an untrained predictor (for speed benchmarks). A
-        record (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`) describes a
-        predictor whose weights come with the tower's checkpoint. `save_pretrained` writes such records.
-    repair_path: safetensors file of a repair (`python -m patchrank.repair`), which takes the place of the tower's head.
-        It belongs to one tower, schedule and ranking, and is refused with others. Where nothing leaves it must be
-        there, but is not used.
-    seed: of the reducers `random` and `avit_channel`.
+    Attributes:
+        keep_rate: share of patch tokens left after the last location; 1 is the plain tower, bit for bit.
+        locations: layers, counted from 1, just before which tokens leave.
+        drop_counts: how many leave at each location; wins over `budget` and `keep_rate`.
+        reducer: who decides, by registered name.
+        leftovers: what becomes of the others: `drop`, which is usual, or `merge`, each into its most similar one that
+            stays. Reducers that merge by a rule of their own refuse either.
+        budget: share of the unpruned tower's MACs to stay within, ranking and matching included; wins over `keep_rate`.
+        taper: what leaves at a location as a share of what left at the one before; 1 for equal counts.
+        align: the sequence behind each location, class, register and prompt tokens included, is a multiple of this
+            long, as hardware likes; the nearest one of the keep rate's, or within the budget. `drop_counts` go without.
+        metric: what tokens are compared by to merge: normed `features`, or `keys` averaged over heads.
+        protection: weight of importance in the matching of `guided_merge`, `rank_merge` and `attention_merge`; None for
+            the reducer's own.
+        drop_share: of tokens that leave, the share that is dropped where the others merge (`leftovers`, `diffrate`).
+        cls_only_last: last block for the class token alone: "auto" (when anything is pruned), True or False.
+        predictor_path: safetensors file of a fitted predictor or position prior. It must be there even where nothing
+            ranks by it yet; whether it fits the tower is looked at once it ranks.
+        predictor_init: what ranks where there is no file. "random" is an untrained predictor (for speed benchmarks). A
+            record (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`) describes
+            a predictor whose weights come with the tower's checkpoint. `save_pretrained` writes such records.
+        repair_path: safetensors file of a repair (`python -m patchrank.repair`), which takes the place of the tower's
+            head, or stands before it where it was solved for the same tower without one. It belongs to one tower,
+            schedule and ranking, and is refused with others. Where nothing leaves it must be there, but is not used.
+        seed: of the reducers `random` and `avit_channel`.
     """
 
     cls_only_last: bool | Literal["auto"] = "auto"
@@ -234,7 +235,7 @@ def count_macs(tower: nn.Module, pruner: PruningBlock | None, cls_only: bool) ->
         return Macs(vision_macs(tower, cls_only_last=cls_only))
     drops = tuple(pruner.drops), tuple(pruner.drops.values())
     vision = vision_macs(tower, *drops, cls_only, mid=pruner.mid)
-    if pruner.repair is not None and not tower.num_classes:  # a projection where there was none
+    if pruner.repair is not None and pruner.repair.headless:  # one projection more
         vision += pruner.repair.weight.numel()
     return Macs(vision, pruner.num_macs(tower, cls_only), pruner.matching_macs(tower, cls_only))
 

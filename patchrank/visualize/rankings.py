@@ -220,12 +220,9 @@ def rank_pictures(
         rows |= {name: kept_by(clip, images, head, name, scores=scores[name], **pruning) for name in metrics}
     predictor, layers = clip.visual.pruning.predictor_path, "layers" if len(locations) > 1 else "layer"
     repaired = " with a repair" if clip.visual.pruning.repair_path else ""
-    # what `clip.transform` made, as pixels (B, H, W, 3) again
-    zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
-    pixels = (((images - zero) / (one - zero)).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
     return Rankings(
         pictures,
-        pixels=pixels.cpu().numpy(),
+        pixels=clip.to_pixels(images),
         grid=clip.visual.patch_embed.grid_size,
         keep_rates=tuple(keep_rates),
         unpruned=whole,

@@ -276,3 +276,9 @@ def test_the_gpu_check_runs_on_a_cpu_without_ray_and_open_clip(tmp_path):
     assert set(rows) == {*scoring, "predictor", "rankings", "merging", "graphs", "cudnn", "tokens"}
     assert all(rows.values())
     assert (out / "tables.md").read_text().count("```bash") == 8 and (out / "tokens.png").exists()
+
+
+def test_the_gpu_check_refuses_a_step_that_it_does_not_have(tmp_path):
+    found = subprocess.run([ROOT / ".ci/gpu_check.sh", tmp_path / "out", "speed"], capture_output=True, text=True)
+    assert found.returncode == 2 and "no step is called 'speed'; try one of predictor" in found.stderr
+    assert not (tmp_path / "out").exists()

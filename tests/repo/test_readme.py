@@ -1,5 +1,6 @@
 """What README promises is what CI runs."""
 
+import math
 import pkgutil
 import re
 import runpy
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import patchrank
+
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
 COMMANDS = [block.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S)]
 
@@ -38,16 +42,17 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", ["README.md", *(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))])
 def test_everything_that_is_linked_is_there(page):
     for target in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text()):
         name, _, anchor = target.partition("#")
         found = (ROOT / page).parent / name if name else ROOT / page
         assert found.exists(), target
+        assert page == "README.md" or found.resolve().is_relative_to(DOCS), f"{target} is not on the site"
         assert not anchor or anchor in anchors(found.read_text()), target
 
 
-PAGES = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if page.name != "log.md"]  # of its day
+PAGES = [page for page in (ROOT / "README.md", *DOCS.glob("*.md")) if page.name != "log.md"]  # of its day
 NAMES = sorted({name for page in PAGES for name in re.findall(r"(?<!/)\bpatchrank(?:\.[a-z]\w*)+", page.read_text())})
 FILES = sorted({name for page in PAGES for name in re.findall(r"\bpatchrank/[\w/]+\.\w+", page.read_text())})
 INSIDE = sorted({name for page in PAGES for name in re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", page.read_text())})
@@ -68,18 +73,30 @@ def test_every_file_that_is_told_by_its_room_is_there():
     assert len(told) > 10 and [name for name in told if not (ROOT / "patchrank" / name).exists()] == []
 
 
-STAGES = ["golden", "fit", "evaluate", "prompt", "tune", "visualize", "benchmark", "retrieval", "export"]
+def test_readme_fits_on_three_screens():
+    """Of 50 lines of 110 characters, as they are displayed."""
+    assert sum(max(1, math.ceil(len(line) / 110)) for line in README.splitlines()) <= 150
+
+
+def test_the_api_page_has_every_public_name_and_no_other():
+    page = (DOCS / "api.md").read_text()
+    shown = re.findall(r"^::: (\S+)\.(\w+)\n    options: \{heading: patchrank\.(\w+)\}$", page, re.M)
+    assert {title: module for module, name, title in shown if name == title} == patchrank.PUBLIC
+
+
+STAGES = "recipe golden fit repair evaluate prompt tune visualize benchmark retrieval export".split()
+TOLD = [told for page in PAGES for told in re.findall(r"python -m patchrank\.(\w+)([^`\n]*)", page.read_text())]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_flag_that_readme_shows_exists(stage, monkeypatch, capsys):
+def test_every_flag_that_is_told_exists(stage, monkeypatch, capsys):
     """Of all commands, in this very process: importing torch for each would take a minute."""
-    shown = {word for line in README.splitlines() if f"patchrank.{stage}" in line for word in line.split()}
+    shown = {word for command, words in TOLD if command == stage for word in words.split()}
     monkeypatch.setattr(sys, "argv", [stage, "--help"])
     with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that the module was imported before
         runpy.run_module(f"patchrank.{stage}", run_name="__main__")
     known = capsys.readouterr().out
     assert ended.value.code == 0
-    flags = {word.strip("`,") for word in shown if word.startswith(("--", "`--"))}
+    flags = {word for word in shown if word.startswith("--")}
     assert flags and all(flag in known for flag in flags)
