@@ -46,7 +46,8 @@ def shard_folder(
     check_rounds(golden.rounds, clip.visual.num_patches)
     check_locations((golden.remove_at,), len(clip.visual.blocks))
     pruning.windows(clip.visual.patch_embed.grid_size, golden.window, golden.stride)
-    labelled, named = known_labels(clip, split) is not None, bool(split.classes)
+    labels = known_labels(clip, split)
+    labelled, named = labels is not None, bool(split.classes)
     if not clip.has_text:
         named = clip.classifier is not None
         _check_metric(clip, golden.metric, labelled, named)
@@ -65,7 +66,7 @@ def shard_folder(
             "ids_sha256": split.ids_sha256(),
             "decoding": split.decoding,
             "count": len(split),
-            "labels_sha256": content_id(split.labels),
+            "labels_sha256": content_id(None if labels is None else labels.tolist()),
             "classes": list(split.classes),
             "templates": list(split.templates),
         },
@@ -118,11 +119,12 @@ def make_shards(
 
 def _check_metric(clip: Clip, metric: str, labelled: bool, named: bool) -> None:
     """Raises `UserError` for a metric that a model without a text tower cannot have on these images."""
-    why = {
-        "label": "" if named and labelled else "right answers by the classifier's own class names, which are not known",
-        "confidence": "" if named else f"answers, and {clip.name} has neither a text tower nor a classifier",
-    }
-    if need := why.get(metric):
+    need = ""
+    if metric != "preservation" and not named:
+        need = f"answers, and {clip.name} has neither a text tower nor a classifier"
+    elif metric == "label" and not labelled:
+        need = "labels, and those of the images do not have the names of the classifier's classes"
+    if need:
         raise UserError(f"golden.metric {metric!r} needs {need}; try preservation")
 
 

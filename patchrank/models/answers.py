@@ -55,10 +55,10 @@ class Neighbours(NamedTuple):
     embeddings: Tensor
     labels: Tensor
 
-    def answers(self, queries: Tensor) -> np.ndarray:
+    def answers(self, queries: Tensor, quiet: bool = True) -> np.ndarray:
         """Labels (n,) by a vote of the 20 nearest, or of all where they are fewer; each counts exp(cosine / 0.07)."""
         index, labels = (part.to(queries.device) for part in self)
-        found = nearest(queries, index, min(NEIGHBOURS, len(index)), what="neighbours", quiet=False)
+        found = nearest(queries, index, min(NEIGHBOURS, len(index)), what="neighbours", quiet=quiet)
         votes = found.cosine.new_zeros(len(queries), int(labels.max()) + 1)
         votes.scatter_add_(1, labels[found.place], (found.cosine / TEMPERATURE).exp())
         return votes.argmax(-1).cpu().numpy()

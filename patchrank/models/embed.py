@@ -195,7 +195,7 @@ def evaluate(
     labels = None if split.labels is None else np.asarray(split.labels)
     knn = None
     if neighbours is not None:
-        knn = Answers(labels, {name: neighbours.answers(z) for name, z in vectors.items()})
+        knn = Answers(labels, {name: neighbours.answers(z, quiet) for name, z in vectors.items()})
     return Evaluation(
         labels=known_labels(clip, split),
         answers={} if answer is None else {name: answer(name, raw[name]) for name in raw},

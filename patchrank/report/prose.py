@@ -316,7 +316,7 @@ def _defaults(settings: Sequence[Setting], axes: Sequence[str]) -> list[str]:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return text if text.startswith("k-NN") else text[:1].upper() + text[1:]
 
 
 def _alternatives(values: Iterable) -> str:

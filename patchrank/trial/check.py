@@ -14,7 +14,7 @@ from patchrank.layers import pruning
 from patchrank.layers.predictors import check_location
 from patchrank.layers.prompts import PROMPTS
 from patchrank.layers.schedule import check_locations
-from patchrank.models.clip import Clip, create_tower
+from patchrank.models.clip import Clip, create_tower, is_without_text
 from patchrank.models.pretrained import surely_has_text
 from patchrank.models.text import CONTEXT_LENGTH, tokenize
 from patchrank.prompt.tuning import check_distillation
@@ -70,7 +70,9 @@ def counted_gmacs(trial: ResolvedTrial) -> float:
 
 def _check_prompt(trial: ResolvedTrial, tower: nn.Module) -> None:
     """Checks what prompts ask of each other and of the pruning, which is in force on the tower."""
-    prompt = trial.config.prompt
+    prompt, name = trial.config.prompt, trial.config.model.name
+    if is_without_text(name):
+        raise UserError(f"prompt: model {name} has no text tower, which prompts are tuned with; try prompt: null")
     PROMPTS.find(prompt.name)
     check_distillation(prompt, tower)
     if trial.is_oracle:

@@ -61,6 +61,9 @@ def create_hub(
     text = HubText(model) if hasattr(model, "text_model") else None
     tokenizer = None if text is None else create_tokenizer(folder, text.context_length, source)
     clip = Clip(stable_name(name), tower, text, tokenizer, getattr(model, "classifier", None))
+    if clip.classifier is not None:
+        named = model.config.id2label
+        clip.class_names = tuple(str(named.get(place, place)) for place in range(clip.classifier.out_features))
     if hasattr(model, "logit_scale"):
         clip.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))  # SigLIP's is a vector of one
     _prune(tower, pruning)
