@@ -90,6 +90,11 @@ def find_weights(name: str) -> Weights:
     return of_entry[name]
 
 
+def is_clip_entry(name: object) -> bool:
+    """Whether a name means one of our entries of CLIP; others have no text tower of ours."""
+    return isinstance(name, str) and name.partition(".")[0] in TEXT_CFGS
+
+
 def by_open_clips_name(model: str, tag: str | None = None) -> list[Weights]:
     """The weights that open_clip knows by a model's name and a tag; without a tag, all of that model."""
     asked, found = model.replace("/", "-").removesuffix("-quickgelu"), []
