@@ -14,9 +14,12 @@ from patchrank.config.base import ListOf, Seed, Share, Strict
 MIN_REPAIR_IMAGES = 50  # a fifth of them chooses the ridge, and fewer than ten would choose by luck
 
 
+NAMES = "entry of ours, timm:NAME, hf:REPO_OR_FOLDER, local-dir:FOLDER, open_clip:CONFIG.json or open_clip:NAME/TAG"
+
+
 class ModelConfig(Strict):
-    name: str = Field("patchrank_clip_digits", description="entry of ours, open_clip:CONFIG.json or open_clip:NAME/TAG")
-    checkpoint: str | None = Field(None, description="file of a pair, whoever saved it (default: the tag's own)")
+    name: str = Field("patchrank_clip_digits", description=NAMES)
+    checkpoint: str | None = Field(None, description="file of weights, whoever saved it (default: the model's own)")
     img_size: int | None = Field(None, ge=1, description="side of the images, in pixels (default: the model's own)")
 
 

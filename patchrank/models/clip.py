@@ -1,7 +1,9 @@
-"""Pairs and image towers by name: entries of ours, and open_clip's models."""
+"""Pairs and image towers by name, whoever made them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import timm
@@ -11,8 +13,10 @@ from patchrank.layers.macs import text_macs
 from patchrank.models import text as clip_text
 from patchrank.models.checkpoints.hub import download_pair
 from patchrank.models.checkpoints.load import load_pair
-from patchrank.models.model_name import is_open_clip
+from patchrank.models.from_timm import create_timm, create_timm_tower
+from patchrank.models.model_name import HF, LOCAL, TIMM, is_open_clip, prefix_of
 from patchrank.models.pair import Clip
+from patchrank.models.patchrank_vit import THEIRS
 from patchrank.models.pretrained import TEXT_CFGS, by_open_clips_name, find_weights
 from patchrank.models.prompt_files import load_prompts
 from patchrank.utils.device import check_device
@@ -27,16 +31,20 @@ def create_clip(
     prompts: str | Path | None = None,
     **pruning,
 ) -> Clip:
-    """An image tower with its text tower and tokenizer, in evaluation mode.
+    """An image tower, in evaluation mode, with its text tower and tokenizer or its classifier, where it has one.
 
     Args:
-        name: one of our timm entrypoints, with or without a tag; or a model of open_clip's, by the file of its config
+        name: one of our timm entrypoints, with or without a tag; one of timm's vision transformers (`timm:NAME`); a
+            model of transformers, by its repository on the hub or its folder (`hf:REPO`, `hf:FOLDER`); a folder that
+            timm or `save_pretrained` wrote (`local-dir:FOLDER`); or a model of open_clip's, by the file of its config
             (`open_clip:CONFIG.json`), or by a name that open_clip knows (`open_clip:NAME`, `open_clip:NAME/TAG`).
         pretrained: load the tag's weights: those that ship with the package, or the published ones from their hub.
-        checkpoint: file of a pair to load instead: ours, open_clip's, OpenAI's or Hugging Face's `CLIPModel`.
+        checkpoint: file of weights to load instead. Of our CLIP entries and open_clip's models that of a pair: ours,
+            open_clip's, OpenAI's or Hugging Face's `CLIPModel`; of others by the names of the library that has the
+            model.
         prompts: file of learned tokens to insert into both towers.
         **pruning: keyword arguments of the entrypoint; `img_size` among them, to which `transform` resizes then. Of
-            open_clip's models the fields of `patchrank.models.pruning_cfg.Pruning` alone.
+            other models `img_size` and the fields of `patchrank.models.pruning_cfg.Pruning`.
 
     Raises:
         UserError: an unknown name, a config that is none or whose towers ours cannot reproduce, weights that cannot be
@@ -53,12 +61,7 @@ def create_clip(
     check_device(device)
     if "prompts_path" in pruning:
         raise UserError("prompts_path is for an image tower alone; of a pair it is prompts=FILE")
-    if is_open_clip(name):
-        from patchrank.models.open_clip.by_name import create_open_clip
-
-        clip = create_open_clip(name, pretrained, checkpoint, **pruning)
-    else:
-        clip = _create_own(name, pretrained, checkpoint, **pruning)
+    clip = _creator(name)(name, pretrained, checkpoint, **pruning)
     if prompts is not None:
         clip.set_prompts(load_prompts(prompts)[0].to(device))
     return clip.eval().to(device)
@@ -70,8 +73,34 @@ def create_tower(name: str, **pruning) -> nn.Module:
         from patchrank.models.open_clip.by_name import create_open_clip_tower
 
         return create_open_clip_tower(name, **pruning)
+    if prefix_of(name) == HF:
+        from patchrank.models.hugging_face.by_name import create_hub_tower
+
+        return create_hub_tower(name, **pruning)
+    if is_without_text(name):
+        return create_timm_tower(name, **pruning)
     find_weights(name)  # which says more than timm of a name that does not exist
     return timm.create_model(name, **pruning).eval()
+
+
+def _creator(name: str) -> Callable[..., Clip]:
+    """What makes the pair of a name, on the CPU; it takes the arguments of `create_clip`."""
+    if is_open_clip(name):
+        from patchrank.models.open_clip.by_name import create_open_clip
+
+        return create_open_clip
+    if prefix_of(name) == HF:
+        if find_spec("transformers") is None:
+            raise UserError(f"model {name}: the package transformers is missing; pip install 'transformers>=5'")
+        from patchrank.models.hugging_face.by_name import create_hub
+
+        return create_hub
+    return create_timm if is_without_text(name) else _create_own
+
+
+def is_without_text(name: object) -> bool:
+    """Whether a name means an image tower of timm's kind that has no text tower."""
+    return prefix_of(name) in (TIMM, LOCAL) or (isinstance(name, str) and name.partition(".")[0] in THEIRS)
 
 
 def _create_own(name: str, pretrained: bool, checkpoint: str | Path | None, **pruning) -> Clip:

@@ -19,7 +19,7 @@ from timm.models import (
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import Tensor
 
-from patchrank.models.checkpoints.filter import check_keys
+from patchrank.models.checkpoints.filter import check_keys, with_predictor
 from patchrank.models.checkpoints.hub import ensure_reachable
 from patchrank.models.checkpoints.load import read_checkpoint
 from patchrank.models.patchrank_clip import HUB_FILES, check_img_size
@@ -92,15 +92,12 @@ def _filtered(file: str | None, weights: dict, model: PrunedVisionTransformer) -
         UserError: a file that cannot be read, or a key that does not fit.
     """
     found = vit_checkpoint_filter_fn(read_checkpoint(file) if file else weights, model)
-    wanted, left_out = model.state_dict(), ("pruner.",)
-    own = {key: value for key, value in wanted.items() if key.startswith("pruner.")}
+    source = f"checkpoint {file}" if file else "weights"
+    found, adapted = with_predictor(found, model, source), ()
     if model.num_classes != (model.pretrained_cfg or {}).get("num_classes", model.num_classes):
-        left_out = ("pruner.", "head.")  # timm makes a new head
-    found, wanted = (
-        {key: value for key, value in each.items() if not key.startswith(left_out)} for each in (found, wanted)
-    )
-    check_keys(found, wanted, f"checkpoint {file}" if file else "weights")
-    return found | own
+        adapted = ("head.weight", "head.bias")  # timm makes a new head
+    check_keys(found, model.state_dict(), source, adapted)
+    return found
 
 
 def _siglip(variant: str, pretrained: bool, kwargs: dict, **shape) -> PrunedVisionTransformer:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from timm.models import get_model_input_config
+from timm.models import get_model_input_config, list_models
 from torch import nn
 
 from patchrank.io.yaml import read_yaml
-from patchrank.models.model_name import FORMS
+from patchrank.models.model_name import ALL_FORMS
 from patchrank.utils.errors import UserError, near
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -73,16 +73,16 @@ def find_weights(name: str) -> Weights:
     if not isinstance(name, str):
         raise UserError(f"model must be a name, such as 'patchrank_clip_b16', but is {name!r}")
     if ":" in name:
-        kinds = f"an entry of ours, such as patchrank_clip_b16, or {FORMS}"
         prefix = name.partition(":")[0]
-        raise UserError(f"model {name!r} does not exist: there are no models of the kind '{prefix}:'; try {kinds}")
+        raise UserError(f"model {name!r} does not exist: there are no models of the kind '{prefix}:'; try {ALL_FORMS}")
     entry = name.partition(".")[0]
     of_entry = {found.name: found for found in PUBLISHED.values() if found.entry == entry}
     if not of_entry:
         if known := by_open_clips_name(name):
             theirs = ", ".join(repr(found.name) for found in known)
             raise UserError(f"model {name!r} is open_clip's name for {known[0].entry}; try one of {theirs}")
-        raise UserError(f"model {name!r} does not exist; {near(name, TEXT_CFGS)}")
+        known = near(name, list_models("patchrank_*"))
+        raise UserError(f"model {name!r} does not exist; {known}; of others timm:NAME, hf:REPO_OR_FOLDER and so on")
     if name == entry:
         return next(iter(of_entry.values()))
     if name not in of_entry:

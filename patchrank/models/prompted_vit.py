@@ -84,7 +84,7 @@ class PromptedTower:
 
     def _embed(self, images: Tensor, prompts: nn.Module | None) -> Tensor:
         """Images (B, 3, H, W) to the tokens (B, P + N, D) that enter layer 1; prompts have no position."""
-        x = self.patch_drop(self._pos_embed(self.patch_embed(images)))
+        x = self._first_tokens(images)
         if prompts is None:
             return self.norm_pre(x)
         if isinstance(x, Proxy):
@@ -94,6 +94,10 @@ class PromptedTower:
             )
         x = insert(x, prompts.visual(), self.num_prefix_tokens)
         return scaled_norm(self.norm_pre, x, _gains_of(prompts), 0)
+
+    def _first_tokens(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to class token, registers and patches (B, P + N, D), with their positions."""
+        return self.patch_drop(self._pos_embed(self.patch_embed(images)))
 
     def _layers(self, prompts: nn.Module | None) -> Sequence[Callable]:
         """The blocks, as they run with the gains that come with the prompts."""

@@ -31,6 +31,7 @@ from patchrank.utils.plain import plain
 
 LEFTOVERS = ("drop", "merge")
 MERGING = ("metric", "protection", "drop_share")  # settings that some reducers read, and others only to merge leftovers
+OFF = {"keep_rate": 1.0, "budget": None, "drop_counts": None}  # settings by which nothing leaves
 RECORD = ("name", "kwargs", "grid", "embed_dim", "location")  # of a predictor whose weights come with a checkpoint
 
 
@@ -168,6 +169,19 @@ def lets_leave(settings: PruningConfig) -> bool:
     if settings.drop_counts is not None:
         return any(settings.drop_counts)
     return settings.keep_rate < 1 if settings.budget is None else settings.budget < 1
+
+
+def usual_locations(depth: int, settings: Mapping) -> dict[str, tuple[int, ...]]:
+    """`locations` for a tower that has too few layers for the usual ones; {} where they fit, or tokens leave.
+
+    Args:
+        settings: what is asked for, as `set_pruning` takes it.
+    """
+    usual = DEFAULTS.pruning.locations
+    leaves = settings.get("keep_rate", 1) != 1 or any(settings.get("drop_counts") or ())
+    if leaves or depth >= max(usual) or tuple(settings.get("locations", usual)) != usual:
+        return {}
+    return {"locations": tuple(layer for layer in usual if layer <= depth) or (depth,)}
 
 
 def create_pruner(

@@ -105,6 +105,8 @@ def encode_texts(
     return torch.cat([encode(texts[start : start + BATCH_SIZE]) for start in bar])
 
 
-def text_shape(text: nn.Module) -> tuple[int, int, int, int]:
-    """Width, layers, embedding size and context length of a text tower."""
-    return text.width, len(text.transformer.resblocks), text.output_dim, text.context_length
+def text_shape(text: nn.Module) -> tuple[int, int, int, int, float]:
+    """Width, layers, embedding size, context length and MLP's share of the width of a text tower, for `text_macs`."""
+    own = getattr(text, "layers", None)  # of all kinds but open_clip's `TextTransformer`
+    layers = len(text.transformer.resblocks) if own is None else own
+    return text.width, layers, text.output_dim, text.context_length, getattr(text, "mlp_ratio", 4.0)

@@ -124,6 +124,7 @@ def load_inputs(model: ModelConfig, data: DataConfig, device: str = "cpu", heads
         UserError: a model, checkpoint or device that cannot be had.
     """
     check_device(device)
-    clip = create_clip(model.name, checkpoint=model.checkpoint, device=device, img_size=model.img_size)
+    settings = {"checkpoint": model.checkpoint, "img_size": model.img_size}
+    clip = create_clip(model.name, device=device, keep_rate=1.0, **settings)  # a folder may hold a pruned tower
     clip.heads = heads
     return Inputs(clip, data)

@@ -140,7 +140,7 @@ def test_the_transform_refuses_what_is_no_picture(clip):
         (("patchrank_clip_b16", "laion2b"), "try create_clip\\('patchrank_clip_b16.laion2b'\\)"),
         (("patchrank_clip_digits", None), "pretrained is None, but must be True or False"),
         (("ViT-L/14",), "open_clip's name for patchrank_clip_l14; try one of 'patchrank_clip_l14.openai', "),
-        (("timm:vit_base_patch16_clip_224",), "model 'timm:vit_base_patch16_clip_224' does not exist"),
+        (("tf:vit_base_patch16_clip_224",), "model 'tf:vit_base_patch16_clip_224' does not exist"),
         ((3,), "model must be a name, such as 'patchrank_clip_b16', but is 3"),
     ],
 )

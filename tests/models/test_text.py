@@ -62,4 +62,4 @@ def test_template_sets_are_openais():
 
 
 def test_shape_of_a_tower(text):
-    assert text_shape(text) == (32, 3, 16, 77)
+    assert text_shape(text) == (32, 3, 16, 77, 4.0)

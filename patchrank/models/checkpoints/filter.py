@@ -61,7 +61,7 @@ def tower_weights(
     Raises:
         UserError: another architecture, or a key that is missing, surplus or of another shape.
     """
-    weights = _with_predictor(dict(visual), model, source)
+    weights = with_predictor(dict(visual), model, source)
     if _is_resized(weights, model):
         weights = vit_checkpoint_filter_fn(weights, model)
     _check_shape(weights, model, source, adapted)
@@ -93,7 +93,7 @@ def check_keys(
         raise UserError(f"{source}: {wrong[0]}{more}")
 
 
-def _with_predictor(weights: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
+def with_predictor(weights: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
     """The weights, with a predictor's if the tower has one, and without any if it has none."""
     own = {key: value for key, value in model.state_dict().items() if key.startswith(PREDICTOR)}
     brought = {key: value for key, value in weights.items() if key.startswith(PREDICTOR)}

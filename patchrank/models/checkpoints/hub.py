@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import get_session
 
@@ -20,15 +20,21 @@ TIMEOUT = 3.0  # seconds to look up the hub's name, to connect and to get an ans
 MAX_REASON = 160  # characters
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CLIP_MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+FOLDER_WEIGHTS = (*CLIP_MODEL_FILES, *(f"{name}.index.json" for name in CLIP_MODEL_FILES))
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+FOLDER_FILES = ("*.json", "*.txt", "*.model")  # configs and tokenizers
 
 
-def ensure_reachable(repo_id: str, filenames: Sequence[str], cache_dir: str | Path | None = None) -> None:
+def ensure_reachable(
+    repo_id: str, filenames: Sequence[str], cache_dir: str | Path | None = None, whole: bool = False
+) -> None:
     """Returns at once if a file of a hub repository is cached, and else as soon as the hub answers.
 
     Args:
         repo_id: `owner/name`, or `owner/name@revision` as timm writes it.
         filenames: any one of them will do; the first is what an error tells to download.
         cache_dir: where the hub's cache is, if not in its usual place.
+        whole: that all of the repository is needed, and not one file.
 
     Raises:
         UserError: none is cached, and the hub does not answer or must not be asked; says what to do instead.
@@ -38,10 +44,12 @@ def ensure_reachable(repo_id: str, filenames: Sequence[str], cache_dir: str | Pa
         if isinstance(try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision or None), str):
             return
     if obstacle := _obstacle():
+        what = "folder that is here" if whole else "checkpoint file"
+        download = repo if whole else f"{repo} {filenames[0]}"
         raise UserError(
             f"weights {repo_id} are not in the cache {cache_dir or constants.HF_HUB_CACHE}, and {obstacle}: give a "
-            f"checkpoint file, or run `hf download {repo} {filenames[0]}` on a machine with a network and set HF_HOME "
-            "to a copy of that machine's"
+            f"{what}, or run `hf download {download}` on a machine with a network and set HF_HOME to a copy of that "
+            "machine's"
         )
 
 
@@ -74,7 +82,7 @@ def download_pair(weights: Weights) -> str:
     """
     if weights.clip_repo is None:
         return download_open_clip(*weights.open_clip)
-    return _download(weights.clip_repo, CLIP_MODEL_FILES)
+    return download_file(weights.clip_repo, CLIP_MODEL_FILES)
 
 
 def download_open_clip(model: str, tag: str) -> str:
@@ -82,15 +90,24 @@ def download_open_clip(model: str, tag: str) -> str:
     from open_clip.pretrained import get_pretrained_cfg
 
     repo, _, name = get_pretrained_cfg(model, tag)["hf_hub"].rpartition("/")
-    return _download(repo, (name,) if name else OPEN_CLIP_FILES)
+    return download_file(repo, (name,) if name else OPEN_CLIP_FILES)
 
 
-def _download(repo: str, files: Sequence[str]) -> str:
-    """The first of the files that a hub repository has. Raises `UserError` as `download_pair` does."""
+def download_file(repo: str, files: Sequence[str]) -> str:
+    """The first of the files that a hub repository has, from its cache or the hub.
+
+    Args:
+        repo: `owner/name`, or `owner/name@revision`.
+
+    Raises:
+        UserError: as `download_pair` does.
+    """
     ensure_reachable(repo, files)
+    repo_id, _, revision = repo.partition("@")
+    where = {"revision": revision} if revision else {}
     for name in files:
         try:
-            return hf_hub_download(repo, name)
+            return hf_hub_download(repo_id, name, **where)
         except LocalEntryNotFoundError as error:  # the connection broke, so nobody knows whether there is such a file
             raise UserError(f"weights {repo}: the hub went away; give a checkpoint file, or try again") from error
         except EntryNotFoundError:
@@ -99,3 +116,28 @@ def _download(repo: str, files: Sequence[str]) -> str:
             says = f"{name} cannot be downloaded ({one_line(error)[:MAX_REASON]})"
             raise UserError(f"weights {repo}: {says}; give a checkpoint file") from error
     raise UserError(f"weights {repo}: has none of {', '.join(files)}; give a checkpoint file")
+
+
+def download_folder(repo: str, weights: bool = True) -> Path:
+    """The local folder of a repository of transformers' or timm's, from the hub's cache or the hub.
+
+    It has configs, the files of a tokenizer, and its weights as safetensors, or as pickles where it has no others.
+
+    Args:
+        repo: `owner/name`, or `owner/name@revision`.
+        weights: False for the rest alone.
+
+    Raises:
+        UserError: as `download_pair` does.
+    """
+    ensure_reachable(repo, FOLDER_WEIGHTS if weights else ("config.json",), whole=True)
+    repo_id, _, revision = repo.partition("@")
+    patterns = (*FOLDER_FILES, "model*.safetensors") if weights else FOLDER_FILES
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=[*patterns]))
+        if weights and not any((folder / name).exists() for name in FOLDER_WEIGHTS):
+            snapshot_download(repo_id, revision=revision or None, allow_patterns=["pytorch_model*.bin"])
+    except Exception as error:  # its client's own kinds, by its version: no such repository, no access, no space
+        says = f"cannot be downloaded ({one_line(error)[:MAX_REASON]})"
+        raise UserError(f"weights {repo}: {says}; give a folder that is here") from error
+    return folder

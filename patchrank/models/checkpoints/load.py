@@ -14,12 +14,13 @@ from pickle import UnpicklingError
 
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import Tensor, nn
 
 from patchrank.io import local_copy
 from patchrank.io.tensor_file import KEY
 from patchrank.models.checkpoints.families import naming_family
-from patchrank.models.checkpoints.filter import check_keys, tower_weights
+from patchrank.models.checkpoints.filter import check_keys, tower_weights, with_predictor
 from patchrank.models.checkpoints.key_maps import to_pair
 from patchrank.models.checkpoints.pickled import load_pickled
 from patchrank.models.checkpoints.sharded import Part, find_parts
@@ -83,6 +84,27 @@ def load_tower(model: nn.Module, path: str | Path) -> None:
     with naming_family(tensors, model.state_dict(), source):
         weights = tower_weights(to_pair(tensors, source).visual, model, source)
     _load(model, weights)
+
+
+def load_vit(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Loads weights into a vision transformer of timm's or ours, by timm's names or those that timm turns into them.
+
+    Positions and patch embeddings are resampled where sizes differ, as timm does. Nothing changes if anything does not
+    fit.
+
+    Raises:
+        UserError: names the first key that does not fit, or the tower's predictor was made for other weights.
+    """
+    weights = vit_checkpoint_filter_fn(tensors, model)
+    if model.attn_pool is None:  # timm's towers of averages are made of SigLIP's, whose pooling they leave out
+        weights = {key: value for key, value in weights.items() if not key.startswith("attn_pool.")}
+    is_ours = hasattr(model, "pruner")
+    weights = with_predictor(weights, model, source) if is_ours else weights
+    check_keys(weights, model.state_dict(), source)
+    if is_ours:
+        _load(model, weights)
+    else:
+        model.load_state_dict(weights)
 
 
 def load_pair(clip: nn.Module, path: str | Path, called: Mapping[str, str] = {}) -> None:

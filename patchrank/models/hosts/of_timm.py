@@ -20,21 +20,26 @@ def is_timm(model: nn.Module) -> bool:
     return type(model).__module__.startswith("timm.")
 
 
+def check_model(model: nn.Module, source: str) -> None:
+    """Raises `UserError`, which begins with `source`, for a model of timm's that ours does not reproduce."""
+    if type(model) is not VisionTransformer:
+        raise UserError(
+            f"{source} takes timm's VisionTransformer, but got timm's {type(model).__name__}, whose positions "
+            "or layers ours does not reproduce; try a vit_, deit_ or siglip model"
+        )
+    check_pool(model)
+    check_costs(model.blocks)
+
+
 def attach(model: nn.Module, img_size: int | None) -> HostedTower:
     """Puts a tower of ours around the layers of one of timm's vision transformers.
 
     Raises:
         UserError: a model of another class, one that pools in a way that we do not know, or hooks on all its layers.
     """
-    if type(model) is not VisionTransformer:
-        raise UserError(
-            f"patchrank.prune takes timm's VisionTransformer, but got timm's {type(model).__name__}, whose positions "
-            "or layers ours does not reproduce; try a vit_, deit_ or siglip model"
-        )
+    check_model(model, "patchrank.prune")
     if img_size is not None:
         raise UserError("img_size belongs to models of transformers; try timm.create_model(NAME, img_size=...)")
-    check_pool(model)
-    check_costs(model.blocks)
     if is_hooked(model.blocks):
         raise UserError("hooks on blocks as a whole would not run in a pruned model; try to hang them on single blocks")
     tower = HostedTower.around(model)

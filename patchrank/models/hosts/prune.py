@@ -11,11 +11,11 @@ from patchrank.models.hosts import of_timm, of_transformers
 from patchrank.models.hosts.runner import Output, RunLayers
 from patchrank.models.hosts.tower import HostedTower
 from patchrank.models.pruned_vit import PrunedVisionTransformer
+from patchrank.models.pruning_cfg import OFF
 from patchrank.models.recipe_files import Recipe, read_recipe
 from patchrank.utils.errors import UserError, near
 
 TAKES = "a model of timm, transformers or open_clip"
-OFF = {"keep_rate": 1.0, "budget": None, "drop_counts": None}
 OUTPUTS = ("grid", "kept")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from patchrank.layers.macs import check_costs
-from patchrank.models.hosts.tower import HostedTower
+from patchrank.models.hosts.tower import HostedTower, SharedTower
 from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import has_others_hooks
@@ -30,6 +30,7 @@ PARTS = {
     "drop_path2": ("drop_path", "dropout", ""),
 }
 ATTENTION = ("self_attn", "attention")
+Tower = TypeVar("Tower", bound=SharedTower)
 INPUTS = ("q_proj", "k_proj", "v_proj")
 
 
@@ -58,7 +59,25 @@ class Rows(nn.Module):
         return F.linear(x, attention.in_proj_weight[rows], attention.in_proj_bias[rows])
 
 
-class TransformersTower(HostedTower):
+class OfTransformers:
+    """Part of a tower of the parts that a model of transformers has, whose first tokens that model makes."""
+
+    def _first_tokens(self, images: Tensor) -> Tensor:
+        (core,) = self.original
+        resized = self.patch_embed.img_size[0] != core.config.image_size
+        takes = "interpolate_pos_encoding" in inspect.signature(core.embeddings.forward).parameters
+        how = {"interpolate_pos_encoding": True} if resized and takes else {}  # DINOv2 does it unasked
+        return core.embeddings(images, **how)
+
+    def _keeps_all(self) -> bool:
+        return False  # timm's own way makes first tokens of other parts
+
+
+class StandaloneTower(OfTransformers, SharedTower):
+    """Our tower of the parts that a model of transformers has, for whoever runs the tower and not that model."""
+
+
+class TransformersTower(OfTransformers, HostedTower):
     """Our tower of the parts that a model of transformers has. What is replaced there (LoRA) is replaced here."""
 
     def asked(self, options: dict) -> dict:
@@ -79,13 +98,6 @@ class TransformersTower(HostedTower):
     def host_checkpoints(self) -> bool:
         return False  # `_layers` takes checkpointing over
 
-    def _embed(self, images: Tensor, prompts: nn.Module | None) -> Tensor:
-        (core,) = self.original
-        resized = self.patch_embed.img_size[0] != core.config.image_size
-        takes = "interpolate_pos_encoding" in inspect.signature(core.embeddings.forward).parameters
-        how = {"interpolate_pos_encoding": True} if resized and takes else {}  # DINOv2 does it unasked
-        return self.norm_pre(core.embeddings(images, **how))
-
     def _layers(self, prompts: nn.Module | None) -> Sequence[Callable]:
         layers = self.host_layers()
         for block, layer in zip(self.blocks, layers):
@@ -95,7 +107,13 @@ class TransformersTower(HostedTower):
         return self.blocks
 
 
-def create_tower(core: nn.Module, norm: str, projection: nn.Module | None, img_size: int | None) -> TransformersTower:
+def create_tower(
+    core: nn.Module,
+    norm: str,
+    projection: nn.Module | None,
+    img_size: int | None,
+    kind: type[Tower] = TransformersTower,
+) -> Tower:
     """A tower around an image tower of transformers.
 
     Args:
@@ -103,6 +121,7 @@ def create_tower(core: nn.Module, norm: str, projection: nn.Module | None, img_s
         norm: name of that norm.
         projection: what follows the pooled embedding, if anything does.
         img_size: side of the images in pixels; of the config if left out.
+        kind: of the tower.
 
     Raises:
         UserError: a part that ours does not reproduce.
@@ -116,7 +135,7 @@ def create_tower(core: nn.Module, norm: str, projection: nn.Module | None, img_s
     has_class_token = any(part in name for part in ("cls_token", "class_embedding") for name in names)
     if not has_class_token and not getattr(core, "use_head", False):
         raise UserError(f"{type(core).__name__} without a pooling head gives no embedding; try vision_use_head=True")
-    tower = TransformersTower(
+    tower = kind(
         img_size=img_size or config.image_size,
         patch_size=config.patch_size,
         in_chans=config.num_channels,
@@ -133,7 +152,7 @@ def create_tower(core: nn.Module, norm: str, projection: nn.Module | None, img_s
         locations=(1,),
         cls_only_last=False,
     )
-    tower.pruning = Pruning(cls_only_last=False)
+    tower.pruning = Pruning(cls_only_last=False) if kind is TransformersTower else Pruning()
     tower.original = (core,)
     tower.cls_token = tower.reg_token = None
     blocks = [adapted(layer, config.hidden_size, config.num_attention_heads) for layer in layers]

@@ -17,14 +17,14 @@ from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
-from patchrank.config import DEFAULTS
-from patchrank.models.checkpoints.hub import download_open_clip
+from patchrank.models.checkpoints.hub import TOKENIZER_FILES, download_open_clip, ensure_reachable
 from patchrank.models.checkpoints.load import load_pair
 from patchrank.models.model_name import FORMS, OPEN_CLIP, config_file, read_config, stable_name
 from patchrank.models.open_clip.pair import from_open_clip
 from patchrank.models.open_clip.prune import prune_open_clip, strange_parts
 from patchrank.models.open_clip.visual import OpenClipTrunk, OpenClipVisual
 from patchrank.models.pair import Clip
+from patchrank.models.pruning_cfg import usual_locations
 from patchrank.models.text import VOCAB_SIZE
 from patchrank.utils.errors import UserError, near, one_line
 
@@ -66,7 +66,7 @@ def create_open_clip(
         raise UserError(f"{source}: names no weights; try {_other_weights(name)}")
     model = create_model(config, source, img_size)
     tokenizer = _create_tokenizer(config.model["text_cfg"], source)
-    pruning |= _usual_locations(model.visual, pruning)
+    pruning |= usual_locations(_depth(model.visual), pruning)
     try:
         prune_open_clip(model, **{key: pruning[key] for key in ("locations",) if key in pruning})
         clip = from_open_clip(model, stable_name(name), tokenizer)
@@ -82,7 +82,7 @@ def create_open_clip(
 def create_open_clip_tower(name: str, img_size: int | None = None, **pruning) -> OpenClipTrunk:
     """The image tower of `create_open_clip` alone, with random weights. Raises `UserError` as that does."""
     model = create_model(find_config(name), f"model {name}", img_size)
-    return prune_open_clip(model, **pruning | _usual_locations(model.visual, pruning)).visual.trunk
+    return prune_open_clip(model, **pruning | usual_locations(_depth(model.visual), pruning)).visual.trunk
 
 
 def find_config(name: str) -> Config:
@@ -142,7 +142,7 @@ def create_model(config: Config, source: str, img_size: int | None = None) -> CL
     except Exception as error:  # of whatever kind its parts raise
         raise UserError(f"{source}: open_clip cannot make it ({one_line(error)[:MAX_REASON]})") from error
     for feature in strange_parts(model.visual):
-        takes = "open_clip's own vision transformers and timm's, pooled by the class token"
+        takes = "open_clip's own vision transformers, pooled by the class token, and timm's"
         raise UserError(f"{source}: its image tower has {feature}, which ours cannot reproduce; try {takes}")
     set_model_preprocess_cfg(model, images)
     return model
@@ -177,9 +177,17 @@ def _create_tokenizer(text: dict, source: str) -> Callable[[Sequence[str]], Tens
     """
     settings = {"context_length": text.get("context_length", CLIPTextCfg.context_length)}
     more = text.get("tokenizer_kwargs") or {}
+    if "trust_remote_code" in more:
+        raise UserError(
+            f"{source}: text_cfg.tokenizer_kwargs: trust_remote_code would run a stranger's code; leave it out"
+        )
     if name := text.get("hf_tokenizer_name"):
         try:
+            if not Path(name).is_dir():
+                ensure_reachable(name, TOKENIZER_FILES, whole=True)
             return HFTokenizer(name, **settings, tokenizer_mode=text.get("tokenizer_mode"), **more)
+        except UserError as error:
+            raise UserError(f"{source}: text_cfg.hf_tokenizer_name: {error}") from error
         except Exception as error:  # its libraries' own kinds
             reason = one_line(error)[:MAX_REASON]
             raise UserError(f"{source}: text_cfg.hf_tokenizer_name {name!r} cannot be had ({reason})") from error
@@ -192,14 +200,9 @@ def _create_tokenizer(text: dict, source: str) -> Callable[[Sequence[str]], Tens
         raise UserError(f"{source}: text_cfg.tokenizer_kwargs {more} ({one_line(error)[:MAX_REASON]})") from error
 
 
-def _usual_locations(visual: nn.Module, pruning: dict) -> dict[str, tuple[int, ...]]:
-    """`locations` for a tower that has too few layers for the usual ones, {} where they fit or tokens leave."""
-    blocks = visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks
-    usual, depth = DEFAULTS.pruning.locations, len(blocks)
-    leaves = pruning.get("keep_rate", 1) != 1 or any(pruning.get("drop_counts") or ())
-    if leaves or depth >= max(usual) or tuple(pruning.get("locations", usual)) != usual:
-        return {}
-    return {"locations": tuple(layer for layer in usual if layer <= depth) or (depth,)}
+def _depth(visual: nn.Module) -> int:
+    """How many layers an image tower of open_clip's has."""
+    return len(visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks)
 
 
 def _open_clips_names(visual: nn.Module) -> dict[str, str]:

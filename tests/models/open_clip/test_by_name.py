@@ -103,9 +103,7 @@ MODELS = [
     ("open_clip:ViT-B-16/openai", "trained with quick GELU; try open_clip:ViT-B-16-quickgelu/openai"),
     ("open_clip:ViT-B-16", "names no weights; try --checkpoint FILE, or a tag, as in open_clip:ViT-B-16/openai"),
     ("open_clip:nowhere/toy.json", "model open_clip:nowhere/toy.json: there is no such file"),
-    ("timm:vit_base_patch16_224", "there are no models of the kind 'timm:'; try an entry of ours, such as"),
-    ("hf:openai/clip", "there are no models of the kind 'hf:'"),
-    ("local-dir:runs/best", "there are no models of the kind 'local-dir:'"),
+    ("tf:vit_base", "there are no models of the kind 'tf:'; try an entry of ours, such as patchrank_clip_b16, or tim"),
 ]
 
 
@@ -130,7 +128,8 @@ CONTENTS = [
     (CONFIG | {"vision_cfg": {"timm_model_name": "no_such"}}, r"open_clip cannot make it \(Unknown model"),
     (CONFIG | {"text_cfg": {"hf_model_name": "roberta-base"}}, "hf_model_name asks for a text tower of Hugging Face"),
     (CONFIG | {"text_cfg": TEXT | {"vocab_size": 100}}, "vocab_size is 100, not the 49408 of CLIP's tokenizer"),
-    (CONFIG | {"text_cfg": TEXT | {"hf_tokenizer_name": "no/such"}}, "hf_tokenizer_name 'no/such' cannot be had"),
+    (CONFIG | {"text_cfg": TEXT | {"hf_tokenizer_name": "no/such"}}, "tokenizer_name: weights no/such are not in the"),
+    (CONFIG | {"text_cfg": TEXT | {"tokenizer_kwargs": {"trust_remote_code": True}}}, "would run a stranger's code"),
     (CONFIG | {"text_cfg": TEXT | {"output_tokens": True}}, "text_cfg.output_tokens is for captioning; try false"),
     (CONFIG | {"multimodal_cfg": {}}, "multimodal_cfg makes it a CoCa"),
 ]

@@ -52,7 +52,7 @@ def test_the_text_tower_is_the_models_own(kind, text):
     tower = text_tower(model)
     assert torch.equal(tower(ids), model.encode_text(ids))
     torch.testing.assert_close(encode_tokens(tower, ids), model.encode_text(ids), atol=1e-5, rtol=1e-5)
-    assert text_shape(tower) == (32, 2, 32, 16) and tower.vocab_size == 100
+    assert text_shape(tower) == (32, 2, 32, 16, 4.0) and tower.vocab_size == 100
     own = {id(p) for name, p in model.named_parameters() if not name.startswith(("visual.", "logit_scale"))}
     assert {id(p) for p in tower.parameters()} == own
     model.to(torch.float64)
