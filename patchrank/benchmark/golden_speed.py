@@ -78,7 +78,7 @@ def compare_scoring(
         timings = in_turns({name: way.run for name, way in ways.items()}, repeats, seed, WARM_UP, "scoring", quiet)
         peak = matmul_rate(mode) if mode.on_gpu else None
     rate = {name: way.windows / timings[name].median for name, way in ways.items()}
-    macs = _window_macs(tower, len(squares), kept.shape[1], remove_at)
+    macs = window_macs(tower, len(squares), kept.shape[1], remove_at)
     about = {"model": stable_name(model), "images": images, "window": window, "remove_at": remove_at}
     rows = []
     for name, way in ways.items():
@@ -163,7 +163,7 @@ def _fastest(name: str, run: Callable[[Tensor], Tensor], batch: Callable[[int], 
     return Way(partial(device_seconds, batches, x), count * best, best)
 
 
-def _window_macs(tower: nn.Module, count: int, length: int, remove_at: int) -> float:
+def window_macs(tower: nn.Module, count: int, length: int, remove_at: int) -> float:
     """MACs that a window needs, with those of the whole image shared by its `count` windows.
 
     Where no more is read, the class token alone is counted in the last block. A prefix is counted once an image, and
