@@ -1,5 +1,8 @@
 """Evaluates pruned inference: accuracy, agreement, cosine, matching rate and MACs as one row.
 
+A model without a text tower answers by its own classifier, and where images have labels also by the labels of the
+nearest training images (docs/towers.md).
+
 python -m patchrank.evaluate --data digits --split val --keep-rate 0.6
 python -m patchrank.evaluate --model patchrank_clip_b16 --data caltech101 --data-root /data --split test
 python -m patchrank.evaluate --model patchrank_clip_b16 --checkpoint clip.pt --data folder --data-root photos
@@ -16,25 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchrank.cli.config_flags import add_config_flags, reader, several
+from patchrank.cli.config_flags import add_config_flags, positive, reader, several
 from patchrank.cli.flags import load_split_from
-from patchrank.cli.summary import ACCURACIES, MATCHING, cosine_line, percentages
+from patchrank.cli.summary import ACCURACIES, KNN, MATCHING, cosine_line, percentages
 from patchrank.config import TrialConfig
 from patchrank.config.base import Share
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.golden.agreement import matching, prior_of, rank_quality
 from patchrank.golden.dataset import read_ranked
+from patchrank.models.answers import NEIGHBOURS, Neighbours, known_labels, places_apart
 from patchrank.models.buckets import BucketedTower, fit_buckets
 from patchrank.models.clip import Clip
-from patchrank.models.embed import (
-    classify,
-    embed_unpruned,
-    evaluate,
-    over_batches,
-    split_batches,
-    unit,
-)  # fmt: skip
+from patchrank.models.embed import answering, embed_unpruned, evaluate, over_batches, split_batches, unit
 from patchrank.retrieval import measuring_parser, pair_and_split, print_measured, retrieval_from
 from patchrank.utils.clock import WARM_UP, seconds_of
 from patchrank.utils.command import run_command
@@ -42,6 +39,7 @@ from patchrank.utils.errors import UserError
 from patchrank.utils.stats import paired_interval
 
 BUCKET_IMAGES = 1024  # training images that buckets are made from
+KNN_IMAGES = 1024  # training images that neighbours are looked up among where nothing else answers
 VERSION = 2  # of the evaluation and of what records hold: bump it when the same tower would get other figures
 
 
@@ -69,14 +67,13 @@ def compare_buckets(
     """
     batches = split_batches(clip, split, batch_size, "buckets", quiet)
     parts = over_batches(clip, batches, lambda images, _: buckets.forward_bucketed(images))
-    vectors, chosen = unit(torch.cat([part[0] for part in parts])), torch.cat([part[1] for part in parts])
+    raw, chosen = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     shares = (torch.bincount(chosen, minlength=len(buckets.keep_rates)) / len(split)).tolist()
     macs, groups = buckets.macs(shares), np.asarray(split.clusters())
     one_rate, drop_counts = at_macs(clip, split, macs, unpruned, batch_size)
-    found = {"cosine": (vectors * unit(unpruned).to(vectors.device)).sum(-1).cpu().numpy()}
+    found = {"cosine": (unit(raw) * unit(unpruned).to(raw.device)).sum(-1).cpu().numpy()}
     if "accuracy" in one_rate:
-        head = clip.zero_shot_head(split.classes, split.templates)
-        found["accuracy"] = 100.0 * (classify(vectors, head) == np.asarray(split.labels))
+        found["accuracy"] = 100.0 * (answering(clip, split)("pruned", raw) == known_labels(clip, split))
     row = {"bucket_rates": buckets.keep_rates, "bucket_shares": shares, "gmacs_bucketed": macs / 1e9}
     row |= speeds_beside(clip, drop_counts, buckets, split, batch_size, quiet)
     for name, values in found.items():
@@ -137,7 +134,8 @@ def at_macs(
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
-    for flag, task in (("index", "retrieval"), ("controls", "classification"), ("bucket_rates", "classification")):
+    classification = ("controls", "bucket_rates", "knn_images")
+    for flag, task in (("index", "retrieval"), *((flag, "classification") for flag in classification)):
         if getattr(args, flag) and args.task != task:
             raise UserError(f"--{flag.replace('_', '-')} goes with --task {task}, which is not given")
     clip, split = pair_and_split(args)
@@ -145,28 +143,62 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.task == "retrieval":
         measured, lines = retrieval_from(args, clip, split)
     else:
-        if not split.classes:
-            what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
-            print(f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone", file=sys.stderr)
-        buckets = fit_buckets(clip, [_training_images(args, split)], args.bucket_rates) if args.bucket_rates else None
+        _note_on_answers(clip, split)
+        buckets = fit_buckets(clip, [_bucket_images(args, split)], args.bucket_rates) if args.bucket_rates else None
+        neighbours = _neighbours(args, clip, split)
         unpruned = None if buckets is None else embed_unpruned(clip, split, args.batch_size)
-        given = {"batch_size": args.batch_size, "seed": args.seed, "unpruned": unpruned}
+        given = {"batch_size": args.batch_size, "seed": args.seed, "unpruned": unpruned, "neighbours": neighbours}
         measured = evaluate(clip, split, args.controls, **given).row()
-        lines = [*percentages(measured, ACCURACIES), cosine_line(measured)]
+        lines = [*percentages(measured, ACCURACIES), *percentages(measured, KNN), cosine_line(measured)]
+        if neighbours is not None:
+            measured["n_knn_images"] = len(neighbours.labels)
+            lines.append(("labelled images to find neighbours among", f"{len(neighbours.labels):,}"))
         if buckets is not None:
             measured |= compare_buckets(clip, buckets, split, unpruned, args.batch_size)
             lines += _bucket_lines(measured)
     print_measured(args, args.task, clip, split, measured | found, [*lines, *percentages(found, MATCHING)])
 
 
-def _training_images(args: argparse.Namespace, split: ImageSplit) -> ImageSplit:
+def _note_on_answers(clip: Clip, split: ImageSplit) -> None:
+    """Says on stderr why there are no answers, or no accuracy, where a user may have expected some."""
+    note = ""
+    if clip.has_text and not split.classes:
+        what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
+        note = f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone"
+    elif not clip.has_text and clip.classifier is not None and known_labels(clip, split) is None:
+        note = f"{split.task}: whether {clip.name}'s own answers are right is not known, since its classes and those "
+        note += "of the images have no names in common; agreement with the unpruned answers is"
+    if note:
+        print(note, file=sys.stderr)
+
+
+def _neighbours(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> Neighbours | None:
+    """The training images that answer too, where flags ask for them or there are labels and no text tower."""
+    count = args.knn_images or (None if clip.has_text or split.labels is None else KNN_IMAGES)
+    if count is None:
+        return None
+    train = _training_images(args, count)
+    apart = train.take(places_apart(train, split))
+    if len(apart) and split.labels is not None and train.labels is not None:
+        return Neighbours(embed_unpruned(clip, apart, args.batch_size), torch.tensor(apart.labels))
+    why = f"all images of split {train.split!r} are among those of {split.split!r}; try --split val"
+    why = why if split.labels is not None and train.labels is not None else "images have no labels"
+    print(f"{split.task}: nearest neighbours cannot answer, since {why}", file=sys.stderr)
+    return None
+
+
+def _training_images(args: argparse.Namespace, count: int) -> ImageSplit:
+    """The first so many images of the task's training split."""
+    return load_split_from(argparse.Namespace(**vars(args) | {"split": find_task(args.data).training, "limit": count}))
+
+
+def _bucket_images(args: argparse.Namespace, split: ImageSplit) -> ImageSplit:
     """The images that buckets are made from. Raises `UserError` where some of them are to be evaluated."""
-    task = find_task(args.data)
-    train = load_split_from(argparse.Namespace(**vars(args) | {"split": task.training, "limit": BUCKET_IMAGES}))
+    train = _training_images(args, BUCKET_IMAGES)
     if both := set(train.ids) & set(split.ids):
         raise UserError(
             f"--bucket-rates: {len(both):,} images of split {split.split!r} are among those that buckets are made from "
-            f"(split {task.training!r}); try --split val"
+            f"(split {train.split!r}); try --split val"
         )
     return train
 
@@ -194,6 +226,11 @@ def _parser() -> argparse.ArgumentParser:
         "embedding is likely to change, at the mean MACs of --keep-rate or --budget; for example 0.5,0.6,0.7"
     )
     parser.add_argument("--bucket-rates", type=several(reader(Share)), metavar="RATES", help=what)
+    what = (
+        f"labelled training images that the {NEIGHBOURS} nearest neighbours of each image are looked up among, which "
+        f"answer by a vote (default: {KNN_IMAGES} where the model has no text tower, none where it has)"
+    )
+    parser.add_argument("--knn-images", type=positive, metavar="N", help=what)
     parser.add_argument("--shards", help="folder of golden-rank shards: adds the predictor's matching rate on them")
     return parser
 

@@ -24,6 +24,13 @@ ACCURACIES = {
     "accuracy_reversed": "accuracy, most important patches dropped",
     "agreement": "agreement with the unpruned answers",
 }
+KNN = {
+    "knn_accuracy": "k-NN accuracy, pruned",
+    "knn_accuracy_unpruned": "k-NN accuracy, unpruned",
+    "knn_accuracy_random": "k-NN accuracy, patches dropped at random",
+    "knn_accuracy_reversed": "k-NN accuracy, most important patches dropped",
+    "knn_agreement": "agreement with the unpruned k-NN answers",
+}
 MATCHING = {
     "matching_rate": "matching of the golden top patches",
     "matching_prior": "matching by position alone (prior)",

@@ -18,6 +18,7 @@ from patchrank.golden.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.io import content_id
 from patchrank.layers import pruning
 from patchrank.layers.schedule import check_locations
+from patchrank.models.answers import known_labels
 from patchrank.models.clip import Clip
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
@@ -45,7 +46,10 @@ def shard_folder(
     check_rounds(golden.rounds, clip.visual.num_patches)
     check_locations((golden.remove_at,), len(clip.visual.blocks))
     pruning.windows(clip.visual.patch_embed.grid_size, golden.window, golden.stride)
-    labelled, named = split.labels is not None, bool(split.classes)
+    labelled, named = known_labels(clip, split) is not None, bool(split.classes)
+    if not clip.has_text:
+        named = clip.classifier is not None
+        _check_metric(clip, golden.metric, labelled, named)
     known_metrics([golden.metric], labelled, named)  # asked for by name, so it is not left out as others are
     metrics = METRICS if golden.rounds == 1 else [golden.metric]
     header = {
@@ -111,6 +115,16 @@ def make_shards(
     return folder.path
 
 
+def _check_metric(clip: Clip, metric: str, labelled: bool, named: bool) -> None:
+    """Raises `UserError` for a metric that a model without a text tower cannot have on these images."""
+    why = {
+        "label": "" if named and labelled else "right answers by the classifier's own class names, which are not known",
+        "confidence": "" if named else f"answers, and {clip.name} has neither a text tower nor a classifier",
+    }
+    if need := why.get(metric):
+        raise UserError(f"golden.metric {metric!r} needs {need}; try preservation")
+
+
 class _Loaded(NamedTuple):
     """One shard's number, and its images: their places in the split, their bytes, and as the tower sees them."""
 
@@ -150,12 +164,13 @@ def _score(
     clip: Clip, split: ImageSplit, folder: ShardFolder, loaded: _Loaded, batch_size: int, compile: bool = False
 ) -> None:
     """Scores and writes one shard."""
-    device, labels = clip.logit_scale.device, None
-    head = clip.zero_shot_head(split.classes, split.templates) if split.classes else None
+    device, labels = clip.logit_scale.device, known_labels(clip, split)
+    head = clip.zero_shot_head(split.classes, split.templates) if split.classes and clip.has_text else None
     settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}
-    if split.labels is not None:
-        labels = torch.tensor([split.label(i) for i in loaded.places], device=device)
+    if labels is not None:
+        labels = torch.tensor([labels[i] for i in loaded.places], device=device)
     how = {"batch_size": batch_size, "compile": compile, "autocast": folder.header.get("autocast")}
+    how |= {"classifier": clip.classifier} if not clip.has_text and clip.classifier is not None else {}
     scale = clip.logit_scale.exp().item()
     golden = score_images(clip.visual, loaded.images.to(device), head, labels, scale, **settings, **how)
     scores, damage = (part.float().cpu().numpy() for part in golden)

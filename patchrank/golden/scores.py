@@ -49,7 +49,7 @@ def score_images(
     batch_size: int | None = None,
     compile: bool = False,
     autocast: str | None = None,
-    classifier: bool = False,
+    classifier: bool | nn.Linear = False,
 ) -> GoldenScores:
     """Golden scores of images by label (eq. 1), confidence (eq. 2) and preservation (eq. 3).
 
@@ -67,7 +67,7 @@ def score_images(
             tokens leave.
         batch_size: sequences, that is pairs of an image and a window, run at a time; `batch_size_of` if left out.
         classifier: the tower's own head gives the logits of (C,) classes, in the place of `head`, and its embedding is
-            what enters that head.
+            what enters that head; or the layer that does so for a tower without a head.
         compile: as for `Suffix`; for one round, since later ones have sequences of many lengths.
         autocast: as for `Suffix`.
 
@@ -83,11 +83,12 @@ def score_images(
     logits_of = _logits_of(tower, head, logit_scale, classifier)
     wanted = known_metrics(metrics, labels is not None, logits_of is not None)
     if labels is not None and logits_of is not None:
-        _check_labels(labels, len(images), len(head) if head is not None else tower.num_classes)
+        of_tower = classifier.out_features if isinstance(classifier, nn.Module) else tower.num_classes
+        _check_labels(labels, len(images), of_tower if head is None else len(head))
     batch_size = batch_size or batch_size_of(tower, remove_at, window)
     with full_precision():
         tokens = torch.cat([tower.forward_prefix(part, remove_at) for part in images.split(batch_size)])
-        suffix = Suffix(tower, tokens, remove_at, batch_size, compile, autocast, classifier)
+        suffix = Suffix(tower, tokens, remove_at, batch_size, compile, autocast, bool(classifier))
         whole = F.normalize(suffix.whole().double(), dim=-1)
 
         def damage(alive: Tensor) -> Tensor:  # (B, N) to (B, M, W)
@@ -113,14 +114,15 @@ def score_images(
 
 
 def _logits_of(
-    tower: nn.Module, head: Tensor | None, logit_scale: float, classifier: bool
+    tower: nn.Module, head: Tensor | None, logit_scale: float, classifier: bool | nn.Linear
 ) -> Callable[[Tensor], Tensor] | None:
     """What gives logits (..., C) of embeddings (..., E), in float64; None where there are no classes."""
     if classifier:
-        if head is not None or not tower.num_classes:
+        own = classifier if isinstance(classifier, nn.Module) else tower.head if tower.num_classes else None
+        if head is not None or own is None:
             why = "has none (num_classes=0)" if head is None else "is not used beside class embeddings"
             raise UserError(f"classifier: the tower's own head {why}; try classifier=False")
-        return lambda embeddings: tower.head(embeddings.to(next(tower.head.parameters()).dtype)).double()
+        return lambda embeddings: own(embeddings.to(next(own.parameters()).dtype)).double()
     if head is None:
         return None
     return lambda embeddings: float(logit_scale) * F.normalize(embeddings.double(), dim=-1) @ head.double().T

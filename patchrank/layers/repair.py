@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchrank.config import MIN_REPAIR_IMAGES
-from patchrank.layers.module_hooks import is_hooked
 from patchrank.utils.errors import UserError
+from patchrank.utils.private_names import has_others_hooks
 
 HELD_OUT = 5  # every so many-th image is held out while the ridge is chosen
 EXPONENTS = torch.arange(-5, 2.5, 0.5, dtype=torch.float64).tolist()  # of the ridges that are tried
@@ -30,14 +30,23 @@ class Repair(nn.Module):
     Args:
         weight: (E, D).
         bias: (E,).
+        headless: whether it was solved for a tower without a projection; then it stands before any that a tower has.
 
     Attributes:
         about: what its file says of it.
         source: how messages name it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, about: dict | None = None, source: str = "repair"):
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        about: dict | None = None,
+        source: str = "repair",
+        headless: bool = False,
+    ):
         super().__init__()
+        self.headless = headless
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
         self.about, self.source = about or {}, source
@@ -70,7 +79,8 @@ def check_head(head: nn.Module) -> None:
     """
     kind = type(head)
     is_known = isinstance(head, nn.Identity) or hasattr(head, "in_features")
-    if is_hooked(head) or not is_known or not kind.__module__.startswith(PLAIN):
+    is_called = "forward" in vars(head) or has_others_hooks(head, known="patchrank.")
+    if is_called or not is_known or not kind.__module__.startswith(PLAIN):
         raise UserError(
             f"a repair takes the place of the tower's head, but this head is a {kind.__name__} with a call of its own "
             "(hooks, LoRA, ...), which would not run; try set_pruning(repair_path=None)"

@@ -123,10 +123,11 @@ def macs_row(clip: Clip) -> dict[str, float]:
     """
     macs, plain = clip.visual.macs(), clip.visual.macs_unpruned()
     matching = {"gmacs_matching": macs.matching / 1e9} if macs.matching else {}
+    text = {"gmacs_text": text_macs(*clip_text.text_shape(clip.text)) / 1e9} if clip.has_text else {}
     return {
         "gmacs": macs.image / 1e9,
         "gmacs_unpruned": plain.image / 1e9,
         "gmacs_predictor": macs.predictor / 1e9,
         **matching,
-        **({"gmacs_text": text_macs(*clip_text.text_shape(clip.text)) / 1e9} if clip.has_text else {}),
+        **text,
     }

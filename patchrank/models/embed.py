@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchrank.layers.reducers import Random, TokenState, sample_keys
+from patchrank.models.answers import Answers, Neighbours, known_labels
 from patchrank.models.clip import Clip
 from patchrank.models.pruned_vit import PrunedOutput
-from patchrank.utils.metrics import percent
 from patchrank.utils.progress import progress
 
 BATCH_SIZE = 64
-CONTROLS = ("random", "reversed")
 
 Batch = tuple[Tensor, range]  # images (b, 3, H, W), normalised, and their places among all
 Rankings = Callable[[Tensor, PrunedOutput], dict[str, Tensor]]  # of a batch: name of a ranking -> scores (b, N)
@@ -58,6 +57,7 @@ def embed(
     unpruned: Tensor | None = None,
     with_unpruned: bool = True,
     rankings: Rankings | None = None,
+    raw: bool = False,
 ) -> tuple[dict[str, Tensor], Left]:
     """Embeds images by the pair as it stands and as it came; layers that both have in common run once.
 
@@ -67,6 +67,7 @@ def embed(
             computed here if left out.
         with_unpruned: False if nobody asks for the embeddings of the pair as it came.
         rankings: scores of other rankings, by which the same images are pruned once more.
+        raw: True for embeddings as the tower gives them, in place of unit vectors.
 
     Returns:
         Unit vectors (n, E), float32, of each variant: `unpruned`, where it was wanted; `pruned`, with the pruning and
@@ -97,7 +98,7 @@ def embed(
     parts = over_batches(clip, batches, one_batch)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     left = Left(joined.pop("kept"), joined.pop("source", None))
-    return {name: unit(embeddings) for name, embeddings in joined.items()}, left
+    return joined if raw else {name: unit(embeddings) for name, embeddings in joined.items()}, left
 
 
 def unit(embeddings: Tensor) -> Tensor:
@@ -130,38 +131,28 @@ def over_batches(clip: Clip, batches: Iterable[Batch], function: Callable[[Tenso
 
 
 @dataclass
-class Evaluation:
+class Evaluation(Answers):
     """Per image, in the order of the split: what each variant (unpruned, pruned, controls) answered.
 
-    answers: variant -> class indices (n,), none where classes have no names; cosine: variant -> cosine to the unpruned
-    embedding (n,). labels (n,), or None; kept (n, K), places of the surviving tokens; source (n, N), which of them each
-    patch lives in, -1 where it was dropped, or None where patches never merge.
+    answers: variant -> class indices (n,), none where nothing answers. labels (n,), or None; of a model's own
+    classifier they are known where its classes have the names of the split's. cosine: variant -> cosine to the unpruned
+    embedding (n,). kept (n, K), places of the surviving tokens; source (n, N), which of them each patch lives in, -1
+    where it was dropped, or None where patches never merge. knn: what nearest neighbours answered, None where no
+    labelled images were given.
     """
 
-    labels: np.ndarray | None
-    answers: dict[str, np.ndarray]
     cosine: dict[str, np.ndarray]
     kept: np.ndarray
     source: np.ndarray | None = None
-
-    def same(self) -> np.ndarray:
-        """Where the pruned tower answers what the unpruned one does."""
-        return self.answers["pruned"] == self.answers["unpruned"]
-
-    def right(self, variant: str = "pruned") -> np.ndarray:
-        return self.answers[variant] == self.labels
+    knn: Answers | None = None
 
     def row(self) -> dict[str, float]:
-        """Percentages: accuracy of every variant, agreement with the unpruned answers; and the mean cosine.
+        """`figures`, and the same of nearest neighbours as `knn_...`; and the mean cosine.
 
-        Without labels there is no accuracy, and without class names no agreement either.
+        Without labels there is no accuracy, and without answers no agreement either.
         """
-        row: dict[str, float] = {}
-        if self.answers and self.labels is not None:
-            row = {"accuracy": percent(self.right()), "accuracy_unpruned": percent(self.right("unpruned"))}
-            row |= {f"accuracy_{name}": percent(self.right(name)) for name in self.answers if name in CONTROLS}
-        row |= {"agreement": percent(self.same())} if self.answers else {}
-        return row | {"cosine": float(self.cosine["pruned"].mean())}
+        knn = {} if self.knn is None else {f"knn_{name}": value for name, value in self.knn.figures().items()}
+        return self.figures() | knn | {"cosine": float(self.cosine["pruned"].mean())}
 
 
 def evaluate(
@@ -174,22 +165,22 @@ def evaluate(
     quiet: bool = False,
     unpruned: Tensor | None = None,
     tokens: Tensor | None = None,
+    neighbours: Neighbours | None = None,
 ) -> Evaluation:
     """Classifies an `ImageSplit` with the pruning and prompts in force, beside the pair as it came.
 
     What is called unpruned has no prompts either. Losses to pruning, and what prompts win back, count from there.
+    Answers are those of class embeddings, or of the model's own classifier where it has no text tower.
 
     Args:
         controls: also rank at `random` (by `seed` and each image's pixels), or `reversed` (the reducer's, negated).
         scores: (n, N), high = keep, to rank by instead of the reducer's own: oracles.
         unpruned, tokens: (n, E) and (n, P + N, D), what `embed_unpruned` and `embed_shared` gave for these images;
             computed here if left out.
+        neighbours: labelled images that answer as well, by `neighbours_for` this split.
     """
 
-    plain = head = None
-    if split.classes:
-        plain = clip.zero_shot_head(split.classes, split.templates, prompted=False)
-        head = clip.zero_shot_head(split.classes, split.templates)
+    answer = answering(clip, split)
 
     def other_scores(images: Tensor, pruned: PrunedOutput) -> dict[str, Tensor]:
         found = {"random": random_scores(images, clip.visual.num_patches, seed)} if "random" in controls else {}
@@ -199,15 +190,31 @@ def evaluate(
 
     given = None if scores is None else torch.from_numpy(scores)
     batches = split_batches(clip, split, batch_size, "evaluate", quiet)
-    vectors, left = embed(clip, batches, given, tokens, unpruned, rankings=other_scores)
-    answers = {name: classify(z, plain if name == "unpruned" else head) for name, z in vectors.items() if split.classes}
+    raw, left = embed(clip, batches, given, tokens, unpruned, rankings=other_scores, raw=True)
+    vectors = {name: unit(embeddings) for name, embeddings in raw.items()}
+    labels = None if split.labels is None else np.asarray(split.labels)
+    knn = None
+    if neighbours is not None:
+        knn = Answers(labels, {name: neighbours.answers(z) for name, z in vectors.items()})
     return Evaluation(
-        labels=None if split.labels is None else np.asarray(split.labels),
-        answers=answers,
+        labels=known_labels(clip, split),
+        answers={} if answer is None else {name: answer(name, raw[name]) for name in raw},
         cosine={name: (z * vectors["unpruned"]).sum(-1).cpu().numpy() for name, z in vectors.items()},
         kept=left.kept.cpu().numpy(),
         source=None if left.source is None else left.source.cpu().numpy(),
+        knn=knn,
     )
+
+
+def answering(clip: Clip, split: Any) -> Callable[[str, Tensor], np.ndarray] | None:
+    """What gives the answers (n,) of a variant from its embeddings (n, E), not normalised; None where nothing does."""
+    if clip.has_text and split.classes:
+        plain = clip.zero_shot_head(split.classes, split.templates, prompted=False)
+        head = clip.zero_shot_head(split.classes, split.templates)
+        return lambda name, raw: classify(unit(raw), plain if name == "unpruned" else head)
+    if not clip.has_text and clip.classifier is not None:
+        return lambda name, raw: clip.classifier(raw).argmax(-1).cpu().numpy()
+    return None
 
 
 def random_scores(images: Tensor, num_tokens: int, seed: int) -> Tensor:

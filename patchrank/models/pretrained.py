@@ -15,7 +15,7 @@ from timm.models import get_model_input_config, list_models
 from torch import nn
 
 from patchrank.io.yaml import read_yaml
-from patchrank.models.model_name import OTHERS
+from patchrank.models.model_name import OTHERS, is_open_clip
 from patchrank.utils.errors import UserError, near
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -91,6 +91,11 @@ def find_weights(name: str) -> Weights:
     if name not in of_entry:
         raise UserError(f"model {name!r} does not exist; {near(name, of_entry)}")
     return of_entry[name]
+
+
+def surely_has_text(name: str) -> bool:
+    """Whether a model's name tells that it has a text tower; of other libraries' models none does."""
+    return is_open_clip(name) or name.partition(".")[0] in TEXT_CFGS
 
 
 def by_open_clips_name(model: str, tag: str | None = None) -> list[Weights]:

@@ -58,9 +58,9 @@ class Pruning(PruningConfig):
     predictor_init: what ranks where there is no file. "random" is an untrained predictor (for speed benchmarks). A
         record (`name`, `kwargs`, `grid`, `embed_dim`, `location`; of a file's also `metric` and `model`) describes a
         predictor whose weights come with the tower's checkpoint. `save_pretrained` writes such records.
-    repair_path: safetensors file of a repair (`python -m patchrank.repair`), which takes the place of the tower's head.
-        It belongs to one tower, schedule and ranking, and is refused with others. Where nothing leaves it must be
-        there, but is not used.
+    repair_path: safetensors file of a repair (`python -m patchrank.repair`), which takes the place of the tower's head,
+        or stands before it where it was solved for the same tower without one. It belongs to one tower, schedule and
+        ranking, and is refused with others. Where nothing leaves it must be there, but is not used.
     seed: of the reducers `random` and `avit_channel`.
     """
 
@@ -234,7 +234,7 @@ def count_macs(tower: nn.Module, pruner: PruningBlock | None, cls_only: bool) ->
         return Macs(vision_macs(tower, cls_only_last=cls_only))
     drops = tuple(pruner.drops), tuple(pruner.drops.values())
     vision = vision_macs(tower, *drops, cls_only, mid=pruner.mid)
-    if pruner.repair is not None and not tower.num_classes:  # a projection where there was none
+    if pruner.repair is not None and pruner.repair.headless:  # one projection more
         vision += pruner.repair.weight.numel()
     return Macs(vision, pruner.num_macs(tower, cls_only), pruner.matching_macs(tower, cls_only))
 

@@ -21,6 +21,7 @@ PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 # Fields of `Pruning` that do not decide by themselves which tokens are left: the layers and counts of `drops` stand for
 # those of the schedule, and the ranker's fingerprint for its file. Seeds draw other random orders of the same kind.
 SCHEDULE = {"keep_rate", "budget", "taper", "align", "locations", "drop_counts"}
+NO_HEAD = nn.Identity()  # of a tower whose embedding is what would enter a head
 LEFT_OUT = SCHEDULE | {"predictor_path", "predictor_init", "repair_path", "cls_only_last", "seed"}
 
 
@@ -46,7 +47,7 @@ def load_repair(path: str | Path) -> Repair:
     model, pruning = about["model"], about["pruning"]
     if not isinstance(model, dict) or not isinstance(pruning, dict) or not all(key in model for key in MODEL):
         raise UserError(f"{source}: its metadata must name a model by {', '.join(MODEL)} and its pruning's settings")
-    return Repair(weight.float(), bias.float(), about, source)
+    return Repair(weight.float(), bias.float(), about, source, headless=model["head_sha256"] == fingerprints(NO_HEAD))
 
 
 def describe_repair(tower: nn.Module, name: str) -> dict:
@@ -110,7 +111,8 @@ def check_repair(tower: nn.Module, weights: Mapping[str, Tensor] | None = None) 
     ranker = {
         key[len("pruner.reducer.") :]: value for key, value in coming.items() if key.startswith("pruner.reducer.")
     }
-    if not tower.has_fingerprint() or not all(map(is_plain_tensor, tower.head.state_dict().values())):
+    counted = NO_HEAD if tower.repair_leads else tower.head
+    if not tower.has_fingerprint() or not all(map(is_plain_tensor, counted.state_dict().values())):
         raise UserError(
             f"{says}, but this tower's weights are quantised, so that nobody can tell whose they are; {cure}"
         )
@@ -118,7 +120,8 @@ def check_repair(tower: nn.Module, weights: Mapping[str, Tensor] | None = None) 
         if model["blocks_sha256"] not in (known := tower.known_as(weights)):
             theirs, ours = model["blocks_sha256"][:12], f"{known[0][:12]}{tower.precision_note()}"
             raise UserError(f"{says} with weights {theirs}, but this tower's weights are {ours}; {cure}")
-    if (weights is None or head) and (own := fingerprints(tower.head, head or None))[0] not in model["head_sha256"]:
+    comes = (weights is None or head) and not tower.repair_leads
+    if comes and (own := fingerprints(tower.head, head or None))[0] not in model["head_sha256"]:
         theirs = model["head_sha256"][0][:12]
         raise UserError(f"{says} with head {theirs}, but this tower's head is {own[0][:12]}; {cure}")
     if ranker or (weights is None and repair.about["ranker_sha256"]):

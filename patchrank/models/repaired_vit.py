@@ -1,4 +1,4 @@
-"""What an image tower needs to use a repair, a projection in the place of its own."""
+"""What an image tower needs to use a repair: a projection in the place of its own, or before it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ from patchrank.utils.errors import UserError
 class RepairedTower:
     """Part of a tower of timm's shape: embeddings of pruned images go through a repair, where there is one.
 
+    It takes the place of the head. One that was solved for a tower without a head stands before the head of a tower
+    that has one, so that a classifier reads repaired embeddings.
+
     The repair hangs on the pruning block. So it comes and goes with what it was solved for, is no part of the tower's
     weights, fingerprints and files, and follows the tower to other devices and precisions.
     """
 
     @property
     def repair(self) -> Repair | None:
-        """What takes the place of the head; None where nothing leaves."""
+        """What repairs embeddings; None where nothing leaves."""
         return getattr(self.pruner, "repair", None)
 
+    @property
+    def repair_leads(self) -> bool:
+        """Whether the repair stands before the head, and not in its place."""
+        return self.repair is not None and self._is_before_head(self.repair)
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """timm's, with the repair in the place of the head; patches that left, rows of zeros, are not pooled.
+        """timm's, with the repair; patches that left, rows of zeros, are not pooled.
 
         Raises:
             UserError: the head got a call of its own (hooks, LoRA), which would not run.
@@ -36,13 +44,23 @@ class RepairedTower:
     ) -> Tensor:
         """What pooling and the head, or a repair, make of tokens that stand for `sizes` (B, K) patches."""
         x = self.head_drop(self.fc_norm(self.pool(x, sizes=sizes)))
-        if pre_logits or self.repair is None or not repaired:
-            return x if pre_logits else self.head(x)
+        if pre_logits:
+            return x
+        if self.repair is None or not repaired:
+            return self._project(x)
+        if self.repair_leads:
+            return self._project(self.repair(x))
         check_head(self.head)
         return self.repair(x)
 
+    def _project(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+    def _is_before_head(self, repair: Repair) -> bool:
+        return repair.headless and not isinstance(self.head, nn.Identity)
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if self.repair is not None:
+        if self.repair is not None and not self.repair.headless:
             raise UserError(
                 "a repair takes the place of the head that is reset; try set_pruning(repair_path=None) first"
             )
@@ -67,8 +85,10 @@ class RepairedTower:
         repair = load_repair(pruning.repair_path) if given or self.repair is None else self.repair
         if pruner is None:  # nothing leaves now, but a file that is named must be there
             return None
-        check_head(self.head)
-        ours = self.num_classes or self.embed_dim, self.embed_dim
+        leads = self._is_before_head(repair)
+        if not leads:
+            check_head(self.head)
+        ours = self.embed_dim if leads else self.num_classes or self.embed_dim, self.embed_dim
         if (theirs := tuple(repair.weight.shape)) != ours:
             raise UserError(f"{repair.source}: of shape {theirs}, but this tower's projection has {ours}")
         check_settings(repair, pruning, pruner.drops, pruner.reducer)

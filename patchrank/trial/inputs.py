@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from patchrank.config import DataConfig, ModelConfig
 from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.data.image_split import ImageSplit
+from patchrank.models.answers import Neighbours, places_apart
 from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip, create_clip
 from patchrank.models.embed import embed_shared, embed_unpruned
@@ -61,6 +63,16 @@ class Inputs:
             split = self.split(task, part).loaded(self.clip.transform(), IN_MEMORY)
             self._references[task, part] = Reference(split, embed_unpruned(self.clip, split))
         return self._references[task, part]
+
+    def neighbours(self, task: str, part: str) -> Neighbours | None:
+        """The training images that answer for a part where the model has no text tower; None without labels."""
+        split = self.split(task, part)
+        if self.clip.has_text or split.labels is None:
+            return None
+        labelled, unpruned = self.reference(task, "train")
+        if labelled.labels is None or not (places := places_apart(labelled, split)):
+            return None
+        return Neighbours(unpruned[places], torch.tensor(labelled.labels)[places])
 
     def shared_tokens(self, task: str, part: str) -> Tensor | None:
         """A split's tokens at the last layer whose input the pruning in force leaves alone; None if they do not fit."""

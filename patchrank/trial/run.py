@@ -24,6 +24,7 @@ from patchrank.golden.agreement import matching
 from patchrank.golden.make_shards import make_shards
 from patchrank.golden.shards import read_manifest, stream
 from patchrank.io import join, remove, write_atomic, write_json
+from patchrank.models.answers import known_labels
 from patchrank.models.clip import macs_row
 from patchrank.models.embed import Evaluation, evaluate
 from patchrank.trial.epochs import Steps
@@ -112,8 +113,21 @@ def evaluate_part(context: TrialContext, task: str, part: str) -> tuple[Evaluati
         row = read_manifest(path)["metrics"].index(trial.config.golden.metric)
         scores = np.stack([sample.scores[row] for sample in stream(path)])
     known = {"unpruned": unpruned, "tokens": inputs.shared_tokens(task, part)}
+    known["neighbours"] = inputs.neighbours(task, part)
     found = evaluate(inputs.clip, split, controls, scores, seed=trial.config.seed, quiet=context.quiet, **known)
     return found, split
+
+
+def figures_of(context: TrialContext) -> set[str]:
+    """The figures of val that all tasks of a trial have, by what its model answers and which labels are known."""
+    clip, found = context.inputs.clip, {"val_cosine"}
+    splits = [context.inputs.split(task, "val") for task in context.trial.tasks]
+    if clip.has_text or clip.classifier is not None:
+        are_known = all(known_labels(clip, split) is not None for split in splits)
+        found |= {"val_agreement", "val_accuracy"} if are_known else {"val_agreement"}
+    if not clip.has_text and all(split.labels is not None for split in splits):
+        found |= {"val_knn_accuracy", "val_knn_agreement"}
+    return found
 
 
 def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -154,8 +168,8 @@ def _measure_task(context: TrialContext, task: str) -> tuple[dict[str, float], d
         for part in trial.parts:
             found, split = evaluate_part(context, task, part)
             row |= {PREFIXES[part] + key: value for key, value in found.row().items()}
-            each = {f"right_{name}": found.right(name) for name in found.answers}
-            each |= {"same": found.same(), "cosine": found.cosine["pruned"], "ids": np.asarray(split.ids)}
+            each = found.arrays() | {"cosine": found.cosine["pruned"], "ids": np.asarray(split.ids)}
+            each |= {} if found.knn is None else {f"knn_{key}": array for key, array in found.knn.arrays().items()}
             each |= {"groups": np.asarray(split.clusters()), "unit": np.asarray(split.unit)}  # for paired statistics
             arrays |= {PREFIXES[part] + key: array for key, array in each.items()}
         costs = macs_row(inputs.clip)

@@ -136,6 +136,59 @@ def test_another_predictor_is_refused(tower, tmp_path):
     assert tower.repair is not None
 
 
+def write_headless(tower, path):
+    """A repair that is solved for the same tower without a head."""
+    tower = copy.deepcopy(tower)
+    tower.reset_classifier(0)
+    weight = torch.eye(64) + 0.1 * torch.randn(64, 64, generator=torch.Generator().manual_seed(5))
+    save_repair(Repair(weight, torch.ones(64), describe_repair(tower, "tiny") | DATA), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("num_classes", [24, 64, 0])  # 64 is the width, so that shapes tell nothing
+def test_what_was_solved_without_a_head_stands_before_one(num_classes, tmp_path):
+    tower = create_tower(keep_rate=0.5, reducer="center", num_classes=num_classes)
+    path = write_headless(tower, tmp_path / "r.safetensors")
+    macs, entering = tower.macs().image, tower.forward_head(tower.forward_features(IMAGES), pre_logits=True)
+    whole = tower.forward_whole(IMAGES)
+    tower.set_pruning(repair_path=path)
+    expected = tower.head(entering @ tower.repair.weight.T + tower.repair.bias)
+    for found in (tower(IMAGES), tower.forward_pruned(IMAGES).embedding):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert tower.repair_leads is (num_classes > 0) and tower.macs().image == macs + 64 * 64
+    assert torch.equal(tower.forward_whole(IMAGES), whole)
+    tower.reset_classifier(7)  # the head is not what it was solved for
+    assert torch.allclose(tower(IMAGES), tower.head(entering @ tower.repair.weight.T + tower.repair.bias), atol=1e-5)
+
+
+def test_one_that_was_solved_with_a_head_of_that_many_classes_takes_its_place(tmp_path):
+    tower = create_tower(keep_rate=0.5, reducer="center", num_classes=64)
+    write_for(tower, tmp_path / "r.safetensors")
+    entering = tower.forward_head(tower.forward_features(IMAGES), pre_logits=True)
+    tower.set_pruning(repair_path=tmp_path / "r.safetensors")
+    assert not tower.repair_leads
+    torch.testing.assert_close(tower(IMAGES), entering @ tower.repair.weight.T + tower.repair.bias)
+    plain = create_tower(keep_rate=0.5, reducer="center", num_classes=64)
+    plain.reset_classifier(0)
+    with pytest.raises(UserError, match="with head"):
+        plain.set_pruning(repair_path=tmp_path / "r.safetensors")
+
+
+def test_before_a_head_any_head_may_run(tmp_path):
+    tower = create_tower(keep_rate=0.5, reducer="center")
+    tower.set_pruning(repair_path=write_headless(tower, tmp_path / "r.safetensors"))
+    before = tower(IMAGES)
+    tower.head.register_forward_hook(lambda module, args, output: 2 * output)
+    assert torch.allclose(tower(IMAGES), 2 * before)
+    other = create_tower(keep_rate=0.5, reducer="center")
+    torch.nn.init.ones_(other.head.weight)
+    tower.load_state_dict(other.state_dict())
+    other = create_tower(keep_rate=0.5, reducer="center")
+    torch.nn.init.ones_(other.blocks[0].mlp.fc1.weight)
+    with pytest.raises(UserError, match="with weights"):
+        tower.load_state_dict(other.state_dict())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_same_tower_in_half_precision_takes_it(tower, tmp_path, dtype):
     tower.set_pruning(predictor=create_predictor("mix_mlp", 64, (4, 4), dim=8))

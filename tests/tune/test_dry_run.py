@@ -11,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchrank.config import TrialConfig
 from patchrank.golden.make_shards import make_shards
 from patchrank.golden.scores import score_images
+from patchrank.trial.forecast import Work, count_shards, count_trial, prefix_macs, suffix_macs
 from patchrank.trial.inputs import load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import run_trial
 from patchrank.tune.driver import run_sweep
-from patchrank.tune.dry_run import Work, count_shards, count_trial, prefix_macs, suffix_macs
 from patchrank.tune.plan import Job
 
 SMALL = {"n_train": 24, "n_val": 16, "n_test": 16}
@@ -45,7 +45,7 @@ def jobs_of(context: TrialContext) -> list[Job]:
 def counted_shards(context: TrialContext) -> Work:
     work = Work()
     for job in jobs_of(context):
-        count_shards(job, context, work)
+        count_shards(job.folder, job.faults, context, work)
     return work
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from patchrank.layers.macs import check_costs
 from patchrank.layers.module_hooks import is_hooked
 from patchrank.layers.pooling import check_pool
+from patchrank.models.hosts.repaired import End, Entering, InPlace
 from patchrank.models.hosts.runner import RunLayers
 from patchrank.models.hosts.tower import HostedTower
 from patchrank.models.hosts.zero_rows import PooledRows, hang
@@ -46,6 +47,7 @@ def attach(model: nn.Module, img_size: int | None) -> HostedTower:
     pooled = PooledRows(tower, "attn_mask", 0, inverted=False)
     tower.handles = hang(tower, model.norm, model.attn_pool, pooled)
     tower.hooked = tuple((model, name, getattr(model, name)) for name in ("norm", "attn_pool"))
+    tower.end = End(model, "head", before=[Entering(tower)], after=[InPlace(tower)])
     return tower
 
 
@@ -69,3 +71,4 @@ def detach(model: VisionTransformer) -> None:
     model.blocks = layers
     for handle in tower.handles:
         handle.remove()
+    tower.end.remove()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from patchrank.layers.pooling import reads_patches
+from patchrank.models.hosts.repaired import End, Entering, FirstToken, InPlace, OfPooled
 from patchrank.models.hosts.runner import Leads, Run, RunLayers, check_options
 from patchrank.models.hosts.tower import HostedTower
 from patchrank.models.hosts.transformers_tower import TransformersTower, create_tower, fill
@@ -99,7 +100,19 @@ def attach(model: nn.Module, img_size: int | None) -> HostedTower:
     tower.hooked = ((core, norm, getattr(core, norm)),)
     if pool is not None:
         tower.hooked += ((core.head, "attention", pool),)
+    tower.end = end_of(tower, model, core)
     return tower
+
+
+def end_of(tower: HostedTower, model: nn.Module, core: nn.Module) -> End | None:
+    """Where a model's own call meets a repair: at its projection, classifier or pooler, or at its `pooler_output`."""
+    if hasattr(model, "visual_projection"):
+        return End(model, "visual_projection", before=[Entering(tower)], after=[InPlace(tower)])
+    if hasattr(model, "classifier"):
+        return End(model, "classifier", before=[Entering(tower, always=True)])
+    if hasattr(core, "pooler"):
+        return None if core.pooler is None else End(core, "pooler", before=[FirstToken(tower)])
+    return End(core, after=[OfPooled(tower)])
 
 
 def follow(tower: TransformersTower, model: nn.Module) -> None:
@@ -126,3 +139,5 @@ def detach(model: nn.Module) -> None:
         setattr(core, name, own)
         for handle in tower.handles:
             handle.remove()
+        if tower.end is not None:
+            tower.end.remove()

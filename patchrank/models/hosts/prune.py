@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 from torch import nn
 
 from patchrank.models.hosts import of_timm, of_transformers
@@ -9,6 +12,7 @@ from patchrank.models.hosts.runner import Output, RunLayers
 from patchrank.models.hosts.tower import HostedTower
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.pruning_cfg import OFF
+from patchrank.models.recipe_files import Recipe, read_recipe
 from patchrank.utils.errors import UserError, near
 
 TAKES = "a model of timm, transformers or open_clip"
@@ -17,6 +21,8 @@ OUTPUTS = ("grid", "kept")
 
 def prune(
     model: nn.Module,
+    folder: str | Path | None = None,
+    *,
     predictor: nn.Module | None = None,
     output: Output | None = None,
     img_size: int | None = None,
@@ -30,6 +36,8 @@ def prune(
 
     Args:
         model: is changed.
+        folder: of a recipe (`python -m patchrank.recipe`), with settings, predictor and repair for this model. It takes
+            the place of all settings before it; those given beside it win.
         predictor: a fitted predictor to rank by, instead of a file.
         output: what features of all tokens are (`last_hidden_state`, `forward_features`): on the full "grid", with what
             patches merged into, and zeros where they left, or of the "kept" tokens alone. A model that averages its
@@ -43,23 +51,58 @@ def prune(
         The model that was given.
 
     Raises:
-        UserError: a model that cannot be reproduced exactly, by name, or impossible settings; it is then as it was.
+        UserError: a model that cannot be reproduced exactly, by name, or impossible settings; a folder without a
+            recipe, or with a predictor or repair of another model. The model is then as it was.
     """
+    recipe = None if folder is None else _recipe(folder)
+    if recipe is not None:
+        pruning = recipe.settings(pruning, predictor is not None)
+    _prune(model, predictor, output, img_size, pruning)
+    if recipe is not None:
+        _note_other_model(find_tower(model), recipe)
+    return model
+
+
+def _prune(
+    model: nn.Module, predictor: nn.Module | None, output: Output | None, img_size: int | None, pruning: dict
+) -> None:
+    """As `prune`, with all settings of it."""
     if output not in (None, *OUTPUTS):
         raise UserError(f"output {output!r} does not exist; {near(output, OUTPUTS)}")
     if (tower := held_tower(model)) is not None:
         set_hosted(tower, predictor, output, img_size, pruning)
-        return model
+        return
     door = door_of(model)
     if door is None:
-        return prune_others(model, predictor, output, img_size, pruning)
+        prune_others(model, predictor, output, img_size, pruning)
+        return
     tower = door.attach(model, img_size)
     try:
         set_hosted(tower, predictor, output, img_size, pruning)
     except BaseException:
         door.detach(model)
         raise
-    return model
+
+
+def _recipe(folder: object) -> Recipe:
+    """The recipe in a folder. Raises `UserError` for a predictor or a number in its place, too."""
+    if isinstance(folder, str | Path):
+        return read_recipe(folder)
+    cure = "predictor=..." if isinstance(folder, nn.Module) else "keep_rate=..., or another setting by its name"
+    raise UserError(
+        f"prune takes the folder of a recipe after the model, but got a {type(folder).__name__}; try {cure}"
+    )
+
+
+def _note_other_model(tower: PrunedVisionTransformer, recipe: Recipe) -> None:
+    """Warns of a recipe for other weights; reducers without weights run on any, only not as well as was measured."""
+    known = tower.known_as() if tower.has_fingerprint() else [recipe.sha256]
+    if recipe.sha256 not in known:
+        warnings.warn(
+            f"{recipe.source} was made for {recipe.name} with weights {recipe.sha256[:12]}, but this model's are "
+            f"{known[0][:12]}; its figures need not hold here",
+            stacklevel=3,
+        )
 
 
 def unprune(model: nn.Module) -> nn.Module:
@@ -133,7 +176,7 @@ def set_hosted(
 
 def prune_others(
     model: nn.Module, predictor: nn.Module | None, output: Output | None, img_size: int | None, pruning: dict
-) -> nn.Module:
+) -> None:
     """Towers of ours and models of open_clip, which have a way of their own."""
     kind = type(model)
     if img_size is not None or output == "kept":
@@ -141,10 +184,10 @@ def prune_others(
         raise UserError(f"{name} does not go with a {kind.__name__}; try it without")
     if isinstance(model, PrunedVisionTransformer):
         model.set_pruning(predictor, **pruning)
-        return model
+        return
     from patchrank.models.open_clip.prune import check_kind, prune_open_clip
 
     check_kind("prune", model, TAKES)
     if kind.__module__.startswith("torch."):  # a layer
         raise UserError(f"prune takes {TAKES}, but got {kind.__module__}.{kind.__name__}; try the model that it is of")
-    return prune_open_clip(model, predictor, **pruning)
+    prune_open_clip(model, predictor, **pruning)

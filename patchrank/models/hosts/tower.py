@@ -9,7 +9,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchrank.layers.pooling import reads_patches
+from patchrank.layers.repair import check_head
 from patchrank.layers.token_state import TokenState
+from patchrank.models.hosts.repaired import End
 from patchrank.models.hosts.runner import Output
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.pruning_cfg import Pruning
@@ -56,6 +58,7 @@ class HostedTower(SharedTower):
     output: Output = "grid"
     hooked: tuple[tuple[nn.Module, str, nn.Module], ...] = ()  # who has what hooks hang on, and by which name
     grid: tuple[int, int] | None = None  # that pruning was set for
+    end: End | None = None  # where the host's own call meets a repair; None where it gives no embedding
 
     @classmethod
     def around(cls, trunk: VisionTransformer) -> HostedTower:
@@ -92,6 +95,8 @@ class HostedTower(SharedTower):
             replaced.append("list of layers")
         if self.grid != self.patch_embed.grid_size:
             replaced.append("image size")
+        if self.repair is not None and self.end.is_replaced():
+            replaced.append(self.end.name)
         if replaced:
             raise UserError(f"the model's {replaced[0]} was changed; try patchrank.unprune before that, and prune anew")
         if self.host_checkpoints():
@@ -123,12 +128,18 @@ class HostedTower(SharedTower):
             self.pruning, self.pruner, self._ranker = before
             raise
         self.grid = self.patch_embed.grid_size
+        if self.repair is not None:
+            self.end.hang()
 
     def _check_hosted(self) -> None:
         if self.pruning.cls_only_last:
             raise UserError("cls_only_last: a model that was pruned in place may read any token; try it without")
-        if self.pruning.repair_path is not None:
-            raise UserError("repair_path: a model that was pruned in place runs its own head; try an entry of ours")
+        if self.pruning.repair_path is not None and self.end is None:
+            (host,) = self.original
+            raise UserError(
+                f"repair_path: this {type(host).__name__} has no pooler, and its embedding is one of all tokens, which "
+                "stay as they are; try a model with a pooler or a classifier"
+            )
         if self.pruner is None:
             return
         if "pixels" in self.pruner.reducer.needs:
@@ -137,6 +148,13 @@ class HostedTower(SharedTower):
         if self.output == "kept" and reads_patches(self) and self.pruner.merges:
             lost = "how many patches a token stands for, by which this model pools"
             raise UserError(f"output 'kept' does not tell {lost}; try output='grid', or a reducer that drops")
+
+    def _project(self, x: Tensor) -> Tensor:
+        """The head by itself: hooks on it that bring the repair are for the host's own call."""
+        if self.repair is None:
+            return self.head(x)
+        check_head(self.head)
+        return self.head.forward(x)
 
     def _begin(self, images: Tensor, x: Tensor, mapped: bool) -> TokenState:
         return super()._begin(x, x, mapped)
