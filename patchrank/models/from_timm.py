@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import timm
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -57,7 +58,10 @@ def create_timm(
     if weights is not None:
         load_vit(model, weights, source)
     classifier = split_classifier(model)
-    return Clip(stable_name(name), _pruned(model, settings), None, classifier=classifier)
+    clip = Clip(stable_name(name), _pruned(model, settings), None, classifier=classifier)
+    if classifier is not None:
+        clip.class_names = _class_names(model, classifier.out_features, is_tags=weights is not None and not checkpoint)
+    return clip
 
 
 def create_timm_tower(name: str, img_size: int | None = None, folder: Path | None = None, **settings) -> nn.Module:
@@ -65,6 +69,20 @@ def create_timm_tower(name: str, img_size: int | None = None, folder: Path | Non
     model = _build(name, img_size, folder, None, settings)
     split_classifier(model)
     return _pruned(model, settings).eval()
+
+
+def _class_names(model: VisionTransformer, count: int, is_tags: bool) -> tuple[str, ...]:
+    """What so many classes are called: as the record says, or as in ImageNet where a tag's weights have as many.
+
+    () where nobody says.
+    """
+    cfg = model.pretrained_cfg or {}
+    if len(names := cfg.get("label_names") or ()) == count:
+        told = cfg.get("label_descriptions") or {}
+        return tuple(told.get(name, name) if isinstance(told, dict) else name for name in names)
+    subset = infer_imagenet_subset({"num_classes": count}) if is_tags and "local-dir" != cfg.get("source") else None
+    known = ImageNetInfo(subset) if subset else None
+    return tuple(known.index_to_description(place) for place in range(count)) if known else ()
 
 
 def _pruned(model: VisionTransformer, settings: Mapping) -> PrunedVisionTransformer:
