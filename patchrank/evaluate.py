@@ -28,7 +28,7 @@ from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.golden.agreement import matching, prior_of, rank_quality
 from patchrank.golden.dataset import read_ranked
-from patchrank.models.answers import NEIGHBOURS, Neighbours, labels_of_classifier, places_apart
+from patchrank.models.answers import NEIGHBOURS, Neighbours, known_labels, places_apart
 from patchrank.models.buckets import BucketedTower, fit_buckets
 from patchrank.models.clip import Clip
 from patchrank.models.embed import answering, embed_unpruned, evaluate, over_batches, split_batches, unit
@@ -73,8 +73,7 @@ def compare_buckets(
     one_rate, drop_counts = at_macs(clip, split, macs, unpruned, batch_size)
     found = {"cosine": (unit(raw) * unit(unpruned).to(raw.device)).sum(-1).cpu().numpy()}
     if "accuracy" in one_rate:
-        labels = split.labels if clip.has_text else labels_of_classifier(clip, split)
-        found["accuracy"] = 100.0 * (answering(clip, split)("pruned", raw) == np.asarray(labels))
+        found["accuracy"] = 100.0 * (answering(clip, split)("pruned", raw) == known_labels(clip, split))
     row = {"bucket_rates": buckets.keep_rates, "bucket_shares": shares, "gmacs_bucketed": macs / 1e9}
     row |= speeds_beside(clip, drop_counts, buckets, split, batch_size, quiet)
     for name, values in found.items():
@@ -166,7 +165,7 @@ def _note_on_answers(clip: Clip, split: ImageSplit) -> None:
     if clip.has_text and not split.classes:
         what = "labels are numbers: name them" if split.labels is not None else "classes have no names: give them"
         note = f"{split.task}: {what} with --vocabulary to get answers; without, cosine alone"
-    elif not clip.has_text and clip.classifier is not None and labels_of_classifier(clip, split) is None:
+    elif not clip.has_text and clip.classifier is not None and known_labels(clip, split) is None:
         note = f"{split.task}: whether {clip.name}'s own answers are right is not known, since its classes and those "
         note += "of the images have no names in common; agreement with the unpruned answers is"
     if note:

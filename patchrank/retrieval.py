@@ -83,7 +83,8 @@ def retrieval(
 ) -> Retrieval:
     """What the pruning that `clip.visual` has does to search among the images and texts of a split.
 
-    Texts are captions, equal ones counted once, or else the class prompts; without either, images and drift alone. An
+    Texts are captions, equal ones counted once, or else the class prompts; without either, or without a text tower,
+    images and drift alone. An
     image may have several captions (Flickr30k and COCO have five): any of them is a right answer to it, and each is a
     query whose right answers are the images that have it. This is the protocol of Karpathy and Fei-Fei (2015), but
     for captions that several images have, which count once and are right for each of these.
@@ -104,7 +105,10 @@ def retrieval(
     vectors, _ = embed(clip, batches, with_unpruned=index is None)
     pruned, unpruned = vectors["pruned"], vectors["unpruned"] if index is None else index
     shares, texts = image_shares(pruned, unpruned, ks, quiet), None
-    if split.captions is not None:
+    if not clip.has_text:
+        if split.captions is not None or split.classes:
+            write_line(f"{split.task}/{split.split}: {clip.name} has no text tower, so texts are left out")
+    elif split.captions is not None:
         captions, places = split.numbered_captions()
         if "" in captions:
             write_line(f"{split.task}/{split.split}: some images have an empty caption, which counts as a text")

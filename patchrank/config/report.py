@@ -13,7 +13,12 @@ from patchrank.utils.errors import near
 
 # what stands beside a trial's own measures, to be compared with: `against` -> measure -> its counterpart
 BESIDE = {
-    "unpruned": {"accuracy": "unpruned", "val_accuracy": "val_unpruned"},
+    "unpruned": {
+        "accuracy": "unpruned",
+        "val_accuracy": "val_unpruned",
+        "knn_accuracy": "knn_unpruned",
+        "val_knn_accuracy": "val_knn_unpruned",
+    },
     "prior": {"matching": "matching_prior"},
 }
 
@@ -26,8 +31,10 @@ class Claim(Strict):
     against: str | float | dict[str, Any] | None = None  # a key of BESIDE, a number, or what to change in `of`
     measure: Literal[
         "accuracy", "unpruned", "random", "reversed", "agreement", "cosine", "drift",
+        "knn_accuracy", "knn_unpruned", "knn_random", "knn_reversed", "knn_agreement",
         "matching", "matching_prior", "kendall", "ndcg",
         "val_accuracy", "val_unpruned", "val_agreement", "val_cosine", "val_drift",
+        "val_knn_accuracy", "val_knn_unpruned", "val_knn_agreement",
     ]  # fmt: skip
     # what the other side has in common, where `against` is not all that it differs in; it may be several settings then
     match: ListOf[str] | None = None

@@ -18,7 +18,7 @@ from patchrank.golden.shards import SHARD_SIZE, Sample, ShardFolder
 from patchrank.io import content_id
 from patchrank.layers import pruning
 from patchrank.layers.schedule import check_locations
-from patchrank.models.answers import labels_of_classifier
+from patchrank.models.answers import known_labels
 from patchrank.models.clip import Clip
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress, write_line
@@ -46,11 +46,10 @@ def shard_folder(
     check_rounds(golden.rounds, clip.visual.num_patches)
     check_locations((golden.remove_at,), len(clip.visual.blocks))
     pruning.windows(clip.visual.patch_embed.grid_size, golden.window, golden.stride)
-    labelled = _labels(clip, split) is not None
-    named = bool(split.classes) if clip.has_text else clip.classifier is not None
-    if not named and not clip.has_text and golden.metric != "preservation":
-        what = "has neither a text tower nor a classifier"
-        raise UserError(f"golden.metric {golden.metric!r} needs answers, and {clip.name} {what}; try preservation")
+    labelled, named = known_labels(clip, split) is not None, bool(split.classes)
+    if not clip.has_text:
+        named = clip.classifier is not None
+        _check_metric(clip, golden.metric, labelled, named)
     known_metrics([golden.metric], labelled, named)  # asked for by name, so it is not left out as others are
     metrics = METRICS if golden.rounds == 1 else [golden.metric]
     header = {
@@ -116,6 +115,16 @@ def make_shards(
     return folder.path
 
 
+def _check_metric(clip: Clip, metric: str, labelled: bool, named: bool) -> None:
+    """Raises `UserError` for a metric that a model without a text tower cannot have on these images."""
+    why = {
+        "label": "" if named and labelled else "right answers by the classifier's own class names, which are not known",
+        "confidence": "" if named else f"answers, and {clip.name} has neither a text tower nor a classifier",
+    }
+    if need := why.get(metric):
+        raise UserError(f"golden.metric {metric!r} needs {need}; try preservation")
+
+
 class _Loaded(NamedTuple):
     """One shard's number, and its images: their places in the split, their bytes, and as the tower sees them."""
 
@@ -155,7 +164,7 @@ def _score(
     clip: Clip, split: ImageSplit, folder: ShardFolder, loaded: _Loaded, batch_size: int, compile: bool = False
 ) -> None:
     """Scores and writes one shard."""
-    device, labels = clip.logit_scale.device, _labels(clip, split)
+    device, labels = clip.logit_scale.device, known_labels(clip, split)
     head = clip.zero_shot_head(split.classes, split.templates) if split.classes and clip.has_text else None
     settings = folder.header["golden"] | {"metrics": folder.header["metrics"]}
     if labels is not None:
@@ -170,11 +179,6 @@ def _score(
         for n, i in enumerate(loaded.places)
     )
     folder.write(loaded.index, samples)
-
-
-def _labels(clip: Clip, split: ImageSplit) -> Sequence[int] | None:
-    """The labels of a split as places among what the model answers; None where they are not known."""
-    return split.labels if clip.has_text else labels_of_classifier(clip, split)
 
 
 def _batch_size_of(clip: Clip, folder: ShardFolder) -> int:

@@ -70,13 +70,16 @@ def places_apart(labelled: Any, split: Any) -> list[int]:
     return [place for place, group in enumerate(labelled.clusters()) if group not in seen]
 
 
-def labels_of_classifier(clip: Clip, split: Any) -> np.ndarray | None:
-    """A split's labels (n,) as places among the classes of the model's classifier; None where they cannot be told.
+def known_labels(clip: Clip, split: Any) -> np.ndarray | None:
+    """A split's labels (n,) as places among what the model answers; None where they cannot be told.
 
-    A class is found by its whole name, or by one of the names that stand between commas ("tench, Tinca tinca"). Case
-    and underscores do not count. A name that several classes have tells nothing, and then no label is known.
+    Where that is class embeddings, or nothing, they are the split's own. A class of the model's own classifier is found
+    by its whole name, or by one of the names that stand between commas ("tench, Tinca tinca"). Case and underscores do
+    not count. A name that several classes have tells nothing, and then no label is known.
     """
-    if split.labels is None or not split.classes or not clip.class_names:
+    if split.labels is None or clip.has_text or clip.classifier is None:
+        return None if split.labels is None else np.asarray(split.labels)
+    if not split.classes or not clip.class_names:
         return None
     whole: dict[str, set[int]] = {}
     parts: dict[str, set[int]] = {}

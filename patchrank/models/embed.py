@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchrank.layers.reducers import Random, TokenState, sample_keys
-from patchrank.models.answers import Answers, Neighbours, labels_of_classifier
+from patchrank.models.answers import Answers, Neighbours, known_labels
 from patchrank.models.clip import Clip
 from patchrank.models.pruned_vit import PrunedOutput
 from patchrank.utils.progress import progress
@@ -197,7 +197,7 @@ def evaluate(
     if neighbours is not None:
         knn = Answers(labels, {name: neighbours.answers(z) for name, z in vectors.items()})
     return Evaluation(
-        labels=labels if clip.has_text else labels_of_classifier(clip, split),
+        labels=known_labels(clip, split),
         answers={} if answer is None else {name: answer(name, raw[name]) for name in raw},
         cosine={name: (z * vectors["unpruned"]).sum(-1).cpu().numpy() for name, z in vectors.items()},
         kept=left.kept.cpu().numpy(),

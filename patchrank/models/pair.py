@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -160,6 +161,12 @@ class Clip(ZeroShot, Fingerprinted):
         cfg = self.visual.pretrained_cfg
         mean, std = (pixels.new_tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
         return (pixels - mean) / std
+
+    def to_pixels(self, images: Tensor) -> np.ndarray:
+        """What `transform` made (n, 3, H, W), as pixels (n, H, W, 3) of 0 to 255 again."""
+        zero, one = self.normalize(images.new_zeros(3, 1, 1)), self.normalize(images.new_ones(3, 1, 1))
+        pixels = (((images - zero) / (one - zero)).clamp(0, 1) * 255).round().byte()
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """The evaluation transform: RGB, resize the shorter side, centre crop, normalise.

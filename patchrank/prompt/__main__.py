@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     _check(args)
     clip = create_pruned_clip_from(args)
+    clip.check_text()
     config = complete(read_config(args, PromptConfig), clip, args.data)
     check_distillation(config, clip.visual)
     if config.mode == "none":

@@ -101,11 +101,14 @@ def _check_images(trial: Trial, own: Sequence[Trial]) -> None:
     ours = next((each for row, each in own if _images_of(row["config"]) == _images_of(config)), arrays)
     on_val = config["data"]["n_test"] == 0
     figures = ["gmacs", "gmacs_unpruned", *(f"val_{name}" if on_val else name for name in ("cosine", "agreement"))]
+    figures = [key for key in figures if key in own[0][0]["metrics"] or not key.endswith("agreement")]
     figures += ["n_train"] if config["pruning"]["reducer"] in FITTED else []
     is_whole = all(is_number(row["metrics"].get(key)) for key in figures)
     for task in config["data"]["tasks"]:
         prefix = prefix_of(task, on_val)
-        lengths = {len(arrays[prefix + name]) for name in ("ids", "right_pruned", "right_unpruned", "cosine")}
+        answers = ("right_pruned", "right_unpruned")  # which models without a text tower may not have
+        names = ["ids", "cosine", *(name for name in answers if prefix + name in ours)]
+        lengths = {len(arrays[prefix + name]) for name in names}
         shown = {"grid", f"{task}.val_ids", f"{task}.pictures", f"{task}.pictures_kept"}
         if not is_whole or len(lengths) > 1 or not shown <= arrays.keys():
             raise _LeftOut(DAMAGED)

@@ -21,12 +21,12 @@ from patchrank.report.paper import paper_rows, paper_section
 from patchrank.report.pareto import front_section, pareto_front
 from patchrank.report.plots.methods import draw_methods, has_methods
 from patchrank.report.plots.sweep import draw_sweep, draw_tokens, is_crowded
-from patchrank.report.results import Setting, read_settings, read_trial
+from patchrank.report.results import Setting, read_settings, read_trial, worth_of
 from patchrank.report.table import brief_table, main_table
 from patchrank.utils.errors import UserError
 
 SUMMARY_SCHEMA = 2  # of claims.json
-WORTH_AND_COST = (Objective(metric="val_accuracy", mode="max"), Objective(metric="gmacs", mode="min"))
+WORTHS = ("val_accuracy", "val_knn_accuracy", "val_agreement", "val_cosine")  # of one objective's front, if it is there
 SMOKE = "**This is a smoke run on few images (`--quick`): its figures mean nothing.**"
 
 
@@ -154,7 +154,7 @@ def _draw(
     front, captions, pictures = "", [], {}
     crowded = is_crowded(sweep.settings, sweep.axes)
     if crowded or len(objectives) > 1:
-        objectives = objectives if len(objectives) > 1 else WORTH_AND_COST
+        objectives = objectives if len(objectives) > 1 else _worth_and_cost(sweep.rows)
         best = pareto_front(sweep.rows, objectives, constraints)
         front, pictures = front_section(best, sweep.rows, sweep.axes, f"{table}-front")
     drawn = {} if crowded else {f"{table}-accuracy.png": draw_sweep(sweep.settings, sweep.axes)}
@@ -165,6 +165,12 @@ def _draw(
         pictures[name] = picture
         captions.append(f"{caption}\n\n![{caption.split(',')[0]}]({name})")
     return front, captions, pictures
+
+
+def _worth_and_cost(rows: Sequence[dict]) -> tuple[Objective, Objective]:
+    """The objectives of a front where a sweep has no two: the first worth that any row has, and GMACs."""
+    worth = next((name for name in WORTHS if any(name in row["metrics"] for row in rows)), WORTHS[0])
+    return Objective(metric=worth, mode="max"), Objective(metric="gmacs", mode="min")
 
 
 def _body(sweep: _Sweep, summary: dict, front: str, paper: dict | None, columns: Sequence[str]) -> list[str]:
@@ -208,7 +214,7 @@ def _summary(
         "unfinished": unfinished,
         "command": command,
         "date": max([row["date"] for row in sweep.rows] or [f"{datetime.date.today()}"]),
-        "question": prose.question(config.question, sweep.axes),
+        "question": prose.question(config.question, sweep.axes, worth_of(sweep.settings)),
         "found": found,
         **prose.answer(sweep.changes, sweep.judgements, pictures),
         "claims": [{"line": judgement.line(), **judgement.to_json()} for judgement in sweep.judgements],

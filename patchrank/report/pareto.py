@@ -18,7 +18,7 @@ from patchrank.report.markdown import table
 from patchrank.report.plots.style import MARKERS, add_legend, colour_of, png
 from patchrank.report.results import Setting
 
-ALWAYS = ("val_accuracy", "val_cosine", "gmacs", "ms", "speedup")  # columns, where any row has them
+ALWAYS = ("val_accuracy", "val_knn_accuracy", "val_cosine", "gmacs", "ms", "speedup")  # columns, where any row has them
 
 
 class Column(NamedTuple):
@@ -32,6 +32,8 @@ class Column(NamedTuple):
 COLUMNS = {
     "val_accuracy": Column("accuracy, val", ".1f", "val_accuracy_unpruned"),
     "val_agreement": Column("agreement, val", ".1f", 100.0),
+    "val_knn_accuracy": Column("k-NN accuracy, val", ".1f", "val_knn_accuracy_unpruned"),
+    "val_knn_agreement": Column("k-NN agreement, val", ".1f", 100.0),
     "val_cosine": Column("cosine, val", ".4f", 1.0),
     "matching_rate": Column("matching, val", ".1f", None),
     "gmacs": Column("GMACs", ".4f", "gmacs_unpruned"),

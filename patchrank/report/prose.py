@@ -22,7 +22,7 @@ from patchrank.report.labels import (
     usual_values,
 )
 from patchrank.report.markdown import listed, plural, signed
-from patchrank.report.results import Setting, all_tasks, change, subset
+from patchrank.report.results import Setting, all_tasks, change, subset, worth_of
 from patchrank.utils.stats import Interval
 
 FIXED = {  # what is said of a setting that the sweep does not vary
@@ -39,6 +39,11 @@ ORACLES = (
     "Oracles (golden) are ranked by scores of the very {which} images and could not be deployed; they saw the first "
     "{count} images of each task."
 )
+MEASURED = {  # what stands for accuracy, where there is none
+    "k-NN accuracy": "Accuracy of the 20 nearest training images",
+    "agreement": "Agreement with the unpruned answers",
+    "100 cosine": "Cosine to the unpruned embedding",
+}
 NO_RESULT = "No trial has a result."
 WORDS = {  # verdict -> what is said of one claim, and of several
     "true": ("holds", "hold"),
@@ -49,7 +54,7 @@ WORDS = {  # verdict -> what is said of one claim, and of several
 
 
 class Change(NamedTuple):
-    """How accuracy changed in one setting, and what that setting is called."""
+    """How accuracy, or what stands for it, changed in one setting, and what that setting is called."""
 
     found: Interval
     name: str
@@ -57,16 +62,16 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         """As "accuracy changes by +0.17 points (95 % interval +0.02 to +0.30)"."""
-        what = "accuracy on val" if self.setting.on_val else "accuracy"
+        what = self.setting.worth + (" on val" if self.setting.on_val else "")
         estimate, low, high = map(signed, self.found[:3])
         interval = f" (95 % interval {low} to {high})" if self.found.is_known else ""
         return f"{what} changes by {estimate} points{interval}"
 
 
-def question(asked: str | None, axes: Sequence[str]) -> str:
+def question(asked: str | None, axes: Sequence[str], worth: str = "accuracy") -> str:
     """What a sweep asks; where its file does not say it, what it sweeps."""
     swept = [axis.replace(".", " ").replace("_", " ") for axis in axes if axis not in ("seed", "controls")]
-    return asked or f"How does accuracy change with {listed(swept or ['pruning'])}?"
+    return asked or f"How does {worth} change with {listed(swept or ['pruning'])}?"
 
 
 def changes_of(settings: Sequence[Setting], names: Iterable[str]) -> list[Change]:
@@ -89,7 +94,7 @@ def best_and_worst(changes: Sequence[Change]) -> str:
     images, others = (counted(each.setting.values(each.setting.shown("accuracy"))) for each in (best, worst))
     found = f"{best} against nothing pruned, on {images}."
     if len(changes) == 1:
-        return found.capitalize()
+        return _capital(found)
     others = f", on {others}" if others != images else ""
     return f"Best is {best.name}: {found} Worst is {worst.name}: {worst}{others}."
 
@@ -100,7 +105,8 @@ def moved(changes: Sequence[Change]) -> str:
     if len(changes) == 1 or not known:
         return ""
     fall, rise = sum(found.high < 0 for found in known), sum(found.low > 0 for found in known)
-    text = f"Accuracy falls in {fall} and rises in {rise} of {len(known)} settings (95 % interval excludes 0)."
+    what = _capital(worth_of([each.setting for each in changes]))
+    text = f"{what} falls in {fall} and rises in {rise} of {len(known)} settings (95 % interval excludes 0)."
     if rest := len(changes) - len(known):
         text += f" {rest} more {'has' if rest == 1 else 'have'} no interval."
     return text
@@ -136,7 +142,8 @@ def answer(changes: Sequence[Change], judgements: Sequence[Judgement], pictures:
     figure = f"[picture]({pictures[0]})" if pictures else ""
     if not changes:
         return {"answer": NO_RESULT, "figure": figure}
-    what = "Val accuracy" if changes[0].setting.on_val else "Accuracy"
+    what = worth_of([each.setting for each in changes])
+    what = f"Val {what}" if changes[0].setting.on_val else _capital(what)
     points = [f"{each.found.estimate:+.2f} points" for each in changes]
     if len(changes) == 1:
         return {"answer": f"{what} changes by {points[0]}", "figure": figure}
@@ -162,7 +169,8 @@ def what_was_measured(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     counts = _alternatives(setting.count(task) for setting in others for task in setting.tasks)
     which, each = "validation" if settings[0].on_val else "test", " each" if len(tasks) > 1 else ""
     images = f"{counts} {which} images{each} of {listed(f'`{task}`' for task in tasks)}"
-    what = "Accuracy" if any("n_prompt_images" in setting.metrics for setting in settings) else "Zero-shot accuracy"
+    is_zero_shot = not any({"n_prompt_images", "val_knn_accuracy"} & each.metrics.keys() for each in settings)
+    what = MEASURED.get(worth_of(settings), "Zero-shot accuracy" if is_zero_shot else "Accuracy")
     sentences = [f"{what} in percent of {models} on {images}.", UNSEEN if settings[0].on_val else ""]
     sentences += [_fitted(settings), _learned(settings), _seeds(settings)]
     if seen := [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]:
@@ -175,13 +183,14 @@ def legend(settings: Sequence[Setting], table: str) -> str:
     columns = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
     units = listed(dict.fromkeys(f"{setting.unit(task)}s" for setting in settings for task in setting.tasks))
     few, seeds = subset(settings), any(len(setting.rows) > 1 for setting in settings)
-    controls = any(setting.has(control) for setting in settings for control in ("random", "reversed"))
+    controls = any(each.has(each.shown(control)) for each in settings for control in ("random", "reversed"))
     merges = any(setting.merges for setting in settings)
     shown_if = {
         "Change: against the unpruned tower on the same images, in points, with its 95 % interval (paired bootstrap "
         f"over {units}), bold where that excludes 0.": True,
         "±: standard deviation over seeds.": seeds,
         f"°, and the column of the oracles' {few}: on the first {few} images of each task alone.": few,
+        "k-NN: by a vote of the 20 nearest training images.": worth_of(settings) == "k-NN accuracy",
         "Agreement and cosine: with the unpruned answer and embedding.": True,
         "Matching: how much of the golden ranking's top 51 % is found, beside the position prior and chance, in "
         "percent, on val, where learning rates were chosen by it.": "matching, prior, chance" in columns,
@@ -231,7 +240,7 @@ def _control_seeds(settings: Sequence[Setting]) -> str:
     said = []
     for setting in settings:
         for control in ("random", "reversed"):
-            seeds = setting.seeds_with(control)
+            seeds = setting.seeds_with(setting.shown(control))
             if 0 < len(seeds) < len(setting.rows):
                 said.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(map(str, seeds))} alone")
     return f"Controls: of {_alternatives(said)}." if said else ""
@@ -304,6 +313,10 @@ def _defaults(settings: Sequence[Setting], axes: Sequence[str]) -> list[str]:
             varied = [say(key, usual[key]) for key in usual if any(section[key] != usual[key] for section in sections)]
             said.append(f"Default {axis}: {', '.join(varied)}." if varied else "")
     return said
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _alternatives(values: Iterable) -> str:

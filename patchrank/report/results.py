@@ -15,6 +15,7 @@ import numpy as np
 
 from patchrank.config import leaves
 from patchrank.io import join, read_bytes
+from patchrank.report.measures import ALL_MEASURES, CONTROLS, OF_RANKINGS, STAND_INS
 from patchrank.utils.errors import StoreError, UserError, one_line
 from patchrank.utils.stats import Interval, paired_interval
 
@@ -22,30 +23,8 @@ NEEDED = {"date": str, "sweep": str, "env": dict, "metrics": dict}  # keys of a 
 ENV = {"patchrank", "torch", "device", "threads"}  # what the report tells of where trials ran
 
 
-class Measure(NamedTuple):
-    """The array of a trial that holds a measure of each image. It is shown times `scale`, plus `offset`."""
-
-    array: str
-    scale: float = 100
-    offset: float = 0
-
-
-MEASURES = {
-    "accuracy": Measure("right_pruned"),
-    "unpruned": Measure("right_unpruned"),
-    "random": Measure("right_random"),  # the controls that a trial ran beside its own ranking
-    "reversed": Measure("right_reversed"),
-    "agreement": Measure("same"),
-    "cosine": Measure("cosine", 1),
-    "drift": Measure("cosine", -1000, 1000),  # thousandths of 1 - cosine
-}
-ON_VAL = {name: Measure(name, 1) for name in ("matching", "matching_prior", "kendall", "ndcg")}  # of validation images
-for name in ("accuracy", "unpruned", "agreement", "cosine", "drift"):
-    ON_VAL[f"val_{name}"] = MEASURES[name]._replace(array=f"val_{MEASURES[name].array}")
-MEASURES |= ON_VAL
 # reducers whose ranking learned from golden scores of other images
 FITTED = ("predictor", "prior", "guided_merge", "rank_merge")
-CONTROLS = {"random", "reversed"}  # a setting may have run these with some of its seeds alone
 OLD_SCENE = re.compile(r"digits\w*/\w+/(\d{4})-\d+")  # the id of an embedded scene, and in it the digit's number
 
 Arrays = dict[str, np.ndarray]  # what a trial saved of its images, by name
@@ -130,14 +109,25 @@ class Setting:
         names = [f"trials/{row['id']}.json" for row in self.rows]
         return _Metrics({key: float(np.mean(each)) for key, each in shared.items()}, names)
 
+    @cached_property
+    def worth(self) -> str:
+        """What it is judged by, in words: a key of `STAND_INS`, `accuracy` where that is known."""
+        prefix = "val_" if self.on_val else ""
+        having = (word for word, each in STAND_INS.items() if self.has(prefix + each.get("accuracy", "accuracy")))
+        return next(having, "accuracy")
+
     def shown(self, measure: str) -> str:
-        """The measure itself, or its counterpart on validation images where no test image was looked at."""
-        return f"val_{measure}" if self.on_val and f"val_{measure}" in MEASURES else measure
+        """The measure itself, or its counterpart on validation images where no test image was looked at.
+
+        Where the model gives no accuracy, the measure that stands for it.
+        """
+        measure = STAND_INS[self.worth].get(measure, measure)
+        return f"val_{measure}" if self.on_val and f"val_{measure}" in ALL_MEASURES else measure
 
     def has(self, measure: str) -> bool:
         """Whether all seeds have a measure. For a control one is enough, since few seeds may run it."""
         having = len(self._having(measure))
-        return having > 0 if measure in CONTROLS else having == len(self.arrays)
+        return having > 0 if measure.rpartition("_")[2] in CONTROLS else having == len(self.arrays)
 
     def unit(self, task: str) -> str:
         """The word for what a task's images are drawn by: digit, group, or image."""
@@ -155,7 +145,7 @@ class Setting:
         """
         if task is None:
             return joined(self.values(measure, each, limit) for each in self.tasks)
-        having, on_val = self._having(measure), measure in ON_VAL
+        having, on_val = self._having(measure), measure.startswith("val_") or measure in OF_RANKINGS
         values = np.mean([self._of_seed(n, measure, task)[:limit] for n in having], axis=0)
         arrays = self.arrays[having[0]]
         ids, (clusters, unit) = arrays[f"{prefix_of(task, on_val)}ids"][:limit], drawn_by(arrays, task, on_val)
@@ -172,17 +162,19 @@ class Setting:
 
     def _having(self, measure: str) -> list[int]:
         """The places of the seeds that have a measure on every task."""
-        name = MEASURES[measure].array
+        name = ALL_MEASURES[measure].array
         return [n for n, arrays in enumerate(self.arrays) if all(f"{task}.{name}" in arrays for task in self.tasks)]
 
     def _of_seed(self, n: int, measure: str, task: str) -> np.ndarray:
-        name, scale, offset = MEASURES[measure]
+        name, scale, offset = ALL_MEASURES[measure]
         return self.arrays[n][f"{task}.{name}"].astype(float) * scale + offset
 
 
 @lru_cache(maxsize=1024)  # table, pictures and sentences of one report ask for the same ones
 def change(setting: Setting, task: str | None = None, limit: int | None = None, measure: str = "accuracy") -> Interval:
     """Points by which a measure differs from the unpruned accuracy, paired by image, with its 95 % interval.
+
+    Where the model gives no accuracy, both are of what stands for it (`Setting.worth`).
 
     Of test images, or of validation images where no others were looked at. Intervals draw whole groups; there is
     none where all images belong to one (`Interval.is_known`).
@@ -200,6 +192,11 @@ def subset(settings: Sequence[Setting]) -> int | None:
     seen = [setting.count(task) for setting in settings if setting.is_oracle for task in setting.tasks]
     others = [setting.count(task) for setting in settings if not setting.is_oracle for task in setting.tasks]
     return min(seen) if seen and others and min(seen) < max(others) else None
+
+
+def worth_of(settings: Sequence[Setting]) -> str:
+    """What settings are judged by, in words."""
+    return " or ".join(dict.fromkeys(setting.worth for setting in settings)) or "accuracy"
 
 
 def all_tasks(settings: Sequence[Setting]) -> list[str]:
@@ -257,7 +254,7 @@ def read_settings(trials: Sequence[Trial]) -> list[Setting]:
     for row, arrays in trials:
         seeds = groups.setdefault(json.dumps(configuration(row["config"]), sort_keys=True), {})
         first, known = seeds.get(row["config"]["seed"], (row, arrays))
-        controls = {name: values for name, values in arrays.items() if name.rpartition(".right_")[2] in CONTROLS}
+        controls = {name: values for name, values in arrays.items() if name.rpartition("right_")[2] in CONTROLS}
         seeds[row["config"]["seed"]] = first, controls | known
     on_val = any(row["config"]["data"]["n_test"] == 0 for row, _ in trials)  # all rows of a table show the same images
     members = [list(seeds.values()) for seeds in groups.values()]

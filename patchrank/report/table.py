@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from patchrank.config import value_at
 from patchrank.report.labels import BUDGET, RANKED_BY, labels, swept
 from patchrank.report.markdown import signed, table
+from patchrank.report.measures import STAND_INS
 from patchrank.report.paper import papers_figure
-from patchrank.report.results import Setting, all_tasks, change, mean, subset
+from patchrank.report.results import Setting, all_tasks, change, mean, subset, worth_of
 from patchrank.utils.stats import Interval, spread
 
 CONTROLS = {"random": "at random (control)", "reversed": "reversed (control)"}
@@ -44,7 +45,7 @@ def main_table(
         costs = _costs(setting, further)
         rows.append(name | _row(setting, few, by_task) | seen | costs | {PAPER: papers_figure(paper, setting.config)})
         for control, words in CONTROLS.items():
-            if setting.has(control):
+            if setting.has(setting.shown(control)):
                 rows.append(name | {RANKED_BY: words} | _accuracies(setting, control, few, by_task))
     titles = [column for column in names if len({row.get(column, "") for row in rows}) > 1] or [RANKED_BY]
     rows = [{titles[0]: "nothing pruned"} | _unpruned(tower, few) for tower in towers(settings)] + rows
@@ -52,7 +53,7 @@ def main_table(
     columns = [column for column in columns if any(row.get(column) for row in rows)]
     if len({row[RANKING] for row in rows if row.get(RANKING)}) == 1:
         columns.remove(RANKING)
-    mean_of = "mean" if len(all_tasks(settings)) > 1 else "accuracy"
+    mean_of = "mean" if len(all_tasks(settings)) > 1 else worth_of(settings)
     head = f"{mean_of}, val" if settings[0].on_val else mean_of
     heads = {"mean": head, SUBSET: f"{SUBSET} {few}"}
     lines = [[row.get(column, "") for column in columns] for row in rows]
@@ -66,7 +67,7 @@ def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
     its line's number.
     """
     few, found = subset(settings), towers(settings)
-    head = "accuracy, val" if settings[0].on_val else "accuracy"
+    head = worth_of(settings) + (", val" if settings[0].on_val else "")
     lines = [["setting", head, "change, 95 % interval", "GMACs", "val"]]
     for tower in found:
         which = f" ({tower.config['model']['name']}; {', '.join(tower.tasks)})" if len(found) > 1 else ""
@@ -74,7 +75,7 @@ def brief_table(settings: Sequence[Setting], axes: Sequence[str]) -> str:
         lines.append([f"nothing pruned{which}", row["mean"], "", row["GMACs"], row["val"]])
     for setting, name in zip(settings, labels(settings, axes)):
         accuracy = mean_text(setting) + (ON_SUBSET if few and setting.is_oracle else "")
-        gmacs, val = f"{setting.metrics['gmacs']:.4f}", _val(setting, "val_accuracy")
+        gmacs, val = f"{setting.metrics['gmacs']:.4f}", _val(setting)
         lines.append([name, accuracy, change_text(change(setting), bold=False), gmacs, val])
     if not any(line[-1] for line in lines[1:]):
         lines = [line[:-1] for line in lines]
@@ -120,10 +121,10 @@ def mean_text(setting: Setting, measure: str = "accuracy") -> str:
 
 def _row(setting: Setting, few: int | None, by_task: bool = False) -> dict[str, str]:
     m = setting.metrics
-    agreement, cosine = (m[setting.shown(name)] for name in ("agreement", "cosine"))
     row = _accuracies(setting, "accuracy", few, by_task)
     mark = ON_SUBSET if few and setting.is_oracle else ""
-    row |= {"agreement": f"{agreement:.1f}{mark}", "cosine": f"{cosine:.4f}{mark}"}
+    row |= {"agreement": f"{m[setting.shown('agreement')]:.1f}{mark}"} if setting.worth != "100 cosine" else {}
+    row["cosine"] = f"{m[setting.shown('cosine')]:.4f}{mark}"
     if "V" not in (setting.config["prompt"] or {"mode": "none"})["mode"]:  # those change what a predictor sees
         row["matching, prior, chance"] = ", ".join(f"{m[key]:.1f}" for key in MATCHING if key in m)
         row |= {name: f"{m[name.lower()]:.2f}" for name in ("Kendall", "NDCG") if name.lower() in m}
@@ -134,7 +135,7 @@ def _row(setting: Setting, few: int | None, by_task: bool = False) -> dict[str, 
         row[RANKING] = f"{1000 * m['gmacs_predictor']:.2f}"
     if "ms" in m:
         row |= {"ms": f"{m['ms']:.3f}", "speed-up": f"{m['speedup']:.2f}"}
-    return row | {"val": _val(setting, "val_accuracy")}
+    return row | {"val": _val(setting)}
 
 
 def _seen(setting: Setting) -> dict[str, str]:
@@ -153,7 +154,7 @@ def _unpruned(setting: Setting, few: int | None) -> dict[str, str]:
     row |= {"mean": f"{mean(setting, 'unpruned'):.1f}", "GMACs": f"{setting.metrics['gmacs_unpruned']:.4f}"}
     if few:
         row[SUBSET] = f"{mean(setting, 'unpruned', limit=few):.1f}"
-    return row | {"val": _val(setting, "val_accuracy_unpruned")}
+    return row | {"val": _val(setting, "_unpruned")}
 
 
 def _costs(setting: Setting, further: Sequence[str]) -> dict[str, str]:
@@ -163,7 +164,8 @@ def _costs(setting: Setting, further: Sequence[str]) -> dict[str, str]:
         costs[SHARE] = f"{100 * m['gmacs'] / m['gmacs_unpruned']:.1f} %"
     if "parts" in further:
         ranking, matching = m["gmacs_predictor"], m.get("gmacs_matching", 0)
-        parts = (m["gmacs"] - ranking - matching, ranking, matching, m["gmacs_text"])
+        parts = [m["gmacs"] - ranking - matching, ranking, matching]
+        parts += [m["gmacs_text"]] if "gmacs_text" in m else []
         costs[PARTS] = ", ".join(f"{1000 * part:.2f}" for part in parts)
     return costs
 
@@ -185,8 +187,9 @@ def _accuracies(setting: Setting, measure: str, few: int | None, by_task: bool =
     return row
 
 
-def _val(setting: Setting, key: str) -> str:
-    """A figure of validation images, to stand beside figures of test images."""
+def _val(setting: Setting, end: str = "") -> str:
+    """The accuracy, or what stands for it, of validation images, to stand beside figures of test images."""
+    key = f"val_{STAND_INS[setting.worth].get('accuracy', 'accuracy')}{end}"
     return f"{setting.metrics[key]:.1f}" if key in setting.metrics and not setting.on_val else ""
 
 

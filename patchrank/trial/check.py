@@ -15,6 +15,7 @@ from patchrank.layers.predictors import check_location
 from patchrank.layers.prompts import PROMPTS
 from patchrank.layers.schedule import check_locations
 from patchrank.models.clip import Clip, create_tower
+from patchrank.models.pretrained import surely_has_text
 from patchrank.models.text import CONTEXT_LENGTH, tokenize
 from patchrank.prompt.tuning import check_distillation
 from patchrank.trial.inputs import load_part
@@ -41,7 +42,7 @@ def check_trial(trial: ResolvedTrial) -> None:
         if len(set(tasks)) < len(tasks):
             raise UserError(f"{key} must not name a task twice, but is {list(tasks)}")
         for task in tasks:
-            _check_task(task, config.data)
+            _check_task(task, config.data, surely_has_text(config.model.name))
     check_locations((trial.remove_at,), len(tower.blocks))
     pruning.windows(tower.patch_embed.grid_size, config.golden.window, config.golden.stride)
     check_rounds(config.golden.rounds, tower.num_patches)
@@ -89,10 +90,12 @@ def _check_prompt(trial: ResolvedTrial, tower: nn.Module) -> None:
 
 
 @lru_cache(maxsize=64)
-def _check_task(task: str, data: DataConfig) -> None:
-    """Whether a task's images are there, with the labels that accuracy needs."""
+def _check_task(task: str, data: DataConfig, has_text: bool) -> None:
+    """Whether a task's images are there, of a model with a text tower with the labels that accuracy needs."""
     part = "val" if data.n_test == 0 else "test"
     split = load_part(task, part, data, 64)  # as many as a few broken images among them cannot spoil
+    if not has_text:
+        return
     if split.labels is None:
         raise UserError(
             f"data.tasks: {task!r} in {data.root} has no labels, and a trial measures accuracy; "

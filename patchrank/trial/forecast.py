@@ -87,6 +87,8 @@ def count_trial(context: TrialContext, worker: int, work: Work) -> None:
             work.add(references, whole, True, (worker, data, task, source))
             if not trial.learns:
                 work.add(references, shared, once=(worker, data, task, source, layer))
+            if not inputs.clip.has_text and inputs.split(task, part).labels is not None:
+                work.add(len(inputs.split(task, "train")), whole, True, (worker, data, task, "train"))
             orders = 1 + (len(trial.controls) if part == "test" else 0)
             work.add(seen * orders, pruned if trial.learns else pruned - shared)
             work.num_bytes += 10 * seen

@@ -210,9 +210,14 @@ class TrialContext:
 
     @cached_property
     def recipes(self) -> dict[str, PromptConfig]:
-        """How prompts are tuned, by task, with no setting left open; {} where none are."""
+        """How prompts are tuned, by task, with no setting left open; {} where none are.
+
+        Raises:
+            UserError: the model has no text tower.
+        """
         if not self.trial.learns:
             return {}
+        self.inputs.clip.check_text()
         return {task: complete(self.trial.config.prompt, self.inputs.clip, task) for task in self.trial.tasks}
 
     def lessons(self, task: str) -> ImageSplit:

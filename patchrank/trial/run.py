@@ -24,6 +24,7 @@ from patchrank.golden.agreement import matching
 from patchrank.golden.make_shards import make_shards
 from patchrank.golden.shards import read_manifest, stream
 from patchrank.io import join, remove, write_atomic, write_json
+from patchrank.models.answers import known_labels
 from patchrank.models.clip import macs_row
 from patchrank.models.embed import Evaluation, evaluate
 from patchrank.trial.epochs import Steps
@@ -57,8 +58,6 @@ def run_trial(
             here, and no record of any kind is written.
     """
     context = TrialContext(trial, inputs, shards, steps, quiet)
-    if trial.learns:
-        inputs.clip.check_text()  # before an id is asked for, which prompts of a text tower are part of
     identity = trial_id(context)
     path = join(root, "trials", identity)
     try:
@@ -117,6 +116,18 @@ def evaluate_part(context: TrialContext, task: str, part: str) -> tuple[Evaluati
     known["neighbours"] = inputs.neighbours(task, part)
     found = evaluate(inputs.clip, split, controls, scores, seed=trial.config.seed, quiet=context.quiet, **known)
     return found, split
+
+
+def figures_of(context: TrialContext) -> set[str]:
+    """The figures of val that all tasks of a trial have, by what its model answers and which labels are known."""
+    clip, found = context.inputs.clip, {"val_cosine"}
+    splits = [context.inputs.split(task, "val") for task in context.trial.tasks]
+    if clip.has_text or clip.classifier is not None:
+        are_known = all(known_labels(clip, split) is not None for split in splits)
+        found |= {"val_agreement", "val_accuracy"} if are_known else {"val_agreement"}
+    if not clip.has_text and all(split.labels is not None for split in splits):
+        found |= {"val_knn_accuracy", "val_knn_agreement"}
+    return found
 
 
 def mean_over(rows: Sequence[dict[str, float]]) -> dict[str, float]:

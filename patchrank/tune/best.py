@@ -9,7 +9,6 @@ from typing import get_args
 
 from patchrank.config import Constraint, Measured, Objective, TrialConfig
 from patchrank.io import is_remote, join, read_json
-from patchrank.models.model_name import is_open_clip
 from patchrank.report.pareto import is_number, said
 from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.save_model import CHOSEN, write_model
@@ -33,11 +32,12 @@ def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], o
         figures = known["metrics"]
     else:
         figures = write_model(row, trial, plan.inputs(trial), config.shards, folder)
-    shown = ("val_accuracy", "val_cosine", "gmacs", "ms", "accuracy", "accuracy_unpruned")
+    shown = ("val_accuracy", "val_knn_accuracy", "val_cosine", "gmacs", "ms")
+    shown += ("accuracy", "accuracy_unpruned", "knn_accuracy", "knn_accuracy_unpruned")
     told = ", ".join(f"{key} {figures[key]:.4g}" for key in shown if key in figures)
     load = f'timm.create_model("local-dir:{folder}", pretrained=True)'
-    if is_open_clip(trial.config.model.name):
-        load = read_json(join(folder, CHOSEN))["load"]["pair"]
+    if "tower" not in (known := read_json(join(folder, CHOSEN))["load"]):
+        load = known["pair"]
     say(f"best: {folder}  ({told})\n  {load}")
     return folder
 
@@ -74,9 +74,12 @@ def choose(rows: Sequence[dict], objectives: Sequence[Objective], bounds: Sequen
         UserError: no row keeps a bound, or all of them at once; it says how near any comes.
     """
     rows = [row for row in rows if row["config"]["pruning"]["reducer"] != "golden"]
-    rows = [row for row in rows if is_number(row["metrics"].get(objectives[0].metric))]
-    if not rows:
-        raise UserError(f"no trial can be chosen: none has {objectives[0].metric}, oracles aside")
+    having = [row for row in rows if is_number(row["metrics"].get(objectives[0].metric))]
+    if not having:
+        there = [name for name in get_args(Measured) if any(is_number(row["metrics"].get(name)) for row in rows)]
+        others = f"; try objectives of what there is: {', '.join(there)}" if there else ""
+        raise UserError(f"no trial can be chosen: none has {objectives[0].metric}, oracles aside{others}")
+    rows = having
     for bound in bounds:
         _keeping(rows, bound, ())
     left = rows

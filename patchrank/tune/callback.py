@@ -28,7 +28,7 @@ IDLE = 60.0  # seconds without a running trial after which the user is told why
 REDRAW = 1.0  # seconds between two updates of the bar
 RETRIES = 2  # of a trial whose worker or node was lost
 NO_MEMORY = "its worker was killed by Ray: the node ran out of memory"
-SHOWN = ("val_accuracy", "val_cosine", "gmacs", "accuracy")
+SHOWN = ("val_accuracy", "val_knn_accuracy", "val_cosine", "gmacs", "accuracy", "knn_accuracy")
 
 
 class Running(NamedTuple):

@@ -23,7 +23,7 @@ from patchrank.tune.console import Failure, describe, print_plan, say
 from patchrank.tune.dry_run import print_estimate
 from patchrank.tune.early_stopping import create_scheduler
 from patchrank.tune.exports import export
-from patchrank.tune.plan import Job, Plan, make_plan
+from patchrank.tune.plan import Job, Plan, check_figures, make_plan
 from patchrank.tune.signals import Interrupts
 from patchrank.tune.sweep import load_sweep
 from patchrank.utils.errors import UserError
@@ -97,6 +97,7 @@ def _run(plan: Plan, jobs: list[Job], fresh: bool, where: Where, command: str) -
     config, interrupts, failed = plan.sweep.config, Interrupts(), {}
     if not fresh and is_done(plan):
         return _conclude(plan, failed, interrupts, command)
+    check_figures(plan)
     create_scheduler(config.search.asha, map(plan.context, plan.staged()))  # it refuses rules that end no trial
     check_writable(config.shards)  # better now than after the first trial
     check_writable(config.root)

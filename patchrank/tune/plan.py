@@ -13,6 +13,7 @@ from patchrank.golden.shards import ShardFolder
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs, load_inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
+from patchrank.trial.run import figures_of
 from patchrank.tune.records import Records
 from patchrank.tune.space import Cell, allows, configure, fits, grid_points, in_order, random_points, rules_around
 from patchrank.tune.speed import Speeds
@@ -253,6 +254,17 @@ def _points(sweep: Sweep, sampled: dict[str, Rule], is_random: bool) -> list[dic
     if not sampled or not is_random:
         return points
     return [drawn for point, rules in zip(points, around) for drawn in random_points(point, rules, sweep.config)]
+
+
+def check_figures(plan: Plan) -> None:
+    """Refuses a search by figures that none of its models has on its images; a plan that is all known needs none."""
+    if not plan.sampled:
+        return
+    found = set().union(*(figures_of(plan.context(trial)) for trial in plan.staged()))
+    for each in (*plan.sweep.config.objectives, *plan.sweep.config.constraints):
+        if each.metric.startswith("val_") and each.metric not in found:
+            name = plan.sweep.config.trial.model.name
+            raise UserError(f"objectives: no trial of {name} returns {each.metric!r}; try {', '.join(sorted(found))}")
 
 
 def _check_objectives(plan: Plan) -> None:

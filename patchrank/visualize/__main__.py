@@ -12,6 +12,7 @@ from patchrank.config import DEFAULTS, DataConfig, GoldenConfig, PruningConfig
 from patchrank.data.dataset_factory import find_task, load_split
 from patchrank.data.digits import scenes as digits
 from patchrank.io import check_writable, resolve, write_atomic
+from patchrank.models.pretrained import surely_has_text
 from patchrank.utils.command import create_parser, run_command
 from patchrank.utils.errors import UserError
 from patchrank.visualize.figure import draw_rankings
@@ -39,12 +40,16 @@ TEMPLATES = ("a photo of a {}.",)  # for classes of one's own
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     _check(args)
+    if surely_has_text(args.model):
+        _check_classes(args)
     pictures, out = _pictures(args), resolve(args.out)
     check_writable(os.path.dirname(out))
     golden = read_config(args, GoldenConfig).model_dump(include=set(GOLDEN))
     settings = {"keep_rates": args.keep_rates, "locations": args.locations, "seed": args.seed, **golden}
     settings |= read_config(args, PruningConfig).model_dump(include=set(MERGING))
     clip = create_clip_from(args, predictor_path=args.predictor, repair_path=args.repair)
+    if clip.has_text:
+        _check_classes(args)
     write_atomic(out, draw_rankings(clip, pictures, args.rank, quiet=False, **settings))
     print(out)
 
@@ -78,6 +83,10 @@ def _check(args: argparse.Namespace) -> None:
         if getattr(args, flag) is not None:
             other = "--data" if args.image else "--image"
             raise UserError(f"--{flag.replace('_', '-')} goes with {other}, which is not given")
+
+
+def _check_classes(args: argparse.Namespace) -> None:
+    """Refuses images without classes that a text tower could answer with."""
     if args.image and not args.classes and args.model.split(".")[0] != "patchrank_clip_digits":
         raise UserError(f"--classes is needed: name what {args.model} may answer, for example --classes cat dog")
 
@@ -86,7 +95,8 @@ def _pictures(args: argparse.Namespace) -> Pictures:
     if not args.image:
         task = args.data or DEFAULTS.data.tasks[0]
         split = args.split or ("all" if find_task(task).checked else "test")
-        return split_pictures(load_split(task, split, args.limit or 4, args.data_root, args.vocabulary))
+        found = load_split(task, split, args.limit or 4, args.data_root, args.vocabulary)
+        return split_pictures(found, answers=surely_has_text(args.model))
     classes = args.classes or digits.CLASSES
     templates = args.template or (TEMPLATES if args.classes else digits.TEMPLATES)
     return read_pictures(args.image, classes, templates, args.label)

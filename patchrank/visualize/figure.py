@@ -88,7 +88,8 @@ def draw(rankings: Rankings) -> Sheet:
     blocks = -(-images // max(1, MAX_COLUMNS // rates))
     beside = -(-images // blocks)
     width = max(MIN_WIDTH, LABELS + beside * (group + apart) + PAD)
-    lines = 2 if rankings.pictures.labels is None else 3  # of text: name, answer, and label where it is known
+    # of text: name, answer, and label where it is known
+    lines = 1 + (rankings.unpruned.answers is not None) + (rankings.pictures.labels is not None)
     head = 1 + LINE * lines + ABOVE
     block = head + ROW * len(rankings.rows) + 0.1
     caption = _caption(rankings, width - 2 * PAD)
@@ -110,27 +111,36 @@ def _draw_head(sheet: Sheet, rankings: Rankings, i: int, x: float, y: float, gro
     sheet.text(middle, y + 0.1, _shortened(pictures.names[i], group, 7.0, tail=True), 7.0, color=QUIET)
     sheet.picture(middle - 0.5, y + LINE, rankings.pixels[i])
     y += LINE + 1 + 0.15
-    sheet.text(middle, y, _answer(rankings, rankings.unpruned, i, group, 8.5), 8.5, fontweight="bold")
+    answers = rankings.unpruned.answers
+    if answers is not None:
+        sheet.text(middle, y, _answer(rankings, rankings.unpruned, i, group, 8.5), 8.5, fontweight="bold")
+        y += LINE
     if pictures.labels is not None:
-        wrong = pictures.labels[i] != rankings.unpruned.answers[i]
+        wrong = answers is not None and pictures.labels[i] != answers[i]
         label = _shortened(f"label: {pictures.classes[pictures.labels[i]]}", group, 7.5)
-        sheet.text(middle, y + LINE, label, 7.5, color=CHANGES if wrong else QUIET)
+        sheet.text(middle, y, label, 7.5, color=CHANGES if wrong else QUIET)
         y += LINE
     for n, rate in enumerate(rankings.keep_rates):
-        sheet.text(x + 0.5 + n * (1 + GAP), y + LINE + 0.1, f"{100 * rate:g} % kept", 7.5)
+        sheet.text(x + 0.5 + n * (1 + GAP), y + 0.1, f"{100 * rate:g} % kept", 7.5)
 
 
 def _draw_tiles(sheet: Sheet, rankings: Rankings, i: int, x: float, y: float) -> None:
     for row, found in enumerate(rankings.rows.values()):
         for column, kept in enumerate(found):
             left, top = x + column * (1 + GAP), y + row * ROW
-            stays = kept.answers[i] == rankings.unpruned.answers[i]
-            colour = STAYS if stays else CHANGES
+            colour, weight, answer = _said(rankings, kept, i)
             source = None if kept.source is None else kept.source[i : i + 1]
             tile = draw_left(rankings.pixels[i : i + 1], kept.places[i : i + 1], source, rankings.grid)[0]
-            sheet.picture(left, top, tile, colour)
-            answer, weight = _answer(rankings, kept, i, 1.0, 7.5), "normal" if stays else "bold"
+            sheet.picture(left, top, tile, None if kept.answers is None else colour)
             sheet.text(left + 0.5, top + 1.15, answer, 7.5, color=colour, fontweight=weight)
+
+
+def _said(rankings: Rankings, kept: Kept, i: int) -> tuple[str, str, str]:
+    """Colour, weight and text of what stands under a tile: the answer, or the drift where nothing answers."""
+    if kept.answers is None:
+        return QUIET, "normal", f"{kept.drift[i]:.4f}"
+    stays = kept.answers[i] == rankings.unpruned.answers[i]
+    return STAYS if stays else CHANGES, "normal" if stays else "bold", _answer(rankings, kept, i, 1.0, 7.5)
 
 
 def _draw_names(sheet: Sheet, rankings: Rankings, y: float) -> None:
@@ -168,12 +178,17 @@ def _caption(rankings: Rankings, inches: float) -> str:
     rates = ", ".join(f"{100 * rate:g} %" for rate in rankings.keep_rates)
     found = list(rankings.rows.values())
     counts = ", ".join(str(kept.places.shape[1]) for kept in found[0])
-    parts = [
-        f"{rankings.about}; {rates} kept: {counts} of {total}.",
-        "Under each tile: the model's answer from these patches alone and its probability, in green where it is the "
-        "answer to the whole image (bold, on top), in red where it changes.",
-        f"It chooses among {len(classes)} classes: {textwrap.shorten(', '.join(classes), 90, placeholder=' …')}.",
-    ]
+    parts = [f"{rankings.about}; {rates} kept: {counts} of {total}."]
+    if rankings.unpruned.answers is None:
+        parts.append(
+            "Under each tile: 1 - cosine of its embedding, from these patches alone, to that of the whole image."
+        )
+    else:
+        parts += [
+            "Under each tile: the model's answer from these patches alone and its probability, in green where it is "
+            "the answer to the whole image (bold, on top), in red where it changes.",
+            f"It chooses among {len(classes)} classes: {textwrap.shorten(', '.join(classes), 90, placeholder=' …')}.",
+        ]
     if any(kept.source is not None for row in found for kept in row):
         parts.append(f"In rows that merge, {MERGED}.")
     if any(name in METRICS for name in rankings.rows):

@@ -21,7 +21,8 @@ from patchrank.utils.errors import UserError, near
 class Pictures:
     """Images, what stands above each, and what the model may answer.
 
-    classes, templates: of the zero-shot head. labels: places in `classes`, one an image, or None where nobody knows.
+    classes, templates: of the zero-shot head; () where nothing is to be answered. labels: places in `classes`, one an
+    image, or None where nobody knows.
     """
 
     images: list[Image.Image]
@@ -31,16 +32,20 @@ class Pictures:
     labels: list[int] | None = None
 
 
-def split_pictures(split: ImageSplit) -> Pictures:
+def split_pictures(split: ImageSplit, answers: bool = True) -> Pictures:
     """All images of a split, with their labels.
+
+    Args:
+        answers: False if the model does not answer by the names of the task's classes.
 
     Raises:
         UserError: the task's classes have no names, so that no answer could be drawn.
     """
-    if not split.classes:
+    if answers and not split.classes:
         raise UserError(f"data {split.task!r} has no class names to answer with: give --vocabulary")
     images = [split.image(i) for i in range(len(split))]
-    return Pictures(images, list(split.ids), split.classes, split.templates, split.labels)
+    labels = split.labels if split.classes else None  # numbers say nothing to people
+    return Pictures(images, list(split.ids), split.classes, split.templates, labels)
 
 
 def read_pictures(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,9 @@ from patchrank.golden.scores import METRICS, score_images
 from patchrank.layers.predictors import load_predictor
 from patchrank.layers.reducers import REDUCERS
 from patchrank.layers.schedule import num_kept
+from patchrank.models.answers import known_labels
 from patchrank.models.clip import Clip
-from patchrank.models.embed import embed
+from patchrank.models.embed import embed, unit
 from patchrank.models.pruning_cfg import check_merging
 from patchrank.utils.errors import UserError, near
 from patchrank.utils.plain import plain
@@ -31,12 +32,14 @@ class Kept(NamedTuple):
 
     places: (B, K), of the patches that survive. answers: (B,), places in the class list. probabilities: (B,), of those.
     source: (B, N), which of the survivors each patch lives in, -1 where it was dropped; None where patches never merge.
+    drift: (B,), 1 - cosine to the embedding of the whole image, where the model answers nothing.
     """
 
     places: np.ndarray
-    answers: np.ndarray
-    probabilities: np.ndarray
+    answers: np.ndarray | None
+    probabilities: np.ndarray | None
     source: np.ndarray | None = None
+    drift: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -59,45 +62,64 @@ class Rankings:
 
 
 def default_rankers(clip: Clip, pictures: Pictures) -> list[str]:
-    """The paper's rows (figures 3 and 4): without `label` where no labels are known, without a predictor to hand."""
-    rankers = [name for name in METRICS if name != "label" or pictures.labels is not None]
+    """The paper's rows (figures 3 and 4): without `label` where no labels are known, without a predictor to hand.
+
+    Of a model that answers nothing the golden scores are those of the embedding alone.
+    """
+    if not clip.has_text and clip.classifier is None:
+        rankers = ["preservation"]
+    else:
+        rankers = [name for name in METRICS if name != "label" or known_labels(clip, pictures) is not None]
     predictor = ["predictor"] if clip.visual.pruning.predictor_path else []
     return rankers + predictor + ["cls_attention", "random"]
 
 
-def check_rankers(rankers: Sequence[str], labelled: bool) -> None:
-    """Raises `UserError` for a ranker that does not exist, or one that needs labels that are not there."""
+def check_rankers(rankers: Sequence[str], labelled: bool, answers: bool = True) -> None:
+    """Raises `UserError` for a ranker that does not exist, or one that needs labels or answers that are not there."""
     known = [*METRICS, *(name for name in REDUCERS if name != "golden")]  # golden is the metrics' own reducer
     for name in rankers:
         if name not in known:
             raise UserError(f"ranker {name!r} does not exist; {near(name, known)}")
+        if name in ("label", "confidence") and not answers:
+            raise UserError(
+                f"ranker {name!r} needs a model that answers: a text tower or a classifier; try preservation"
+            )
         if name == "label" and not labelled:
             raise UserError("ranker 'label' needs the images' labels, and they have none")
+
+
+def _named_by_classifier(clip: Clip, pictures: Pictures) -> Pictures:
+    """Pictures whose classes are those of the model's own classifier, by numbers where nobody named them."""
+    labels = known_labels(clip, pictures)
+    names = clip.class_names or tuple(f"class {place}" for place in range(clip.classifier.out_features))
+    return replace(pictures, classes=names, labels=None if labels is None else labels.tolist())
 
 
 @torch.inference_mode()
 def kept_by(
     clip: Clip,
     images: Tensor,
-    head: Tensor,
+    head: Tensor | None,
     ranker: str,
     keep_rates: Sequence[float] = KEEP_RATES,
     locations: Sequence[int] = DEFAULTS.pruning.locations,
     seed: int = 0,
     scores: Tensor | None = None,
     leftovers: str | None = None,
+    unpruned: Tensor | None = None,
     **merging,
 ) -> list[Kept]:
     """What one ranker keeps of images at each keep rate; `clip` stays as it is.
 
     Args:
         images: (B, 3, H, W), normalised.
-        head: class embeddings (C, E), unit vectors.
+        head: class embeddings (C, E), unit vectors; None without a text tower.
         ranker: a reducer, or one of `METRICS` together with its golden scores.
         seed: of the ranker `random`.
         scores: (B, N), high = keep, to rank by instead of the reducer's own.
         leftovers: what becomes of patches that a ranker does not keep: `drop`, or `merge`. Nothing is said of it to a
             reducer that merges by a rule of its own.
+        unpruned: (B, E), embeddings of the whole images, to tell the drift from.
         **merging: `taper`, `align`, `metric`, `protection` and `drop_share`, as `set_pruning` takes them.
 
     Raises:
@@ -109,23 +131,39 @@ def kept_by(
     found = []
     for keep_rate in keep_rates:
         with clip.applied(keep_rate=keep_rate, seed=seed, **pruning):
-            vectors, left = embed(clip, [(images, range(len(images)))], scores, with_unpruned=False)
-        logits = clip.logit_scale.exp() * vectors["pruned"] @ head.T
-        best = logits.softmax(-1).max(-1)
-        arrays = (None if x is None else x.cpu().numpy() for x in (left.kept, best.indices, best.values, left.source))
+            embeddings, left = embed(clip, [(images, range(len(images)))], scores, with_unpruned=False, raw=True)
+        logits, drift = _logits(clip, embeddings["pruned"], head), None
+        best = (None, None) if logits is None else logits.softmax(-1).max(-1)[::-1]
+        if logits is None and unpruned is not None:
+            drift = 1 - (unit(embeddings["pruned"]) * unit(unpruned)).sum(-1)
+        arrays = (None if x is None else x.cpu().numpy() for x in (left.kept, *best, left.source, drift))
         found.append(Kept(*arrays))
     return found
 
 
+def _logits(clip: Clip, embeddings: Tensor, head: Tensor | None) -> Tensor | None:
+    """Logits (B, C) of embeddings (B, E): by class embeddings, or by the model's own classifier; None of neither."""
+    if head is not None:
+        return clip.logit_scale.exp() * unit(embeddings) @ head.T
+    return None if clip.classifier is None else clip.classifier(embeddings)
+
+
 def golden_scores(
-    clip: Clip, images: Tensor, head: Tensor, labels: Tensor | None, metrics: Sequence[str], quiet: bool, **golden: int
+    clip: Clip,
+    images: Tensor,
+    head: Tensor | None,
+    labels: Tensor | None,
+    metrics: Sequence[str],
+    quiet: bool,
+    **golden: int,
 ) -> dict[str, Tensor]:
     """Golden scores (B, N) of images by each metric, image by image, since a large grid takes a minute for one."""
     parts = []
     for i in progress(range(len(images)), desc="golden scores", unit="image", disable=quiet):
         label = None if labels is None else labels[i : i + 1]
-        scale = clip.logit_scale.exp().item()
-        parts.append(score_images(clip.visual, images[i : i + 1], head, label, scale, metrics=metrics, **golden).scores)
+        how = golden | {"metrics": metrics, "logit_scale": clip.logit_scale.exp().item()}
+        how |= {"classifier": clip.classifier} if head is None and clip.classifier is not None else {}
+        parts.append(score_images(clip.visual, images[i : i + 1], head, label, **how).scores)
     return dict(zip(metrics, torch.cat(parts).float().unbind(1)))
 
 
@@ -157,19 +195,23 @@ def rank_pictures(
     keep_rates, locations = plain(tuple(keep_rates)), plain(tuple(locations))
     golden = {"window": plain(window), "stride": plain(stride), "remove_at": plain(remove_at)}
     rankers = default_rankers(clip, pictures) if rankers is None else list(dict.fromkeys(rankers))
-    check_rankers(rankers, pictures.labels is not None)
+    check_rankers(rankers, known_labels(clip, pictures) is not None, clip.has_text or clip.classifier is not None)
     check_merging(merging, ["golden" if name in METRICS else name for name in rankers], leftovers)
     for keep_rate in keep_rates:  # before minutes are spent on golden scores
         num_kept(clip.visual.num_patches, keep_rate)
     transform, device = clip.transform(), clip.logit_scale.device
     images = torch.stack([transform(image) for image in pictures.images]).to(device)
-    head = clip.zero_shot_head(pictures.classes, pictures.templates)
+    if not clip.has_text and clip.classifier is not None:
+        pictures = _named_by_classifier(clip, pictures)
+    head = clip.zero_shot_head(pictures.classes, pictures.templates) if clip.has_text else None
     labels = None if pictures.labels is None else torch.tensor(pictures.labels, device=device)
     with clip.applied():  # the pair as it came
         clip.set_prompts(None)
-        whole_head = clip.zero_shot_head(pictures.classes, pictures.templates)
+        whole_head = clip.zero_shot_head(pictures.classes, pictures.templates) if clip.has_text else None
         whole = kept_by(clip, images, whole_head, "golden", [1.0], locations)[0]
+    unpruned = None if whole.answers is not None else clip.visual.forward_whole(images)
     pruning = {"keep_rates": keep_rates, "locations": locations, "seed": seed, "leftovers": leftovers, **merging}
+    pruning["unpruned"] = unpruned
     # what takes no time goes first, so that it also fails first
     bar = progress([name for name in rankers if name not in METRICS], desc="rank", unit="row", disable=quiet, delay=1)
     rows = {name: kept_by(clip, images, head, name, **pruning) for name in bar}
@@ -178,12 +220,9 @@ def rank_pictures(
         rows |= {name: kept_by(clip, images, head, name, scores=scores[name], **pruning) for name in metrics}
     predictor, layers = clip.visual.pruning.predictor_path, "layers" if len(locations) > 1 else "layer"
     repaired = " with a repair" if clip.visual.pruning.repair_path else ""
-    # what `clip.transform` made, as pixels (B, H, W, 3) again
-    zero, one = clip.normalize(images.new_zeros(3, 1, 1)), clip.normalize(images.new_ones(3, 1, 1))
-    pixels = (((images - zero) / (one - zero)).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
     return Rankings(
         pictures,
-        pixels=pixels.cpu().numpy(),
+        pixels=clip.to_pixels(images),
         grid=clip.visual.patch_embed.grid_size,
         keep_rates=tuple(keep_rates),
         unpruned=whole,

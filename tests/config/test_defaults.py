@@ -38,6 +38,8 @@ MEANT = {
     "repeats": {"benchmark": "benchmark.repeats", "export": OWN},
     "batch_size": {"benchmark": "benchmark.batch_size", "prompt": "prompt.batch_size"},
     "mode": {"prompt": "prompt.mode", "layers.prompts": "prompt.mode"},
+    "n_test": {"recipe": OWN},
+    "budget": {"recipe": OWN},
     "images": {"prompt": "prompt.images", "repair": "repair.images"},
     "metric": dict.fromkeys(("golden", "fit"), "golden.metric")
     | dict.fromkeys(
@@ -50,9 +52,10 @@ FIRST = {"data": "data.tasks", "location": "pruning.locations"}  # flags that ta
 OF_COMMANDS = """best classes dashboard device dry_run fresh help image index keep_rates label limit out overrides
     address predictor prompts quick rank repair runs shards split steps sweep task template threads
     val_shards wait
-    autocast bucket_rates
+    autocast bucket_rates knn_images
     compile cuda_graphs cudnn_attention dtype golden json markdown methods picture tokens
-    check format int8 speed uint8""".split()
+    check format int8 speed uint8
+    work""".split()
 
 
 def setting(name: str, module: str) -> str | None:

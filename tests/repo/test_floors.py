@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "patchrank"
-MOST_ROOMS, MOST_FLOORS, LONGEST_FILE = 20, 9, 330
+MOST_ROOMS, MOST_FLOORS, LONGEST_FILE = 21, 9, 330
 ROW = re.compile(r"^\| (\d+) \| `(\w+)` \|.*\| ([^|]*)\|$", re.M)
 TABLE = ROW.findall((ROOT / "docs/contributing.md").read_text())
 FLOORS = {room: int(floor) for floor, room, _ in TABLE}

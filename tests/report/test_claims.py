@@ -6,7 +6,8 @@ import pytest
 
 from patchrank.config import Claim, TrialConfig, validate
 from patchrank.report.claims import is_about, judge
-from patchrank.report.results import MEASURES, Setting
+from patchrank.report.measures import MEASURES
+from patchrank.report.results import Setting
 from patchrank.utils.errors import UserError
 from patchrank.utils.stats import Interval, holm, paired_interval
 

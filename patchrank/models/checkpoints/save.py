@@ -34,7 +34,7 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
         UserError: another kind of model, one with arguments that JSON cannot hold, a predictor that cannot be made
             again by name, or a directory that holds other files or cannot be written to.
     """
-    if type(model) is not PrunedVisionTransformer or not hasattr(model, "pretrained_cfg"):
+    if not is_entry(model):
         raise UserError(
             f"save_pretrained takes a tower that timm.create_model made from a patchrank entry, but got a "
             f"{type(model).__name__}"
@@ -61,6 +61,11 @@ def save_pretrained(model: nn.Module, directory: str | Path) -> None:
         except ValueError as error:  # timm's word for an argument that JSON cannot hold
             raise UserError(f"this tower cannot be saved: {error}") from error
         os.chmod(staged / WEIGHTS, 0o644)
+
+
+def is_entry(model: nn.Module) -> bool:
+    """Whether `timm.create_model` made a tower from an entry of ours, and can make it again."""
+    return type(model) is PrunedVisionTransformer and hasattr(model, "pretrained_cfg")
 
 
 @contextmanager

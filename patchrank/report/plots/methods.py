@@ -9,7 +9,7 @@ import numpy as np
 from patchrank.config import value_at
 from patchrank.report.labels import BUDGET, KEEP_RATE, LOCATIONS, labels, layers, plain, prompts, ranking
 from patchrank.report.plots.style import MARKERS, colour_of, log_note, png, scale_points
-from patchrank.report.results import Setting, change, mean, subset
+from patchrank.report.results import Setting, change, mean, subset, worth_of
 
 FEWEST_COSTS = 3
 OURS = ("rank_merge", "attention_merge")  # drawn above the others, in thick lines
@@ -96,7 +96,8 @@ def draw_methods(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[byte
     more = BEST if curves.cost == BUDGET else ""
     more += LEARNED if any(prompts(each) != "none" for each in settings) else ""
     more += ORACLES.format(few) if few else ""
-    return png(figure), CAPTION.format(log_note(*spans), COSTS[curves.cost], more)
+    caption = CAPTION.replace("accuracy", worth_of(settings))
+    return png(figure), caption.format(log_note(*spans), COSTS[curves.cost], more)
 
 
 def _draw_row(drift, accuracy, lines: dict[str, list[Setting]], cost: str) -> np.ndarray:
@@ -117,7 +118,8 @@ def _draw_row(drift, accuracy, lines: dict[str, list[Setting]], cost: str) -> np
     drift.set_yscale("log")
     drift.yaxis.set_major_formatter("{x:g}")
     drift.set_ylabel("1000 (1 - cosine)", fontsize=9)
-    accuracy.set_ylabel("change of accuracy, points", fontsize=9)
+    worth = worth_of([point for points in lines.values() for point in points])
+    accuracy.set_ylabel(f"change of {worth}, points", fontsize=9)
     return span
 
 

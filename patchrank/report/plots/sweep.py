@@ -16,7 +16,7 @@ from patchrank.config import value_at
 from patchrank.report.labels import KEEP_RATE, LOCATIONS, labels, layers, plain, ranking, swept_rates
 from patchrank.report.markdown import signed
 from patchrank.report.plots.style import MARKERS, PALETTE, add_legend, colour_of, log_note, png, scale_points, wrap
-from patchrank.report.results import Setting, all_tasks, change, mean, subset
+from patchrank.report.results import Setting, all_tasks, change, mean, subset, worth_of
 from patchrank.utils.veil import MERGED, draw_left
 
 FEWEST_RATES, MOST_LINES = 3, 8  # of curves
@@ -44,6 +44,7 @@ def draw_sweep(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[bytes,
     """PNG and caption: curves over the keep rates where lines are few, otherwise a row of dots for each setting."""
     draw = _draw_curves if _has_curves(settings, axes) else _draw_dots
     picture, caption = draw(settings, axes)
+    caption = caption.replace("accuracy", worth_of(settings), 1)
     return picture, f"{caption} On validation images." if settings[0].on_val else caption
 
 
@@ -81,7 +82,7 @@ def _draw_curves(settings: Sequence[Setting], axes: Sequence[str]) -> tuple[byte
             unpruned = f", unpruned {mean(full, 'unpruned', task):.1f} %" if full else ""
             panel.set_title(f"{task}{unpruned}{where}", fontsize=9)
     for panel in panels[:, 0]:
-        panel.set_ylabel("change of accuracy, points", fontsize=9)
+        panel.set_ylabel(f"change of {worth_of(settings)}, points", fontsize=9)
     for panel in panels[-1]:
         panel.set_xlabel("patch tokens kept, %", fontsize=9)
     add_legend(figure, panels.flat, columns=3)
