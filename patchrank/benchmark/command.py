@@ -43,8 +43,8 @@ from patchrank.config.base import Share
 from patchrank.io import check_writable, resolve, write_atomic
 from patchrank.layers.pruning import windows
 from patchrank.models.clip import create_tower
-from patchrank.models.model_name import is_open_clip, stable_name
-from patchrank.models.pretrained import find_weights
+from patchrank.models.model_name import stable_name
+from patchrank.models.pretrained import find_weights, is_clip_entry
 from patchrank.utils.command import create_parser
 from patchrank.utils.device import check_device, hardware
 from patchrank.utils.errors import UserError
@@ -247,7 +247,7 @@ def _tower(args: argparse.Namespace, settings: dict) -> nn.Module:
 
     Elsewhere weights are random: they change no time.
     """
-    ships = not is_open_clip(args.model) and find_weights(args.model).file
+    ships = is_clip_entry(args.model) and find_weights(args.model).file
     if any((args.checkpoint, args.prompts, args.predictor, args.repair, ships)):
         return create_pruned_clip_from(args).visual
     torch.manual_seed(args.seed)

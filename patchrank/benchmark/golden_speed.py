@@ -14,7 +14,9 @@ from patchrank.benchmark.mode import Mode
 from patchrank.benchmark.table import Columns, number
 from patchrank.golden.scores import score_images
 from patchrank.golden.suffix import shares_qkv
+from patchrank.layers.class_token import can_skip_rows
 from patchrank.layers.macs import block_macs, hidden_size, vision_macs
+from patchrank.layers.pooling import pool_macs
 from patchrank.layers.pruning import take, windows
 from patchrank.layers.schedule import check_locations
 from patchrank.models.model_name import stable_name
@@ -76,7 +78,7 @@ def compare_scoring(
         timings = in_turns({name: way.run for name, way in ways.items()}, repeats, seed, WARM_UP, "scoring", quiet)
         peak = matmul_rate(mode) if mode.on_gpu else None
     rate = {name: way.windows / timings[name].median for name, way in ways.items()}
-    macs = _window_macs(tower, len(squares), kept.shape[1], remove_at)
+    macs = window_macs(tower, len(squares), kept.shape[1], remove_at)
     about = {"model": stable_name(model), "images": images, "window": window, "remove_at": remove_at}
     rows = []
     for name, way in ways.items():
@@ -161,18 +163,21 @@ def _fastest(name: str, run: Callable[[Tensor], Tensor], batch: Callable[[int], 
     return Way(partial(device_seconds, batches, x), count * best, best)
 
 
-def _window_macs(tower: nn.Module, count: int, length: int, remove_at: int) -> float:
+def window_macs(tower: nn.Module, count: int, length: int, remove_at: int) -> float:
     """MACs that a window needs, with those of the whole image shared by its `count` windows.
 
-    The class token alone is counted in the last block, since no more is needed. A prefix is counted once an image, and
+    Where no more is read, the class token alone is counted in the last block. A prefix is counted once an image, and
     so are queries, keys and values of the first layer where golden scoring shares them.
     """
     depth, hidden = len(tower.blocks), hidden_size(tower.blocks[0])
     shared = 3 * tower.embed_dim**2 * length if shares_qkv(tower, remove_at) else 0
+    skips = can_skip_rows(tower)
     own = sum(
-        block_macs(length, tower.embed_dim, hidden, cls_only=layer == depth) for layer in range(remove_at, depth + 1)
+        block_macs(length, tower.embed_dim, hidden, cls_only=skips and layer == depth)
+        for layer in range(remove_at, depth + 1)
     )
-    return own - shared + tower.embed_dim * tower.num_classes + vision_macs(tower, cls_only_last=True) / count
+    own += pool_macs(tower, length - tower.num_leading_tokens) + tower.embed_dim * tower.num_classes
+    return own - shared + vision_macs(tower, cls_only_last=skips) / count
 
 
 def matmul_rate(mode: Mode, turns: int = 10) -> float:

@@ -1,10 +1,10 @@
-"""The towers of a table: timm's and open_clip's own, and ours with every way to reduce tokens. They share weights."""
+"""The towers of a table: each library's own, and ours with every way to reduce tokens. They share weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from patchrank.benchmark.mode import Mode
 from patchrank.benchmark.schedules import MERGE, Asked, common_budget, pruned_copies, shared_copy
-from patchrank.layers.macs import hidden_size
 from patchrank.layers.reducers import REDUCERS, Reducer
 from patchrank.layers.schedule import check_locations
 from patchrank.models.clip import create_tower
+from patchrank.models.hosts.of_transformers import OwnForward, is_transformers
 from patchrank.models.model_name import OPEN_CLIP, is_open_clip
-from patchrank.models.pretrained import find_weights
-from patchrank.utils.errors import UserError, near, one_line
+from patchrank.models.pretrained import find_weights, is_clip_entry
+from patchrank.utils.errors import UserError, near
 
 WHOLE = ("timm", "timm_cls", "open_clip")  # methods that drop nothing
 ORACLE = "golden"  # ranks by scores that nobody could have in time
@@ -57,6 +57,8 @@ class Method:
 
 def read_methods(text: str) -> list[str]:
     """The methods that a flag names, by commas; `timm` is always the first, since all others are compared with it.
+
+    Of a tower of transformers' modules it stands for that library's own forward.
 
     Raises:
         UserError: a name that does not exist or stands there twice, an oracle, or `+merge` after a method that is no
@@ -120,6 +122,8 @@ def _whole(name: str, base: nn.Module, model: str, mode: Mode) -> Method:
         tower.set_pruning(cls_only_last=True)
         return _method(name, tower)
     macs = base.macs_unpruned().image
+    if name == "timm" and is_transformers(_original(base)):
+        return Method("transformers", OwnForward(base), macs, macs)
     if name == "timm":
         return Method(name, timm_twin(base), macs, macs)
     return Method(name, mode.place(_open_clip_twin(model, base)), macs, macs)
@@ -134,34 +138,18 @@ def _method(name: str, tower: nn.Module, keep_rate_asked: float | None = None) -
 
 
 def timm_twin(base: nn.Module) -> VisionTransformer:
-    """timm's own class with the very weights of a tower of ours: nothing of ours runs in its forward.
-
-    Raises:
-        UserError: the tower has parts that timm's constructor is not asked for here.
-    """
-    (original,) = getattr(base, "original", (None,))  # of an open_clip model around a tower of timm's
-    if type(original) is VisionTransformer:
+    """timm's own class with the very layers of a tower of ours: nothing of ours runs in its forward."""
+    if type(original := _original(base)) is VisionTransformer:
         return original
-    block = base.blocks[0]
-    twin = VisionTransformer(
-        img_size=base.patch_embed.img_size,
-        patch_size=base.patch_embed.patch_size,
-        num_classes=base.num_classes,
-        embed_dim=base.embed_dim,
-        depth=len(base.blocks),
-        num_heads=block.attn.num_heads,
-        mlp_ratio=(hidden_size(block) + 0.5) / base.embed_dim,  # timm rounds down
-        pre_norm=not isinstance(base.norm_pre, nn.Identity),
-        norm_layer=partial(type(base.norm), eps=base.norm.eps),
-        act_layer=type(block.mlp.act),
-        weight_init="skip",
-        device="meta",
-    )
-    try:
-        twin.load_state_dict(base.state_dict(), assign=True)
-    except RuntimeError as error:
-        raise UserError(f"model has layers that timm's plain tower lacks ({one_line(error)[:200]})") from error
+    twin = VisionTransformer.__new__(VisionTransformer)
+    vars(twin).update({name: copy(value) if isinstance(value, dict) else value for name, value in vars(base).items()})
     return twin.eval()
+
+
+def _original(base: nn.Module) -> nn.Module | None:
+    """The model of another library that a tower of ours shares its modules with, if there is one."""
+    (original,) = getattr(base, "original", (None,))
+    return original
 
 
 def _open_clip_twin(model: str, base: nn.Module) -> nn.Module:
@@ -178,7 +166,7 @@ def _open_clip_twin(model: str, base: nn.Module) -> nn.Module:
         ) from error
     name = model
     if not is_open_clip(model):
-        known = find_weights(model).open_clip
+        known = find_weights(model).open_clip if is_clip_entry(model) else None
         if known is None:
             raise UserError(f"method 'open_clip': open_clip has no tower like {model}; try patchrank_clip_b16")
         name = f"{OPEN_CLIP}{known[0]}"

@@ -27,8 +27,8 @@ METHODS: Columns = {
 MEMORY: Columns = {"peak MiB": lambda row: number(row["peak_memory"] / 2**20)}  # of rows from a GPU
 NOTE = (
     "`left`: share of patch tokens after the last location. `spread`: distance between the quartiles, as a share of "
-    "the median. `counted`, `measured`: speed-up over `timm` by MACs and by medians of the clock; `ratio`: measured "
-    "over counted. `ranking`: share of an eager forward's time for ranking and matching."
+    "the median. `counted`, `measured`: speed-up over the first method by MACs and by medians of the clock; `ratio`: "
+    "measured over counted. `ranking`: share of an eager forward's time for ranking and matching."
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from patchrank.export.onnx_format import laid_open
 from patchrank.export.onnx_session import OnnxFile
 from patchrank.export.pixels import to_pixels
 from patchrank.models.clip import Clip
-from patchrank.models.embed import classify, split_batches, unit
+from patchrank.models.embed import split_batches, unit
 from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
 
@@ -95,12 +95,12 @@ def compare(file: CheckedFile, clip: Clip, split: ImageSplit, batch_size: int, q
         clip: what `check_same` found to be the one that the file was made from.
     """
     seen, about = Seen(), file.about
-    head = clip.zero_shot_head(about["classes"], about["templates"] or ["{}"]) if about["classes"] else None
+    answer = probabilities_of(clip, about)
     for given, images in _batches(file, clip, split, batch_size, quiet):
         outputs, steps = file.run(given)
-        _compare_batch(seen, clip, images, outputs, steps, head)
+        _compare_batch(seen, clip, images, outputs, steps, answer)
     found = _row(seen, file)
-    if head is not None and split.labels is not None and set(split.classes) <= set(about["classes"]):
+    if answer is not None and split.labels is not None and set(split.classes) <= set(about["classes"]):
         labels = np.asarray(split.labels)
         if list(split.classes) != about["classes"]:  # in another order, or with others beside
             labels = np.asarray([about["classes"].index(split.classes[label]) for label in labels])
@@ -109,9 +109,24 @@ def compare(file: CheckedFile, clip: Clip, split: ImageSplit, batch_size: int, q
     return found
 
 
+def probabilities_of(clip: Clip, about: Mapping) -> Callable[[Tensor], Tensor] | None:
+    """What makes the probabilities (B, C) of a tower's embeddings (B, E); None where a file names no classes."""
+    if not about["classes"]:
+        return None
+    if not clip.has_text:
+        return lambda raw: clip.classifier(raw).softmax(-1)
+    head = clip.zero_shot_head(about["classes"], about["templates"] or ["{}"])
+    return lambda raw: (clip.logit_scale.exp() * unit(raw) @ head.T).softmax(-1)
+
+
 @torch.inference_mode()
 def _compare_batch(
-    seen: Seen, clip: Clip, images: Tensor, outputs: Mapping[str, Tensor], steps: list[Step], head: Tensor | None
+    seen: Seen,
+    clip: Clip,
+    images: Tensor,
+    outputs: Mapping[str, Tensor],
+    steps: list[Step],
+    answer: Callable[[Tensor], Tensor] | None,
 ) -> None:
     tower, embedding = clip.visual, outputs["embedding"].float()
     free = tower.forward_pruned(images, mapped=False)
@@ -124,10 +139,9 @@ def _compare_batch(
         seen.add(same_kept=(outputs["kept"].sort(1).values == free.kept.sort(1).values).all(1))
     apart, unfit = _judge(steps, forced, len(images))
     seen.add(scores_apart=apart, unfit=unfit)
-    if head is not None:
-        own = (clip.logit_scale.exp() * unit(same.embedding) @ head.T).softmax(-1)
-        seen.add(probability_apart=_probability_apart(outputs["probabilities"], own))
-        seen.add(answer=outputs["probabilities"].argmax(1), answer_tower=classify(unit(free.embedding), head))
+    if answer is not None:
+        seen.add(probability_apart=_probability_apart(outputs["probabilities"], answer(same.embedding)))
+        seen.add(answer=outputs["probabilities"].argmax(1), answer_tower=answer(free.embedding).argmax(1))
 
 
 def _probability_apart(theirs: Tensor, ours: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from patchrank.export.description import check_same, read_settings
 from patchrank.export.metadata import FORMATS, format_of
 from patchrank.export.speed import time_files
 from patchrank.export.towers import create_pair
-from patchrank.export.write import TEMPLATES, check_places, export_tower, has_learned_text
+from patchrank.export.write import TEMPLATES, check_places, export_tower, has_learned_text, has_own_classes
 from patchrank.models.captions import template_set
 from patchrank.models.clip import Clip
 from patchrank.models.model_name import is_open_clip
@@ -117,8 +117,9 @@ def _export(args: argparse.Namespace) -> int:
     settings = {**pruning_from(args), "seed": args.seed}
     settings |= {} if args.img_size is None else {"img_size": args.img_size}
     clip = create_pair(args, args.model, bool(classes), settings)
-    if args.templates and has_learned_text(clip):
-        raise UserError("--templates say nothing where --prompts have learned text; try it without")
+    if args.templates and (has_learned_text(clip) or has_own_classes(clip)):
+        why = "--prompts have learned text" if has_learned_text(clip) else "a classifier answers"
+        raise UserError(f"--templates say nothing where {why}; try it without")
     about = export_tower(clip, args.out, classes, templates, args.uint8, args.int8, quiet=False)
     row = {"file": args.out, "int8": args.int8} | {key: value for key, value in about.items() if key != "choices"}
     print_row(row, pruning_title(args, f"as {about['format'].upper()}, {args.out}"), _said(about))
@@ -163,7 +164,7 @@ def _said(about: dict) -> list[tuple[str, str]]:
 def _to_check(args: argparse.Namespace) -> str:
     """The command that compares a file with the tower that it was just made from."""
     words = ["python", "-m", "patchrank.export", "--check", args.out]
-    words += ["--model", args.model] if is_open_clip(args.model) else []  # others are named in the file
+    words += ["--model", args.model] if ":" in args.model else []  # entries of ours are named in the file
     for name in OF_MODEL:
         words += [] if getattr(args, name) is None else [f"--{name}", getattr(args, name)]
     return shlex.join(words)
@@ -191,10 +192,10 @@ def _tower_of(args: argparse.Namespace, file: CheckedFile) -> Clip:
     """The pair that a file was made from."""
     about = file.about
     name = args.model or about["model"]
-    if args.model is None and is_open_clip(name) and "@" in name:
-        raise UserError(
-            f"{file.path}: was made with {name}, a config of somebody's own; try --model open_clip:CONFIG.json"
-        )
+    if args.model is None and "@" in name:  # which files may lie anywhere
+        kind = name.partition(":")[0]
+        what, place = ("config", "CONFIG.json") if is_open_clip(name) else ("folder", "FOLDER")
+        raise UserError(f"{file.path}: was made with {name}, a {what} of somebody's own; try --model {kind}:{place}")
     clip = create_pair(args, name, bool(about["classes"]), read_settings(about, file.path))
     check_same(about, clip, file.path)
     return clip

@@ -13,7 +13,7 @@ from patchrank.export.program import ExportedTower
 from patchrank.io import weights_sha256
 from patchrank.models.captions import Template
 from patchrank.models.clip import Clip
-from patchrank.models.model_name import stable_name
+from patchrank.models.model_name import is_open_clip, stable_name
 from patchrank.models.pretrained import PUBLISHED
 from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
@@ -61,7 +61,7 @@ def settings_of(clip: Clip) -> dict:
     """The arguments that an entry makes such a tower of, beside files: another size than its own, and its pruning."""
     pruning, side, found = clip.visual.pruning, clip.visual.patch_embed.img_size[0], {}
     sides = {weights.entry: weights.image_size for weights in PUBLISHED.values()}
-    if sides.get(clip.name.partition(".")[0], side) != side:
+    if not is_open_clip(clip.name) and sides.get(clip.name.partition(".")[0]) != side:  # of others nobody knows theirs
         found["img_size"] = side
     for name in Pruning.model_fields:
         if name not in FILES:
@@ -88,7 +88,8 @@ def fingerprints(clip: Clip, with_text: bool) -> dict[str, str | None]:
     found["repair"] = None if tower.repair is None else weights_sha256(tower.repair, weights=_buffers(tower.repair))
     prompts = tower.prompts if clip.prompts is None else clip.prompts
     found["prompts"] = None if prompts is None else prompts.sha256()
-    found["text"] = weights_sha256(clip.text) if with_text else None
+    found["text"] = weights_sha256(clip.text) if with_text and clip.has_text else None
+    found["classifier"] = None if clip.has_text or clip.classifier is None else weights_sha256(clip.classifier)
     return found
 
 

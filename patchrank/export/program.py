@@ -51,6 +51,17 @@ class ClassHead(nn.Module):
         return (self.scale * (embedding @ self.vectors.T)).softmax(dim=-1)
 
 
+class OwnClasses(nn.Module):
+    """Embeddings (B, E), as the tower gives them, to the probabilities (B, C) of a model's own classes."""
+
+    def __init__(self, classifier: nn.Linear):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.classifier(embedding).softmax(dim=-1)
+
+
 class ExportedTower(nn.Module):
     """A tower with its pruning, from images to all that a file gives.
 
@@ -60,7 +71,7 @@ class ExportedTower(nn.Module):
         uint8: whether images come as (B, H, W, 3), uint8, instead of (B, 3, H, W), normalised.
     """
 
-    def __init__(self, clip: Clip, head: ClassHead | None = None, uint8: bool = False):
+    def __init__(self, clip: Clip, head: ClassHead | OwnClasses | None = None, uint8: bool = False):
         super().__init__()
         self.tower, self.classes = clip.visual, head
         cfg = self.tower.pretrained_cfg
@@ -84,12 +95,13 @@ class ExportedTower(nn.Module):
         images = images if self.pixels is None else self.pixels(images)
         found = self.tower.forward_pruned(images, mapped=False)
         embedding = F.normalize(found.embedding, dim=-1)
-        outputs = [] if self.classes is None else [self.classes(embedding)]
+        read = found.embedding if isinstance(self.classes, OwnClasses) else embedding
+        outputs = [] if self.classes is None else [self.classes(read)]
         return (*outputs, embedding, *([] if self.tower.pruner is None else [found.kept]))
 
 
-def check_exportable(tower: nn.Module, for_onnx: bool) -> None:
-    """Refuses a tower that a file would not be true to.
+def check_exportable(tower: nn.Module, for_onnx: bool, classifier: nn.Module | None = None) -> None:
+    """Refuses a tower, or a classifier behind it, that a file would not be true to.
 
     Raises:
         UserError: ranking by scores from outside, or by what ONNX cannot read; hooks; layers of others inside (LoRA,
@@ -103,7 +115,8 @@ def check_exportable(tower: nn.Module, for_onnx: bool) -> None:
         raise UserError(f"reducer {name!r} reads the bits of pixels, which ONNX cannot; try --format pt2, or center")
     if has_global_hooks():
         raise UserError("hooks hang on all modules, which a file would not have; try to remove them")
-    for part, module in tower.named_modules():
+    behind = [] if classifier is None else [("classifier", classifier)]
+    for part, module in [*tower.named_modules(), *behind]:
         if _is_changed(tower, part, module):
             raise UserError(
                 f"{part or 'the tower'} ({type(module).__name__}) has hooks or is a layer of another library (LoRA, "

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from patchrank.export import onnx_format, program_file
 from patchrank.export.description import describe
 from patchrank.export.metadata import KEY, format_of
-from patchrank.export.program import ClassHead, ExportedTower, check_exportable, trace
+from patchrank.export.program import ClassHead, ExportedTower, OwnClasses, check_exportable, trace
 from patchrank.export.towers import pair_of
 from patchrank.io import check_writable, resolve, write_atomic
 from patchrank.models import text as clip_text
@@ -37,10 +37,11 @@ def export_tower(
     """Writes the image tower of a pair, with the pruning, prompts and repair in force, as one file.
 
     Args:
-        model: a pair of `create_clip`, or one of our towers of `timm.create_model`, which has no text for classes.
+        model: of `create_clip`, or one of our towers of `timm.create_model`, which has no text for classes.
         path: ends in `.onnx` or `.pt2`, which is the format.
-        classes: names; the file then gives their probabilities beside embeddings.
-        templates: sentences with `{}` for a name; not read where prompts have learned text.
+        classes: names; the file then gives their probabilities beside embeddings. A model with a classifier and no text
+            tower gives those of its own classes in any case; names are for these, and numbers where nobody knows any.
+        templates: sentences with `{}` for a name; not read where prompts have learned text, nor by a classifier.
         uint8: whether the file takes images (B, H, W, 3) in uint8, instead of normalised ones (B, 3, H, W).
         int8: where the same in int8 is written too; of ONNX alone.
         quiet: show no progress.
@@ -50,17 +51,18 @@ def export_tower(
 
     Raises:
         UserError: a tower that a file would not be true to, a place that cannot be written, a caption that is too long
-            for the text tower, a format or an operator that does not go together with it.
+            for the text tower, more or fewer names than a classifier has classes, a format or an operator that does not
+            go together with it.
     """
     clip, format = pair_of(model), format_of(path)
-    if classes and clip is not model:
-        raise UserError("classes need a text tower, which an image tower alone has not; try create_clip")
     check_places(path, int8)
-    check_exportable(clip.visual, format == "onnx")
+    check_exportable(clip.visual, format == "onnx", clip.classifier)
     if format == "onnx":
         onnx_format.check_installed()
     head = None
-    if classes:
+    if has_own_classes(clip):
+        head, classes, templates = OwnClasses(clip.classifier), own_names(clip, classes), ()
+    elif classes:
         classes, templates = check_classes(classes), check_templates(templates)
         head = create_head(clip, classes, templates)
     module = ExportedTower(clip, head, uint8).eval()
@@ -118,7 +120,13 @@ def _check_place(place: str) -> None:
 
 
 def create_head(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> ClassHead:
-    """The class head of a pair. Raises `UserError` for a caption that the text tower would cut."""
+    """The class head of a pair.
+
+    Raises:
+        UserError: there is no text tower, or a caption that it would cut.
+    """
+    if not clip.has_text:
+        raise UserError(f"classes need a text tower or a classifier, which {clip.name} has not; try it without classes")
     captions = [text for template in templates for text in fill(template, classes)]
     may_cut = not has_learned_text(clip) and clip.tokenizer is None
     if may_cut and (cut := clip_text.too_long(captions, clip.context_length)):
@@ -127,6 +135,25 @@ def create_head(clip: Clip, classes: Sequence[str], templates: Sequence[str]) ->
             f"tower, such as {cut[0][:80]!r}; try shorter names or templates"
         )
     return ClassHead(clip.zero_shot_head(classes, templates), float(clip.logit_scale.detach().exp()))
+
+
+def own_names(clip: Clip, given: Sequence[str]) -> Sequence[str]:
+    """What a classifier's classes are called: as given, as the model says, or by their numbers.
+
+    Raises:
+        UserError: more or fewer are given than there are.
+    """
+    count = clip.classifier.out_features
+    if given and len(given) != count:
+        raise UserError(
+            f"{len(given)} classes are named, but the classifier of {clip.name} has {count}; name all or none"
+        )
+    return check_classes(given) if given else clip.class_names or tuple(map(str, range(count)))
+
+
+def has_own_classes(clip: Clip) -> bool:
+    """Whether a model answers by a classifier of its own, since it has no text."""
+    return not clip.has_text and clip.classifier is not None
 
 
 def has_learned_text(clip: Clip) -> bool:

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import timm
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from patchrank.models.hosts.of_timm import check_model
 from patchrank.models.hosts.tower import SharedTower
 from patchrank.models.model_name import CONFIG, HF, LOCAL, TIMM, local_folder, read_settings, stable_name
 from patchrank.models.pair import Clip
-from patchrank.models.patchrank_clip import HUB_FILES
+from patchrank.models.patchrank_clip import HUB_FILES, check_img_size
 from patchrank.models.pretrained import record_input_size
 from patchrank.models.pruned_vit import PrunedVisionTransformer
 from patchrank.models.pruning_cfg import OFF, Pruning, usual_locations
@@ -57,7 +58,10 @@ def create_timm(
     if weights is not None:
         load_vit(model, weights, source)
     classifier = split_classifier(model)
-    return Clip(stable_name(name), _pruned(model, settings), None, classifier=classifier)
+    clip = Clip(stable_name(name), _pruned(model, settings), None, classifier=classifier)
+    if classifier is not None:
+        clip.class_names = _class_names(model, classifier.out_features, is_tags=weights is not None and not checkpoint)
+    return clip
 
 
 def create_timm_tower(name: str, img_size: int | None = None, folder: Path | None = None, **settings) -> nn.Module:
@@ -67,11 +71,28 @@ def create_timm_tower(name: str, img_size: int | None = None, folder: Path | Non
     return _pruned(model, settings).eval()
 
 
+def _class_names(model: VisionTransformer, count: int, is_tags: bool) -> tuple[str, ...]:
+    """What so many classes are called: as the record says, or as in ImageNet where a tag's weights have as many.
+
+    () where nobody says.
+    """
+    cfg = model.pretrained_cfg or {}
+    if len(names := cfg.get("label_names") or ()) == count:
+        told = cfg.get("label_descriptions") or {}
+        return tuple(told.get(name, name) if isinstance(told, dict) else name for name in names)
+    subset = infer_imagenet_subset({"num_classes": count}) if is_tags and "local-dir" != cfg.get("source") else None
+    known = ImageNetInfo(subset) if subset else None
+    return tuple(known.index_to_description(place) for place in range(count)) if known else ()
+
+
 def _pruned(model: VisionTransformer, settings: Mapping) -> PrunedVisionTransformer:
     """A tower of ours around a model of timm's, or the model itself if it is one, pruned as settings say."""
-    tower = model if isinstance(model, PrunedVisionTransformer) else SharedTower.around(model)
     pruning = {key: value for key, value in settings.items() if key in Pruning.model_fields}
-    pruning = usual_locations(len(tower.blocks), pruning) | pruning
+    if isinstance(model, PrunedVisionTransformer):  # whose locations were checked when it was made
+        tower = model
+    else:
+        tower = SharedTower.around(model)
+        pruning = usual_locations(len(tower.blocks), pruning) | pruning
     if OFF.keys() & pruning.keys():  # in place of whatever a saved tower had
         pruning = OFF | pruning
     if pruning:
@@ -84,19 +105,23 @@ def _build(
 ) -> VisionTransformer:
     """timm's model of a name, or ours, with random weights and as many classes as weights have, in evaluation mode."""
     source, whole = f"model {name}", _timms_name(name, folder)
+    check_img_size(img_size, 1)
     others = {key: value for key, value in settings.items() if key not in Pruning.model_fields}
     others |= _of_entry(whole, settings, weights is None) | _of_head(weights)
     others |= {} if img_size is None else {"img_size": img_size}
     try:
-        model = timm.create_model(whole, pretrained=False, **others).eval()
+        model = timm.create_model(whole, pretrained=False, **others)
+        if getattr(model, "dynamic_img_size", False):  # images have one size here
+            model = timm.create_model(whole, pretrained=False, **others | {"dynamic_img_size": False})
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     except Exception as error:  # of whatever kind its parts raise
         raise UserError(f"{source}: timm cannot make it ({one_line(error)[:MAX_REASON]})") from error
     if type(model) is not PrunedVisionTransformer:
         check_model(model, f"{source}: patchrank")
+    check_img_size(img_size, model.patch_embed.patch_size)
     record_input_size(model)
-    return model
+    return model.eval()
 
 
 def _of_head(weights: Mapping | None) -> dict[str, int]:

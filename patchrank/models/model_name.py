@@ -18,9 +18,9 @@ from patchrank.utils.errors import UserError, one_line
 
 OPEN_CLIP, TIMM, HF, LOCAL = PREFIXES = "open_clip:", "timm:", "hf:", "local-dir:"
 FORMS = "open_clip:CONFIG.json, open_clip:NAME or open_clip:NAME/TAG"
-ALL_FORMS = f"an entry of ours, such as patchrank_clip_b16, or timm:NAME, hf:REPO_OR_FOLDER, local-dir:FOLDER, {FORMS}"
+OTHERS = f"timm:NAME, hf:REPO_OR_FOLDER, local-dir:FOLDER, {FORMS}"
 NEEDED = ("embed_dim", "vision_cfg", "text_cfg")  # keys of every config of open_clip
-REPO = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?|[\w-][\w.-]*")  # of the hub: owner/name, a revision behind it, or name
+REPO = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*(@[\w./-]+)?")  # of the hub: owner/name or name, perhaps with a revision
 SHOWN = 8  # characters of a config's fingerprint in a name
 STABLE = re.compile(rf"[^/\\]+@[0-9a-f]{{{SHOWN}}}")  # behind its prefix, what `stable_name` calls a folder
 CONFIG, IMAGES, PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"

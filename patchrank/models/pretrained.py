@@ -15,7 +15,7 @@ from timm.models import get_model_input_config, list_models
 from torch import nn
 
 from patchrank.io.yaml import read_yaml
-from patchrank.models.model_name import ALL_FORMS, is_open_clip
+from patchrank.models.model_name import OTHERS, is_open_clip
 from patchrank.utils.errors import UserError, near
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -74,7 +74,10 @@ def find_weights(name: str) -> Weights:
         raise UserError(f"model must be a name, such as 'patchrank_clip_b16', but is {name!r}")
     if ":" in name:
         prefix = name.partition(":")[0]
-        raise UserError(f"model {name!r} does not exist: there are no models of the kind '{prefix}:'; try {ALL_FORMS}")
+        raise UserError(
+            f"model {name!r} does not exist: there are no models of the kind '{prefix}:'; try an entry of ours, such "
+            f"as patchrank_clip_b16, or {OTHERS}"
+        )
     entry = name.partition(".")[0]
     of_entry = {found.name: found for found in PUBLISHED.values() if found.entry == entry}
     if not of_entry:
@@ -82,7 +85,7 @@ def find_weights(name: str) -> Weights:
             theirs = ", ".join(repr(found.name) for found in known)
             raise UserError(f"model {name!r} is open_clip's name for {known[0].entry}; try one of {theirs}")
         known = near(name, list_models("patchrank_*"))
-        raise UserError(f"model {name!r} does not exist; {known}; of others timm:NAME, hf:REPO_OR_FOLDER and so on")
+        raise UserError(f"model {name!r} does not exist; {known}; or {OTHERS}")
     if name == entry:
         return next(iter(of_entry.values()))
     if name not in of_entry:
@@ -90,9 +93,14 @@ def find_weights(name: str) -> Weights:
     return of_entry[name]
 
 
+def is_clip_entry(name: object) -> bool:
+    """Whether a name means one of our entries of CLIP; others have no text tower of ours."""
+    return isinstance(name, str) and name.partition(".")[0] in TEXT_CFGS
+
+
 def surely_has_text(name: str) -> bool:
     """Whether a model's name tells that it has a text tower; of other libraries' models none does."""
-    return is_open_clip(name) or name.partition(".")[0] in TEXT_CFGS
+    return is_open_clip(name) or is_clip_entry(name)
 
 
 def by_open_clips_name(model: str, tag: str | None = None) -> list[Weights]:

@@ -10,6 +10,7 @@ from patchrank.io import check_writable, read_json, write_json
 from patchrank.layers.predictors import save_predictor
 from patchrank.layers.prompts import Prompts
 from patchrank.models.checkpoints.save import CONFIG, WEIGHTS, find_target, is_entry, save_pretrained, staged_directory
+from patchrank.models.classifier import classifier_on
 from patchrank.models.model_name import is_open_clip
 from patchrank.models.prompt_files import describe, save_prompts
 from patchrank.models.repair_files import load_repair, save_repair
@@ -70,7 +71,7 @@ def write_model(
         write_files(context, prompts, staged)
         record = {"schema": SCHEMA, "id": row["id"], "sweep": row["sweep"], "date": f"{datetime.date.today()}"}
         record |= {"settings": canonical(whole.config), "metrics": metrics, "speed": row.get("speed")}
-        write_json(staged / CHOSEN, record | {"load": _how_to_load(whole, str(folder))})
+        write_json(staged / CHOSEN, record | {"load": _how_to_load(whole, str(folder), is_entry(inputs.clip.visual))})
     return metrics
 
 
@@ -110,7 +111,8 @@ def write_files(context: TrialContext, prompts: Prompts | None, folder: Path) ->
 
         save_open_clip(clip, context.trial.config.model.name, folder)
     elif is_entry(clip.visual):
-        save_pretrained(clip.visual, folder)
+        with classifier_on(clip) as tower:
+            save_pretrained(tower, folder)
     if has_ranker:
         save_predictor(reducer.predictor, folder / PREDICTOR, reducer.about)
     if context.trial.repairs:
@@ -119,10 +121,11 @@ def write_files(context: TrialContext, prompts: Prompts | None, folder: Path) ->
         save_prompts(prompts, folder / PROMPTS, describe(clip))
 
 
-def _how_to_load(trial: ResolvedTrial, folder: str) -> dict[str, str]:
+def _how_to_load(trial: ResolvedTrial, folder: str, is_ours: bool) -> dict[str, str]:
     """Python that makes the image tower, and the pair with its text tower, from a folder.
 
-    Of a model that `open_clip:...` names: the pair, and open_clip's own model without pruning.
+    Of a model that `open_clip:...` names: the pair, and open_clip's own model without pruning. Of others whose tower is
+    not ours, and so not in the folder: the pair, from where the model is.
     """
     model, prompts = trial.config.model, f"{folder}/{PROMPTS}" if trial.learns else None
     repair = f"{folder}/{REPAIR}" if trial.repairs else None
@@ -138,4 +141,6 @@ def _how_to_load(trial: ResolvedTrial, folder: str) -> dict[str, str]:
     pair, local = f"patchrank.create_clip({name!r}, {arguments})", f"local-dir:{folder}"
     if theirs:
         return {"pair": pair, "unpruned": f"open_clip.create_model({local!r})"}
+    if not is_ours:
+        return {"pair": pair}
     return {"tower": f"timm.create_model({local!r}, pretrained=True{visual})", "pair": pair}

@@ -9,7 +9,6 @@ from typing import get_args
 
 from patchrank.config import Constraint, Measured, Objective, TrialConfig
 from patchrank.io import is_remote, join, read_json
-from patchrank.models.model_name import is_open_clip
 from patchrank.report.pareto import is_number, said
 from patchrank.trial.requirements import ResolvedTrial
 from patchrank.trial.save_model import CHOSEN, write_model
@@ -37,8 +36,8 @@ def write_best(plan: Plan, rows: Sequence[dict], bounds: Sequence[Constraint], o
     shown += ("accuracy", "accuracy_unpruned", "knn_accuracy", "knn_accuracy_unpruned")
     told = ", ".join(f"{key} {figures[key]:.4g}" for key in shown if key in figures)
     load = f'timm.create_model("local-dir:{folder}", pretrained=True)'
-    if is_open_clip(trial.config.model.name):
-        load = read_json(join(folder, CHOSEN))["load"]["pair"]
+    if "tower" not in (known := read_json(join(folder, CHOSEN))["load"]):
+        load = known["pair"]
     say(f"best: {folder}  ({told})\n  {load}")
     return folder
 

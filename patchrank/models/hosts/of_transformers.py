@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -75,6 +76,26 @@ class RunEncoder(Leads, nn.Module):
         from transformers.modeling_outputs import BaseModelOutput
 
         return BaseModelOutput(last_hidden_state=Run(tower).whole(x))
+
+
+class OwnForward(nn.Module):
+    """Images (B, 3, H, W) to embeddings (B, E) by a model of transformers itself; nothing of ours runs.
+
+    Args:
+        tower: ours, of the model's very modules.
+    """
+
+    def __init__(self, tower: nn.Module):
+        super().__init__()
+        (self.core,), self.head = tower.original, tower.head
+        resized = tower.patch_embed.img_size[0] != self.core.config.image_size
+        takes = "interpolate_pos_encoding" in inspect.signature(self.core.forward).parameters
+        self.how = {"interpolate_pos_encoding": True} if resized and takes else {}
+        self.pools = not hasattr(self.core, "pooler")  # what a pooler adds is no part of an embedding
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.core(images, **self.how)
+        return self.head(out.pooler_output if self.pools else out.last_hidden_state[:, 0])
 
 
 def attach(model: nn.Module, img_size: int | None) -> HostedTower:

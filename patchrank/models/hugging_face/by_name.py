@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +14,7 @@ from patchrank.models.from_timm import create_timm, create_timm_tower
 from patchrank.models.hosts.of_transformers import KNOWN, WRAPPED, find_core
 from patchrank.models.hosts.transformers_tower import StandaloneTower, create_tower
 from patchrank.models.hugging_face.images import read_images
+from patchrank.models.hugging_face.quiet import quiet
 from patchrank.models.hugging_face.text import HubText, create_tokenizer
 from patchrank.models.model_name import CONFIG, HF, REPO, folder_of, local_folder, read_settings, stable_name
 from patchrank.models.pair import Clip
@@ -62,8 +61,7 @@ def create_hub(
     tokenizer = None if text is None else create_tokenizer(folder, text.context_length, source)
     clip = Clip(stable_name(name), tower, text, tokenizer, getattr(model, "classifier", None))
     if clip.classifier is not None:
-        named = model.config.id2label
-        clip.class_names = tuple(str(named.get(place, place)) for place in range(clip.classifier.out_features))
+        clip.class_names = _class_names(model.config)
     if hasattr(model, "logit_scale"):
         clip.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(()))  # SigLIP's is a vector of one
     _prune(tower, pruning)
@@ -95,11 +93,11 @@ def create_model(settings: dict, source: str, weights: str | Path | None = None)
     if kind.__name__.startswith(("CLIPVision", "SiglipVision")) and isinstance(settings.get("vision_config"), dict):
         settings = settings["vision_config"] | {key: settings[key] for key in ("projection_dim",) if key in settings}
     try:
-        config = kind.config_class.from_dict(settings)
-        if weights is None:
-            return kind(config).eval()
-        tensors = read_checkpoint(weights)
-        with _quiet():
+        with quiet():
+            config = kind.config_class.from_dict(settings)
+            if weights is None:
+                return kind(config).eval()
+            tensors = read_checkpoint(weights)
             model, about = kind.from_pretrained(
                 None,
                 config=config,
@@ -152,24 +150,16 @@ def _create_tower(model: nn.Module, folder: Path, img_size: int | None, source: 
     return tower
 
 
+def _class_names(config: object) -> tuple[str, ...]:
+    """What a config calls its classes; () where it only counts them."""
+    names = tuple(str(name) for _, name in sorted(config.id2label.items()))
+    return () if all(name == f"LABEL_{place}" for place, name in enumerate(names)) else names
+
+
 def _prune(tower: StandaloneTower, pruning: dict) -> None:
     pruning = usual_locations(len(tower.blocks), pruning) | pruning
     if pruning:
         tower.set_pruning(**pruning)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps transformers from telling what our own errors tell, and from a bar of its own."""
-    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        if bars:
-            transformers.logging.enable_progress_bar()
 
 
 def _check_fit(about: dict, source: str) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
+from patchrank.models.hugging_face.quiet import quiet
 from patchrank.utils.errors import UserError, one_line
 
 MAX_REASON = 200  # characters
@@ -47,10 +49,9 @@ def create_tokenizer(folder: Path, context_length: int, source: str) -> Callable
     Raises:
         UserError: there is none, or its package is missing.
     """
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # its libraries' own kinds
         says = f"its tokenizer cannot be had ({one_line(error)[:MAX_REASON]})"
         raise UserError(f"{source}: {says}; try a folder with a tokenizer.json") from error

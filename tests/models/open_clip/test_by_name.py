@@ -7,9 +7,11 @@ import shutil
 import open_clip
 import pytest
 import torch
+from helpers import toy_hub
 from helpers.open_clip_files import CONFIG, create_theirs, write_config, write_model
 from open_clip.transform import image_transform_v2
 from PIL import Image
+from safetensors.torch import save_file
 
 import patchrank
 from patchrank.models.checkpoints import hub
@@ -55,6 +57,54 @@ def test_embeddings_are_open_clips_own(tmp_path, images, changes):
     expected = theirs.encode_text(tokens, normalize=True)
     torch.testing.assert_close(clip.encode_text(WORDS), expected, atol=1e-6, rtol=0)
     assert clip.logit_scale.shape == () and float(clip.logit_scale) == float(theirs.logit_scale)
+
+
+SIGLIP = {
+    "embed_dim": 192,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "quick_gelu": False,
+    "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map", "timm_proj": "none"},
+    "text_cfg": dict(width=192, heads=3, layers=1, context_length=12, no_causal_mask=True, proj_bias=True)
+    | dict(pool_type="last", norm_kwargs={"eps": 1e-6}, tokenizer_kwargs={"clean": "canonicalize"}),
+}
+
+
+def check_siglip(folder, settings, texts):
+    """A SigLIP of a config, beside open_clip's own model, its tokenizer a folder."""
+    pytest.importorskip("transformers")
+    toy_hub.tokenizer().save_pretrained(folder / "words")
+    text = settings["text_cfg"] | {"hf_tokenizer_name": str(folder / "words"), "vocab_size": len(toy_hub.tokenizer())}
+    theirs = create_theirs(folder, **settings | {"text_cfg": text})
+    save_file({key: value.contiguous() for key, value in theirs.state_dict().items()}, folder / "toy.safetensors")
+    clip = patchrank.create_clip(f"open_clip:{folder}/toy.json", checkpoint=folder / "toy.safetensors")
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    expected = theirs.encode_image(images, normalize=True)
+    torch.testing.assert_close(clip.encode_image(images), expected, atol=1e-5, rtol=0)
+    tokens = open_clip.get_tokenizer("toy")(texts)
+    assert torch.equal(clip.tokenize(texts), tokens)
+    expected = theirs.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(clip.encode_text(texts), expected, atol=1e-6, rtol=0)
+    logits = clip.encode_image(images) @ clip.encode_text(texts).T * clip.logit_scale.exp()
+    logits = logits + theirs.logit_bias  # one number for all, so that it changes no answer
+    torch.testing.assert_close(logits, theirs.get_logits(images, tokens)[0], atol=1e-3, rtol=0)
+    assert clip.logit_scale.shape == ()
+    return clip
+
+
+@torch.no_grad()
+def test_a_siglip_is_open_clips_own_with_its_text_tower(tmp_path):
+    clip = check_siglip(tmp_path, SIGLIP, ["a photo of a cat", "A dog, on a SOFA!"])
+    assert torch.equal(clip.tokenize(["A Dog!"]), clip.tokenize(["a dog"]))
+    assert clip.zero_shot_head(["cat", "dog"], ["a photo of a {}."]).shape == (2, 192)
+    clip.visual.set_pruning(keep_rate=0.5, locations=(4,), reducer="center")
+    assert clip.visual.drop_counts == (98,)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_so_is_one_of_full_size(tmp_path):
+    check_siglip(tmp_path, open_clip.get_model_config("ViT-B-16-SigLIP"), ["a photo of a cat", "the dog"])
 
 
 def test_images_are_prepared_as_the_config_says(files, tmp_path):
@@ -103,7 +153,7 @@ MODELS = [
     ("open_clip:ViT-B-16/openai", "trained with quick GELU; try open_clip:ViT-B-16-quickgelu/openai"),
     ("open_clip:ViT-B-16", "names no weights; try --checkpoint FILE, or a tag, as in open_clip:ViT-B-16/openai"),
     ("open_clip:nowhere/toy.json", "model open_clip:nowhere/toy.json: there is no such file"),
-    ("tf:vit_base", "there are no models of the kind 'tf:'; try an entry of ours, such as patchrank_clip_b16, or tim"),
+    ("tf:vit_base", "there are no models of the kind 'tf:'; try an entry of ours, such as patchrank_clip_b16, or timm"),
 ]
 
 
