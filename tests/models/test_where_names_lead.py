@@ -121,7 +121,7 @@ def test_a_saved_tower_comes_back_with_its_pruning_and_predictor(tmp_path, entry
     assert create_clip(name, keep_rate=1.0).visual.pruner is None
     assert create_tower(name).drop_counts == ()
     save_file({"stranger": torch.ones(1), **tower.state_dict()}, tmp_path / "saved/model.safetensors")
-    with pytest.raises(UserError, match="saved: stranger is surplus"):
+    with pytest.raises(UserError, match="saved/model.safetensors: stranger is surplus"):
         create_clip(name)
 
 
@@ -259,6 +259,17 @@ def test_what_is_no_model_that_ours_can_reproduce(tmp_path, content, message):
     with pytest.raises(UserError, match=f"^model hf:{tmp_path}: .*{re.escape(message)}") as caught:
         create_clip(f"hf:{tmp_path}", pretrained=False)
     assert "\n" not in str(caught.value)
+
+
+def test_open_clips_files_may_lie_beside_and_transformers_may_be_missing(siglip, tmp_path, monkeypatch):
+    folder = tmp_path / "both"
+    shutil.copytree(siglip, folder)
+    save_file({"visual.proj": torch.ones(2, 2)}, folder / "open_clip_model.safetensors")
+    assert create_clip(f"hf:{folder}").sha256() == create_clip(f"hf:{siglip}").sha256()
+    monkeypatch.setattr("patchrank.models.clip.find_spec", lambda _: None)
+    for create in (create_clip, create_tower):
+        with pytest.raises(UserError, match="transformers is missing; try pip install 'transformers>=5'"):
+            create(f"hf:{siglip}")
 
 
 def test_folders_that_lack_something(siglip, tmp_path):
