@@ -120,6 +120,10 @@ def test_a_saved_tower_comes_back_with_its_pruning_and_predictor(tmp_path, entry
     assert create_clip(name, keep_rate=0.75).visual.drop_counts == (1,)
     assert create_clip(name, keep_rate=1.0).visual.pruner is None
     assert create_tower(name).drop_counts == ()
+    tower.set_pruning(drop_counts=(3,))
+    patchrank.save_pretrained(tower, tmp_path / "saved")
+    assert create_clip(name).visual.drop_counts == (3,)  # which would win over a keep rate beside it
+    assert create_clip(name, keep_rate=0.75).visual.drop_counts == (1,)
     save_file({"stranger": torch.ones(1), **tower.state_dict()}, tmp_path / "saved/model.safetensors")
     with pytest.raises(UserError, match="saved/model.safetensors: stranger is surplus"):
         create_clip(name)
