@@ -74,6 +74,7 @@ def create_tower(name: str, **pruning) -> nn.Module:
 
         return create_open_clip_tower(name, **pruning)
     if prefix_of(name) == HF:
+        _check_transformers(name)
         from patchrank.models.hugging_face.by_name import create_hub_tower
 
         return create_hub_tower(name, **pruning)
@@ -90,12 +91,17 @@ def _creator(name: str) -> Callable[..., Clip]:
 
         return create_open_clip
     if prefix_of(name) == HF:
-        if find_spec("transformers") is None:
-            raise UserError(f"model {name}: the package transformers is missing; pip install 'transformers>=5'")
+        _check_transformers(name)
         from patchrank.models.hugging_face.by_name import create_hub
 
         return create_hub
     return create_timm if is_without_text(name) else _create_own
+
+
+def _check_transformers(name: str) -> None:
+    """Raises `UserError` where transformers, which a name asks for, is not installed."""
+    if find_spec("transformers") is None:
+        raise UserError(f"model {name}: the package transformers is missing; try pip install 'transformers>=5'")
 
 
 def is_without_text(name: object) -> bool:

@@ -16,7 +16,7 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from patchrank.models.checkpoints.hub import download_file
+from patchrank.models.checkpoints.hub import download_file, weights_in
 from patchrank.models.checkpoints.load import load_vit, read_checkpoint
 from patchrank.models.classifier import split_classifier
 from patchrank.models.hosts.of_timm import check_model
@@ -186,7 +186,7 @@ def _find_weights(
     if checkpoint is None and not pretrained:
         return None, ""
     if checkpoint is None and whole.startswith(LOCAL):
-        checkpoint = whole.removeprefix(LOCAL)
+        checkpoint = weights_in(Path(whole.removeprefix(LOCAL)))
     elif checkpoint is None:
         cfg = get_pretrained_cfg(whole)
         if not cfg.hf_hub_id:

@@ -67,14 +67,11 @@ def write(model: nn.Module, folder: Path) -> str:
     """Writes a model as transformers does, with the tokenizer of a pair and images of its own size; its name."""
     import transformers
 
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
     model.save_pretrained(folder)
     if type(model).__name__ in PAIRS:
         tokenizer().save_pretrained(folder)
     side = {"height": HF["image_size"], "width": HF["image_size"]}
     transformers.SiglipImageProcessor(size=side).save_pretrained(folder)
-    transformers.logging.set_verbosity(verbosity)
     return f"hf:{folder}"
 
 

@@ -78,6 +78,24 @@ def test_an_entry_timms_name_and_a_pruned_model_are_one_tower_to_predictors(tmp_
     assert clips[0].visual.num_classes == 0
 
 
+def test_classes_are_called_as_the_models_record_says(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(from_timm, "download_file", lambda *_: tmp_path / "model.safetensors")
+    assert create_clip("timm:test_vit").class_names[:2] == ("tench, Tinca tinca", "goldfish, Carassius auratus")
+    own = create_clip("timm:test_vit", checkpoint=tmp_path / "model.safetensors")
+    assert own.class_names == ()  # a thousand classes of somebody's may be others
+    few = timm.create_model("test_vit", num_classes=2)
+    names = {"label_names": ["n1", "n2"], "label_descriptions": {"n1": "cat"}}
+    save_for_hf(few, str(tmp_path / "few"), model_config=names, safe_serialization=True)
+    assert create_clip(f"local-dir:{tmp_path}/few").class_names == ("cat", "n2")
+    pytest.importorskip("transformers")
+    vit = toy_hub.create_classifier()
+    assert create_clip(toy_hub.write(vit, tmp_path / "vit")).class_names == ()
+    vit.config.id2label = {place: f"kind {place}" for place in range(5)}
+    assert create_clip(toy_hub.write(vit, tmp_path / "named")).class_names[4] == "kind 4"
+
+
 def test_the_projection_of_a_clip_is_no_classifier():
     kinds = {tag: timm.create_model("vit_base_patch16_clip_224", num_classes=classes, **SMALL) for tag, classes in
              (("openai", 512), ("ft_in1k", 1000), ("ft_in12k", 11821))}  # fmt: skip
@@ -102,8 +120,12 @@ def test_a_saved_tower_comes_back_with_its_pruning_and_predictor(tmp_path, entry
     assert create_clip(name, keep_rate=0.75).visual.drop_counts == (1,)
     assert create_clip(name, keep_rate=1.0).visual.pruner is None
     assert create_tower(name).drop_counts == ()
+    tower.set_pruning(drop_counts=(3,))
+    patchrank.save_pretrained(tower, tmp_path / "saved")
+    assert create_clip(name).visual.drop_counts == (3,)  # which would win over a keep rate beside it
+    assert create_clip(name, keep_rate=0.75).visual.drop_counts == (1,)
     save_file({"stranger": torch.ones(1), **tower.state_dict()}, tmp_path / "saved/model.safetensors")
-    with pytest.raises(UserError, match="saved: stranger is surplus"):
+    with pytest.raises(UserError, match="saved/model.safetensors: stranger is surplus"):
         create_clip(name)
 
 
@@ -150,6 +172,27 @@ def test_folders_of_timm_go_timms_way(tmp_path):
     assert torch.equal(clip.visual(x), model(x)) and clip.name.startswith("hf:toy@")
     with torch.device("meta"):
         assert create_tower(f"hf:{tmp_path}/toy").num_patches == toy_hosts.NUM_PATCHES
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_models_of_full_size_are_what_they_are(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_base_patch16_siglip_224").eval()
+    save_file(theirs.state_dict(), tmp_path / "siglip.safetensors")
+    x = torch.randn(2, 3, 224, 224)
+    for name in ("timm:vit_base_patch16_siglip_224", "patchrank_siglip_b16_224"):
+        assert torch.equal(create_clip(name, checkpoint=tmp_path / "siglip.safetensors").visual(x), theirs(x))
+    dino = transformers.Dinov2Model(transformers.Dinov2Config(image_size=518, patch_size=14)).eval()
+    dino.save_pretrained(tmp_path / "dino")
+    clip = create_clip(f"hf:{tmp_path}/dino")  # which says nothing of images: 224 pixels are its class's own
+    assert clip.visual.num_patches == 256 and clip.transform_settings()["crop_pct"] == 224 / 256
+    torch.testing.assert_close(clip.visual(x), dino(x).pooler_output, atol=1e-5, rtol=1e-5)
+    clip.visual.set_pruning(keep_rate=0.6, reducer="center")
+    host = patchrank.find_tower(patchrank.prune(dino, img_size=224, keep_rate=0.6, reducer="center"))
+    assert host.blocks_sha256() == clip.visual.blocks_sha256()
+    torch.testing.assert_close(clip.visual(x), host(x), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -220,6 +263,17 @@ def test_what_is_no_model_that_ours_can_reproduce(tmp_path, content, message):
     with pytest.raises(UserError, match=f"^model hf:{tmp_path}: .*{re.escape(message)}") as caught:
         create_clip(f"hf:{tmp_path}", pretrained=False)
     assert "\n" not in str(caught.value)
+
+
+def test_open_clips_files_may_lie_beside_and_transformers_may_be_missing(siglip, tmp_path, monkeypatch):
+    folder = tmp_path / "both"
+    shutil.copytree(siglip, folder)
+    save_file({"visual.proj": torch.ones(2, 2)}, folder / "open_clip_model.safetensors")
+    assert create_clip(f"hf:{folder}").sha256() == create_clip(f"hf:{siglip}").sha256()
+    monkeypatch.setattr("patchrank.models.clip.find_spec", lambda _: None)
+    for create in (create_clip, create_tower):
+        with pytest.raises(UserError, match="transformers is missing; try pip install 'transformers>=5'"):
+            create(f"hf:{siglip}")
 
 
 def test_folders_that_lack_something(siglip, tmp_path):

@@ -118,7 +118,7 @@ def test_sweeps_hold_absolute_paths(files, tmp_path, monkeypatch):
         ({"name": "open_clip:nowhere.json"}, "model open_clip:nowhere.json: there is no such file"),
         ({"name": "open_clip:RN50"}, "model open_clip:RN50: its image tower has ModifiedResNet"),
         ({"name": "open_clip:ViT-B-16", "img_size": 96}, "img_size is for entries of ours"),
-        ({"name": "hf:me/clip"}, "there are no models of the kind 'hf:'"),
+        ({"name": "hf:me/clip"}, "weights me/clip are not in the cache"),
     ],
     ids=str,
 )

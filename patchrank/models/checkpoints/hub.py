@@ -20,7 +20,7 @@ TIMEOUT = 3.0  # seconds to look up the hub's name, to connect and to get an ans
 MAX_REASON = 160  # characters
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CLIP_MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
-FOLDER_WEIGHTS = (*CLIP_MODEL_FILES, *(f"{name}.index.json" for name in CLIP_MODEL_FILES))
+FOLDER_WEIGHTS = tuple(f"{name}{index}" for name in CLIP_MODEL_FILES for index in ("", ".index.json"))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 FOLDER_FILES = ("*.json", "*.txt", "*.model")  # configs and tokenizers
 
@@ -116,6 +116,14 @@ def download_file(repo: str, files: Sequence[str]) -> str:
             says = f"{name} cannot be downloaded ({one_line(error)[:MAX_REASON]})"
             raise UserError(f"weights {repo}: {says}; give a checkpoint file") from error
     raise UserError(f"weights {repo}: has none of {', '.join(files)}; give a checkpoint file")
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of weights in a folder of transformers' or timm's; the folder itself where there is none.
+
+    Files of open_clip may lie beside it, which other readers of folders would take.
+    """
+    return next((folder / name for name in FOLDER_WEIGHTS if (folder / name).is_file()), folder)
 
 
 def download_folder(repo: str, weights: bool = True) -> Path:

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from patchrank.models.checkpoints.hub import download_folder
+from patchrank.models.checkpoints.hub import download_folder, weights_in
 from patchrank.models.checkpoints.load import read_checkpoint
 from patchrank.models.from_timm import create_timm, create_timm_tower
 from patchrank.models.hosts.of_transformers import KNOWN, WRAPPED, find_core
@@ -54,7 +54,7 @@ def create_hub(
     settings = read_settings(folder / CONFIG, source)
     if "architecture" in settings:
         return create_timm(name, pretrained, checkpoint, img_size, folder, **pruning)
-    place = checkpoint if checkpoint is not None else folder if pretrained else None
+    place = checkpoint if checkpoint is not None else weights_in(folder) if pretrained else None
     model = create_model(settings, source, place)
     tower = _create_tower(model, folder, img_size, source)
     text = HubText(model) if hasattr(model, "text_model") else None
