@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchrank.cli.config_flags import add_config_flags, read_config
 from patchrank.cli.flags import create_pruned_clip_from, evaluation_row, load_split_from, pruned_parser
@@ -67,7 +67,8 @@ def fit_repair(clip: Clip, splits: Sequence[ImageSplit], ridge: float | None = N
     solved = fit_projection(entering, whole, *own_projection(tower.head, tower.embed_dim), ridge)
     about = describe_repair(tower, clip.name) | {"data": data_of(splits), "images": len(entering)}
     about |= {"ridge": solved.ridge, "drift_before": solved.drift_before, "drift_after": solved.drift_after}
-    return Repair(solved.weight.float(), solved.bias.float(), about)
+    headless = isinstance(tower.head, nn.Identity)
+    return Repair(solved.weight.float(), solved.bias.float(), about, headless=headless)
 
 
 def data_of(splits: Sequence[ImageSplit]) -> list[dict]:

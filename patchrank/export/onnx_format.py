@@ -44,14 +44,25 @@ def to_onnx(program: ExportedProgram, outputs: list[str], reducer: str):
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["images"],
-                output_names=outputs,
                 custom_translation_table=_translations(),
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
             reason = one_line(error.__cause__ or error)[:200]
             raise UserError(f"this tower with reducer {reducer!r} has no form in ONNX ({reason}); try .pt2") from error
+    _call(made.model.graph, outputs)
     return made.model_proto
+
+
+def _call(graph, outputs: list[str]) -> None:
+    """Names what a graph gives; values inside may be called the same, such as `embedding` by torch's lookup."""
+    given = {id(value) for value in graph.outputs}
+    inside = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in inside:
+        if value.name in outputs and id(value) not in given:
+            value.name = f"{value.name}.inner"
+    for value, name in zip(graph.outputs, outputs):
+        value.name = name
 
 
 def check_installed() -> None:

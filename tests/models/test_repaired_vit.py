@@ -189,6 +189,17 @@ def test_before_a_head_any_head_may_run(tmp_path):
         tower.load_state_dict(other.state_dict())
 
 
+def test_before_a_head_that_head_may_be_quantised(tmp_path):
+    tower = create_tower(keep_rate=0.5, reducer="center")
+    path = write_headless(tower, tmp_path / "r.safetensors")
+    tower.head = torch.ao.nn.quantized.dynamic.Linear(64, 24)
+    tower.set_pruning(repair_path=path)
+    assert tower.repair_leads
+    write_for(create_tower(keep_rate=0.5, reducer="center"), path)
+    with pytest.raises(UserError, match="are quantised"):
+        tower.set_pruning(repair_path=path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_same_tower_in_half_precision_takes_it(tower, tmp_path, dtype):
     tower.set_pruning(predictor=create_predictor("mix_mlp", 64, (4, 4), dim=8))

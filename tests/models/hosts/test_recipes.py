@@ -88,7 +88,7 @@ def test_settings_beside_a_folder_win(tmp_path):
     assert tower.drop_counts == (6, 6) and tower.repair is None and tower.pruning.leftovers == "merge"
     mine = create_predictor("mix_mlp", toy_hosts.DIM, (4, 4), dim=8)
     patchrank.prune(model, tmp_path / "recipe", predictor=mine, repair_path=None)
-    assert tower.predictor is mine and tower.drop_counts == (4, 4)
+    assert tower.predictor is mine and tower.drop_counts == (4, 4) and tower.pruning.predictor_path is None
 
 
 @torch.no_grad()
