@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import fsspec
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 SECRET = "loopback-secret-that-no-file-may-hold"
@@ -120,7 +120,7 @@ def s3_server() -> Iterator[Store]:
     """Starts a server with an empty bucket, and puts what reaches it into this process's environment meanwhile."""
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     app = _Sometimes()
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
     store = app.store = Store(f"sweeps-{server.server_port}")  # moto's servers of one process share their buckets
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

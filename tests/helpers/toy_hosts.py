@@ -103,17 +103,28 @@ def _masked_timm(model: nn.Module, x: Tensor, live: Tensor, layer: int) -> Tenso
     return model.head(model.fc_norm(pooled))
 
 
+def core_of(model: nn.Module) -> nn.Module:
+    """The module of a model of transformers that has its layers; in 4.57 it is one inside, in later releases itself."""
+    return getattr(model, "vision_model", model)
+
+
 def _masked_hf(model: nn.Module, x: Tensor, live: Tensor, layer: int) -> Tensor:
-    core = getattr(model, "vision_model", model)
+    core = core_of(model)
     x = core.embeddings(x)
     x = core.pre_layrnorm(x) if hasattr(core, "pre_layrnorm") else x
     holder = getattr(core, "encoder", core)
     layers = holder.layers if hasattr(holder, "layers") else holder.layer
-    x = _layers(layers, x, live, layer, lambda block, x, mask: block(x, mask))
+    x = _layers(layers, x, live, layer, _call_hf)
     x = (core.post_layernorm if hasattr(core, "post_layernorm") else core.layernorm)(x)
     if hasattr(core, "head"):
         return _siglip_head(core.head, x, live)
     return model.visual_projection(x[:, 0]) if hasattr(model, "visual_projection") else x[:, 0]
+
+
+def _call_hf(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    causal = {"causal_attention_mask": None} if type(block).__name__.startswith("CLIP") else {}  # 4.57 asks for it
+    out = block(x, mask, **causal)
+    return out[0] if isinstance(out, tuple) else out
 
 
 def _siglip_head(head: nn.Module, x: Tensor, live: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from patchrank.models.pretrained import Weights
 from patchrank.utils.errors import UserError, one_line
 
 TIMEOUT = 3.0  # seconds to look up the hub's name, to connect and to get an answer
-MAX_REASON = 160  # characters
+MAX_REASON = 300  # characters; requests names the cause last
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CLIP_MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 FOLDER_WEIGHTS = tuple(f"{name}{index}" for name in CLIP_MODEL_FILES for index in ("", ".index.json"))

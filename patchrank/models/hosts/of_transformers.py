@@ -11,22 +11,25 @@ from patchrank.layers.pooling import reads_patches
 from patchrank.models.hosts.repaired import End, Entering, FirstToken, InPlace, OfPooled
 from patchrank.models.hosts.runner import Leads, Run, RunLayers, check_options
 from patchrank.models.hosts.tower import HostedTower
-from patchrank.models.hosts.transformers_tower import TransformersTower, create_tower, fill
+from patchrank.models.hosts.transformers_tower import TransformersTower, create_tower, fill, is_changed
 from patchrank.models.hosts.zero_rows import PooledRows, hang
 from patchrank.utils.errors import UserError
-from patchrank.utils.private_names import has_others_hooks
 
 KNOWN = {  # classes that hold the layers, by the name of their norm behind the last one
     "CLIPVisionModel": "post_layernorm",
+    "CLIPVisionTransformer": "post_layernorm",  # inside CLIPVisionModel in 4.57
     "SiglipVisionModel": "post_layernorm",
+    "SiglipVisionTransformer": "post_layernorm",
     "Dinov2Model": "layernorm",
     "Dinov2WithRegistersModel": "layernorm",
     "ViTModel": "layernorm",
 }
 WRAPPED = {  # larger models that read no patches of it, by the name of one of them inside
     "CLIPModel": "vision_model",
+    "CLIPVisionModel": "vision_model",
     "CLIPVisionModelWithProjection": "vision_model",
     "SiglipModel": "vision_model",
+    "SiglipVisionModel": "vision_model",
     "ViTForImageClassification": "vit",
 }
 
@@ -47,8 +50,7 @@ def find_core(model: nn.Module) -> nn.Module:
 
 def inner(model: nn.Module) -> nn.Module:
     """What has the layers, if the model is one of those that are known."""
-    name = WRAPPED.get(type(model).__name__, "")
-    return getattr(model, name) if name else model
+    return getattr(model, WRAPPED.get(type(model).__name__, ""), model)
 
 
 class RunEncoder(Leads, nn.Module):
@@ -112,7 +114,7 @@ def attach(model: nn.Module, img_size: int | None) -> HostedTower:
     tower = create_tower(core, norm, getattr(model, "visual_projection", None), img_size)
     name = "encoder" if hasattr(core, "encoder") else "layers"
     own = getattr(core, name)
-    if "forward" in vars(own) or has_others_hooks(own, known="transformers."):
+    if is_changed(own):
         raise UserError(f"hooks on the {name} of {type(core).__name__} would not run; try to remove them first")
     setattr(core, name, (RunEncoder if name == "encoder" else RunLayers)(tower, own))
     pool = core.head.attention if reads_patches(tower) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -18,20 +19,24 @@ from patchrank.models.pruning_cfg import Pruning
 from patchrank.utils.errors import UserError
 from patchrank.utils.private_names import has_others_hooks
 
-# Parts of a layer by timm's names, and what they are called in transformers; "" for one that may not be there
+# Parts of a layer by timm's names, and what they are called in the releases of transformers; "" for one that may not
+# be there. In ViT and DINOv2, 4.57 has an attention inside `attention`, and an `output` behind it.
 PARTS = {
     "norm1": ("layer_norm1", "norm1", "layernorm_before"),
-    "attn.proj": ("self_attn.out_proj", "attention.o_proj"),
+    "attn.proj": ("self_attn.out_proj", "attention.o_proj", "attention.output.dense"),
+    "attn.proj_drop": ("attention.output.dropout", ""),
     "ls1": ("layer_scale1", ""),
     "drop_path1": ("drop_path", "dropout", ""),
     "norm2": ("layer_norm2", "norm2", "layernorm_after"),
-    "mlp": ("mlp",),
+    "mlp": ("mlp", ""),
     "ls2": ("layer_scale2", ""),
     "drop_path2": ("drop_path", "dropout", ""),
 }
 ATTENTION = ("self_attn", "attention")
 Tower = TypeVar("Tower", bound=SharedTower)
-INPUTS = ("q_proj", "k_proj", "v_proj")
+INPUTS = (("q_proj", "attention.query"), ("k_proj", "attention.key"), ("v_proj", "attention.value"))
+DROPOUT = ("attention_dropout", "dropout", "attention.dropout_prob")  # of attention, a rate
+WHOLE = (ATTENTION, ("attention.attention", ""), ("attention.output", ""), ("output", ""))  # run part by part here
 
 
 class Joined(nn.Module):
@@ -42,7 +47,22 @@ class Joined(nn.Module):
         self.attention = attention  # its projections may be replaced (LoRA), so they are looked up at each call
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([getattr(self.attention, name)(x) for name in INPUTS], dim=-1)
+        return torch.cat([find(self.attention, names)(x) for names in INPUTS], dim=-1)
+
+
+class Halves(nn.Module):
+    """The MLP of a ViT of transformers 4.57, whose second half adds what comes from before the norm by itself."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.intermediate, self.output = layer.intermediate, layer.output
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output.dropout(self.output.dense(self.intermediate(x)))
+
+    def is_of(self, layer: nn.Module) -> bool:
+        """Whether these are the halves that a layer has now."""
+        return self.intermediate is layer.intermediate and self.output is layer.output
 
 
 class Rows(nn.Module):
@@ -190,19 +210,28 @@ def adapted(layer: nn.Module, dim: int, num_heads: int) -> Block:
     block = Block(dim, num_heads, device="meta")
     attention = find(layer, ATTENTION)
     block.attn.qkv = Joined(attention)
-    block.attn.attn_drop.p = float(getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0)))
+    block.attn.attn_drop.p = float(find(attention, (*DROPOUT, "")) or 0.0)
     place_parts(block, layer)
     return block
 
 
 def check_unhooked(layer: nn.Module) -> None:
     """Raises `UserError` where something hangs on a layer or its attention, whose parts run one by one here."""
-    for module in (layer, find(layer, ATTENTION)):
-        if "forward" in vars(module) or has_others_hooks(module, known="transformers."):
+    for module in filter(None, (layer, *(find(layer, names) for names in WHOLE))):
+        if is_changed(module):
             raise UserError(
                 f"hooks or a forward of its own on {type(module).__name__} would not run in a pruned model; try to "
                 "hang them on its norms, projections or mlp"
             )
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether a module has hooks of a user's, or another forward than its class.
+
+    transformers 4.57 leaves the class's own forward on a module that it looked into for `output_hidden_states`.
+    """
+    own = MethodType(type(module).forward, module)
+    return vars(module).get("forward", own) != own or has_others_hooks(module, known="transformers.")
 
 
 def place_parts(block: Block, layer: nn.Module) -> None:
@@ -214,6 +243,8 @@ def place_parts(block: Block, layer: nn.Module) -> None:
         owner, part = block.get_submodule(owner), find(layer, theirs)
         if part is not None and getattr(owner, leaf) is not part:
             setattr(owner, leaf, part)
+    if not hasattr(layer, "mlp") and not (isinstance(block.mlp, Halves) and block.mlp.is_of(layer)):
+        block.mlp = Halves(layer)
 
 
 def find(layer: nn.Module, names: Sequence[str]) -> Any:

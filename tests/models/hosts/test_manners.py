@@ -1,5 +1,7 @@
 """What people do with a model that was pruned in place: features, masks, hooks, LoRA, wrappers, other sizes."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -83,7 +85,13 @@ def test_what_is_replaced_later_runs(x):
 
     def change(model):
         attention = model.encoder.layer[2].attention
-        attention.q_proj, attention.o_proj = Doubled(attention.q_proj), Doubled(attention.o_proj)
+        new = hasattr(attention, "q_proj")  # 4.57 has an attention inside, and an output behind it
+        for owner, name in (
+            ((attention, "q_proj"), (attention, "o_proj"))
+            if new
+            else ((attention.attention, "query"), (attention.output, "dense"))
+        ):
+            setattr(owner, name, Doubled(getattr(owner, name)))
         return model
 
     before = patchrank.prune(change(of_transformers(WITH_CLASS_TOKEN)), **DROPPING)
@@ -97,7 +105,7 @@ def test_what_is_replaced_later_runs(x):
 def test_hooks_run_or_are_refused(x):
     seen = []
     model = patchrank.prune(of_transformers(WITHOUT), **DROPPING)
-    layer = model.encoder.layers[1]
+    layer = toy_hosts.core_of(model).encoder.layers[1]
     for part in (layer.mlp, layer.self_attn.q_proj, layer.layer_norm1):
         part.register_forward_hook(lambda module, args, output: seen.append(module))
     model(x)
@@ -105,6 +113,49 @@ def test_hooks_run_or_are_refused(x):
     layer.self_attn.register_forward_hook(lambda *_: None)
     with pytest.raises(UserError, match="hooks .* on SiglipAttention would not run in a pruned model"):
         model(x)
+
+
+@pytest.mark.parametrize("part", ["", "attention", "attention.attention", "attention.output", "output"])
+@torch.no_grad()
+def test_hooks_on_what_runs_part_by_part_are_refused(part, x):
+    model = patchrank.prune(of_transformers("ViTModel"), **DROPPING)
+    layer = patchrank.find_tower(model).host_layers()[1]
+    names = [name for name, _ in layer.named_modules()]
+    if part not in names:
+        pytest.skip("transformers 4.57 has this part, and later releases do not")
+    hook = layer.get_submodule(part).register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match=r"hooks .* on ViT\w+ would not run in a pruned model"):
+        model(x)
+    hook.remove()
+    model(x)
+
+
+@torch.no_grad()
+def test_every_dropout_of_a_layer_runs(x):
+    model = patchrank.prune(of_transformers("ViTModel"), **DROPPING)
+    expected = model.layernorm(model.embeddings(x))[:, 0]
+    tower = patchrank.find_tower(model)
+    for layer in tower.host_layers():
+        for part in layer.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 1.0
+    assert not torch.allclose(tower(x), expected, atol=1e-3)
+    model.train()
+    torch.testing.assert_close(tower(x), expected)  # nothing is added to a token on its way
+
+
+@torch.no_grad()
+def test_mlps_in_two_halves_are_looked_up_at_each_call(x):
+    model = patchrank.prune(of_transformers("ViTModel"), **DROPPING)
+    layer = patchrank.find_tower(model).host_layers()[2]
+    if hasattr(layer, "mlp"):
+        pytest.skip("transformers 4.57 has two halves, later releases one module")
+    before, output = model(x).pooler_output, layer.output
+    layer.output = copy.deepcopy(output)
+    layer.output.dense.weight.mul_(2)
+    assert not torch.allclose(model(x).pooler_output, before, atol=1e-3)
+    layer.output = output
+    assert torch.equal(model(x).pooler_output, before)
 
 
 @torch.no_grad()
@@ -171,6 +222,12 @@ def test_heads_that_are_replaced_later(x):
     torch.testing.assert_close(tower(x), model(x))
 
 
+def features(pair, x):
+    """A pair's image embeddings, which 4.57 gives as they are."""
+    out = pair.get_image_features(x)
+    return out if isinstance(out, torch.Tensor) else out.pooler_output
+
+
 @torch.no_grad()
 def test_the_pair_of_transformers_is_taken_by_its_image_tower(x):
     transformers = pytest.importorskip("transformers")
@@ -178,11 +235,11 @@ def test_the_pair_of_transformers_is_taken_by_its_image_tower(x):
     text = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)
     config = transformers.SiglipConfig(text_config=text, vision_config=toy_hosts.HF | dict(intermediate_size=64))
     pair = transformers.SiglipModel(config).eval()
-    keys, before = list(pair.state_dict()), pair.get_image_features(x).pooler_output
+    keys, before = list(pair.state_dict()), features(pair, x)
     patchrank.prune(pair, **DROPPING)
-    assert not torch.allclose(pair.get_image_features(x).pooler_output, before, atol=1e-4)
+    assert not torch.allclose(features(pair, x), before, atol=1e-4)
     assert list(pair.state_dict()) == keys
-    assert torch.equal(patchrank.unprune(pair).get_image_features(x).pooler_output, before)
+    assert torch.equal(features(patchrank.unprune(pair), x), before)
 
 
 @torch.no_grad()
@@ -220,7 +277,7 @@ def test_dropout_of_attention_follows_the_mode(name, x):
 
 def test_parts_that_are_frozen_keep_their_mode(x):
     model = of_transformers(WITHOUT).train()
-    model.encoder.layers[0].eval()
+    toy_hosts.core_of(model).encoder.layers[0].eval()
     modes = [module.training for module in model.modules()]
     assert [module.training for module in patchrank.unprune(patchrank.prune(model, **DROPPING)).modules()] == modes
 
@@ -262,7 +319,8 @@ def test_changes_that_pruning_cannot_follow_are_refused(x):
     other_norm = patchrank.prune(toy_hosts.create("timm average without class token"), **DROPPING)
     other_norm.norm = nn.LayerNorm(toy_hosts.DIM)
     fewer = patchrank.prune(of_transformers(WITHOUT), **DROPPING)
-    fewer.encoder.layers = fewer.encoder.layers[:3]
+    encoder = toy_hosts.core_of(fewer).encoder
+    encoder.layers = encoder.layers[:3]
     for model, changed in ((resized, "image size"), (other_norm, "norm"), (fewer, "list of layers")):
         side = model.patch_embed.img_size[0] if model is resized else 32
         with pytest.raises(UserError, match=f"the model's {changed} was changed; try patchrank.unprune"):
@@ -330,8 +388,8 @@ def test_hooks_on_all_blocks_are_refused():
 
 def test_hooks_on_a_whole_encoder_are_refused(x):
     model = of_transformers(WITHOUT)
-    model.encoder.register_forward_hook(lambda *_: None)
-    with pytest.raises(UserError, match="hooks on the encoder of SiglipVisionModel would not run"):
+    toy_hosts.core_of(model).encoder.register_forward_hook(lambda *_: None)
+    with pytest.raises(UserError, match=r"hooks on the encoder of SiglipVision\w+ would not run"):
         patchrank.prune(model, **DROPPING)
 
 
