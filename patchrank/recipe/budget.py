@@ -75,6 +75,13 @@ class Settler:
             self.known[key] = found if found is not None and runs(self.clip.visual, found) else None
         return self.known[key]
 
+    def rough(self, pruning: PruningConfig) -> PruningConfig | None:
+        """The settings with about their budget, as if time went with the MACs; None where they cannot run."""
+        share = self.budget.share
+        share = round(self.budget.milliseconds / self.unpruned, 3) if share is None else share
+        found = pruning.model_copy(update={"budget": share})
+        return found if runs(self.clip.visual, found) else None
+
     def _unpruned(self) -> float:
         """Milliseconds of the whole tower. Raises `UserError` where it keeps to the budget as it is."""
         record = self._kept({"of": "unpruned"}, lambda: benchmark.measure(self.clip, self.budget.batch_size)["ms"])

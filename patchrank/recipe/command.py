@@ -23,9 +23,8 @@ from patchrank.cli.summary import macs_line, percentages, print_row
 from patchrank.config import DataConfig, GoldenConfig, TrialConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.io import resolve
-from patchrank.layers.reducers import REDUCERS
 from patchrank.recipe.budget import Budget, Settler, read_budget
-from patchrank.recipe.candidates import Schedule, first_round
+from patchrank.recipe.candidates import Schedule
 from patchrank.recipe.card import LABELS, name_of
 from patchrank.recipe.folder import check_folder, write_folder
 from patchrank.recipe.forecast import print_forecast
@@ -57,14 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = _count(inputs, tested, args)
     settler = Settler(inputs.clip, _budget(args), work)
     tries = Tries(base, inputs, settler, work)
-    trials = tries.trials(first_round(inputs.clip.visual))
-    if not trials:
-        raise UserError(f"--budget {args.budget}: no method comes down to it on this tower; try a larger one")
-    print_forecast(tries, trials, images)
-    for trial in trials:
-        if REDUCERS[trial.pruning.reducer].fitted:
-            make_needed_shards(TrialContext(ResolvedTrial(trial), inputs, tries.shards))
-            break
+    print_forecast(tries, images)
+    make_needed_shards(TrialContext(ResolvedTrial(base), inputs, tries.shards))  # the same for all that is fitted
     choice = choose(tries)
     fixed = _fixed(tries, choice)
     measured = measure(fixed.model_copy(update={"data": whole}), tested, tries.shards, args.batch_size)

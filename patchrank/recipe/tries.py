@@ -15,6 +15,7 @@ from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import run_trial
+from patchrank.utils.errors import UserError
 from patchrank.utils.progress import progress
 
 SWEEP = "recipe"  # the name that records carry
@@ -54,8 +55,12 @@ class Tries:
 
     def trials(self, settings: Iterable[PruningConfig]) -> list[TrialConfig]:
         """Trials of the settings that this tower can run within the budget."""
-        settled = [self.settler.settle(each) for each in settings]
-        return [self.base.model_copy(update={"pruning": each}) for each in settled if each is not None]
+        untimed = self.quiet or self.settler.budget.share is not None
+        settings = progress(list(settings), desc="recipe: milliseconds", unit="setting", delay=0, disable=untimed)
+        return self.trials_of(map(self.settler.settle, settings))
+
+    def trials_of(self, settings: Iterable[PruningConfig | None]) -> list[TrialConfig]:
+        return [self.base.model_copy(update={"pruning": each}) for each in settings if each is not None]
 
     def best(self, trials: Iterable[TrialConfig]) -> TrialConfig:
         return min(trials, key=self.drift.__getitem__)
@@ -90,8 +95,14 @@ class Tries:
 
 
 def choose(tries: Tries) -> TrialConfig:
-    """The setting that drifts least: of all methods first, then of the best methods' variants, then with repairs."""
+    """The setting that drifts least: of all methods first, then of the best methods' variants, then with repairs.
+
+    Raises:
+        UserError: no method keeps to the budget.
+    """
     tries.run(tries.trials(first_round(tries.inputs.clip.visual)), "methods")
+    if not tries.drift:
+        raise UserError(f"--budget {tries.settler.budget}: no method is fast enough here; try a larger one")
     for method in [method_of(trial) for trial in tries.best_of_methods()[:FINALISTS]]:
         tries.refine(method, other_schedules, "layers")
         tries.refine(method, other_weights, "weights")
