@@ -11,7 +11,7 @@ from patchrank.utils.errors import UserError, near
 
 STAGES = {
     "tune": "runs a sweep: scores, fits, tunes and evaluates what is missing, and writes a report",
-    "recipe": "prunes a model of your own to a budget, from unlabelled images, and writes a folder for it",
+    "recipe": "prunes a model of your own to a budget, from unlabelled images; writes a folder",
     "golden": "phase I: scores the patches of images by what their removal does to the embedding",
     "fit": "phase II: fits a predictor of the patches' ranking to golden scores",
     "repair": "solves a pruned tower's projection anew, from unlabelled images and in closed form",

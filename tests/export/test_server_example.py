@@ -20,7 +20,7 @@ from patchrank.export.write import export_tower
 from patchrank.models.clip import create_clip
 
 PAGE = (Path(__file__).parents[2] / "docs/export.md").read_text()
-(SERVER,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+(SERVER,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "HTTPServer" in code)
 
 
 def answer(content: bytes, patience: float = 60) -> str:

@@ -244,7 +244,7 @@ def test_other_models_of_timm_are_refused_by_their_class(name):
 FOLDERS = [
     ("{", "config.json: is not JSON"),
     ("[1]", "config.json must hold a mapping, but holds list"),
-    ({}, "its config names no model, which patchrank does not take; it takes CLIPVisionModel, SiglipVisionModel"),
+    ({}, "its config names no model, which patchrank does not take; it takes CLIPModel, CLIPVisionModel, SiglipModel"),
     ({"architectures": "CLIPModel"}, "its config names no model, which"),
     ({"architectures": ["BertModel"]}, "its config names BertModel, which"),
     ({"architectures": ["Dinov2ForImageClassification"]}, "its config names Dinov2ForImageClassification, which"),

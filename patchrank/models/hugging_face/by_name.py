@@ -11,7 +11,7 @@ from torch import nn
 from patchrank.models.checkpoints.hub import download_folder, weights_in
 from patchrank.models.checkpoints.load import read_checkpoint
 from patchrank.models.from_timm import create_timm, create_timm_tower
-from patchrank.models.hosts.of_transformers import KNOWN, WRAPPED, find_core
+from patchrank.models.hosts.of_transformers import KNOWN, find_core
 from patchrank.models.hosts.transformers_tower import StandaloneTower, create_tower
 from patchrank.models.hugging_face.images import read_images
 from patchrank.models.hugging_face.quiet import quiet
@@ -22,7 +22,6 @@ from patchrank.models.pruning_cfg import usual_locations
 from patchrank.utils.errors import UserError, one_line
 
 MAX_REASON = 200  # characters
-TAKES = (*KNOWN, *WRAPPED)
 USUAL = {  # the class of a config that names none, by its model_type
     "clip": "CLIPModel",
     "clip_vision_model": "CLIPVisionModel",
@@ -32,6 +31,7 @@ USUAL = {  # the class of a config that names none, by its model_type
     "dinov2_with_registers": "Dinov2WithRegistersModel",
     "vit": "ViTModel",
 }
+TAKES = (*USUAL.values(), "CLIPVisionModelWithProjection", "ViTForImageClassification")
 UNREAD = ("pooler.", "vit.pooler.")  # weights behind the class token of a ViT, which no embedding is made by
 
 
