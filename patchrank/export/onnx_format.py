@@ -51,7 +51,16 @@ def to_onnx(program: ExportedProgram, outputs: list[str], reducer: str):
             reason = one_line(error.__cause__ or error)[:200]
             raise UserError(f"this tower with reducer {reducer!r} has no form in ONNX ({reason}); try .pt2") from error
     _call(made.model.graph, outputs)
-    return made.model_proto
+    return _without_shapes_of_weights(made.model_proto)
+
+
+def _without_shapes_of_weights(model):
+    """Weights say their own shapes. torch 2.9 notes them again, and `quantize_dynamic` transposes the weights alone."""
+    weights = {weight.name for weight in model.graph.initializer}
+    others = [noted for noted in model.graph.value_info if noted.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(others)
+    return model
 
 
 def _call(graph, outputs: list[str]) -> None:

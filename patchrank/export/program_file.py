@@ -55,7 +55,8 @@ def load(path: str) -> fx.GraphModule:
         UserError: it cannot be read, or holds pickles, or names that a file of ours does not have.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.9, of what it read itself
             module = torch.export.load(_looked_through(archive)).module(check_guards=False)
         (images,) = module.graph.find_nodes(op="placeholder")
         check_graph(read_archive(path), images.meta["val"].shape, len(module.graph.output_node().args[0]), path)
