@@ -33,6 +33,10 @@ class Budget:
     def __str__(self) -> str:
         return f"{100 * self.share:g} % of the MACs" if self.share is not None else f"{self.milliseconds:g} ms an image"
 
+    def is_kept_by(self, milliseconds: float) -> bool:
+        """Whether a measured time is within the budget; a share of the MACs says nothing of it."""
+        return self.milliseconds is None or milliseconds <= self.milliseconds
+
 
 def read_budget(text: str) -> Budget:
     """`0.6`, `60%` or `12ms`, for argparse. Raises its error for what is none of these, or cannot be kept to."""
@@ -101,12 +105,12 @@ class Settler:
         share, best = 1 / wanted, None
         for _ in range(GUESSES):
             share = round(min(share, 0.99), 3)
-            if share <= 0 or not runs(self.clip.visual, pruning.model_copy(update={"budget": share})):
+            found = pruning.model_copy(update={"budget": share})
+            if share <= 0 or not runs(self.clip.visual, found):
                 return best
-            speedup = self._speedup(pruning.model_copy(update={"budget": share}))
-            if speedup >= wanted:
-                best = max(best or 0.0, share)
-            share *= speedup / wanted
+            speedup = self._speedup(found)
+            best = max(best or 0.0, share) if speedup >= wanted else best
+            share *= min(1.0, speedup / wanted) - SPARE if speedup < wanted else speedup / wanted
         return best
 
     @torch.inference_mode()
@@ -121,6 +125,7 @@ class Settler:
         """A figure by all that it depends on, measured where nobody has yet."""
         device = str(self.clip.logit_scale.device)
         about |= {"version": VERSION, "model": self.clip.name, "hardware": hardware(device), **vars(self.budget)}
+        about |= {"grid": self.clip.visual.patch_embed.grid_size, "dtype": str(self.clip.logit_scale.dtype)}
         path = join(self.work, f"{content_id(about)[:16]}.json")
         record = read_json(path)
         if record is None or "value" not in record:

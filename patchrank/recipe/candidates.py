@@ -42,7 +42,6 @@ METHODS: tuple[tuple[dict, tuple[Schedule, ...]], ...] = (
     ({"reducer": "diffrate", "drop_share": 0.25}, (ONCE,)),
     ({"reducer": "diffrate", "drop_share": 0.5}, (ONCE,)),
     ({"reducer": "cls_attention", "leftovers": "drop"}, (ONCE,)),
-    ({"reducer": "random", "leftovers": "drop"}, (SPREAD,)),
 )
 NEIGHBOURS = (
     *(Schedule(first, 7, 1, taper) for first in (2, 3, 4) for taper in (0.6, 0.8)),
@@ -85,3 +84,15 @@ def runs(tower: nn.Module, pruning: PruningConfig) -> bool:
         except UserError:  # it ranks by a class token that there is none of, or cannot come down to the budget
             return False
         return tower.pruner is not None
+
+
+def what_runs(tower: nn.Module, pruning: PruningConfig) -> tuple:
+    """All that decides on what settings do to a tower: settings of which it is the same do the same."""
+    with tower.restoring():
+        tower.set_pruning(predictor_path=None, predictor_init="random", **pruning.model_dump())
+        reducer = tower.pruner.reducer
+        weight = getattr(reducer, "protection", None)
+        return (
+            pruning.reducer, pruning.leftovers, pruning.metric, pruning.drop_share, weight,
+            pruning.locations[0], tuple(tower.pruner.drops.items()),
+        )  # fmt: skip

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from patchrank.cli.summary import macs_line
 from patchrank.config import TrialConfig
 from patchrank.models.recipe_files import NAME
 from patchrank.report.labels import RANKINGS
-from patchrank.report.markdown import listed, literal, table
+from patchrank.report.markdown import listed, literal, plural, table
 from patchrank.utils.veil import MERGED
 
 CARD = "README.md"
@@ -58,14 +59,12 @@ def write_card(about: Mapping, drift: Mapping[TrialConfig, float], choice: Trial
 
 def _figures(about: Mapping) -> str:
     found, speed = about["figures"], about["figures"]["hardware"]
-    share = 100 * found["gmacs"] / found["gmacs_unpruned"]
-    device = speed["gpu"] or f"{speed['cpu']}, {speed['threads']} threads"
-    macs = f"{found['gmacs']:.3g} G, {share:.1f} % of {found['gmacs_unpruned']:.3g} G"
+    device = speed["gpu"] or f"{speed['cpu']}, {plural(speed['threads'], 'thread')}"
     faster = f"{found['ms']:.2f}, unpruned {found['ms_unpruned']:.2f}: {found['speedup']:.2f} times as fast"
     lines = [
-        ["multiply-accumulates of an image", macs],
+        ["multiply-accumulates of an image", macs_line(found)[1]],
         ["patches left at the end", f"{found['n_kept']} of {found['n_tokens']}"],
-        ["milliseconds of an image here", faster],
+        ["milliseconds of an image here", faster + remark(about)],
         ["drift, 1000 (1 - cosine) to the unpruned embedding", f"{1000 * found['drift']:.3g}"],
         ["the same, 95 % of the images are below", f"{1000 * found['drift_p95']:.3g}"],
     ]
@@ -75,20 +74,34 @@ def _figures(about: Mapping) -> str:
         f"batches of {found['batch_size']}, in turns with the unpruned model, on {literal(device)}, torch "
         f"{about['versions']['torch']}. Nearest images: queries are pruned, the index is not."
     )
-    return "## What was measured\n\n" + table(["", ""], lines) + "\n\n" + note
+    return "## What was measured\n\n" + table(["figure", "value"], lines) + "\n\n" + note
+
+
+def remark(about: Mapping) -> str:
+    """What must be said of a model that is no faster, or misses its budget, where it was measured; else nothing."""
+    if not about["within_budget"]:
+        return f" (over the budget of {about['budget']}: this machine is noisy, or slower now; try a smaller one)"
+    slower = about["figures"]["speedup"] < 1
+    return " (slower than unpruned here: try a larger --batch-size, or a budget in milliseconds)" if slower else ""
 
 
 def _use(about: Mapping) -> str:
-    lines = ["import patchrank", "", 'patchrank.prune(model, "FOLDER")  # a model of these weights, in place']
+    given, name = about["given"], about["given"]["model"].partition(":")[2]
+    kind, repair = about["given"]["model"].partition(":")[0], about["repair"]
+    made = {
+        "timm": ["import timm", f"model = timm.create_model({name!r}, pretrained=True)"],
+        "hf": ["import transformers", f"model = transformers.AutoModel.from_pretrained({name!r})"],
+        "open_clip": ["import open_clip", 'model = open_clip.create_model("local-dir:FOLDER")  # not pruned yet'],
+    }.get(kind, [])
+    lines = ["import patchrank", *made, 'patchrank.prune(model, "FOLDER")  # a model of these weights, in place']
     if about["entry"]:
-        repair = f', repair_path="FOLDER/{about["repair"]}"' if about["repair"] else ""
-        lines += [
-            "",
-            "import timm",
-            "",
-            f'model = timm.create_model("local-dir:FOLDER", pretrained=True{repair})',
-        ]
-    return "## How to use it\n\n`FOLDER` is where this card lies.\n\n```python\n" + "\n".join(lines) + "\n```"
+        more = f', repair_path="FOLDER/{repair}"' if repair else ""
+        lines += ["", "import timm", f'model = timm.create_model("local-dir:FOLDER", pretrained=True{more})']
+    size = " x ".join(map(str, about["img_size"]))
+    notes = f"`FOLDER` is where this card lies. Images have {size} pixels."
+    if given["checkpoint"]:
+        notes += f" The weights are those of {literal(str(given['checkpoint']))}."
+    return f"## How to use it\n\n{notes}\n\n```python\n" + "\n".join(lines) + "\n```"
 
 
 def _how(about: Mapping, choice: TrialConfig) -> str:
@@ -96,7 +109,7 @@ def _how(about: Mapping, choice: TrialConfig) -> str:
     counts = [(count, layer) for layer, count in zip(pruning["locations"], pruning["drop_counts"]) if count]
     lines = [
         "## How it was made\n",
-        f"Chosen: {name_of(choice)}; of {about['figures']['n_tokens']} patches leave "
+        f"Chosen: {name_of(choice)} (`{choice.pruning.reducer}`); of {about['figures']['n_tokens']} patches leave "
         + listed(f"{count} at layer {layer}" for count, layer in counts)
         + ".",
     ]
@@ -104,7 +117,9 @@ def _how(about: Mapping, choice: TrialConfig) -> str:
         lines.append(f"Its predictor was fitted to golden scores of {images['train']:,} images.")
     if about["repair"]:
         lines.append(f"Its repair was solved on {images['train']:,} images.")
-    lines.append(f"The choice among settings was made on {images['val']:,} other images, by drift. No label was read.")
+    lines.append(
+        f"The choice among settings was made on {images['val']:,} other images, by drift. No label was read for it."
+    )
     return "\n".join([*lines, f"`{NAME}` has all settings and figures."])
 
 

@@ -25,7 +25,7 @@ from patchrank.data.dataset_factory import find_task
 from patchrank.io import resolve
 from patchrank.recipe.budget import Budget, Settler, read_budget
 from patchrank.recipe.candidates import Schedule
-from patchrank.recipe.card import LABELS, name_of
+from patchrank.recipe.card import LABELS, name_of, remark
 from patchrank.recipe.folder import check_folder, write_folder
 from patchrank.recipe.forecast import print_forecast
 from patchrank.recipe.measured import measure
@@ -38,7 +38,7 @@ from patchrank.utils.errors import UserError
 
 OUT, WORK = "runs/recipe/model", "runs/recipe/work"
 SCORED_AT = Schedule(3, 3)  # golden windows leave before this layer of twelve, wherever a predictor reads
-MOST_TEST, FEWEST = 256, 10  # images of a card; images of each part
+MOST_TEST, FEWEST = 256, 11  # images of a card; images of each part, since cards look up ten neighbours
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.prompts is not None:
         raise UserError("--prompts: learned tokens have a command of their own; try it without, and patchrank.prompt")
     target, work = check_folder(args.out), resolve(args.work)
+    _check_apart(str(target), work)
     base = _base(args)
     torch.manual_seed(args.seed)
     inputs = load_inputs(base.model, base.data, args.device)
@@ -62,8 +63,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     fixed = _fixed(tries, choice)
     measured = measure(fixed.model_copy(update={"data": whole}), tested, tries.shards, args.batch_size)
     about = {"images": images, "budget": str(settler.budget), "command": _command(argv), "data": args.data}
+    about |= {"img_size": list(inputs.clip.visual.patch_embed.img_size)}
+    about |= {"given": {"model": args.model, "checkpoint": args.checkpoint}}
+    about |= {"within_budget": settler.budget.is_kept_by(measured.figures["ms"])}
     record = write_folder(target, tries, choice, fixed, measured, about)
     _print(record, name_of(choice), args.out)
+
+
+def _check_apart(target: str, work: str) -> None:
+    """Raises `UserError` where one of two folders lies in the other: the first is replaced as a whole."""
+    if f"{work}/".startswith(f"{target}/"):
+        raise UserError(f"--work {work}: lies in --out {target}, which is replaced as a whole; try another folder")
+    if f"{target}/".startswith(f"{work}/"):
+        raise UserError(f"--out {target}: lies in --work {work}; try another folder")
 
 
 def _base(args: argparse.Namespace) -> TrialConfig:
@@ -113,7 +125,7 @@ def _print(record: dict, method: str, folder: str) -> None:
     lines = [
         ("drift (1 - cosine)", f"{figures['drift']:.5f} on {figures['n_images']:,} other images"),
         *percentages(figures, LABELS),
-        ("milliseconds of an image", f"{figures['ms']:.2f}, unpruned {figures['ms_unpruned']:.2f}"),
+        ("milliseconds of an image", f"{figures['ms']:.2f}, unpruned {figures['ms_unpruned']:.2f}{remark(record)}"),
         macs_line(figures),
         ("folder", f"{folder}, with a card in README.md"),
     ]

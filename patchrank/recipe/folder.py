@@ -38,7 +38,7 @@ def check_folder(folder: str | Path) -> Path:
 def write_folder(
     target: Path, tries: Tries, choice: TrialConfig, fixed: TrialConfig, measured: Measured, about: Mapping
 ) -> dict:
-    """Writes all files, whole or not at all; one that an earlier recipe wrote is replaced.
+    """Writes all files, whole or not at all; a folder that an earlier recipe wrote is replaced.
 
     Args:
         choice: the setting that was chosen.
@@ -47,6 +47,9 @@ def write_folder(
 
     Returns:
         What `recipe.json` says.
+
+    Raises:
+        UserError: the folder holds what no recipe wrote by now.
     """
     context = TrialContext(ResolvedTrial(fixed), tries.inputs, tries.shards, quiet=True)
     clip, (task,) = tries.inputs.clip, fixed.data.tasks
@@ -57,6 +60,7 @@ def write_folder(
     record |= {"predictor": PREDICTOR if context.trial.is_fitted else None, "repair": REPAIR if fixed.repair else None}
     record |= {"figures": measured.figures, **about}
     record |= {"versions": {"patchrank": patchrank.__version__, "torch": torch.__version__}}
+    check_folder(target)  # once more: hours may have passed, and somebody may have put something there
     with ranked(context, task), staged_directory(target) as staged:
         write_files(context, None, staged)
         write_recipe(staged, **record)

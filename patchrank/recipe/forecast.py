@@ -40,8 +40,8 @@ def print_forecast(tries: Tries, images: Mapping[str, int]) -> None:
     minutes = (macs * per_mac + (scoring.images_read + trying.images_read) * per_image) / 60
     parts = ", ".join(f"{number:,} for {what}" for number, what in zip(images.values(), PARTS))
     print(
-        f"recipe: images: {parts}; {scoring.forwards:,} windows to score, about {count} settings to try: about "
-        f"{max(1, round(minutes))} min here if nothing of it is there yet, an estimate from one batch that was timed. "
+        f"recipe: images: {parts}; {scoring.forwards:,} windows to score, at most {count} settings to try: about "
+        f"{max(1, round(minutes))} min here if none was tried before, an estimate from one batch that was timed. "
         "Stop it whenever you like: run again, it goes on",
         file=sys.stderr,
         flush=True,

@@ -10,13 +10,13 @@ from torch import nn
 from patchrank.config import MIN_REPAIR_IMAGES, PruningConfig, RepairConfig, TrialConfig
 from patchrank.io import join, read_json
 from patchrank.recipe.budget import Settler
-from patchrank.recipe.candidates import first_round, other_schedules, other_weights
+from patchrank.recipe.candidates import first_round, other_schedules, other_weights, what_runs
 from patchrank.trial.identity import trial_id
 from patchrank.trial.inputs import Inputs
 from patchrank.trial.requirements import ResolvedTrial, TrialContext
 from patchrank.trial.run import run_trial
 from patchrank.utils.errors import UserError
-from patchrank.utils.progress import progress
+from patchrank.utils.progress import progress, write_line
 
 SWEEP = "recipe"  # the name that records carry
 FINALISTS = 2  # methods whose settings are tried further
@@ -48,8 +48,10 @@ class Tries:
         return join(self.work, "shards")
 
     def run(self, trials: Iterable[TrialConfig], what: str) -> None:
-        """Runs those that have no record yet."""
-        new = [trial for trial in dict.fromkeys(trials) if trial not in self.drift]
+        """Runs those that nothing was tried of yet which does the same."""
+        tower = self.inputs.clip.visual
+        known = {(what_runs(tower, trial.pruning), trial.repair) for trial in self.drift}
+        new = [trial for trial in trials if (what_runs(tower, trial.pruning), trial.repair) not in known]
         for trial in progress(new, desc=f"recipe: {what}", unit="setting", delay=0, disable=self.quiet):
             self.drift[trial] = 1 - self._record(trial)["metrics"]["val_cosine"]
 
@@ -60,7 +62,12 @@ class Tries:
         return self.trials_of(map(self.settler.settle, settings))
 
     def trials_of(self, settings: Iterable[PruningConfig | None]) -> list[TrialConfig]:
-        return [self.base.model_copy(update={"pruning": each}) for each in settings if each is not None]
+        """Trials of settings that are not None, one of those that do the same."""
+        tower, found = self.inputs.clip.visual, {}
+        for each in settings:
+            if each is not None:
+                found.setdefault(what_runs(tower, each), each)
+        return [self.base.model_copy(update={"pruning": each}) for each in found.values()]
 
     def best(self, trials: Iterable[TrialConfig]) -> TrialConfig:
         return min(trials, key=self.drift.__getitem__)
@@ -81,6 +88,9 @@ class Tries:
         """Tries repairs of the best settings, where there are images enough to solve one."""
         images = len(self.inputs.split(self.base.data.tasks[0], "train"))
         if images < MIN_REPAIR_IMAGES:
+            write_line(
+                f"recipe: repairs are left out: they need {MIN_REPAIR_IMAGES} training images, there are {images}"
+            )
             return
         few = sorted(self.drift, key=self.drift.__getitem__)[:REPAIRED]
         self.run([each.model_copy(update={"repair": RepairConfig(images=images)}) for each in few], "repairs")

@@ -84,6 +84,7 @@ def test_the_card_has_the_figures_and_its_pictures(made):
     assert f"| {1000 * record['figures']['drift']:.3g} |" in card and "photos" in card and "hf:" in card
     for name in ("what-goes.png", "tries.png"):
         assert f"]({name})" in card and Image.open(folder / "out" / name).size > (300, 150)
+    assert "Images have 32 x 32 pixels" in card and record["img_size"] == [32, 32]
     assert json.loads((folder / "out" / "recipe.json").read_text()) == record | {"schema": 1, "kind": "recipe"}
 
 
@@ -115,6 +116,8 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(made, photo
         (["--budget", "0.02"], "--budget 2 % of the MACs: no method comes down to it"),
         (["--prompts", "prompts.safetensors"], "--prompts: learned tokens have a command of their own"),
         (["--data", "fodler"], "data 'fodler' does not exist"),
+        (["--out", "runs/here", "--work", "runs/here/work"], "--work .*/runs/here/work: lies in --out .*/runs/here"),
+        (["--out", "runs/work/here", "--work", "runs/work"], "--out .*/runs/work/here: lies in --work .*/runs/work"),
     ],
 )
 def test_what_cannot_be_done_is_told(made, photos, tmp_path, flags, message):
@@ -122,6 +125,21 @@ def test_what_cannot_be_done_is_told(made, photos, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         run(photos, folder, *flags, out="none")
     assert not (folder / "none").exists()
+
+
+def test_what_came_into_the_folder_meanwhile_is_not_lost(made, photos, monkeypatch):
+    _, folder, _ = made
+    measure = command.measure
+
+    def dropped(*args):
+        (folder / "late").mkdir()
+        (folder / "late" / "thesis.tex").write_text("years of work")
+        return measure(*args)
+
+    monkeypatch.setattr(command, "measure", dropped)
+    with pytest.raises(UserError, match="thesis.tex"):
+        run(photos, folder, out="late")
+    assert [path.name for path in (folder / "late").iterdir()] == ["thesis.tex"]
 
 
 def test_folders_of_others_and_few_images_are_refused_before_anything_is_made(made, tmp_path, photos):
@@ -132,7 +150,7 @@ def test_folders_of_others_and_few_images_are_refused_before_anything_is_made(ma
         run(photos, folder, out="mine", work="unused")
     for n in range(24):
         Image.new("RGB", (40, 40)).save(tmp_path / f"{n}.png")
-    with pytest.raises(UserError, match="are too few, at least 10 are needed"):
+    with pytest.raises(UserError, match="are too few, at least 11 are needed"):
         run(str(tmp_path), folder, out="none", work="unused")
     assert not (folder / "unused").exists()
 

@@ -6,7 +6,7 @@ import timm
 from patchrank.config import MIN_REPAIR_IMAGES, TrialConfig
 from patchrank.models.clip import Clip
 from patchrank.recipe.budget import Budget, Settler
-from patchrank.recipe.candidates import METHODS, NEIGHBOURS, Schedule, first_round, other_weights
+from patchrank.recipe.candidates import METHODS, NEIGHBOURS, Schedule, first_round, other_weights, what_runs
 from patchrank.recipe.tries import FINALISTS, Tries, choose, method_of
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=32, depth=12, num_heads=4, locations=(1,))
@@ -34,8 +34,8 @@ class Inputs:
 class Judged(Tries):
     """Tries whose drift a function tells, in place of trials."""
 
-    def run(self, trials, what):
-        self.drift |= {trial: self.judge(trial) for trial in trials if trial not in self.drift}
+    def _record(self, trial):
+        return {"metrics": {"val_cosine": 1 - self.judge(trial)}}
 
 
 def tries(judge, images=IMAGES, entry="patchrank_dinov2_s14", **shape):
@@ -87,8 +87,17 @@ def test_repairs_are_tried_of_the_best_where_images_are_enough():
     assert choose(few).repair is None and all(trial.repair is None for trial in few.drift)
 
 
+def test_settings_that_do_the_same_are_tried_once():
+    found = tries(lambda trial: {"rank_merge": 1.0, "attention_merge": 1.5}.get(trial.pruning.reducer, 2.0))
+    choose(found)
+    weights = [trial.pruning.protection for trial in found.drift if trial.pruning.reducer == "attention_merge"]
+    assert 0.5 not in weights and {None, 0.3, 0.8} <= set(weights)  # 0.5 is what None stands for
+    alike = [(what_runs(found.inputs.clip.visual, trial.pruning), trial.repair) for trial in found.drift]
+    assert len(set(alike)) == len(alike)
+
+
 def test_methods_that_need_a_class_token_are_left_out_where_there_is_none():
     found = tries(lambda trial: 1.0, entry="patchrank_siglip_b16_224")
     choose(found)
     reducers = {trial.pruning.reducer for trial in found.drift}
-    assert "cls_attention" not in reducers and {"rank_merge", "feature_merge", "tome", "random"} <= reducers
+    assert "cls_attention" not in reducers and {"rank_merge", "feature_merge", "tome"} <= reducers
