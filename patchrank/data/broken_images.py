@@ -48,9 +48,9 @@ def without_broken(split: ImageSplit, limit: int | None = None, share: float = 0
             break
     name = f"{split.task}/{split.split}"
     for i, reason in list(broken.items())[:SHOWN]:
-        print(f"{name}: left out {split.ids[i]}: {reason}", file=sys.stderr)
+        write_once(f"{name}: left out {split.ids[i]}: {reason}")
     if len(broken) > SHOWN:
-        print(f"{name}: left out {len(broken) - SHOWN} more", file=sys.stderr)
+        write_once(f"{name}: left out {len(broken) - SHOWN} more")
     looked = len(good) + len(broken)
     if _too_many(broken, looked, share) or (broken and not good):
         rule = f"one image, or {100 * share:g} % of those looked at, may be broken" if share else "none may be broken"
