@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +11,7 @@ from dataclasses import replace
 from patchrank.data.decoding import fault
 from patchrank.data.image_split import THREADS, ImageSplit, UnreadError
 from patchrank.utils.errors import UserError
-from patchrank.utils.progress import progress
+from patchrank.utils.progress import progress, write_once
 
 CHUNK = 1024  # images that are checked at once
 SHOWN = 20  # broken images that are named
