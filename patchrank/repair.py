@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from patchrank.cli.config_flags import add_config_flags, read_config
 from patchrank.cli.flags import create_pruned_clip_from, evaluation_row, load_split_from, pruned_parser
+from patchrank.cli.saved_pruning import read_pruning
 from patchrank.cli.summary import images_line, macs_line, print_row, pruning_title
-from patchrank.config import PruningConfig, RepairConfig
+from patchrank.config import RepairConfig
 from patchrank.data.dataset_factory import find_task
 from patchrank.data.image_split import ImageSplit
 from patchrank.io import check_writable, content_id, resolve
@@ -110,7 +111,7 @@ def _check(args: argparse.Namespace) -> object:
     for flag in ("prompts", "repair"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag}: a repair is solved for the tower without any; try the same command without it")
-    if not lets_leave(read_config(args, PruningConfig)):
+    if not lets_leave(read_pruning(args)):
         raise UserError("no patch leaves, so there is nothing to repair; try --keep-rate 0.6, or --budget 0.65")
     check_writable(os.path.dirname(resolve(args.out)))
     return task

@@ -84,10 +84,9 @@ def retrieval(
     """What the pruning that `clip.visual` has does to search among the images and texts of a split.
 
     Texts are captions, equal ones counted once, or else the class prompts; without either, or without a text tower,
-    images and drift alone. An
-    image may have several captions (Flickr30k and COCO have five): any of them is a right answer to it, and each is a
-    query whose right answers are the images that have it. This is the protocol of Karpathy and Fei-Fei (2015), but
-    for captions that several images have, which count once and are right for each of these.
+    images and drift alone. An image may have several captions (Flickr30k and COCO have five): any of them is a right
+    answer to it, and each is a query whose right answers are the images that have it. This is the protocol of Karpathy
+    and Fei-Fei (2015), but for captions that several images have, which count once and are right for each of these.
 
     Args:
         ks: how many results are looked at; those that are not below the number of candidates are left out.
@@ -105,10 +104,7 @@ def retrieval(
     vectors, _ = embed(clip, batches, with_unpruned=index is None)
     pruned, unpruned = vectors["pruned"], vectors["unpruned"] if index is None else index
     shares, texts = image_shares(pruned, unpruned, ks, quiet), None
-    if not clip.has_text:
-        if split.captions is not None or split.classes:
-            write_line(f"{split.task}/{split.split}: {clip.name} has no text tower, so texts are left out")
-    elif split.captions is not None:
+    if clip.has_text and split.captions is not None:
         captions, places = split.numbered_captions()
         if "" in captions:
             write_line(f"{split.task}/{split.split}: some images have an empty caption, which counts as a text")
@@ -117,7 +113,7 @@ def retrieval(
         texts = encode_texts(clip.encode_text, captions, "captions", quiet)
         shares |= text_shares(pruned, unpruned, texts, right, ks, quiet)
         shares |= text_to_image_shares(pruned, unpruned, texts, right, ks, quiet)
-    elif split.classes:
+    elif clip.has_text and split.classes:
         texts = clip.zero_shot_head(split.classes, split.templates)
         plain = clip.zero_shot_head(split.classes, split.templates, prompted=False)
         right = None if split.labels is None else torch.tensor(split.labels, device=texts.device)
@@ -293,6 +289,8 @@ def retrieval_from(args: argparse.Namespace, clip: Clip, split: ImageSplit) -> t
     """
     known = args.index is not None and exists(args.index)
     index = read_index(args.index, split, clip.visual.num_classes) if known else None
+    if not clip.has_text and (split.captions is not None or args.vocabulary):  # names of folders were not asked for
+        write_line(f"{split.task}/{split.split}: {clip.name} has no text tower, so texts are left out")
     found = retrieval(clip, split, batch_size=args.batch_size, index=index)
     if args.index is not None and not known:
         write_index(args.index, found.unpruned)

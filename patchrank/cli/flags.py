@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import torch
 
-from patchrank.cli.config_flags import add_config_flags, positive, read_config
+from patchrank.cli.config_flags import add_config_flags, positive
+from patchrank.cli.saved_pruning import read_pruning
 from patchrank.config import DEFAULTS, DataConfig, ModelConfig, PruningConfig, TrialConfig
 from patchrank.data.dataset_factory import load_split
 from patchrank.data.image_split import ImageSplit
@@ -22,6 +23,7 @@ from patchrank.utils.command import create_parser
 from patchrank.utils.device import check_device
 from patchrank.utils.errors import UserError
 
+PATHS = ("predictor_path", "repair_path")  # without which a model has what came with it
 ALWAYS = ("keep_rate", "locations", "reducer", "leftovers")  # pruning settings that every result row states
 
 
@@ -77,14 +79,14 @@ def pruned_parser(
 
 
 def pruning_from(args: argparse.Namespace) -> dict:
-    """The settings that the pruning flags name, for a result row, and as keyword arguments of an entrypoint.
+    """The settings that `read_pruning` finds, for a result row, and as keyword arguments of an entrypoint.
 
     Those beside `ALWAYS` are there where they are not at their default.
 
     Raises:
         UserError: a setting of merging, or a predictor, that the reducer would not read.
     """
-    found = canonical_pruning(read_config(args, PruningConfig))
+    found = canonical_pruning(read_pruning(args))
     reducer = REDUCERS.get(found["reducer"])
     check_merging(found, [found["reducer"]], found["leftovers"])
     if args.predictor and reducer and not reducer.fitted:
@@ -107,6 +109,7 @@ def create_clip_from(args: argparse.Namespace, **pruning) -> Clip:
     check_device(args.device)
     torch.manual_seed(args.seed)
     files = {"checkpoint": args.checkpoint, "prompts": args.prompts}
+    pruning = {name: value for name, value in pruning.items() if name not in PATHS or value is not None}
     clip = create_clip(args.model, device=args.device, img_size=args.img_size, **files, **pruning)
     clip.heads = join(cache_folder(), "heads")
     return clip

@@ -8,8 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping
 
-from patchrank.cli.config_flags import read_config
-from patchrank.config import PruningConfig
+from patchrank.cli.saved_pruning import read_pruning
 from patchrank.io import write_atomic
 from patchrank.models.model_name import stable_name
 from patchrank.models.pruning_cfg import canonical_pruning, lets_leave
@@ -67,7 +66,7 @@ def table(title: str, figures: Iterable[tuple[str, str]]) -> str:
 
 def pruning_title(args: argparse.Namespace, where: str) -> str:
     """A table's title: the model, `where` it was measured ("on digits/val"), what leaves of its patches, and how."""
-    pruning, model = read_config(args, PruningConfig), stable_name(args.model)
+    pruning, model = read_pruning(args), stable_name(args.model)
     if not lets_leave(pruning):
         return f"{model} {where}: nothing pruned"
     merges = canonical_pruning(pruning)["leftovers"] != "drop"

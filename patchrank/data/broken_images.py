@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +11,7 @@ from dataclasses import replace
 from patchrank.data.decoding import fault
 from patchrank.data.image_split import THREADS, ImageSplit, UnreadError
 from patchrank.utils.errors import UserError
-from patchrank.utils.progress import progress
+from patchrank.utils.progress import progress, write_once
 
 CHUNK = 1024  # images that are checked at once
 SHOWN = 20  # broken images that are named
@@ -48,9 +47,9 @@ def without_broken(split: ImageSplit, limit: int | None = None, share: float = 0
             break
     name = f"{split.task}/{split.split}"
     for i, reason in list(broken.items())[:SHOWN]:
-        print(f"{name}: left out {split.ids[i]}: {reason}", file=sys.stderr)
+        write_once(f"{name}: left out {split.ids[i]}: {reason}")
     if len(broken) > SHOWN:
-        print(f"{name}: left out {len(broken) - SHOWN} more", file=sys.stderr)
+        write_once(f"{name}: left out {len(broken) - SHOWN} more")
     looked = len(good) + len(broken)
     if _too_many(broken, looked, share) or (broken and not good):
         rule = f"one image, or {100 * share:g} % of those looked at, may be broken" if share else "none may be broken"

@@ -21,10 +21,19 @@ def check_locations(locations: Sequence[int], depth: int) -> tuple[int, ...]:
     """Layer numbers, counted from 1, just before which tokens leave (section 3.2, "Token Removal")."""
     locations = plain(tuple(locations))
     if not locations or any(type(layer) is not int or not 1 <= layer <= depth for layer in locations):
-        raise UserError(f"locations must be layer numbers from 1 to the tower's depth {depth}, but are {locations}")
+        spread = _spread(depth)
+        cure = f"; try {spread}, as a flag --locations {' '.join(map(str, spread))}" if len(locations) > 1 else ""
+        raise UserError(
+            f"locations must be layer numbers from 1 to the tower's depth {depth}, but are {locations}{cure}"
+        )
     if any(a >= b for a, b in zip(locations, locations[1:])):
         raise UserError(f"locations must increase, but are {locations}; try {tuple(sorted(set(locations)))}")
     return locations
+
+
+def _spread(depth: int) -> tuple[int, ...]:
+    """Layers of a tower that are as far down as the usual ones are of twelve."""
+    return tuple(sorted({max(1, round(layer * depth / 12)) for layer in (4, 6, 8, 10)}))
 
 
 def drop_schedule(

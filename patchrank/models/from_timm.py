@@ -16,12 +16,23 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from patchrank.config import PruningConfig
 from patchrank.models.checkpoints.hub import download_file, weights_in
 from patchrank.models.checkpoints.load import load_vit, read_checkpoint
 from patchrank.models.classifier import split_classifier
 from patchrank.models.hosts.of_timm import check_model
 from patchrank.models.hosts.tower import SharedTower
-from patchrank.models.model_name import CONFIG, HF, LOCAL, TIMM, local_folder, read_settings, stable_name
+from patchrank.models.model_name import (
+    CONFIG,
+    HF,
+    LOCAL,
+    TIMM,
+    folder_of,
+    local_folder,
+    prefix_of,
+    read_settings,
+    stable_name,
+)
 from patchrank.models.pair import Clip
 from patchrank.models.patchrank_clip import HUB_FILES, check_img_size
 from patchrank.models.pretrained import record_input_size
@@ -135,16 +146,43 @@ def _of_head(weights: Mapping | None) -> dict[str, int]:
 def _of_entry(whole: str, settings: Mapping, is_random: bool) -> dict:
     """What an entry of ours must be told as it is built: where tokens leave, and not to await weights that do not come.
 
+    A saved tower is built as it was saved, so that its predictor is loaded, where settings say later what leaves.
+
     Args:
         whole: the name, as timm takes it.
     """
-    entry = whole
-    if whole.startswith(LOCAL):
-        entry = read_settings(Path(whole.removeprefix(LOCAL), CONFIG), f"model {whole}").get("architecture", "")
+    is_saved = whole.startswith(LOCAL)
+    entry, saved = _saved_entry(Path(whole.removeprefix(LOCAL)), whole) if is_saved else (whole, {})
     if not entry.startswith("patchrank_"):
         return {}
-    off = OFF | {"predictor_init": None} if is_random and whole.startswith(LOCAL) else {}
-    return off | {key: settings[key] for key in ("locations",) if key in settings}
+    is_replaced = is_saved and OFF.keys() & settings.keys()
+    told = {key: settings[key] for key in ("locations",) if key in settings and not is_replaced}
+    if is_saved and is_random:  # counts, since timm takes None for nothing said
+        places = told.get("locations") or saved.get("locations") or Pruning().locations
+        told["drop_counts"] = (0,) * len(places)
+    return told
+
+
+def _saved_entry(folder: Path, source: str) -> tuple[str, dict]:
+    """The entry that a folder as timm writes it was made by, and the pruning that it was saved with."""
+    found = read_settings(folder / CONFIG, f"model {source}")
+    entry, args = found.get("architecture"), found.get("model_args")
+    args = args if isinstance(args, dict) else {}
+    return str(entry), {name: args[name] for name in Pruning.model_fields if name in args}
+
+
+def saved_settings(name: str | None) -> dict:
+    """Pruning that a folder's tower of ours was saved with, as a section of a trial has it; {} for all other names.
+
+    Raises:
+        UserError: no such folder, or one without a config.
+    """
+    if prefix_of(name) not in (LOCAL, HF) or folder_of(name) is None:
+        return {}
+    entry, saved = _saved_entry(local_folder(name), name)
+    if not entry.startswith("patchrank_"):
+        return {}
+    return {key: saved[key] for key in PruningConfig.model_fields if saved.get(key) is not None}
 
 
 def _timms_name(name: str, folder: Path | None) -> str:

@@ -32,6 +32,7 @@ class Recipe(NamedTuple):
     pruning: all fields of `FIELDS`, at their defaults where it says nothing.
     files: paths by the settings `predictor_path` and `repair_path`; None for one that there is not.
     source: how messages name it.
+    img_size: height and width in pixels of the images that it was made with; None where it does not say.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Recipe(NamedTuple):
     pruning: dict
     files: dict[str, str | None]
     source: str
+    img_size: tuple[int, int] | None = None
 
     def settings(self, given: Mapping[str, object], has_predictor: bool) -> dict:
         """Settings for `set_pruning`: what is given wins.
@@ -60,7 +62,8 @@ def read_recipe(folder: str | Path) -> Recipe:
     """The recipe in a folder, or at a URL.
 
     Raises:
-        UserError: there is none, it is no recipe, or it names settings that do not exist or files outside the folder.
+        UserError: there is none, it is no recipe, it names settings that do not exist or files outside the folder, or
+            its images' size is none.
     """
     path = join(folder, NAME)
     if not exists(path):
@@ -71,7 +74,8 @@ def read_recipe(folder: str | Path) -> Recipe:
         raise UserError(f"{path}: model must hold a name and a sha256, but is {model!r:.80}")
     settings = _checked(pruning, f"{path}: pruning")
     files = {setting: _file(found[key], key, folder, path) for key, setting in FILES.items()}
-    return Recipe(model["name"], model["sha256"], settings, files, f"recipe {path}")
+    img_size = _img_size(found.get("img_size"), path)
+    return Recipe(model["name"], model["sha256"], settings, files, f"recipe {path}", img_size)
 
 
 def write_recipe(
@@ -88,16 +92,18 @@ def write_recipe(
         model: `name` and `sha256` of the weights without the head (`tower.blocks_sha256()`).
         pruning: fields of `FIELDS`; others of `Pruning` say nothing of a recipe, and are left out.
         predictor, repair: names of files in the folder.
-        **about: what else a reader may like to know, as plain values.
+        **about: what else a reader may like to know, as plain values. `img_size`, height and width of the images in
+            pixels, is read again.
 
     Raises:
-        UserError: settings that do not exist, or a file outside of the folder.
+        UserError: settings that do not exist, a file outside of the folder, or an impossible size.
     """
     path = join(folder, NAME)
     left = {name: plain(value) for name, value in pruning.items() if name not in {*Pruning.model_fields} - {*FIELDS}}
     _checked(left, f"{path}: pruning")
     for key, name in (("predictor", predictor), ("repair", repair)):
         _file(name, key, folder, path)
+    _img_size(about.get("img_size"), path)
     content = about | {"schema": SCHEMA, "kind": KIND, "model": dict(model), "pruning": left}
     content |= {"predictor": predictor, "repair": repair}
     write_atomic(path, json.dumps(content, indent=1) + "\n")
@@ -136,3 +142,13 @@ def _file(name: object, key: str, folder: str | Path, path: str) -> str | None:
     if not isinstance(name, str) or name in ("", ".", "..") or any(sign in name for sign in "/\\:\0"):
         raise UserError(f"{path}: {key} must name a file in the same folder, without a path, but is {name!r:.80}")
     return join(folder, name)
+
+
+def _img_size(size: object, path: str) -> tuple[int, int] | None:
+    """Height and width in pixels, if a recipe says them. Raises `UserError` for anything else."""
+    if size is None:
+        return None
+    size = plain(size)
+    if not isinstance(size, list | tuple) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+        raise UserError(f"{path}: img_size must be height and width in pixels, such as [224, 224], but is {size!r:.80}")
+    return tuple(size)

@@ -8,6 +8,12 @@ from patchrank.data.broken_images import fingerprinted, without_broken
 from patchrank.data.image_split import Reader
 from patchrank.data.readers.folder import load_folder
 from patchrank.utils.errors import UserError
+from patchrank.utils.progress import write_once
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_told():
+    write_once.cache_clear()
 
 
 def load(root, split="all"):
@@ -34,6 +40,8 @@ def test_one_broken_image_is_left_out_and_told_of(many, capsys):
     told = capsys.readouterr().err
     assert told.startswith("folder/all: left out 03.jpg: image file is truncated") and told.count("\n") == 1
     assert split.image(9).size == (32, 32)
+    without_broken(many(3), 10)  # as a run reads its images again
+    assert capsys.readouterr().err == ""
 
 
 def test_only_as_many_images_are_looked_at_as_it_takes(many):

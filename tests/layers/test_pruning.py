@@ -60,6 +60,14 @@ def test_locations_must_be_increasing_layers(locations):
         schedule.check_locations(locations, 12)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 6, 12, 27])
+def test_locations_that_a_tower_lacks_are_answered_with_some_that_it_has(depth):
+    with pytest.raises(UserError, match=r"; try \(.*\), as a flag --locations [\d ]+$") as caught:
+        schedule.check_locations((4, 6, 8, 100), depth)
+    found = [int(layer) for layer in str(caught.value).rpartition("--locations ")[2].split()]
+    assert schedule.check_locations(found, depth) == tuple(found)
+
+
 @pytest.mark.parametrize("counts", [(1,), (-1, 1), (32, 32), (1.5, 1)])
 def test_drop_counts_must_fit(counts):
     with pytest.raises(UserError, match="drop_counts must"):

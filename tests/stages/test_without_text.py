@@ -86,12 +86,15 @@ def test_buckets(classifier, capsys):
     assert "cosine_bucketed" in row and "accuracy_bucketed" not in row
 
 
-def test_retrieval_leaves_texts_out_and_says_so(classifier, capsys):
-    retrieval.main([*PRUNED, "--limit", "20"])
-    out = capsys.readouterr()
-    row = json.loads(out.out)
-    assert "toy has no text tower, so texts are left out" in out.err and not any("text" in key for key in row)
-    assert 0 < row["drift_mean"] and row["image_recall@1"] <= 100
+def test_retrieval_leaves_texts_out_and_says_so_where_they_were_asked_for(classifier, photos, tmp_path_factory, capsys):
+    where, names = ["--data", "folder", "--data-root", photos], tmp_path_factory.mktemp("names") / "names.yaml"
+    names.write_text("classes: [red, green, blue]")
+    for asked in ([], ["--vocabulary", str(names)]):
+        retrieval.main([*PRUNED, *where, *asked])
+        out = capsys.readouterr()
+        row = json.loads(out.out)
+        assert ("toy has no text tower, so texts are left out" in out.err) == bool(asked)
+        assert not any("text" in key for key in row) and 0 < row["drift_mean"] and row["image_recall@1"] <= 100
 
 
 def test_prompts_are_refused(classifier, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from timm.layers import to_2tuple
 from torch import nn
 
 from patchrank.models.hosts import of_timm, of_transformers
@@ -43,7 +44,8 @@ def prune(
             patches merged into, and zeros where they left, or of the "kept" tokens alone. A model that averages its
             patches has the mean of the others where they left. "grid" if left out, or what it was; of open_clip's
             models and ours it is always "grid".
-        img_size: side of the images that a model of transformers will see, where it is not its config's.
+        img_size: side of the images that a model of transformers will see, where it is not its config's; that of the
+            recipe if left out.
         **pruning: fields of `patchrank.models.pruning_cfg.Pruning`; without any, nothing leaves yet. Called again, it
             changes the settings.
 
@@ -52,11 +54,13 @@ def prune(
 
     Raises:
         UserError: a model that cannot be reproduced exactly, by name, or impossible settings; a folder without a
-            recipe, or with a predictor or repair of another model. The model is then as it was.
+            recipe, or with a predictor or repair of another model, or for images of another size. The model is then
+            as it was.
     """
     recipe = None if folder is None else _recipe(folder)
     if recipe is not None:
         pruning = recipe.settings(pruning, predictor is not None)
+        img_size = _side(model, recipe, img_size)
     _prune(model, predictor, output, img_size, pruning)
     if recipe is not None:
         _note_other_model(find_tower(model), recipe)
@@ -92,6 +96,41 @@ def _recipe(folder: object) -> Recipe:
     raise UserError(
         f"prune takes the folder of a recipe after the model, but got a {type(folder).__name__}; try {cure}"
     )
+
+
+def _side(model: nn.Module, recipe: Recipe, given: int | None) -> int | None:
+    """The `img_size` to prune a model with, which a recipe may say.
+
+    Raises:
+        UserError: another one is given, or the model takes images of another size.
+    """
+    if (size := recipe.img_size) is None:
+        return given
+    height, width = size
+    says = f"{recipe.source} is for images of {height} x {width} pixels"
+    if given not in (None, height) or (given is not None and height != width):
+        raise UserError(f"img_size {given}: {says}; try it without img_size")
+    if of_transformers.is_transformers(model) and held_tower(model) is None and height == width:
+        return height
+    own = _size_of(model)
+    if own not in (None, size):
+        cure = f"timm.create_model(NAME, img_size={height if height == width else size})"
+        if hasattr(model, "visual"):
+            cure = f"open_clip.create_model(NAME, force_image_size={height if height == width else size})"
+        elif door_of(model) is of_transformers:
+            cure = "patchrank.unprune(model) first"
+        raise UserError(f"{says}, but this {type(model).__name__} takes {own[0]} x {own[1]}; try {cure}")
+    return None
+
+
+def _size_of(model: nn.Module) -> tuple[int, int] | None:
+    """Height and width in pixels of the images that a model takes as it is; None where nobody can tell."""
+    visual = getattr(model, "visual", None)
+    for part in (held_tower(model), model, getattr(visual, "trunk", None)):
+        if (size := getattr(getattr(part, "patch_embed", None), "img_size", None)) is not None:
+            return to_2tuple(size)
+    size = getattr(visual, "image_size", None)
+    return None if size is None else to_2tuple(size)
 
 
 def _note_other_model(tower: PrunedVisionTransformer, recipe: Recipe) -> None:

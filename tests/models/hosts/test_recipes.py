@@ -49,9 +49,9 @@ def write_for(model, folder):
     patchrank.unprune(model)
 
 
-def write_free(folder, model=MODEL, **pruning):
+def write_free(folder, model=MODEL, img_size=None, **pruning):
     folder.mkdir(exist_ok=True)
-    write_recipe(folder, model, dict(reducer="center", locations=(2, 3), keep_rate=0.5) | pruning)
+    write_recipe(folder, model, dict(reducer="center", locations=(2, 3), keep_rate=0.5) | pruning, img_size=img_size)
     return folder
 
 
@@ -107,6 +107,42 @@ def test_a_folder_of_another_model_is_refused_by_its_files_and_told_of_without_a
     assert patchrank.find_tower(other).drop_counts == (4, 4)
 
 
+@pytest.mark.filterwarnings("ignore:recipe .* was made for toy")
+@torch.no_grad()
+def test_a_recipe_says_the_size_of_the_images(tmp_path):
+    pytest.importorskip("transformers")
+    folder = write_free(tmp_path, img_size=(toy_hosts.SIDE, toy_hosts.SIDE))
+    model, asked = (toy_hosts.create("Dinov2Model", image_size=96) for _ in range(2))
+    patchrank.prune(model, folder)
+    patchrank.prune(model, folder)
+    patchrank.prune(asked, img_size=32, reducer="center", locations=(2, 3), keep_rate=0.5)
+    x = toy_hosts.images()
+    assert patchrank.find_tower(model).drop_counts == (4, 4)
+    assert torch.equal(model(x).pooler_output, asked(x).pooler_output)
+    with pytest.raises(UserError, match="img_size 96: recipe .* is for images of 32 x 32 pixels; try it without"):
+        patchrank.prune(toy_hosts.create("Dinov2Model", image_size=96), folder, img_size=96)
+    other = patchrank.prune(toy_hosts.create("Dinov2Model", image_size=96), locations=(2,))
+    with pytest.raises(UserError, match="32 x 32 pixels, but this Dinov2Model takes 96 x 96; try patchrank.unprune"):
+        patchrank.prune(other, folder)
+
+
+@pytest.mark.filterwarnings("ignore:recipe .* was made for toy")
+@pytest.mark.parametrize("kind", ["timm", "open_clip", "ours"])
+def test_a_model_of_another_size_is_refused_with_both_sizes(kind, tmp_path):
+    model = create(kind)
+    module = model.visual if kind == "open_clip" else model.patch_embed
+    height, width = getattr(module, "image_size" if kind == "open_clip" else "img_size")
+    modules, way = dict(model.named_modules()), "force_image" if kind == "open_clip" else r"timm.create_model.NAME, img"
+    told = f"is for images of 96 x 96 pixels, but this .* takes {height} x {width}; try .*{way}_size=96"
+    with pytest.raises(UserError, match=told):
+        patchrank.prune(model, write_free(tmp_path, img_size=[96, 96]))
+    assert dict(model.named_modules()) == modules
+    patchrank.prune(model, write_free(tmp_path, img_size=[height, width]), img_size=height)
+    with pytest.raises(UserError, match=told):
+        patchrank.prune(model, write_free(tmp_path, img_size=[96, 96]))
+    assert patchrank.find_tower(model).drop_counts
+
+
 @pytest.mark.parametrize(
     "changes, told",
     [
@@ -122,6 +158,9 @@ def test_a_folder_of_another_model_is_refused_by_its_files_and_told_of_without_a
         (dict(predictor="../predictor.safetensors"), "predictor must name a file in the same folder"),
         (dict(repair="/tmp/repair.safetensors"), "repair must name a file in the same folder"),
         (dict(repair="s3:x"), "repair must name a file in the same folder"),
+        (dict(img_size=[224]), "img_size must be height and width in pixels, such as .* but is .224."),
+        (dict(img_size=[224, 0]), "img_size must be height and width"),
+        (dict(img_size="224"), "img_size must be height and width"),
         (dict(repair=["r"]), "repair must name a file in the same folder"),
         (dict(predictor="none", pruning={"reducer": "predictor", "locations": [2]}), "/none: cannot be read"),
     ],
