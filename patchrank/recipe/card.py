@@ -54,6 +54,8 @@ def write_card(about: Mapping, drift: Mapping[TrialConfig, float], choice: Trial
         f"![Drift of each setting that was tried]({TRIES})",
         _tried(drift),
     ]
+    if about["credit"]:
+        parts.append(about["credit"])
     return "\n\n".join(parts) + "\n"
 
 

@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     fixed = _fixed(tries, choice)
     measured = measure(fixed.model_copy(update={"data": whole}), tested, tries.shards, args.batch_size)
     about = {"images": images, "budget": str(settler.budget), "command": _command(argv), "data": args.data}
+    about |= {"credit": find_task(args.data).credit}
     about |= {"img_size": list(inputs.clip.visual.patch_embed.img_size)}
     about |= {"given": {"model": args.model, "checkpoint": args.checkpoint}}
     about |= {"within_budget": settler.budget.is_kept_by(measured.figures["ms"])}
