@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,8 @@ def test_a_second_run_imports_no_ray_and_changes_no_row(killed_and_finished, tmp
     folder, _, _ = killed_and_finished
     results = (folder / "runs/locations-quick/results.jsonl").read_text()
     before = trials(folder)
-    for name in ("ray", "sklearn"):
+    brings_sklearn = version("transformers").startswith("4.")  # which open_clip imports
+    for name in ("ray",) if brings_sklearn else ("ray", "sklearn"):
         (tmp_path / f"{name}.py").write_text("import os\nos._exit(7)\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(patchrank.__file__).parent.parent)]))
     said = run(folder)
