@@ -97,6 +97,7 @@ def test_a_tower_alone_is_called_by_the_name_that_makes_it():
     assert describe(clip, ExportedTower(clip), "pt2")["settings"]["img_size"] == toy_hosts.SIDE
 
 
+@pytest.mark.slow
 def test_a_classifiers_folder_is_exported_and_checked(tmp_path, capsys):
     model, path = write_folder("timm average", tmp_path / "toy"), str(tmp_path / "toy.pt2")
     assert main(["--model", model, *FLAGS, "--out", path]) == 0

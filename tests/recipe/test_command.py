@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -36,16 +37,31 @@ def photos(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=["SiglipVisionModel", "Dinov2Model"])
-def made(request, photos, tmp_path_factory):
-    """A small model, and the recipe's folder for it."""
+@pytest.fixture(scope="module")
+def recipe_of(photos, tmp_path_factory):
+    """A small model by its name, the folder that it lies in, and the recipe that was made for it there."""
     pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("recipe")
-    model = toy_hosts.create(request.param)
-    model.save_pretrained(folder / "model")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        run(photos, folder)
-    return model, folder, json.loads(printed.getvalue())
+
+    @cache
+    def make(name):
+        folder = tmp_path_factory.mktemp("recipe")
+        model = toy_hosts.create(name)
+        model.save_pretrained(folder / "model")
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            run(photos, folder)
+        return model, folder, json.loads(printed.getvalue())
+
+    return make
+
+
+@pytest.fixture(params=["SiglipVisionModel", "Dinov2Model"])
+def each(request, recipe_of):
+    return recipe_of(request.param)
+
+
+@pytest.fixture
+def made(recipe_of):
+    return recipe_of("SiglipVisionModel")
 
 
 def run(photos, folder, *flags, out="out", work="work"):
@@ -61,8 +77,8 @@ def lasting(record):
     return {key: record[key] for key in ("model", "pruning", "predictor", "repair", "images")} | figures
 
 
-def test_the_folder_prunes_the_model_as_its_card_says(made, photos):
-    model, folder, record = made
+def test_the_folder_prunes_the_model_as_its_card_says(each, photos):
+    model, folder, record = each
     clip = create_clip(f"hf:{folder}/model", img_size=32)
     test = load_split("folder", "test", root=photos)
     images = torch.stack([clip.transform()(test.image(place)) for place in range(len(test))])
@@ -78,8 +94,8 @@ def test_the_folder_prunes_the_model_as_its_card_says(made, photos):
     assert 0 <= figures["image_neighbours@10"] <= 100 and "accuracy" not in figures
 
 
-def test_the_card_has_the_figures_and_its_pictures(made):
-    _, folder, record = made
+def test_the_card_has_the_figures_and_its_pictures(each):
+    _, folder, record = each
     card = (folder / "out" / "README.md").read_text()
     assert f"| {1000 * record['figures']['drift']:.3g} |" in card and "photos" in card and "hf:" in card
     for name in ("what-goes.png", "tries.png"):

@@ -98,7 +98,7 @@ def test_a_grid_around_a_random_search_grows_and_its_other_points_draw_as_before
     assert len(asked(more)) == 3 and all(values["seed"] == 1 for values in asked(more))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("nsga2", marks=pytest.mark.slow)])
 def test_more_samples_of_a_search_are_asked_of_a_study_that_knows_the_finished_ones(tmp_path, sampler):
     how = f"{{method: optuna, sampler: {sampler}, samples: 4}}"
     finish(plan_of(tmp_path, SPACE, search=how))
@@ -117,10 +117,12 @@ def test_more_samples_of_a_search_are_asked_of_a_study_that_knows_the_finished_o
     "space, kept",
     [
         (SPACE.replace("[0.3, 0.9]", "[0.2, 1.0]"), lambda rate, where: True),
-        (SPACE.replace("0.1}", "0.05}"), lambda rate, where: True),
-        (SPACE.replace("[[4], ", "[[4], [4, 5], "), lambda rate, where: True),
+        pytest.param(SPACE.replace("0.1}", "0.05}"), lambda rate, where: True, marks=pytest.mark.slow),
+        pytest.param(SPACE.replace("[[4], ", "[[4], [4, 5], "), lambda rate, where: True, marks=pytest.mark.slow),
         (SPACE.replace("[[4], ", "["), lambda rate, where: where != [4]),
-        (SPACE.replace("[0.3, 0.9]", "[0.6, 0.9]"), lambda rate, where: rate >= 0.6),
+        pytest.param(
+            SPACE.replace("[0.3, 0.9]", "[0.6, 0.9]"), lambda rate, where: rate >= 0.6, marks=pytest.mark.slow
+        ),
         (SPACE.replace("0.1}", "0.2}"), lambda rate, where: rate in (0.3, 0.5, 0.7, 0.9)),
         (SPACE.replace("[0.3, 0.9]", "[0.25, 0.95]"), lambda rate, where: False),
     ],

@@ -102,6 +102,7 @@ def test_a_search_counts_marks_of_its_own_name(tmp_path, command):
     assert "and 1 trials that are not in this plan" in lines
 
 
+@pytest.mark.slow
 def test_all_of_it_on_an_object_store_with_reads_alone(tmp_path, command):
     with s3_server() as store:
         root = f"root={store.url}/small"
