@@ -131,3 +131,8 @@ def _siglip_head(head: nn.Module, x: Tensor, live: Tensor) -> Tensor:
     probe = head.probe.repeat(len(x), 1, 1)
     pooled = head.attention(probe, x, x, key_padding_mask=live == 0)[0]
     return (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
+
+
+def pooled(output: object) -> Tensor:
+    """The embedding in what features of an image or a text are: before transformers 5 they are it themselves."""
+    return getattr(output, "pooler_output", output)

@@ -47,7 +47,7 @@ def features(model, x):
     if isinstance(model, timm.models.VisionTransformer):
         return model.forward_head(model.forward_features(x), pre_logits=model.num_classes == 5)
     if hasattr(model, "get_image_features"):
-        return model.get_image_features(x).pooler_output
+        return toy_hosts.pooled(model.get_image_features(x))
     if hasattr(model, "classifier"):
         return model.vit(x).last_hidden_state[:, 0]
     return toy_hosts.embedding(model, x)

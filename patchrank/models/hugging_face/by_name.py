@@ -166,7 +166,8 @@ def _check_fit(about: dict, source: str) -> None:
     """Raises `UserError` that names the first weight that did not fit, by its name in transformers."""
     wrong = [f"{key} is missing" for key in about["missing_keys"] if not key.startswith(UNREAD)]
     wrong += [f"{key} is surplus" for key in about["unexpected_keys"] if not key.startswith(UNREAD)]
-    wrong += [f"{key} has shape {tuple(its)}, not {tuple(ours)}" for key, its, ours in about["mismatched_keys"]]
+    for each in about["mismatched_keys"]:  # 4.57 tells names alone, later ones both shapes too
+        wrong.append(f"{each if isinstance(each, str) else each[0]} has another shape than its config says")
     if wrong:
         more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
         raise UserError(f"{source}: {min(wrong)}{more}")

@@ -47,7 +47,7 @@ def write_for(tower, path, name="toy"):
 def own_call(model, x):
     """What a model's own call gives of its embedding: with its pooler or classifier, where it has one."""
     if type(model).__name__ in PAIRS:
-        return model.get_image_features(x).pooler_output
+        return toy_hosts.pooled(model.get_image_features(x))
     if type(model).__name__ in ("ViTModel", "ViTForImageClassification"):
         return model(x)[1 if type(model).__name__ == "ViTModel" else "logits"]
     return toy_hosts.embedding(model, x)
