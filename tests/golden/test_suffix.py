@@ -49,6 +49,7 @@ def test_batches_run_side_by_side_and_score_the_same(tower, images, two_threads,
 
 
 @pytest.mark.parametrize("where", ["blocks.10.mlp", "norm", "head", ""])
+@pytest.mark.slow
 def test_what_hangs_on_a_tower_is_called_by_the_callers_thread(tower, images, two_threads, ran_in, where):
     tower.get_submodule(where).register_forward_hook(lambda *_: None)
     score_images(tower, images, stride=2, batch_size=8)

@@ -471,6 +471,7 @@ BASE = {
 CHEAP = ("--remove-at", "12", "--stride", "2")
 
 
+@pytest.mark.slow
 def test_a_trial_on_a_store_goes_on_from_what_is_there(store, place, impatient, monkeypatch):
     config, root, shards = TrialConfig.model_validate(BASE), f"{place}/run", f"{place}/shards"
     inputs = load_inputs(config.model, config.data, heads=f"{shards}/heads")

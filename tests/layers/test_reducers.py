@@ -122,6 +122,7 @@ def test_gradients_pass_and_checkpointing_changes_nothing(tower, images, reducer
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_exported_shapes_are_static(tower, images):
     prune(tower, "cls_attention", locations=(1, 6))
     exported = torch.export.export(tower, (images,))

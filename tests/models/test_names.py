@@ -105,6 +105,7 @@ def test_a_tower_without_weights_has_the_same_shape(made):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_weights_come_from_a_file_by_the_models_own_names(made, tmp_path):
     model, name = made
     weights = {key: value * 1.5 for key, value in model.state_dict().items()}

@@ -8,6 +8,7 @@ from patchrank import pretrain
 from patchrank.utils.errors import UserError
 
 
+@pytest.mark.slow
 def test_resuming_equals_going_through(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "BATCH_SIZE", 8)
     monkeypatch.setattr(pretrain, "accuracy", lambda *_: 0.0)

@@ -202,6 +202,7 @@ def test_nothing_is_computed_for_nobody(run, monkeypatch):
         ("prompt", trial(DISTILLED), RuntimeError("it fell behind")),
     ],
 )
+@pytest.mark.slow
 def test_an_end_is_no_failure_and_leaves_nothing_to_the_next_trial(of, what, reason, run, inputs, shards, tmp_path):
     other = trial(DISTILLED, tasks=1, pruning={"keep_rate": 0.6})
     expected = run(other, given=load_inputs(BASE.model, BASE.data))["metrics"]

@@ -79,6 +79,7 @@ def test_a_failed_evaluation_leaves_no_prompts_to_the_next_trial(run, inputs, mo
     assert inputs.clip.prompts is None and inputs.clip.visual.num_prompt_tokens == 0
 
 
+@pytest.mark.slow
 def test_images_that_ranking_and_prompts_share_are_counted_once(run, inputs):
     metrics = run(prompt__mode="V", prompt__loss="distill", pruning__reducer="prior", golden__stride=2)["metrics"]
     assert (metrics["n_prompt_images"], metrics["n_train"], metrics["n_seen_images"]) == (10, 16, 16)

@@ -128,6 +128,7 @@ def test_controls_stand_beside_a_predictor(run):
     assert len(arrays["digits_ink.right_reversed"]) == 30
 
 
+@pytest.mark.slow
 def test_pooled_fitting_reads_all_its_tasks_and_is_another_trial(run, inputs):
     own, _ = run()
     pooled, _ = run(predictor__fit_on=["digits", "digits_full"])

@@ -204,6 +204,7 @@ def test_milliseconds_come_with_their_hardware(inputs, reads, tmp_path):
     assert inputs.clip.visual.pruner is None and inputs.data.n_test == 0
 
 
+@pytest.mark.slow
 def test_several_tasks_share_one_predictor_or_are_refused(write, reads, tmp_path):
     tasks = ["digits", "digits_ink"]
     with pytest.raises(UserError, match=r"a predictor to each of its 2 tasks.*fit_on=\[digits,digits_ink\]"):

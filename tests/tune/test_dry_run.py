@@ -72,6 +72,7 @@ def test_macs_of_golden_scores_are_those_that_torch_counts(inputs, images, golde
     assert found.macs == 40 * theirs
 
 
+@pytest.mark.slow
 def test_macs_of_more_rounds_are_at_most_a_seventh_above_those_that_torch_counts(inputs, tower, images, tmp_path):
     trial = resolved(golden__rounds=4)
     ours = counted_shards(TrialContext(trial, inputs, str(tmp_path))).macs / 40
