@@ -79,3 +79,27 @@ def test_a_tower_that_is_fast_enough_needs_no_recipe(toy, tmp_path, timed):
 
 def test_what_nothing_brings_down_so_far_is_left_out(toy, tmp_path, timed):
     assert Settler(toy, Budget(milliseconds=0.5), str(tmp_path)).settle(SETTING) is None
+
+
+def test_where_time_falls_less_than_macs_more_must_leave(toy, tmp_path, monkeypatch):
+    def measure(model, *_, **__):
+        tower = getattr(model, "visual", model)
+        time = 0.4 + 0.6 * tower.macs().image / tower.macs_unpruned().image
+        return {"ms": 10 * time, "ms_unpruned": 10.0, "speedup": 1 / time}
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    found = Settler(toy, Budget(milliseconds=8.5), str(tmp_path)).settle(SETTING)
+    with toy.applied(**found.model_dump()):
+        assert 8.0 < measure(toy)["ms"] <= 8.5
+
+
+def test_times_belong_to_one_size_of_images(toy, tmp_path, timed):
+    Settler(toy, Budget(milliseconds=8.0), str(tmp_path))
+    larger = Clip("toy", timm.create_model("patchrank_dinov2_s14", **SMALL | {"img_size": 64}), None).eval()
+    Settler(larger, Budget(milliseconds=8.0), str(tmp_path))
+    assert len(timed) == 2
+
+
+def test_a_time_is_within_the_budget_or_not():
+    assert Budget(milliseconds=8.0).is_kept_by(8.0) and not Budget(milliseconds=8.0).is_kept_by(8.1)
+    assert Budget(share=0.6).is_kept_by(1e9)

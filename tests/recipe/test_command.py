@@ -133,7 +133,10 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(made, photo
         (["--prompts", "prompts.safetensors"], "--prompts: learned tokens have a command of their own"),
         (["--data", "fodler"], "data 'fodler' does not exist"),
         (["--out", "runs/here", "--work", "runs/here/work"], "--work .*/runs/here/work: lies in --out .*/runs/here"),
-        (["--out", "runs/tries/here", "--work", "runs/tries"], "--out .*/runs/tries/here: lies in --work .*/runs/tries"),
+        (
+            ["--out", "runs/tries/here", "--work", "runs/tries"],
+            "--out .*/runs/tries/here: lies in --work .*/runs/tries",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_told(made, photos, tmp_path, flags, message):
