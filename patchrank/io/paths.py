@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -30,7 +31,10 @@ def resolve(path: str | Path, base: str | Path = ".") -> str:
     if "://" in path:
         return path
     try:
-        return str((Path(base).resolve() / Path(path).expanduser()).resolve())
+        found = (Path(base).resolve() / Path(path).expanduser()).resolve()
+        if any(part.is_symlink() for part in (found, *found.parents)):  # Python 3.13 says nothing of a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return str(found)
     except (OSError, RuntimeError, ValueError) as error:  # no such user, links in a circle, a NUL, no working directory
         raise UserError(f"path {path!r}: cannot be used ({one_line(error)})") from error
 

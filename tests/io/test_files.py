@@ -21,7 +21,7 @@ def test_what_no_path_can_be_is_refused(use, path):
 
 def test_links_in_a_circle_and_homes_that_do_not_exist_are_refused(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
-    for path in (tmp_path / "loop", "~nobody-of-this-name/x"):
+    for path in (tmp_path / "loop", tmp_path / "loop" / "inside", "~nobody-of-this-name/x"):
         with pytest.raises(UserError, match="cannot be used"):
             resolve(path)
 
