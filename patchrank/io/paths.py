@@ -32,7 +32,7 @@ def resolve(path: str | Path, base: str | Path = ".") -> str:
         return path
     try:
         found = (Path(base).resolve() / Path(path).expanduser()).resolve()
-        if any(part.is_symlink() for part in (found, *found.parents)):  # Python 3.13 says nothing of a circle
+        if any(map(os.path.islink, (found, *found.parents))):  # Python 3.13 says nothing of a circle
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         return str(found)
     except (OSError, RuntimeError, ValueError) as error:  # no such user, links in a circle, a NUL, no working directory
