@@ -102,7 +102,13 @@ def test_every_task_is_a_function_of_its_name_and_shares_digits_with_the_others(
     assert len(one) >= 4 * 359
 
 
-@pytest.mark.parametrize("task, low, high", [("digits", 93, 100), ("digits_full", 93, 100), ("digits_ink", 70, 90)])
+@pytest.mark.parametrize(
+    "task, low, high",
+    [
+        ("digits", 93, 100),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("digits_full", 93, 100), ("digits_ink", 70, 90))),
+    ],
+)
 def test_the_frozen_weights_know_the_tasks(clip, task, low, high):
     from patchrank.models.embed import evaluate
 

@@ -145,6 +145,7 @@ def test_gradients_reach_every_parameter_of_a_pruned_tower(images):
         assert missing == []
 
 
+@pytest.mark.slow
 def test_compiled_shapes_are_static(tower, images):
     tower.set_pruning(keep_rate=0.5, predictor_init="random", reducer="predictor")
     exported = torch.export.export(tower, (images,))

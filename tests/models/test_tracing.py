@@ -18,6 +18,12 @@ LEAVING = [(name, "drop") for name in OWN if name not in MERGING] + [(name, None
 RULES = [(name, "drop") for name in ("random", "cls_attention", "predictor", "pixel_variance", "avit")]  # one each
 RULES += [("guided_merge", None), ("evit", None), ("diffrate", None), ("center", "merge")]
 LEAVING += [("center", "merge"), ("cls_attention", "merge"), ("evit_drop", "merge")]
+EXAMPLES = [("predictor", "drop"), ("diffrate", None), ("center", "merge")]
+
+
+def with_slow(cases, *more):
+    """All that are no examples are slow; `more` stands behind each."""
+    return [pytest.param(*case, *more, marks=[pytest.mark.slow] if case not in EXAMPLES else []) for case in cases]
 
 
 def make(reducer="center", locations=(2, 3), keep_rate=0.5, **settings):
@@ -32,7 +38,7 @@ def make(reducer="center", locations=(2, 3), keep_rate=0.5, **settings):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "reducer, leftovers, locations", [*((*leaving, (2, 3)) for leaving in LEAVING), ("cls_attention", "drop", (1, 3))]
+    "reducer, leftovers, locations", [*with_slow(LEAVING, (2, 3)), ("cls_attention", "drop", (1, 3))]
 )
 def test_attention_of_every_block_is_extracted_by_graph_and_by_hooks(reducer, leftovers, locations, images):
     tower = make(reducer, locations, leftovers=leftovers)
@@ -60,7 +66,7 @@ def test_feature_extractors_give_what_hooks_see(tool, reducer, images):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("reducer, leftovers", RULES)
+@pytest.mark.parametrize("reducer, leftovers", with_slow(RULES))
 def test_graphs_of_torch_fx_and_torch_jit_compute_what_the_tower_does(reducer, leftovers, images):
     tower = make(reducer, leftovers=leftovers, cls_only_last=False)
     graphs = [torch.fx.symbolic_trace(tower)]

@@ -198,6 +198,7 @@ def test_prompts_follow_the_towers_precision(tower, images):
     assert tower.prompts.text.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_compiled_and_exported_towers_take_prompts_along(images):
     tower = timm.create_model("patchrank_clip_digits", depth=2, locations=(2,)).eval()
     prompts = create()

@@ -104,7 +104,7 @@ def test_labels_change_nothing(pruned, train, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("patience", [None, 1])
+@pytest.mark.parametrize("patience", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_a_killed_run_goes_on_with_adams_state_and_ends_with_the_same_bytes(
     pruned, train, tmp_path, killed_in_second_epoch, patience
 ):

@@ -105,7 +105,7 @@ def test_a_seed_gives_the_same_bytes_twice_and_another_one_others(clip, train, t
     assert first == again != other
 
 
-@pytest.mark.parametrize("patience", (None, 1))
+@pytest.mark.parametrize("patience", (pytest.param(None, marks=pytest.mark.slow), 1))
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     clip, train, val, tmp_path, killed_in_second_epoch, patience
 ):
@@ -309,7 +309,10 @@ def test_flags_that_make_no_sense_are_refused(flags, message, tmp_path):
         prompt_main(["--shots", "1", "--out", str(tmp_path / "p"), *flags])
 
 
-@pytest.mark.parametrize("content", ['{"a": 1}', "[1]", '{"key": "other", "row": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    ['{"key": "other", "row": {}}', *(pytest.param(each, marks=pytest.mark.slow) for each in ('{"a": 1}', "[1]"))],
+)
 def test_a_row_that_is_not_this_runs_is_made_again(tmp_path, capsys, content):
     out = tmp_path / "p"
     flags = [*FLAGS, "--limit", "10", "--shots", "1", "--epochs", "1", "--out", str(out)]

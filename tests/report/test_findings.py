@@ -163,7 +163,12 @@ def test_every_sweep_that_ships_asks_a_question_and_says_what_answers_it(name):
 
 
 @pytest.mark.parametrize(
-    "axes", [BY_RATE, ["predictor.fit_on"], ["pruning.locations"], ["pruning.keep_rate", "golden.window"]]
+    "axes",
+    [
+        BY_RATE,
+        *(pytest.param([axis], marks=pytest.mark.slow) for axis in ("predictor.fit_on", "pruning.locations")),
+        ["pruning.keep_rate", "golden.window"],
+    ],
 )
 def test_one_group_alone_costs_intervals_and_no_report(run, tmp_path, axes):
     for window in range(1, 13):  # too many for rows, where keep rate and window are swept

@@ -121,7 +121,10 @@ def test_what_is_fitted_does_not_depend_on_who_listens(name, monkeypatch):
     assert len({value for _, value in told}) > 1  # of the predictor as it stood each time
 
 
-@pytest.mark.parametrize("prompt", [PROMPTS, DISTILLED | {"norm_gains": True}, PROMPTS | {"patience": 1}])
+@pytest.mark.parametrize(
+    "prompt",
+    [pytest.param(PROMPTS, marks=pytest.mark.slow), DISTILLED | {"norm_gains": True}, PROMPTS | {"patience": 1}],
+)
 def test_what_is_tuned_does_not_depend_on_who_listens(prompt, run, shards):
     one = trial(prompt, tasks=1)
     alone = run(one)

@@ -13,17 +13,17 @@ from patchrank.tune.sweep import find_sweep
 @pytest.fixture(
     scope="module",
     params=[
-        (["digits"], 359),  # one scene of every test digit
-        pytest.param((["digits", "digits_full", "digits_ink"], 718), marks=pytest.mark.slow),  # two scenes
+        (["digits"], 359, 64),  # one scene of every test digit
+        pytest.param((["digits", "digits_full", "digits_ink"], 718, 128), marks=pytest.mark.slow),  # two scenes
     ],
     ids=lambda param: len(param[0]),
 )
 def metrics(request, tmp_path_factory):
-    """Of one trial: by default on one task alone, which takes a third of the time; the slow case has all three."""
-    tasks, n_test = request.param
+    """Of one trial: by default on one task, with few golden scores; the slow case has all three tasks."""
+    tasks, n_test, n_train = request.param
     folder = tmp_path_factory.mktemp("reach")
     raw = read_yaml(find_sweep("locations"))["trial"]
-    raw["data"] |= {"tasks": tasks, "n_test": n_test, "n_train": 128, "n_val": 64}
+    raw["data"] |= {"tasks": tasks, "n_test": n_test, "n_train": n_train, "n_val": n_train // 2}
     raw["controls"] = ["random", "reversed"]  # as the sweep's first seed has them
     trial = TrialConfig.model_validate(raw)
     inputs = load_inputs(trial.model, trial.data)

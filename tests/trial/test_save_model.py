@@ -155,13 +155,14 @@ FEW = {"prompt__epochs": 1, "prompt__shots": 1}
     [
         ({}, ["predictor.safetensors"]),
         pytest.param({"pruning__reducer": "prior"}, ["predictor.safetensors"], marks=pytest.mark.slow),
-        ({"pruning__reducer": "random", "seed": 3}, []),
-        (
+        pytest.param({"pruning__reducer": "random", "seed": 3}, [], marks=pytest.mark.slow),
+        pytest.param(
             {"pruning__reducer": "guided_merge", "pruning__budget": 0.7, "pruning__protection": 0.3},
             ["predictor.safetensors"],
+            marks=pytest.mark.slow,
         ),
         ({"pruning__reducer": "center", "pruning__leftovers": "merge", "pruning__metric": "keys"}, []),
-        ({"pruning__keep_rate": 1.0}, []),
+        pytest.param({"pruning__keep_rate": 1.0}, [], marks=pytest.mark.slow),
         ({"prompt__mode": "TV", **FEW}, ["predictor.safetensors", "prompts.safetensors"]),
         pytest.param(
             {"prompt__mode": "T", **FEW}, ["predictor.safetensors", "prompts.safetensors"], marks=pytest.mark.slow
