@@ -29,6 +29,7 @@ def pytest_collection_finish():
 
 
 def pytest_unconfigure():
+    gc.unfreeze()  # libraries count what is left at their end
     shutil.rmtree(os.environ["PATCHRANK_CACHE"], ignore_errors=True)
 
 
