@@ -37,7 +37,7 @@ from patchrank.utils.command import create_parser
 from patchrank.utils.errors import UserError
 
 OUT, WORK = "runs/recipe/model", "runs/recipe/work"
-SCORED_AT = Schedule(3, 3)  # golden windows leave before this layer of twelve, wherever a predictor reads
+SCORED_AT = Schedule(2, 2)  # golden windows leave before this layer of twelve, wherever a predictor reads
 MOST_TEST, FEWEST = 256, 11  # images of a card; images of each part, since cards look up ten neighbours
 
 
