@@ -150,7 +150,7 @@ class TokenState:
         if self.homes is None:
             return None
         places = self._places()
-        return moved(self.homes, places, kept(places), gone and gone(places), into)
+        return moved(self.homes, places, kept(places), None if gone is None else gone(places), into)
 
     def sizes_or_ones(self) -> Tensor:
         """How many patches each token stands for (B, K), in float32."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -230,8 +229,9 @@ def is_changed(module: nn.Module) -> bool:
 
     transformers 4.57 leaves the class's own forward on a module that it looked into for `output_hidden_states`.
     """
-    own = MethodType(type(module).forward, module)
-    return vars(module).get("forward", own) != own or has_others_hooks(module, known="transformers.")
+    own = vars(module).get("forward")
+    is_of_class = own is None or getattr(own, "__func__", None) is type(module).forward
+    return not is_of_class or has_others_hooks(module, known="transformers.")
 
 
 def place_parts(block: Block, layer: nn.Module) -> None:

@@ -162,6 +162,16 @@ def test_so_it_is_at_full_size(name):
     assert torch.equal(toy_hosts.embedding(model, x), whole)
 
 
+@torch.no_grad()
+def test_dynamo_sees_one_graph_of_a_pruned_model():
+    model, x = toy_hosts.create("CLIPVisionModel"), toy_hosts.images(2)
+    patchrank.prune(model, **MERGING)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    found = toy_hosts.embedding_of(compiled(x), model)
+    torch.testing.assert_close(found, toy_hosts.embedding(model, x), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_one_graph_of_a_pruned_model(model, x):
