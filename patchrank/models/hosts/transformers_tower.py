@@ -229,9 +229,9 @@ def is_changed(module: nn.Module) -> bool:
 
     transformers 4.57 leaves the class's own forward on a module that it looked into for `output_hidden_states`.
     """
-    own = vars(module).get("forward")
-    is_of_class = own is None or getattr(own, "__func__", None) is type(module).forward
-    return not is_of_class or has_others_hooks(module, known="transformers.")
+    own = vars(module).get("forward")  # compared by parts, since torch.compile cannot follow a method being made
+    is_its_class = getattr(own, "__func__", None) is type(module).forward and own.__self__ is module
+    return not (own is None or is_its_class) or has_others_hooks(module, known="transformers.")
 
 
 def place_parts(block: Block, layer: nn.Module) -> None:

@@ -115,6 +115,20 @@ def test_hooks_run_or_are_refused(x):
         model(x)
 
 
+@torch.no_grad()
+def test_a_forward_of_its_own_is_refused_and_the_classs_own_is_not(x):
+    model = patchrank.prune(of_transformers(WITHOUT), **DROPPING)
+    first, second, *_ = toy_hosts.core_of(model).encoder.layers
+    expected = model(x).pooler_output
+    for strange in (lambda *args, **kwargs: args[0], first.forward):  # the other is bound to another layer
+        second.forward = strange
+        with pytest.raises(UserError, match="a forward of its own on SiglipEncoderLayer would not run"):
+            model(x)
+        del second.forward
+    second.forward = second.forward  # as transformers 4.57 leaves it
+    assert torch.equal(model(x).pooler_output, expected)
+
+
 @pytest.mark.parametrize("part", ["", "attention", "attention.attention", "attention.output", "output"])
 @torch.no_grad()
 def test_hooks_on_what_runs_part_by_part_are_refused(part, x):
